@@ -1,0 +1,1 @@
+"""Engines: ONNX Runtime, OpenVINO, identity; found by name, imported only when used."""

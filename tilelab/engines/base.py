@@ -1,0 +1,58 @@
+"""What an engine is: something that turns one batch of tiles into one batch of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tilelab.spec import ModelSpec, Precision
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A loaded model on one device at one precision, for one batch shape.
+
+    Attributes:
+        name: ``openvino``, ``onnxruntime``, ``identity``, ...
+        device: ``cpu``, ``cuda:0``, ...
+        precision: the arithmetic it really uses, never another than was asked for.
+        spec: what the model says of itself.
+        batch: tiles per run, fixed.
+        tile: pixels per axis of a tile, in the order of ``spec.axes``, fixed.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def tile(self) -> tuple[int, ...]: ...
+
+    def run(self, tiles: Float32) -> Float32:
+        """Logits of one batch.
+
+        Args:
+            tiles: float32, C-contiguous, ``(batch, channels, *tile)``, normalised.
+
+        Returns:
+            float32 ``(batch, spec.outputs, *tile)``; valid until the next call.
+        """
+        ...
+
+    def versions(self) -> Mapping[str, str]:
+        """Library versions that may change the result, for reports and fingerprints."""
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        ...

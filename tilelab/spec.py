@@ -1,0 +1,163 @@
+"""What a model says of itself: one JSON document, stored under the key ``tilelab`` in an engine file's metadata.
+
+A model with a spec runs with no flags.  `ModelSpec.from_json` refuses unknown keys and impossible values by name, so a
+file from a newer tilelab is never half understood.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from tilelab.errors import ModelError
+from tilelab.geometry import WINDOWS, Window
+
+METADATA_KEY = "tilelab"
+SCHEMA = 1
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Activation = Literal["softmax", "sigmoid"]
+NormalizationKind = Literal["constants", "mean-std", "percentile"]
+
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+class ClassInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One class: its name and its display colour, ``#rrggbb``."""
+
+    name: str
+    color: str
+
+    def __post_init__(self) -> None:
+        if not _COLOR.fullmatch(self.color):
+            raise ValueError(f"colour {self.color!r} of class {self.name!r} is not of the form #rrggbb")
+
+
+class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How raw intensities become the network's input: ``(value - mean) / std``, one entry per input channel.
+
+    kind
+        ``constants``: `mean` and `std` are given, in raw units of `dtype` (0..255 for uint8).
+        ``mean-std``: they are those of the whole image, gathered once before the sweep.
+        ``percentile``: the image's `low` and `high` percentiles map to 0 and 1; values beyond are not clipped.
+    """
+
+    kind: NormalizationKind = "constants"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (255.0,)
+    dtype: str = "uint8"
+    low: float = 0.5
+    high: float = 99.5
+
+    def __post_init__(self) -> None:
+        if self.kind == "constants":
+            if not self.mean or len(self.mean) != len(self.std):
+                raise ValueError(f"normalization has {len(self.mean)} means and {len(self.std)} stds")
+            if any(not s > 0 for s in self.std):
+                raise ValueError(f"normalization std must be positive, not {self.std}")
+        if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
+            raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, not {self.low}, {self.high}")
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `tilelab infer` needs to know of a model.
+
+    Per-axis values are in the order of `axes` and in pixels.
+
+    classes
+        All classes, background first; labels are indices into it.  With ``softmax`` the network has one output per
+        class; with ``sigmoid`` one per class except the first, which is where every output is below 0.
+    channels
+        Input channels of the network; a grey image is repeated to fill them.
+    tile
+        Tile the model was trained or exported for.  With `tile_fixed` no other is allowed; otherwise any multiple of
+        `stride` that is at least `tile_min` is.
+    stride
+        Total stride of the network: tile positions and sizes are multiples of it.
+    receptive_field
+        Extent of the input that one output pixel sees; None when it sees the whole tile (pyramid pooling, attention).
+    precisions
+        Numerical precisions that passed the parity gate; ``auto`` chooses among them only.
+    pixel_size_nm
+        Pixel size of the training images; None when unknown or irrelevant.
+    training
+        Free-form provenance: data, licence, commit, scores.
+    """
+
+    schema: int = SCHEMA
+    name: str = ""
+    architecture: str = ""
+    axes: Literal["yx", "zyx"] = "yx"
+    channels: int = 1
+    classes: tuple[ClassInfo, ...]
+    activation: Activation = "softmax"
+    normalization: Normalization = Normalization()
+    tile: tuple[int, ...]
+    tile_fixed: bool = True
+    tile_min: tuple[int, ...] | None = None
+    overlap: tuple[int, ...]
+    window: Window = "hann"
+    stride: int = 1
+    receptive_field: int | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+    pixel_size_nm: tuple[float, ...] | None = None
+    training: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        n = len(self.axes)
+        if self.schema != SCHEMA:
+            raise ValueError(
+                f"model description has schema {self.schema}, this tilelab reads {SCHEMA}: upgrade tilelab"
+            )
+        if len(self.classes) < 2:
+            raise ValueError("a model needs at least two classes, background first")
+        if len(self.classes) > 256:
+            raise ValueError(f"{len(self.classes)} classes do not fit uint8 labels (at most 256)")
+        if self.window not in WINDOWS:
+            raise ValueError(f"unknown window {self.window!r}: choose one of {', '.join(WINDOWS)}")
+        for name in ("tile", "overlap", "tile_min", "pixel_size_nm"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ValueError(f"{name} has {len(value)} entries for axes {self.axes!r}: give {n}")
+        if self.channels < 1 or self.stride < 1:
+            raise ValueError("channels and stride must be at least 1")
+        if any(t < 1 or (t > 1 and t % self.stride) for t in self.tile):
+            raise ValueError(f"tile {self.tile} is not a multiple of stride {self.stride}")
+        if any(not 0 <= o < t for o, t in zip(self.overlap, self.tile, strict=True)):
+            raise ValueError(f"overlap {self.overlap} must be at least 0 and less than the tile {self.tile}")
+        if self.normalization.kind == "constants" and len(self.normalization.mean) not in (1, self.channels):
+            raise ValueError(f"normalization has {len(self.normalization.mean)} channels, the model {self.channels}")
+        if not self.precisions:
+            raise ValueError("precisions must name at least one")
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output (K)."""
+        return len(self.classes) - (self.activation == "sigmoid")
+
+    def to_json(self) -> str:
+        """The document as stored in a model file; keys in a fixed order."""
+        return msgspec.json.encode(self, order="sorted").decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ModelSpec:
+        """Parse and check a document.
+
+        Raises:
+            ModelError: unknown keys, missing keys or impossible values; the message names them.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ModelError(f"the model's description is not valid: {error}") from error
+
+
+def parse_precision(text: str) -> Precision:
+    """`text` as a precision, or a `ModelError` listing the known ones."""
+    for known in PRECISIONS:
+        if text == known:
+            return known
+    raise ModelError(f"unknown precision {text!r}: choose one of {', '.join(PRECISIONS)}")
