@@ -38,14 +38,17 @@ class Engine(Protocol):
     @property
     def tile(self) -> tuple[int, ...]: ...
 
-    def run(self, tiles: Float32) -> Float32:
-        """Logits of one batch.
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """Compute the logits of one batch into `out`; blocks, and releases the GIL while computing.
+
+        The caller owns both arrays and alternates between a few of them, so an engine can bind them without a copy.
 
         Args:
-            tiles: float32, C-contiguous, ``(batch, channels, *tile)``, normalised.
+            tiles: float32, C-contiguous, ``(batch, spec.channels, *tile)``, normalised.
+            out: float32, C-contiguous, ``(batch, spec.outputs, *tile)``, overwritten.
 
-        Returns:
-            float32 ``(batch, spec.outputs, *tile)``; valid until the next call.
+        Raises:
+            EngineError: the device failed or ran out of memory; the message names the sizes.
         """
         ...
 
