@@ -1,0 +1,136 @@
+"""The compiled kernels do what the obvious NumPy ones do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilelab.kernels import cpu, reference
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
+
+DTYPES = [np.uint8, np.uint16, np.float32]
+seeds = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=seeds,
+    dtype=st.sampled_from(DTYPES),
+    channels=st.integers(1, 3),
+    repeat=st.booleans(),
+    tile=st.tuples(*[st.integers(1, 9)] * 3),
+)
+def test_cut_equals_reference(seed, dtype, channels, repeat, tile):
+    rng = np.random.default_rng(seed)
+    shape = (1 if repeat else channels, 7, 3, 11)
+    band = (rng.random(shape) * 200).astype(dtype)
+    # reflected and plain positions alike
+    index = [
+        np.abs((np.arange(t) + rng.integers(0, n)) % (2 * n) - n) % n for t, n in zip(tile, shape[1:], strict=True)
+    ]
+    mean, gain = rng.random((2, channels)).astype(np.float32)
+    expected = np.empty((channels, *tile), np.float32)
+    reference.cut(band, *index, mean, gain, expected)
+    got = np.full_like(expected, np.nan)
+    cpu.cut(band, *index, mean, gain, got)
+    np.testing.assert_array_equal(got, expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=seeds,
+    classes=st.sampled_from([1, 2, 3, 19]),
+    tile=st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 9)),
+    canvas=st.tuples(st.integers(9, 12), st.integers(1, 5), st.integers(1, 12)),
+    row=st.integers(0, 40),
+    origin=st.tuples(st.integers(-6, 6), st.integers(-10, 13)),
+    threads=st.sampled_from([0, 2, 3]),
+    data=st.data(),
+)
+def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, threads, data):
+    rng = np.random.default_rng(seed)
+    first = data.draw(st.integers(0, tile[0]))
+    last = data.draw(st.integers(first, tile[0]))
+    logits = rng.normal(size=(classes, *tile)).astype(np.float32)
+    shares = [rng.random(t).astype(np.float32) for t in tile]
+    before = rng.normal(size=(classes, *canvas)).astype(np.float32)
+    expected, got = before.copy(), before.copy()
+    reference.blend(expected, logits, *shares, row, first, last, *origin)
+    pool = cpu.Threads(threads) if threads else None
+    cpu.blend(got, logits, *shares, row, first, last, *origin, threads=pool)
+    if pool:
+        pool.close()
+    np.testing.assert_allclose(got, expected, rtol=2e-7, atol=2e-7)
+    touched = expected != before
+    np.testing.assert_array_equal(got[~touched], before[~touched])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=seeds,
+    classes=st.sampled_from([1, 2, 3, 19]),
+    activation=st.sampled_from([SOFTMAX, SIGMOID]),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 17)),
+    row=st.integers(0, 20),
+    scale=st.sampled_from([0.1, 3.0, 40.0]),
+    want_logits=st.booleans(),
+    threads=st.sampled_from([0, 2]),
+)
+def test_finish_equals_reference(seed, classes, activation, size, row, scale, want_logits, threads):
+    rng = np.random.default_rng(seed)
+    n, height, width = size
+    canvas = (rng.normal(size=(classes, n + 2, height, width)) * scale).astype(np.float32)
+    canvas[:, :, :, ::5] = 0  # ties
+    channels = np.arange(classes + activation)[::-1].copy()
+    results = []
+    pool = cpu.Threads(threads) if threads else None
+    for finish, extra in ((reference.finish, {}), (cpu.finish, {"threads": pool})):
+        work = canvas.copy()
+        labels = np.full(size, 77, np.uint8)
+        probabilities = np.full((len(channels), *size), 77, np.uint8)
+        logits = np.full((classes, *size) if want_logits else (0, 0, 0, 0), 77, np.float32)
+        finish(work, row, activation, labels, probabilities, channels, logits, **extra)
+        results.append((work, labels, probabilities, logits))
+    if pool:
+        pool.close()
+    (work_r, labels_r, probabilities_r, logits_r), (work, labels, probabilities, logits) = results
+    np.testing.assert_array_equal(labels, labels_r)
+    np.testing.assert_array_equal(work, work_r)
+    np.testing.assert_array_equal(logits, logits_r)
+    assert np.abs(probabilities.astype(int) - probabilities_r).max() <= 1
+    # a difference of one only where the exact value lies on the edge between two bytes
+    assert (probabilities != probabilities_r).mean() <= 0.02 or probabilities.size < 100
+
+
+def test_exponential_is_accurate_over_its_range():
+    x = np.linspace(-24, 0, 20001, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    got = np.array([cpu._exp_negative(v) for v in x[::10]])
+    np.testing.assert_allclose(got, exact[::10], rtol=0, atol=5e-7)
+    assert cpu._exp_negative(np.float32(-1e30)) < 1e-10
+    assert cpu._exp_negative(np.float32(0)) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constant_tiles_are_found(dtype):
+    band = np.full((2, 5, 1, 6), 3, dtype)
+    index = [np.arange(5), np.arange(1), np.arange(1, 6)]
+    assert cpu.is_constant(band, *index)
+    assert reference.is_constant(band, *index)
+    band[1, 4, 0, 5] = 4
+    assert not cpu.is_constant(band, *index)
+    assert not reference.is_constant(band, *index)
+    band[0, 0, 0, 0] = 9  # outside the tile
+    band[1, 4, 0, 5] = 3
+    assert cpu.is_constant(band, *index)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_found(bad):
+    values = np.arange(60, dtype=np.float32).reshape(3, 20)
+    assert cpu.all_finite(values)
+    values[2, 19] = bad
+    assert not cpu.all_finite(values)
+    assert not reference.all_finite(values)

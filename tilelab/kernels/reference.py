@@ -1,0 +1,114 @@
+"""The kernels as plain NumPy: slow, obvious, and what the fast ones are tested against.
+
+All arrays have the sweep axis first: images are ``(C, S, A, X)`` (channels, sweep, cross, x) and logits
+``(K, S, A, X)``.  A plane swept along y is ``S = y, A = 1``; a volume swept along z has ``A = y``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
+Index = npt.NDArray[np.int64]
+
+SOFTMAX, SIGMOID = 0, 1
+
+
+def cut(band: Array, rows: Index, cross: Index, cols: Index, mean: Float32, gain: Float32, tile: Float32) -> None:
+    """Gather one tile from a band of raw rows and normalise it: ``tile = (band[rows, cross, cols] - mean) * gain``.
+
+    Args:
+        band: uint8, uint16 or float32 ``(C, S, A, X)``.
+        rows, cross, cols: positions in `band` for every pixel of the tile along each axis; reflection is in them.
+        mean, gain: float32 ``(channels,)``.
+        tile: float32 ``(channels, *tile shape)``, written; a single band channel is repeated to fill it.
+    """
+    raw = band[:, rows[:, None, None], cross[None, :, None], cols[None, None, :]].astype(np.float32)
+    tile[...] = (raw - mean[:, None, None, None]) * gain[:, None, None, None]
+
+
+def blend(
+    canvas: Float32,
+    logits: Float32,
+    share_s: Float32,
+    share_a: Float32,
+    share_x: Float32,
+    row: int,
+    first: int,
+    last: int,
+    cross: int,
+    col: int,
+) -> None:
+    """Add rows ``first:last`` of one tile's logits, weighted by the product of its shares, to a ring of rows.
+
+    Args:
+        canvas: float32 ``(K, R, A, X)``; row `r` of the image lives in slot ``r % R``.
+        logits: float32 ``(K, *tile shape)``.
+        share_s, share_a, share_x: float32, the tile's share along each axis.
+        row: slot of the tile's row 0 is ``row % R``.
+        first, last: rows of the tile to add.
+        cross, col: where the tile's origin lies on the canvas; may be negative, parts beyond the canvas are dropped.
+    """
+    _, ring, height, width = canvas.shape
+    _, _, ta, tx = logits.shape
+    a0, a1 = max(0, -cross), min(ta, height - cross)
+    x0, x1 = max(0, -col), min(tx, width - col)
+    if a1 <= a0 or x1 <= x0:
+        return
+    for s in range(first, last):
+        weight = (share_s[s] * share_a[a0:a1])[:, None] * share_x[x0:x1]
+        canvas[:, (row + s) % ring, cross + a0 : cross + a1, col + x0 : col + x1] += logits[:, s, a0:a1, x0:x1] * weight
+
+
+def finish(
+    canvas: Float32,
+    row: int,
+    activation: int,
+    labels: UInt8,
+    probabilities: UInt8,
+    channels: Index,
+    logits: Float32,
+) -> None:
+    """Turn finished rows into bytes and clear their slots.
+
+    Args:
+        canvas: float32 ``(K, R, A, X)``, blended logits; the rows read are set to zero.
+        row: slot of the first finished row is ``row % R``.
+        activation: `SOFTMAX` (one output per class) or `SIGMOID` (one per class but the first, the background).
+        labels: uint8 ``(n, A, X)``, written; ties go to the lower class.
+        probabilities: uint8 ``(P, n, A, X)``, written with ``round(255 p)``; P may be 0.
+        channels: the class of each probability channel.
+        logits: float32 ``(K, n, A, X)``, written, or empty.
+    """
+    ring = canvas.shape[1]
+    slots = (row + np.arange(labels.shape[0])) % ring
+    z = canvas[:, slots].astype(np.float64)
+    if logits.size:
+        logits[...] = canvas[:, slots]
+    if activation == SOFTMAX:
+        labels[...] = z.argmax(axis=0)
+        e = np.exp(z - z.max(axis=0))
+        p = e / e.sum(axis=0)
+    else:
+        labels[...] = np.where(z.max(axis=0) > 0, z.argmax(axis=0) + 1, 0)
+        p = 1 / (1 + np.exp(-z))
+        p = np.concatenate([1 - p.max(axis=0, keepdims=True), p])
+    for i, k in enumerate(channels):
+        probabilities[i] = np.floor(p[k] * 255 + 0.5)
+    canvas[:, slots] = 0
+
+
+def is_constant(band: Array, rows: Index, cross: Index, cols: Index) -> bool:
+    """Whether all pixels of a tile are equal (per channel), so that its logits can be taken from an equal tile."""
+    raw = band[:, rows[:, None, None], cross[None, :, None], cols[None, None, :]]
+    return bool((raw == raw[:, :1, :1, :1]).all())
+
+
+def all_finite(values: Array) -> bool:
+    """Whether a float array holds neither NaN nor infinity."""
+    return bool(np.isfinite(values).all())
