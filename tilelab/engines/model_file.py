@@ -1,0 +1,60 @@
+"""A model on disk: what any reader can tell of it without running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tilelab.errors import ModelError
+from tilelab.spec import ModelSpec, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output: a dimension is a number where it is fixed, else its name (possibly empty)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} ({', '.join(str(n) if n != '' else '?' for n in self.shape)})"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a model file holds.
+
+    Attributes:
+        path: the file.
+        format: ``onnx`` or ``openvino`` (an IR, .xml with .bin).
+        size_bytes: all its files together.
+        inputs, outputs: of the network, weights excluded.
+        precision: the arithmetic the file itself prescribes: int8 when its activations are quantised, otherwise the
+            type of its weights.
+        description: the JSON of its `ModelSpec`, or None.
+        last_operators: for each output, the operator that makes it.
+        opset, producer: of the exporter, where known.
+    """
+
+    path: Path
+    format: Literal["onnx", "openvino"]
+    size_bytes: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    precision: Precision
+    description: str | None
+    last_operators: dict[str, str] = field(default_factory=dict)
+    opset: int | None = None
+    producer: str = ""
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """What the model says of itself, or None; raises `ModelError` when that is not valid."""
+        if self.description is None:
+            return None
+        try:
+            return ModelSpec.from_json(self.description)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from error

@@ -1,0 +1,133 @@
+"""ONNX Runtime on the CPU; the only module that imports onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tilelab.engines.base import Float32
+from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, first_line
+from tilelab.engines.machine import cpu_features
+from tilelab.errors import EngineError, ModelError
+
+_FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
+_DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
+
+
+@lru_cache(maxsize=1)
+def probe() -> Availability:
+    """What ONNX Runtime can do here."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Availability("", f"onnxruntime cannot be imported ({first_line(error)}): pip install tilelab[cpu]")
+    onnxruntime.set_default_logger_severity(_FATAL)
+    lacks = "ONNX Runtime has no {} arithmetic on the CPU: use openvino"
+    targets = (
+        Target("cpu", "fp32"),
+        Target("cpu", "int8"),
+        Target("cpu", "bf16", lacks.format("bf16")),
+        Target("cpu", "fp16", lacks.format("fp16")),
+    )
+    return Availability(onnxruntime.__version__, targets=targets)
+
+
+def load(request: LoadRequest) -> OrtEngine:
+    """A session for one batch shape.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model, or it does not fit its description.
+    """
+    return OrtEngine(request)
+
+
+class OrtEngine:
+    """A model in ONNX Runtime; see `Engine` for the attributes."""
+
+    name = "onnxruntime"
+
+    def __init__(self, request: LoadRequest) -> None:
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(_FATAL)
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL
+        options.use_deterministic_compute = True
+        if request.threads is not None:
+            options.intra_op_num_threads = request.threads
+        # Threads that spin between runs would take the cores from reading and blending.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for name, size in zip(request.source.shape, request.input_shape, strict=False):
+            if isinstance(name, str) and name:
+                options.add_free_dimension_override_by_name(name, size)
+        provider = "CPUExecutionProvider"
+        try:
+            session = onnxruntime.InferenceSession(str(request.file.path), options, providers=[provider])
+        except Exception as error:  # the library's own exceptions share no base class
+            raise ModelError(f"ONNX Runtime cannot load {request.file.path}: {_tell(error)}") from error
+        if session.get_providers()[0] != provider:
+            raise EngineError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}: reinstall onnxruntime")
+        self._session: Any = session
+        self._binding: Any = session.io_binding()
+        self._request = request
+        self._input = _cast_buffer(request.source.dtype, request.input_shape)
+        self._output = _cast_buffer(request.target.dtype, request.output_shape)
+        self._version = onnxruntime.__version__
+        self.device = request.device
+        self.precision = request.precision
+        self.spec = request.spec
+        self.batch = request.batch
+        self.tile = request.tile
+        self.warnings = request.warnings
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """One run without a bound output: a wrong shape would otherwise be a buffer overrun or an obscure message."""
+        dtype = np.float32 if self._input is None else self._input.dtype
+        feed = {self._request.source.name: np.zeros(self._request.input_shape, dtype)}
+        try:
+            (result,) = self._session.run([self._request.target.name], feed)
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot run {self._request.file.path}: {_tell(error)}") from error
+        check_output(self._request, result.shape)
+
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """Compute the logits of `tiles` into `out`."""
+        source, target = tiles, out
+        if self._input is not None:
+            np.copyto(self._input, tiles, casting="same_kind")
+            source = self._input
+        if self._output is not None:
+            target = self._output
+        binding = self._binding
+        binding.bind_input(self._request.source.name, "cpu", 0, source.dtype, source.shape, source.ctypes.data)
+        binding.bind_output(self._request.target.name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            size = " x ".join(map(str, tiles.shape))
+            raise EngineError(f"ONNX Runtime failed on a batch of {size}: {_tell(error)}") from error
+        if self._output is not None:
+            np.copyto(out, self._output, casting="same_kind")
+
+    def versions(self) -> Mapping[str, str]:
+        """Of ONNX Runtime, and the instruction sets that choose its kernels."""
+        return {"onnxruntime": self._version, "cpu": cpu_features()}
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._binding = self._session = None
+
+
+def _cast_buffer(dtype: str, shape: tuple[int, ...]) -> Any:
+    """A buffer to convert through when the network's type is not float32, else None."""
+    return None if dtype == "float32" else np.empty(shape, _DTYPES[dtype])
+
+
+def _tell(error: BaseException) -> str:
+    """The message without the prefix ``[ONNXRuntimeError] : 7 : INVALID_PROTOBUF :``."""
+    return first_line(error).rsplit(" : ", 1)[-1]

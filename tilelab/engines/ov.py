@@ -1,0 +1,194 @@
+"""OpenVINO on the CPU; the only module that imports openvino."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelab.engines.base import Float32
+from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, first_line
+from tilelab.engines.machine import cpu_features, has_cpu_feature
+from tilelab.engines.model_file import ModelFile, Port
+from tilelab.errors import EngineError, ModelError
+from tilelab.spec import METADATA_KEY, Precision
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16"}
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property("CPU", {"LOG_LEVEL": "LOG_NONE"})
+    return core
+
+
+@lru_cache(maxsize=1)
+def probe() -> Availability:
+    """What OpenVINO can do here."""
+    try:
+        import openvino
+
+        core = _core()
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except ImportError as error:
+        return Availability("", f"openvino cannot be imported ({first_line(error)}): pip install tilelab[cpu]")
+    except RuntimeError as error:
+        return Availability(openvino.__version__, f"openvino finds no CPU device: {first_line(error)}")
+    reasons = {"bf16": "", "fp16": ""}
+    if "BF16" not in capabilities:
+        reasons["bf16"] = f"this CPU has no bf16 arithmetic ({cpu_features()})"
+    elif has_cpu_feature("avx512_bf16", "amx_bf16", "bf16") is False:
+        reasons["bf16"] = f"this CPU only emulates bf16, slower than fp32 ({cpu_features()})"
+    if "FP16" not in capabilities:
+        reasons["fp16"] = f"this CPU has no fp16 arithmetic ({cpu_features()})"
+    targets = (
+        Target("cpu", "fp32"),
+        Target("cpu", "int8"),
+        Target("cpu", "bf16", reasons["bf16"]),
+        Target("cpu", "fp16", reasons["fp16"]),
+    )
+    return Availability(openvino.__version__.partition("-")[0], targets=targets)
+
+
+def read_ir(path: Path) -> ModelFile:
+    """Inputs, outputs, metadata and precision of an OpenVINO IR (.xml with its .bin).
+
+    Raises:
+        EngineError: OpenVINO is not installed.
+        ModelError: missing or broken.
+    """
+    available = probe()
+    if available.reason:
+        raise EngineError(f"{path} is an OpenVINO model: {available.reason}")
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise ModelError(f"{path} keeps its weights in {weights.name}, which is missing: put it beside the model")
+    try:
+        model = _core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"{path} is not an OpenVINO model, or it is corrupt: {first_line(error)}") from error
+    kinds = {op.get_type_name() for op in model.get_ops()}
+    weight_types = [op.get_element_type().get_type_name() for op in model.get_ops() if op.get_type_name() == "Constant"]
+    half = weight_types.count("f16") > weight_types.count("f32")
+    return ModelFile(
+        path=path,
+        format="openvino",
+        size_bytes=path.stat().st_size + weights.stat().st_size,
+        inputs=tuple(_port(port) for port in model.inputs),
+        outputs=tuple(_port(port) for port in model.outputs),
+        precision="int8" if "FakeQuantize" in kinds else "fp16" if half else "fp32",
+        description=_description(model),
+        last_operators={
+            port.any_name: port.node.input_value(0).node.get_type_name() for port in model.outputs if port.names
+        },
+    )
+
+
+def _port(port: Any) -> Port:
+    kind = port.element_type.get_type_name()
+    shape = tuple(int(n.get_length()) if n.is_static else "" for n in port.partial_shape)
+    return Port(port.any_name if port.names else port.node.friendly_name, _DTYPES.get(kind, kind), shape)
+
+
+def _description(model: Any) -> str | None:
+    """The spec's JSON: converted from ONNX it lies under ``framework``, set by hand at the root."""
+    for where in (["framework", METADATA_KEY], [METADATA_KEY]):
+        if model.has_rt_info(where):
+            value = model.get_rt_info(where)
+            return str(getattr(value, "value", value))
+    return None
+
+
+def load(request: LoadRequest) -> OpenvinoEngine:
+    """A model compiled for one batch shape.
+
+    Raises:
+        ModelError: OpenVINO cannot run the model, or it does not fit its description.
+        EngineError: OpenVINO would not compute in the precision that was asked for.
+    """
+    return OpenvinoEngine(request)
+
+
+class OpenvinoEngine:
+    """A model in OpenVINO; see `Engine` for the attributes."""
+
+    name = "openvino"
+
+    def __init__(self, request: LoadRequest) -> None:
+        import openvino
+
+        hint = _HINTS[request.precision]
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # several workers on one machine would pin themselves to the same cores
+        }
+        if request.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = request.threads
+        path = request.file.path
+        try:
+            model = _core().read_model(path)
+            port = model.input(request.source.name) if request.file.format == "onnx" else model.input(0)
+            model.reshape({port: list(request.input_shape)})
+            self._index = [_port(output).name for output in model.outputs].index(request.target.name)
+            result = model.outputs[self._index]
+            if result.partial_shape.is_static:
+                check_output(request, tuple(result.shape))
+            compiled = _core().compile_model(model, "CPU", config)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot load {path}: {first_line(error)}") from error
+        actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if actual != hint:
+            raise EngineError(f"OpenVINO computes in {actual} where {hint} was asked for: choose another --precision")
+        self._tensor: Any = openvino.Tensor
+        self._infer: Any = compiled.create_infer_request()
+        self._request = request
+        self._input = _cast_buffer(request.source.dtype, request.input_shape)
+        self._output = _cast_buffer(request.target.dtype, request.output_shape)
+        self._version = openvino.__version__
+        self.device = request.device
+        self.precision = request.precision
+        self.spec = request.spec
+        self.batch = request.batch
+        self.tile = request.tile
+        self.warnings = request.warnings
+
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """Compute the logits of `tiles` into `out`."""
+        source: Any = tiles
+        target: Any = out
+        if self._input is not None:
+            np.copyto(self._input, tiles, casting="same_kind")
+            source = self._input
+        if self._output is not None:
+            target = self._output
+        try:
+            self._infer.set_input_tensor(self._tensor(source, shared_memory=True))
+            self._infer.set_output_tensor(self._index, self._tensor(target, shared_memory=True))
+            self._infer.infer()
+        except RuntimeError as error:
+            size = " x ".join(map(str, tiles.shape))
+            raise EngineError(f"OpenVINO failed on a batch of {size}: {first_line(error)}") from error
+        if self._output is not None:
+            np.copyto(out, self._output, casting="same_kind")
+
+    def versions(self) -> Mapping[str, str]:
+        """Of OpenVINO, and the instruction sets that choose its kernels."""
+        return {"openvino": self._version, "cpu": cpu_features()}
+
+    def close(self) -> None:
+        """Drop the compiled model."""
+        self._infer = None
+
+
+def _cast_buffer(dtype: str, shape: tuple[int, ...]) -> Any:
+    """A buffer to convert through when the network's type is not float32, else None."""
+    types: dict[str, type[np.generic]] = {"float16": np.float16, "float64": np.float64}
+    return None if dtype == "float32" else np.empty(shape, types[dtype])

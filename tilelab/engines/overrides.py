@@ -1,0 +1,294 @@
+"""What the user says of a model, laid over what the model says of itself and what its inputs and outputs tell."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import msgspec
+
+from tilelab.engines.model_file import ModelFile, Port
+from tilelab.errors import ModelError
+from tilelab.geometry import Window
+from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind
+
+Axes = Literal["yx", "zyx"]
+_Number = TypeVar("_Number", int, float)
+
+# Okabe and Ito: told apart with any colour vision; the background is black.
+_PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+_USUAL_STRIDE = 32  # five halvings, the depth of the usual encoders
+
+
+@dataclass(frozen=True, slots=True)
+class SpecOverrides:
+    """Flags about the model; None leaves what the model says.
+
+    Attributes:
+        classes: names, background first, or how many.
+        colors: ``#rrggbb`` per class.
+        mean, std: of the raw intensities, one for all channels or one per channel.
+        intensity_dtype: the dtype whose raw units `mean` and `std` are in.
+        normalization: ``constants`` (`mean`, `std`), ``mean-std`` or ``percentile`` (of the image).
+        activation: ``softmax`` or ``sigmoid``.
+        axes: ``yx`` or ``zyx``.
+        channels: of the input.
+        tile: pixels per axis, or one number for all.
+        overlap: pixels per axis, or one number for all, or a fraction of the tile (a float below 1).
+        window: blending window.
+        stride: total stride of the network.
+        pixel_size_nm: of the training images, per axis, or one number for all.
+        output: name of the output to use, for a network that has several.
+    """
+
+    classes: int | tuple[str, ...] | None = None
+    colors: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    intensity_dtype: str | None = None
+    normalization: NormalizationKind | None = None
+    activation: Activation | None = None
+    axes: Axes | None = None
+    channels: int | None = None
+    tile: tuple[int, ...] | None = None
+    overlap: tuple[int, ...] | float | None = None
+    window: Window | None = None
+    stride: int | None = None
+    pixel_size_nm: tuple[float, ...] | None = None
+    output: str | None = None
+
+
+def default_colors(count: int) -> tuple[str, ...]:
+    """`count` colours that can be told apart, black first."""
+    colors = list(_PALETTE[:count])
+    for i in range(count - len(colors)):
+        rgb = colorsys.hsv_to_rgb(i * 0.381966 % 1, 0.75 - 0.25 * (i % 2), 0.95)  # the golden angle
+        colors.append("#" + "".join(f"{round(255 * v):02x}" for v in rgb))
+    return tuple(colors)
+
+
+def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port]:
+    """The one input and the one output that tilelab uses.
+
+    Raises:
+        ModelError: the network has no or several inputs, no output, or several and `output` names none of them.
+    """
+    if len(file.inputs) != 1:
+        names = ", ".join(port.name for port in file.inputs)
+        raise ModelError(
+            f"{file.path} has {len(file.inputs)} inputs ({names}): tilelab feeds exactly one"
+            if file.inputs
+            else f"{file.path} has no input: tilelab feeds exactly one"
+        )
+    names = ", ".join(port.name for port in file.outputs)
+    if not file.outputs:
+        raise ModelError(f"{file.path} has no output: export it again with its logits as output")
+    if output is not None:
+        chosen = [port for port in file.outputs if port.name == output]
+        if not chosen:
+            raise ModelError(f"{file.path} has no output {output!r}: choose one of {names}")
+        return file.inputs[0], chosen[0]
+    if len(file.outputs) > 1:
+        raise ModelError(f"{file.path} has {len(file.outputs)} outputs ({names}): choose one with --output NAME")
+    return file.inputs[0], file.outputs[0]
+
+
+def resolve_spec(file: ModelFile, overrides: SpecOverrides | None = None) -> ModelSpec:
+    """The full description of a model: its own, or one made from its inputs and outputs, under the user's flags.
+
+    Raises:
+        ModelError: something is missing (the message names the flag) or contradicts the network.
+    """
+    given = overrides or SpecOverrides()
+    source, target = choose_ports(file, given.output)
+    own = file.spec
+    try:
+        spec = _infer_spec(file, source, target, given) if own is None else _override_spec(file, own, given)
+    except ValueError as error:
+        raise ModelError(f"{file.path}: {error}") from error
+    _check_ports(file, spec, source, target)
+    return spec
+
+
+def override_spec(spec: ModelSpec, overrides: SpecOverrides | None) -> ModelSpec:
+    """`spec` with the user's flags laid over it; raises `ModelError` where the result is impossible."""
+    given = overrides or SpecOverrides()
+    changes: dict[str, Any] = {}
+    axes = given.axes or spec.axes
+    rank = len(axes)
+    if axes != spec.axes:
+        changes["axes"] = axes
+        changes |= {name: _to_rank(getattr(spec, name), rank) for name in ("tile", "overlap", "tile_min")}
+        changes["pixel_size_nm"] = None
+    if given.classes is not None or given.colors is not None:
+        changes["classes"] = _classes(given, spec)
+    for name in ("activation", "channels", "window", "stride"):
+        if getattr(given, name) is not None:
+            changes[name] = getattr(given, name)
+    changes["normalization"] = _normalization(given, spec.normalization)
+    if given.pixel_size_nm is not None:
+        changes["pixel_size_nm"] = _per_axis(given.pixel_size_nm, axes, "--pixel-size")
+    tile = changes.get("tile", spec.tile)
+    if given.tile is not None:
+        tile = _per_axis(given.tile, axes, "--tile")
+        if spec.tile_fixed and tile != spec.tile:
+            raise ModelError(f"the model pins its tile to {_size(spec.tile)}: leave --tile {_size(tile)} out")
+        changes["tile"] = tile
+    overlap = changes.get("overlap", spec.overlap)
+    if given.overlap is not None:
+        overlap = _overlap(given.overlap, tile, axes)
+    elif tile != spec.tile:
+        # Seams come from the network's border effects, whose width in pixels does not depend on the tile.
+        overlap = tuple(min(o, t // 2) for o, t in zip(overlap, tile, strict=True))
+    changes["overlap"] = overlap
+    try:
+        return msgspec.convert(msgspec.to_builtins(spec) | msgspec.to_builtins(changes), ModelSpec)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ModelError(str(error)) from error
+
+
+def _override_spec(file: ModelFile, spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
+    try:
+        return override_spec(spec, given)
+    except ModelError as error:
+        raise ModelError(f"{file.path}: {error}") from error
+
+
+def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverrides) -> ModelSpec:
+    """A description for a model that has none."""
+    axes = given.axes or {4: "yx", 5: "zyx"}.get(len(source.shape))
+    if axes is None:
+        raise ModelError(
+            f"{file.path} takes {source}: tilelab feeds (batch, channels, y, x) or (batch, channels, z, y, x)"
+        )
+    channels = given.channels or _fixed(source.shape[1:2])
+    if channels is None:
+        raise _missing(file, "how many channels its input has", "--channels N")
+    outputs = _fixed(target.shape[1:2])
+    sigmoid = given.activation == "sigmoid" or (given.activation is None and outputs == (1,))
+    if given.classes is None and outputs is None:
+        raise _missing(file, "its classes", "--classes background,NAME,...")
+    if given.mean is None and given.std is None and given.normalization in (None, "constants"):
+        raise _missing(
+            file, "how intensities are normalised", "--mean M --std S in raw intensities, or --normalization mean-std"
+        )
+    tile = _fixed(source.shape[2:])
+    fixed = tile is not None
+    if tile is None:
+        if given.tile is None:
+            raise _missing(file, "a tile size and takes any", "--tile N")
+        tile = _per_axis(given.tile, axes, "--tile")
+    extents = [n for n in tile if n > 1] or [1]
+    spec = ModelSpec(
+        name=file.path.stem,
+        axes=cast("Axes", axes),
+        channels=channels[0] if isinstance(channels, tuple) else channels,
+        classes=_classes(given, None, (outputs or (0,))[0] + sigmoid),
+        activation="sigmoid" if sigmoid else "softmax",
+        normalization=_normalization(given, Normalization()),
+        tile=tile,
+        tile_fixed=fixed,
+        overlap=tuple(n // 4 for n in tile),
+        stride=given.stride or math.gcd(_USUAL_STRIDE, *extents),
+        precisions=("int8",) if file.precision == "int8" else ("fp32",),
+    )
+    return override_spec(spec, given)
+
+
+def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -> None:
+    """The network must take and give what its description says."""
+    rank = len(spec.axes) + 2
+    for port, verb, count, what in (
+        (source, "takes", spec.channels, "input channels"),
+        (target, "gives", spec.outputs, "output channels"),
+    ):
+        if port.dtype not in ("float32", "float16", "float64"):
+            raise ModelError(f"{file.path} {verb} {port}: tilelab needs float32 (or float16)")
+        if port.shape and len(port.shape) != rank:
+            raise ModelError(f"{file.path} {verb} {port}: axes {spec.axes!r} need {rank} dimensions")
+        if port.shape and isinstance(port.shape[1], int) and port.shape[1] != count:
+            flag = "--channels" if port is source else "--classes or --activation"
+            raise ModelError(
+                f"{file.path} {verb} {port.shape[1]} {what}, but {count} are expected from its description: "
+                f"check {flag}"
+            )
+    for extent, tile, axis in zip(source.shape[2:], spec.tile, spec.axes, strict=False):
+        if isinstance(extent, int) and extent != tile:
+            raise ModelError(f"{file.path} takes {source}, so its tile along {axis} is {extent} px, not {tile}")
+
+
+def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...] | None:
+    """`shape` when every entry is a number, else None."""
+    return cast("tuple[int, ...]", shape) if shape and all(isinstance(n, int) and n > 0 for n in shape) else None
+
+
+def _missing(file: ModelFile, what: str, flag: str) -> ModelError:
+    return ModelError(f"{file.path} does not say {what}: give {flag}")
+
+
+def _classes(given: SpecOverrides, own: ModelSpec | None, count: int = 0) -> tuple[ClassInfo, ...]:
+    """Names and colours: the user's, else the model's, else made up."""
+    if isinstance(given.classes, tuple):
+        names = given.classes
+    else:
+        count = given.classes or (len(own.classes) if own else count)
+        names = ("background", *(f"class {i}" for i in range(1, count)))
+        if own is not None and count == len(own.classes):
+            names = tuple(c.name for c in own.classes)
+    if given.colors is not None:
+        colors = given.colors
+        if len(colors) != len(names):
+            raise ModelError(f"--colors gives {len(colors)} colours for {len(names)} classes: give one for each")
+    elif own is not None and len(own.classes) == len(names):
+        colors = tuple(c.color for c in own.classes)
+    else:
+        colors = default_colors(len(names))
+    return tuple(ClassInfo(name, color) for name, color in zip(names, colors, strict=True))
+
+
+def _normalization(given: SpecOverrides, own: Normalization) -> Normalization:
+    changes: dict[str, Any] = {}
+    kind = given.normalization
+    if given.mean is not None or given.std is not None:
+        if kind not in (None, "constants"):
+            raise ModelError(f"--mean and --std are constants, but --normalization says {kind}: leave one of them out")
+        kind = "constants"
+        if own.kind != "constants" and (given.mean is None or given.std is None):
+            raise ModelError("--mean and --std belong together: give both")
+        mean, std = given.mean or own.mean, given.std or own.std
+        count = max(len(mean), len(std))
+        changes["mean"] = mean * count if len(mean) == 1 else mean
+        changes["std"] = std * count if len(std) == 1 else std
+    if kind is not None:
+        changes["kind"] = kind
+    if given.intensity_dtype is not None:
+        changes["dtype"] = given.intensity_dtype
+    return msgspec.convert(msgspec.to_builtins(own) | changes, Normalization)
+
+
+def _to_rank(value: tuple[int, ...] | None, rank: int) -> tuple[int, ...] | None:
+    """Drop or repeat leading entries until there are `rank`."""
+    if value is None:
+        return None
+    return (value[:1] * rank + value)[-rank:]
+
+
+def _per_axis(value: tuple[_Number, ...], axes: str, flag: str) -> tuple[_Number, ...]:
+    """One entry per axis; a single number stands for all."""
+    if len(value) not in (1, len(axes)):
+        raise ModelError(f"{flag} has {len(value)} entries for axes {axes!r}: give 1 or {len(axes)}")
+    return value * len(axes) if len(value) == 1 else value
+
+
+def _overlap(value: tuple[int, ...] | float, tile: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    if isinstance(value, tuple):
+        return _per_axis(value, axes, "--overlap")
+    if not 0 <= value < 1:
+        raise ModelError(f"--overlap {value:g} is not a fraction of the tile: give 0 to 0.99, or pixels as a tuple")
+    return tuple(round(n * value) if n > 1 else 0 for n in tile)
+
+
+def _size(extent: tuple[int, ...]) -> str:
+    return " x ".join(map(str, extent))

@@ -1,0 +1,261 @@
+"""Find the engine: which there are, what works on this machine, and the best that a model permits.
+
+An engine is a module with ``probe() -> Availability`` and ``load(LoadRequest) -> Engine``; its library is imported by
+those two only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+
+from tilelab.engines.base import Engine
+from tilelab.engines.identity import IdentityEngine, identity_spec
+from tilelab.engines.loading import Availability, LoadRequest, try_out
+from tilelab.engines.model_file import ModelFile
+from tilelab.engines.onnx_file import read_onnx
+from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
+from tilelab.errors import EngineError, ModelError
+from tilelab.spec import ModelSpec, Precision, parse_precision
+
+# Module of each engine, and the model formats it reads.
+ENGINES = {
+    "openvino": ("tilelab.engines.ov", ("onnx", "openvino")),
+    "onnxruntime": ("tilelab.engines.ort", ("onnx",)),
+}
+# What `auto` tries, fastest first, as measured on U-Nets.  A fixed order: the choice must not change between a run and
+# its continuation.
+RANKING: tuple[tuple[str, str, Precision], ...] = (
+    ("openvino", "cpu", "int8"),
+    ("openvino", "cpu", "bf16"),
+    ("openvino", "cpu", "fp32"),
+    ("onnxruntime", "cpu", "int8"),
+    ("onnxruntime", "cpu", "fp32"),
+)
+_SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
+
+
+def load_engine(
+    model: str | Path,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    batch: int | None = None,
+    tile: tuple[int, ...] | None = None,
+    threads: int | None = None,
+    spec_overrides: SpecOverrides | None = None,
+) -> Engine:
+    """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
+
+    Args:
+        model: path of an .onnx or OpenVINO .xml file, name of a bundled model, ``identity`` or ``identity:K``.
+        engine: ``auto`` or one of `ENGINES`.
+        device: ``auto`` or ``cpu``.
+        precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
+            does not permit is used when asked for, and ``engine.warnings`` says that it is unverified.
+        batch: tiles per run; by default what the file fixes, else 1.
+        tile: pixels per axis; by default the model's.
+        threads: of the engine's pool; by default all cores.
+        spec_overrides: what the user says of the model.
+
+    Raises:
+        ModelError: the model is missing, broken or incomplete, or does not allow what is asked.
+        EngineError: no working engine does what is asked; the message says why.
+    """
+    if threads is not None and threads < 1:
+        raise EngineError(f"{threads} threads were asked for: give at least 1")
+    if batch is not None and batch < 1:
+        raise EngineError(f"a batch of {batch} was asked for: give at least 1")
+    given = spec_overrides or SpecOverrides()
+    if tile is not None:
+        given = replace(given, tile=tile)
+    outputs = _identity_outputs(model)
+    if outputs is not None:
+        return _load_identity(outputs, engine, device, precision, batch, given)
+    file = read_model(model)
+    spec = resolve_spec(file, given)
+    check_tile(spec)
+    source, target = choose_ports(file, given.output)
+    count = _batch(file, source.shape, batch)
+    name, kind, arithmetic = choose(file, spec, engine, device, precision)
+    warnings: tuple[str, ...] = ()
+    if arithmetic not in permitted(file, spec):
+        warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
+    request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings)
+    loaded: Engine = _module(name).load(request)
+    try_out(loaded, file.path)
+    return loaded
+
+
+def read_model(model: str | Path) -> ModelFile:
+    """What a model file holds, without loading an engine; `model` is a path or the name of a bundled model.
+
+    Raises:
+        ModelError: missing, broken, or of an unknown format.
+    """
+    path = locate_model(model)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not a model file: give the .onnx or .xml inside it")
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind == "onnx":
+        return read_onnx(path)
+    if kind == "openvino":
+        file: ModelFile = _module("openvino").read_ir(path)
+        return file
+    raise ModelError(f"{path} is of an unknown format: tilelab reads {', '.join(_SUFFIXES)} models")
+
+
+def read_spec(model: str | Path, overrides: SpecOverrides | None = None) -> ModelSpec | None:
+    """What a model says of itself, without loading an engine.
+
+    Returns:
+        Its description under `overrides`; None when the file has none and `overrides` is not given.
+
+    Raises:
+        ModelError: as `read_model`; or with `overrides`, something is still missing (the message names the flag).
+    """
+    outputs = _identity_outputs(model)
+    if outputs is not None:
+        return identity_spec(outputs, overrides)
+    file = read_model(model)
+    if overrides is None and file.description is None:
+        return None
+    return resolve_spec(file, overrides)
+
+
+def locate_model(model: str | Path) -> Path:
+    """The file behind a path or the name of a bundled model.
+
+    Raises:
+        ModelError: there is none; the bundled names are listed.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    known = bundled_models()
+    if str(model) in known:
+        return known[str(model)]
+    if path.suffix or path.parent != Path():
+        raise ModelError(f"there is no model file {model}")
+    raise ModelError(f"there is no model {str(model)!r}: give a file, or one of {', '.join([*known, 'identity'])}")
+
+
+def bundled_models() -> dict[str, Path]:
+    """The models that come with tilelab, by name."""
+    folder = Path(str(files("tilelab"))) / "models" / "bundled"
+    return {path.stem: path for path in sorted(folder.glob("*.onnx"))}
+
+
+def availability(name: str) -> Availability:
+    """What an engine can do on this machine; imports its library."""
+    found: Availability = _module(name).probe()
+    return found
+
+
+def permitted(file: ModelFile, spec: ModelSpec) -> tuple[Precision, ...]:
+    """The precisions that a model may run in unasked: those that passed its parity gate, and fp32, their yardstick."""
+    if file.precision == "int8":
+        return tuple(p for p in spec.precisions if p == "int8")
+    return tuple(dict.fromkeys(("fp32", *(p for p in spec.precisions if p != "int8"))))
+
+
+def choose(
+    file: ModelFile, spec: ModelSpec, engine: str = "auto", device: str = "auto", precision: str = "auto"
+) -> tuple[str, str, Precision]:
+    """Engine, device and precision for a model: the first of `RANKING` that is asked for, permitted and working.
+
+    Raises:
+        EngineError: none is; the message says why.
+    """
+    if engine != "auto" and engine not in ENGINES:
+        raise EngineError(f"unknown engine {engine!r}: choose auto, {', '.join(ENGINES)}")
+    devices = list(dict.fromkeys(kind for _, kind, _ in RANKING))
+    if device != "auto" and device not in devices:
+        raise EngineError(f"no engine here runs on device {device!r}: choose auto, {', '.join(devices)}")
+    wanted = None if precision == "auto" else parse_precision(precision)
+    _check_native(file, wanted)
+    allowed = (wanted,) if wanted else permitted(file, spec)
+    if not allowed:
+        raise EngineError(
+            f"{file.path} is quantised (int8), but its description permits {', '.join(spec.precisions)} only: "
+            f"--precision int8 runs it unverified"
+        )
+    reasons: dict[str, None] = {}
+    known = [name for name in ENGINES if engine in ("auto", name)]
+    ranked = [(n, d, p) for n, d, p in RANKING if n in known and device in ("auto", d) and p in allowed]
+    # What is asked for but never chosen unasked (fp16 on a CPU) comes last.
+    ranked += [(n, d, p) for n in known for d in devices for p in allowed if (n, d, p) not in ranked and wanted]
+    for name, kind, arithmetic in ranked:
+        if file.format not in ENGINES[name][1]:
+            reasons[f"{name} does not read {file.path.suffix} files"] = None
+            continue
+        found = availability(name)
+        if found.reason:
+            reasons[found.reason] = None
+            continue
+        for target in found.targets:
+            if (target.device, target.precision) == (kind, arithmetic):
+                if not target.reason:
+                    return name, kind, arithmetic
+                reasons[target.reason] = None
+    asked = " ".join(w for w in (engine, device, precision) if w != "auto") or "any engine"
+    raise EngineError(f"{asked} cannot run {file.path}: {'; '.join(reasons) or 'no engine does this'}")
+
+
+def check_tile(spec: ModelSpec) -> None:
+    """Raise `ModelError` when the tile is smaller than the model allows."""
+    least = spec.tile_min
+    if least is not None and any(t < m for t, m in zip(spec.tile, least, strict=True)):
+        given, wanted = (" x ".join(map(str, n)) for n in (spec.tile, least))
+        raise ModelError(f"a tile of {given} is too small for this model: give at least {wanted}")
+
+
+def _check_native(file: ModelFile, wanted: Precision | None) -> None:
+    """A file fixes whether it is quantised."""
+    if wanted is None or (wanted == "int8") == (file.precision == "int8"):
+        return
+    if wanted == "int8":
+        raise EngineError(f"{file.path} is not quantised: int8 needs a model file exported for it")
+    raise EngineError(f"{file.path} is quantised: it runs in int8 only, not in {wanted}")
+
+
+def _batch(file: ModelFile, shape: tuple[int | str, ...], asked: int | None) -> int:
+    fixed = shape[0] if shape else ""
+    if not isinstance(fixed, int) or fixed < 1:
+        return asked or 1
+    if asked not in (None, fixed):
+        raise ModelError(f"{file.path} fixes its batch to {fixed}: {asked} was asked for, leave --batch out")
+    return fixed
+
+
+def _identity_outputs(model: str | Path) -> int | None:
+    """K for ``identity:K``, 1 for ``identity``, None for anything else."""
+    name, colon, count = str(model).partition(":")
+    if name != "identity":
+        return None
+    if not colon:
+        return 1
+    if not count.isdecimal():
+        raise ModelError(f"{model} names no engine: use identity, or identity:K with K outputs")
+    return int(count)
+
+
+def _load_identity(
+    outputs: int, engine: str, device: str, precision: str, batch: int | None, given: SpecOverrides
+) -> Engine:
+    for asked, only in ((engine, "identity"), (device, "cpu"), (precision, "fp32")):
+        if asked not in ("auto", only):
+            raise EngineError(f"the identity engine is {only}, not {asked}: leave that out")
+    if given.axes is None and given.tile is not None and len(given.tile) == 3:
+        given = replace(given, axes="zyx")
+    spec = identity_spec(outputs, given)
+    check_tile(spec)
+    return IdentityEngine(spec, spec.tile, batch or 1)
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(ENGINES[name][0])
