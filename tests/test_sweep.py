@@ -1,0 +1,309 @@
+"""The sweep stitches exactly, and its result does not depend on how the work was split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilelab.errors import InputError, OutputError
+from tilelab.geometry import WINDOWS, Box, Lattice
+from tilelab.io.base import Image
+from tilelab.io.sink import Finished
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.spec import ClassInfo, ModelSpec
+from tilelab.sweep import Frame, Job, Unit, Volume
+
+
+class Memory(Image):
+    """An image in memory that counts how often each pixel is read."""
+
+    def __init__(self, array, axes, chunks=None):
+        self.uri, self.axes, self.shape, self.dtype = "memory", axes, array.shape, array.dtype
+        self.chunks = chunks or array.shape
+        self.array = array
+        self.reads = np.zeros(array.shape, int)
+
+    def read(self, box):
+        self.reads[box.slices] += 1
+        return self.array[box.slices]
+
+    def fingerprint(self):
+        return {}
+
+
+@dataclass
+class Network:
+    """An engine made of a NumPy function from (B, C, *tile) to (B, K, *tile)."""
+
+    function: object
+    tile: tuple[int, ...]
+    batch: int = 1
+    channels: int = 1
+    outputs: int = 1
+    calls: int = 0
+    seen: list = field(default_factory=list)
+
+    @property
+    def spec(self):
+        sigmoid = self.outputs == 1
+        return ModelSpec(
+            classes=tuple(ClassInfo(f"c{i}", "#000000") for i in range(self.outputs + sigmoid)),
+            activation="sigmoid" if sigmoid else "softmax",
+            axes="zyx"[-len(self.tile) :],
+            tile=self.tile,
+            overlap=(0,) * len(self.tile),
+            channels=self.channels,
+        )
+
+    def run(self, tiles, out):
+        assert tiles.shape == (self.batch, self.channels, *self.tile)
+        assert tiles.flags.c_contiguous
+        self.calls += 1
+        out[...] = self.function(tiles)
+
+
+class Collector:
+    """A writer that puts rows where they belong in a whole array."""
+
+    def __init__(self, result, box, start, axis, grain=1):
+        self.result, self.box, self.at, self.axis, self.grain = result, box, start, axis, grain
+
+    def write(self, rows: Finished):
+        n = next(part.shape[part.ndim - 3 + self.axis] for part in rows if part is not None)
+        start, stop = list(self.box.start), list(self.box.stop)
+        start[self.axis], stop[self.axis] = self.at, self.at + n
+        where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        for name, part in zip(Finished._fields, rows, strict=True):
+            if part is not None:
+                self.result[name][(..., *where)] = part
+        self.at += n
+        return self.at
+
+    def close(self):
+        pass
+
+
+def whole(job, engine, units=None, starts=None):
+    """Sweep all units into one set of arrays."""
+    shape = job.image.shape
+    result = {
+        "labels": np.full(shape, 255, np.uint8),
+        "probabilities": np.full((len(job.channels), *shape), 255, np.uint8),
+        "logits": np.full((engine.outputs, *shape), np.nan, np.float32),
+    }
+    tiles = 0
+    for i, box in enumerate(units or [Box.whole(shape)]):
+        start = box.start[job.frame.sweep_axis] if starts is None else starts[i]
+        tiles += Unit(job, engine, box, start).run(Collector(result, box, start, job.frame.sweep_axis)).tiles
+    return result, tiles
+
+
+def make_job(array, axes, tile, overlap, *, stride=1, window="hann", engine=None, gain=1.0, chunks=None, **kwargs):
+    image = Volume(Memory(array, axes, chunks))
+    flat = len(tile) == 2
+    lattice = Lattice.fit(
+        image.shape,
+        (1, *tile) if flat else tile,
+        (0, *overlap) if flat else overlap,
+        stride=(1, stride, stride) if flat else stride,
+        window=window,
+    )
+    channels = engine.channels if engine else 1
+    options = {"logits": True, "channels": np.zeros(0, np.int64)} | kwargs
+    return Job(
+        image=image,
+        lattice=lattice,
+        frame=Frame(1 if flat else 0),
+        mean=np.zeros(channels, np.float32),
+        gain=np.full(channels, gain, np.float32),
+        activation=SIGMOID if engine is None or engine.outputs == 1 else SOFTMAX,
+        **options,
+    )
+
+
+def random_cuts(data, size, grain, name):
+    points = data.draw(st.lists(st.integers(1, max(1, size // grain)), max_size=2, unique=True), label=name)
+    edges = sorted({0, size, *(p * grain for p in points if p * grain < size)})
+    return list(pairwise(edges))
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**31), window=st.sampled_from(WINDOWS), volume=st.booleans())
+def test_identity_returns_the_input_whatever_the_tiling_and_the_split(data, seed, window, volume):
+    rng = np.random.default_rng(seed)
+    stride = data.draw(st.sampled_from([1, 2, 4]), label="stride")
+    axes = 3 if volume else data.draw(st.sampled_from([2, 3]), label="axes")
+    model_axes = 3 if volume else 2
+    tile = tuple(stride * data.draw(st.integers(1, 6), label="tile") for _ in range(model_axes))
+    overlap = tuple(data.draw(st.integers(0, t - stride), label="overlap") for t in tile)
+    shape = tuple(data.draw(st.integers(1, 40 if axes == 2 else 13), label="size") for _ in range(axes))
+    dtype = data.draw(st.sampled_from([np.uint8, np.uint16]), label="dtype")
+    array = rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    batch = data.draw(st.integers(1, 3), label="batch")
+    chunks = tuple(data.draw(st.integers(1, n), label="chunk") for n in shape)
+    engine = Network(lambda tiles: tiles, tile, batch=batch)
+    job = make_job(array, "zyx"[-axes:], tile, overlap, stride=stride, window=window, engine=engine, chunks=chunks)
+
+    parts = [random_cuts(data, n, data.draw(st.integers(1, 5), label="grain"), "cuts") for n in job.image.shape]
+    boxes = [Box((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z in parts[0] for y in parts[1] for x in parts[2]]
+    result, _ = whole(job, engine, boxes)
+    np.testing.assert_array_equal(np.rint(result["logits"][0]).reshape(shape), array)
+    undivided, tiles = whole(job, engine)
+    np.testing.assert_array_equal(result["logits"], undivided["logits"])  # to the last bit
+    np.testing.assert_array_equal(result["labels"], undivided["labels"])
+    assert tiles <= len(job.lattice)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**31), window=st.sampled_from(WINDOWS))
+def test_a_run_resumed_at_any_row_ends_with_the_same_bytes(data, seed, window):
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 256, (37, 29), np.uint8)
+    mix = rng.normal(size=(3, 5)).astype(np.float32)
+
+    def function(tiles):  # depends on the place inside the tile, so blending matters
+        ramp = np.linspace(-1, 1, tiles.shape[-1], dtype=np.float32)
+        features = np.stack(
+            [tiles[:, 0], tiles[:, 0] * ramp, tiles[:, 0] * ramp[:, None], ramp + 0 * tiles[:, 0], tiles[:, 0] ** 2], 1
+        )
+        return np.einsum("kf,bfyx->bkyx", mix, features)
+
+    engine = Network(function, (12, 12), outputs=3)
+    job = make_job(array, "yx", (12, 12), (5, 5), window=window, engine=engine, gain=1 / 255, channels=np.arange(3))
+    undisturbed, _ = whole(job, engine)
+    at = data.draw(st.integers(1, 36))
+    again, _ = whole(job, engine, starts=[at])
+    for name in undisturbed:
+        np.testing.assert_array_equal(again[name][..., at:, :], undisturbed[name][..., at:, :])
+
+
+def test_each_pixel_is_read_once_and_each_tile_inferred_once():
+    array = np.random.default_rng(0).integers(0, 256, (100, 90), np.uint8)
+    engine = Network(lambda tiles: tiles, (16, 16))
+    job = make_job(array, "yx", (16, 16), (4, 4), engine=engine, chunks=(10, 10))
+    _, tiles = whole(job, engine)
+    assert tiles == len(job.lattice) == engine.calls
+    assert job.image.image.reads.min() == job.image.image.reads.max() == 1
+
+
+def test_symmetries_undo_themselves_and_average():
+    array = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    engine = Network(lambda tiles: tiles, (16, 16))
+    job = make_job(array, "yx", (16, 16), (4, 4), engine=engine, symmetries=8)
+    result, _ = whole(job, engine)
+    np.testing.assert_array_equal(np.rint(result["logits"][0, 0]), array)
+    assert engine.calls == 8 * len(job.lattice)
+    # a network that is not symmetric: the mean over the group is
+    ramp = np.linspace(0, 1, 16, dtype=np.float32)
+    engine = Network(lambda tiles: 0 * tiles + ramp, (16, 16))
+    job = make_job(array[:16, :16], "yx", (16, 16), (0, 0), engine=engine, symmetries=8)
+    result, _ = whole(job, engine)
+    np.testing.assert_allclose(result["logits"], 0.5, atol=1e-6)
+
+
+def test_blank_tiles_are_inferred_once_and_change_nothing():
+    array = np.zeros((200, 96), np.uint8)
+    array[90:120, 40:60] = np.random.default_rng(0).integers(1, 256, (30, 20))
+    array[150:] = 255
+
+    def function(tiles):
+        return np.concatenate([tiles * np.linspace(0, 1, 16, dtype=np.float32), 1 - tiles], 1)
+
+    engine = Network(function, (16, 16), outputs=2)
+    job = make_job(array, "yx", (16, 16), (4, 4), engine=engine, gain=1 / 255)
+    result, tiles = whole(job, engine)
+    assert tiles < len(job.lattice) / 2
+    import tilelab.sweep as sweep
+
+    before, sweep.CONSTANTS = sweep.CONSTANTS, 0
+    try:
+        plain, all_tiles = whole(job, engine)
+    finally:
+        sweep.CONSTANTS = before
+    assert all_tiles == len(job.lattice)
+    for name in plain:
+        np.testing.assert_array_equal(result[name], plain[name])
+
+
+def test_a_mask_keeps_what_it_covers_and_spares_the_rest():
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (128, 96), np.uint8)
+    keep = np.zeros((128, 96), np.uint8)
+    keep[40:70, 10:30] = 1
+    engine = Network(lambda t: np.concatenate([t - 0.5, 0.5 - t], 1), (16, 16), outputs=2)
+    options = {"engine": engine, "gain": 1 / 255, "channels": np.array([1])}
+    plain, _ = whole(make_job(array, "yx", (16, 16), (4, 4), **options), engine)
+    job = make_job(array, "yx", (16, 16), (4, 4), mask=Volume(Memory(keep, "yx")), **options)
+    masked, tiles = whole(job, engine)
+    assert 0 < tiles < len(job.lattice) / 4
+    np.testing.assert_array_equal(masked["labels"], plain["labels"] * keep)
+    np.testing.assert_array_equal(masked["probabilities"], plain["probabilities"] * keep)
+
+
+def test_a_grey_image_fills_all_channels_and_colour_channels_stay_apart():
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (20, 20), np.uint8)
+    engine = Network(lambda t: t, (8, 8), channels=3, outputs=3)
+    result, _ = whole(make_job(grey, "yx", (8, 8), (2, 2), engine=engine), engine)
+    for k in range(3):
+        np.testing.assert_array_equal(np.rint(result["logits"][k, 0]), grey)
+    colour = rng.integers(0, 256, (3, 20, 20), np.uint8)
+    result, _ = whole(make_job(colour, "cyx", (8, 8), (2, 2), engine=engine), engine)
+    np.testing.assert_array_equal(np.rint(result["logits"][:, 0]), colour)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_pixels_that_are_not_finite_are_named(bad):
+    array = np.ones((64, 48), np.float32)
+    array[50, 20] = bad
+    engine = Network(lambda t: t, (16, 16))
+    with pytest.raises(InputError, match=r"NaN or infinite"):
+        whole(make_job(array, "yx", (16, 16), (4, 4), engine=engine), engine)
+
+
+@pytest.mark.parametrize("stage", ["read", "engine", "write", "interrupt"])
+def test_an_error_in_any_stage_ends_all_of_them(stage):
+    import threading
+
+    array = np.random.default_rng(0).integers(0, 256, (400, 64), np.uint8)
+    calls = []
+
+    def function(tiles):
+        calls.append(1)
+        if stage == "engine" and len(calls) == 20:
+            raise MemoryError("engine")
+        if stage == "interrupt" and len(calls) == 20:
+            raise KeyboardInterrupt
+        return tiles
+
+    engine = Network(function, (16, 16))
+    job = make_job(array, "yx", (16, 16), (4, 4), engine=engine, chunks=(16, 64))
+    if stage == "read":
+        plain = job.image.image.read
+
+        def read(box):
+            if box.start[0] > 200:
+                raise InputError("broken chunk")
+            return plain(box)
+
+        job.image.image.read = read
+    result = {"logits": np.zeros((1, 1, 400, 64), np.float32), "labels": np.zeros((1, 400, 64), np.uint8)}
+    collector = Collector(result, Box.whole(job.image.shape), 0, 1)
+    if stage == "write":
+        plain_write = collector.write
+
+        def write(rows):
+            if collector.at > 100:
+                raise OutputError("disk full")
+            return plain_write(rows)
+
+        collector.write = write
+    expected = {"read": InputError, "engine": MemoryError, "write": OutputError, "interrupt": KeyboardInterrupt}[stage]
+    with pytest.raises(expected):
+        Unit(job, engine, Box.whole(job.image.shape)).run(collector)
+    assert not [t for t in threading.enumerate() if t.name.startswith("tilelab-")]

@@ -1,0 +1,119 @@
+"""Threads joined by bounded queues: the first error stops all, and every wait is counted.
+
+A stage is a function that loops over one `Channel` and puts into the next; it runs in a thread of its own or, for one
+of them (the engine), in the caller's.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """Another stage failed; this one has nothing left to do."""
+
+
+class Flow:
+    """A group of stages and the condition they wait on."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def channel(self, capacity: int) -> Channel[T]:
+        """A queue of at most `capacity` items between two stages."""
+        return Channel(self, capacity)
+
+    def start(self, name: str, stage: Callable[[], None]) -> None:
+        """Run `stage` in a thread."""
+
+        def guarded() -> None:
+            try:
+                stage()
+            except Stopped:
+                pass
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                self.fail(error)
+
+        thread = threading.Thread(target=guarded, name=f"tilelab-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop every stage; the first error is the one that counts."""
+        with self.changed:
+            if self.error is None:
+                self.error = error
+            self.changed.notify_all()
+
+    def join(self) -> None:
+        """Wait for all threads, then raise the first error if there was one."""
+        for thread in self._threads:
+            thread.join()
+        if self.error is not None:
+            raise self.error
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two stages; `waited` is the time its reader spent with nothing to do, in seconds."""
+
+    def __init__(self, flow: Flow, capacity: int) -> None:
+        self._flow = flow
+        self._items: deque[T] = deque()
+        self._capacity = capacity
+        self._closed = False
+        self.waited = 0.0
+        self.blocked = 0.0
+
+    def put(self, item: T) -> None:
+        """Append, waiting while the queue is full (counted in `blocked`)."""
+        with self._flow.changed:
+            began = time.perf_counter()
+            while len(self._items) >= self._capacity and self._flow.error is None:
+                self._flow.changed.wait()
+            self.blocked += time.perf_counter() - began
+            self._check()
+            self._items.append(item)
+            self._flow.changed.notify_all()
+
+    def close(self) -> None:
+        """Say that nothing more will come."""
+        with self._flow.changed:
+            self._closed = True
+            self._flow.changed.notify_all()
+
+    def get(self) -> T | None:
+        """The next item, or None when the queue is closed and empty."""
+        with self._flow.changed:
+            began = time.perf_counter()
+            while not self._items and not self._closed and self._flow.error is None:
+                self._flow.changed.wait()
+            self.waited += time.perf_counter() - began
+            self._check()
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._flow.changed.notify_all()
+            return item
+
+    def take(self) -> T:
+        """The next item of a queue that is never closed."""
+        item = self.get()
+        if item is None:
+            raise RuntimeError("a pool of buffers was closed")
+        return item
+
+    def __iter__(self) -> Iterator[T]:
+        while (item := self.get()) is not None:
+            yield item
+
+    def _check(self) -> None:
+        if self._flow.error is not None:
+            raise Stopped

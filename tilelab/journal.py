@@ -1,0 +1,141 @@
+"""What is finished of a job, so that a killed run goes on where it was: a lock, a fingerprint and a list of positions.
+
+It lives in ``OUT.partial/.tilelab``: ``job.json`` (the fingerprint and how the work was split), ``progress`` (one line
+per band of rows that is on disk) and ``lock``.  When the result is finished ``job.json`` stays, the others go.
+A line is written with one system call after its data: what a line claims, a SIGKILL cannot take back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tilelab.errors import OutputError, ResumeError
+
+FOLDER = ".tilelab"
+Fingerprint = Mapping[str, Mapping[str, str]]
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """One phrase per field that differs, ``section.field: before -> now``."""
+    found: list[str] = []
+    for section in sorted({*before, *now}):
+        old, new = before.get(section, {}), now.get(section, {})
+        found += [
+            f"{section}.{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        ]
+    return found
+
+
+def read_job(result: Path) -> dict[str, Any] | None:
+    """The ``job.json`` of a result, finished or not; None when there is none or it is unreadable."""
+    try:
+        job: dict[str, Any] = json.loads((result / FOLDER / "job.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return job
+
+
+class Journal:
+    """The journal of one unfinished result; at most one process holds it.
+
+    split: how the work was cut when the job began; a resumed run cuts it the same way.
+    """
+
+    def __init__(self, partial: Path, fingerprint: Fingerprint, split: Mapping[str, Any]) -> None:
+        """Take the lock and open or begin the journal.
+
+        Raises:
+            OutputError: another run holds the lock.
+            ResumeError: the unfinished result belongs to another job.
+        """
+        self.folder = partial / FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / "lock", partial)
+        self.positions: dict[int, int] = {}
+        known = read_job(partial)
+        if known is None:
+            self.split = dict(split)
+            _write_atomically(self.folder / "job.json", {"fingerprint": fingerprint, "split": self.split})
+        else:
+            changed = differences(known["fingerprint"], fingerprint)
+            if changed:
+                self.close()
+                raise ResumeError(
+                    f"{partial} was begun by a different job ({'; '.join(changed)}): "
+                    "repeat that job, choose another output, or begin anew with --restart"
+                )
+            self.split = known["split"]
+            self._load()
+        self._log = os.open(self.folder / "progress", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _load(self) -> None:
+        path = self.folder / "progress"
+        if not path.exists():
+            return
+        whole, _, torn = path.read_text().rpartition("\n")
+        for line in whole.splitlines():
+            unit, position = line.split()
+            self.positions[int(unit)] = max(self.positions.get(int(unit), 0), int(position))
+        if torn:  # never promised, and nothing may be appended to it
+            os.truncate(path, len(whole) + 1 if whole else 0)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier run left finished rows."""
+        return bool(self.positions)
+
+    def record(self, unit: int, position: int) -> None:
+        """Rows of `unit` before `position` on the sweep axis are on disk."""
+        self.positions[unit] = position
+        os.write(self._log, f"{unit} {position}\n".encode())
+
+    def finish(self) -> None:
+        """Drop what only an unfinished result needs."""
+        self.close()
+        for name in ("progress", "lock"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the lock back; the result stays resumable."""
+        if hasattr(self, "_log"):
+            os.close(self._log)
+            del self._log
+        if not self._lock.closed:
+            self._lock.close()
+
+
+def _write_atomically(path: Path, document: object) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _lock(path: Path, partial: Path) -> IO[str]:
+    """Lock `path` for this process; the operating system lets go when the process dies, however it dies."""
+    file = path.open("a+")
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise OutputError(
+            f"{partial} is being written by another run (process {holder}): wait for it or choose another output"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
