@@ -1,0 +1,254 @@
+"""A segmentation written as OME-Zarr (OME-NGFF 0.5), every level of it while the rows finish.
+
+    OUT.ome.zarr.partial/          renamed to OUT.ome.zarr when finished; valid, and opens in a viewer, at any time
+      0, 1, 2, ...                 probabilities (c, [z,] y, x), uint8, mean-downsampled: the image
+      labels/classes/0, 1, ...     labels ([z,] y, x), uint8, mode-downsampled
+      logits/0                     logits (c, [z,] y, x), float32, if asked for
+      .tilelab/writing/            files that are not whole yet; never part of the result
+
+An OME-Zarr root has to be an image.  When no probabilities are wanted, the root's ``multiscales`` names the arrays of
+the label image (or else of the logits): the same pixels under two names, nothing is stored twice.
+
+Unfinished rows live in memory only: one row of chunks per level as pixels, everything else compressed.  A file appears
+whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported; no fsync is made,
+so a power failure can.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tilelab.errors import OutputError
+from tilelab.geometry import Box
+from tilelab.io import _ngff
+from tilelab.io._levels import Cascade, Halve, make_level
+from tilelab.io._zarr_array import output_error, replace_file
+from tilelab.io.layout import Extent, Layout
+from tilelab.io.result import ATTRIBUTE, WHATS, ResultInfo, What, read_info
+from tilelab.io.sink import Finished
+from tilelab.kernels.pyramid import halve_mean, halve_mode
+from tilelab.spec import ClassInfo
+
+_HALVE: dict[What, Halve] = {"labels": halve_mode, "probabilities": halve_mean}
+
+
+def partial_path(path: str | Path) -> Path:
+    """Where the result `path` is while it is unfinished."""
+    path = Path(path)
+    return path.with_name(path.name + ".partial")
+
+
+class OmeZarrSink:
+    """A result being written; implements `tilelab.io.sink.Sink`.  Cheap to open and to pickle.
+
+    Attributes:
+        path: of the finished result.
+        partial: of the unfinished one.
+        info: what the result says of itself.
+        threads: that compress, per writer; the bytes do not depend on it.
+    """
+
+    def __init__(self, path: str | Path, info: ResultInfo, threads: int = 1) -> None:
+        self.path = Path(path)
+        self.partial = partial_path(path)
+        self.info = info
+        self.threads = threads
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        layout: Layout,
+        *,
+        classes: Sequence[ClassInfo],
+        probabilities: Sequence[int] = (),
+        labels: bool = True,
+        logits: int = 0,
+        axes: Literal["yx", "zyx"] = "yx",
+        pixel_size_nm: Sequence[float] | None = None,
+        name: str = "",
+        metadata: dict[str, Any] | None = None,
+        threads: int = 1,
+    ) -> OmeZarrSink:
+        """Begin a result in ``path.partial``, which may exist as long as it holds no result (a journal, say).
+
+        Args:
+            path: of the finished result, ``NAME.ome.zarr``.
+            layout: levels, shards and chunks.
+            classes: all classes, background first.
+            probabilities: classes that get a probability channel, in channel order; may be empty.
+            labels: whether labels are written.
+            logits: number of logit channels to write, 0 for none.
+            axes: of the labels.
+            pixel_size_nm: nanometres per pixel on `axes`; None when unknown.
+            name: of the image, for viewers.
+            metadata: kept in the root's attributes: model, versions, options.
+            threads: that compress, per writer.
+
+        Raises:
+            OutputError: there is an unfinished result, or the folder is unwritable.
+        """
+        if not (labels or probabilities or logits):
+            raise ValueError("a result needs labels, probabilities or logits")
+        if axes == "yx" and layout.shape[0] != 1:
+            raise ValueError(f"axes 'yx' do not fit {layout.shape[0]} slices")
+        info = ResultInfo(
+            name=name or Path(path).name.removesuffix(".zarr").removesuffix(".ome"),
+            axes=axes,
+            pixel_size_nm=None if pixel_size_nm is None else tuple(float(p) for p in pixel_size_nm),
+            classes=tuple(classes),
+            probabilities=tuple(probabilities),
+            labels=labels,
+            logits=logits,
+            layout=layout,
+            metadata=metadata or {},
+        )
+        sink = cls(path, info, threads)
+        if (sink.partial / "zarr.json").exists():
+            raise OutputError(f"{sink.partial} holds an unfinished result: continue it, or begin anew with --restart")
+        # The root's description comes last: with it, everything is there.
+        for relative, content in sink._documents():
+            text = json.dumps(content, indent=1).encode()
+            target = sink.partial / relative
+            replace_file(target, [text], sink._scratch)
+        return sink
+
+    @classmethod
+    def open(cls, path: str | Path, threads: int = 1) -> OmeZarrSink:
+        """Take up the unfinished result of `path`, after a kill or in another process.
+
+        Raises:
+            InputError: there is none.
+        """
+        return cls(path, read_info(partial_path(path)), threads)
+
+    @property
+    def grain(self) -> Extent:
+        """Units are cut at multiples of it (z, y, x)."""
+        return self.info.layout.grain
+
+    def writer(self, box: Box, start: int, sweep_axis: int) -> ZarrUnitWriter:
+        """A writer for the unit `box`, whose first rows will be those at `start` on `sweep_axis` (0 = z, 1 = y)."""
+        return ZarrUnitWriter(self, box, start, sweep_axis)
+
+    def finalize(self) -> dict[str, Any]:
+        """Make the coarse levels and give the result its final name.
+
+        May be called again after a kill.
+
+        Returns:
+            ``path``, ``levels``, ``files`` and ``bytes`` on disk.
+
+        Raises:
+            OutputError: the disk is full, or something exists at the final name.
+        """
+        layout = self.info.layout
+        for what, halve in _HALVE.items():
+            arrays = self.info.arrays(self.partial, what)
+            for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
+                make_level(finer, coarser, layout, halve, self._scratch)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        files = [f.stat().st_size for f in self.partial.rglob("*") if f.is_file()]
+        try:
+            if self.path.exists():
+                raise OutputError(f"{self.path} exists: remove it, or choose another output")
+            self.partial.rename(self.path)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        return {"path": str(self.path), "levels": layout.levels, "files": len(files), "bytes": sum(files)}
+
+    @property
+    def _scratch(self) -> Path:
+        """Where files are until they are whole."""
+        return self.partial / ".tilelab" / "writing"
+
+    def _documents(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        """Every ``zarr.json`` with its path, the root's last."""
+        info, layout = self.info, self.info.layout
+        for what in WHATS:
+            for array in info.arrays(self.partial, what):
+                yield f"{array.path.relative_to(self.partial).as_posix()}/zarr.json", array.metadata()
+
+        def scales(axes: str, method: str, prefix: str = "", levels: int = layout.levels) -> dict[str, Any]:
+            return _ngff.multiscale(
+                layout, axes, info.pixel_size_nm, name=info.name, method=method, levels=levels, prefix=prefix
+            )
+
+        classes = info.classes
+        raw = [_ngff.channel(f"logit {i}", "#000000", -10.0, 10.0) for i in range(info.logits)]
+        if info.logits:
+            yield "logits/zarr.json", _ngff.group({"ome": _ngff.image(scales("c" + info.axes, "none", levels=1), raw)})
+        if info.labels:
+            yield "labels/zarr.json", _ngff.group({"ome": {"version": _ngff.VERSION, "labels": [_ngff.LABEL]}})
+            label = _ngff.label_image(scales(info.axes, "mode"), classes)
+            yield f"labels/{_ngff.LABEL}/zarr.json", _ngff.group({"ome": label})
+        if info.probabilities:
+            channels = [_ngff.channel(classes[i].name, classes[i].color, 0, 255) for i in info.probabilities]
+            ome = _ngff.image(scales("c" + info.axes, "mean"), channels)
+        elif info.labels:
+            shown = [_ngff.channel("classes", "#ffffff", 0, max(1, len(classes) - 1))]
+            ome = _ngff.image(scales(info.axes, "mode", f"labels/{_ngff.LABEL}/"), shown)
+        else:
+            ome = _ngff.image(scales("c" + info.axes, "none", "logits/", levels=1), raw)
+        yield "zarr.json", _ngff.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
+
+
+class ZarrUnitWriter:
+    """Takes the rows of one unit in sweep order; implements `tilelab.io.sink.UnitWriter`."""
+
+    def __init__(self, sink: OmeZarrSink, box: Box, start: int, sweep_axis: int) -> None:
+        layout = sink.info.layout
+        for a, (begin, end, grain, size) in enumerate(
+            zip(box.start, box.stop, layout.grain, layout.shape, strict=True)
+        ):
+            if begin % grain or (end % grain and end != size) or not 0 <= begin < end <= size:
+                raise ValueError(f"unit {box} is not cut at multiples of {layout.grain} on axis {'zyx'[a]}")
+        if not box.start[sweep_axis] <= start <= box.stop[sweep_axis] or start % layout.grain[sweep_axis]:
+            raise ValueError(f"a unit cannot begin at {start}: it is not a multiple of {layout.grain[sweep_axis]}")
+        self._pool = ThreadPoolExecutor(sink.threads, "tilelab-zstd") if sink.threads > 1 else None
+        self._position = start
+        self._stop = box.stop[sweep_axis]
+        self._grain = layout.grain[sweep_axis]
+        self._axis = sweep_axis
+        self._cross = tuple(n for a, n in enumerate(box.shape) if a != sweep_axis)
+        rest = Box(tuple(start if a == sweep_axis else b for a, b in enumerate(box.start)), box.stop)
+        encode = map if self._pool is None else self._pool.map
+        self._cascades = {
+            what: Cascade(arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch, encode)
+            for what in WHATS
+            if (arrays := sink.info.arrays(sink.partial, what))
+        }
+
+    def write(self, rows: Finished) -> int:
+        """Append `rows`; returns the position up to which all levels are on disk.  See `UnitWriter.write`."""
+        count = 0
+        for what, cascade in self._cascades.items():
+            given: npt.NDArray[Any] | None = getattr(rows, what)
+            if given is None:
+                raise ValueError(f"the result has {what}, the finished rows have none")
+            block = given[np.newaxis] if what == "labels" else given
+            count = block.shape[1 + self._axis]
+            cross = tuple(n for a, n in enumerate(block.shape[1:]) if a != self._axis)
+            if block.shape[0] != cascade.channels or cross != self._cross or self._position + count > self._stop:
+                raise ValueError(f"{what} of shape {given.shape} do not continue the unit at {self._position}")
+            cascade.push(block)
+        self._position += count
+        done = self._position == self._stop
+        return self._stop if done else self._position // self._grain * self._grain
+
+    def close(self) -> None:
+        """Forget unfinished rows and stop threads."""
+        self._cascades = {}
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
