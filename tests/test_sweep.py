@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilelab.errors import InputError, OutputError
-from tilelab.geometry import WINDOWS, Box, Lattice
+from tilelab.geometry import WINDOWS, Box, Frame, Lattice
 from tilelab.io.base import Image
 from tilelab.io.sink import Finished
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.spec import ClassInfo, ModelSpec
-from tilelab.sweep import Frame, Job, Unit, Volume
+from tilelab.sweep import Job, Unit, Volume
 
 
 class Memory(Image):
@@ -220,11 +220,11 @@ def test_blank_tiles_are_inferred_once_and_change_nothing():
     assert tiles < len(job.lattice) / 2
     import tilelab.sweep as sweep
 
-    before, sweep.CONSTANTS = sweep.CONSTANTS, 0
+    before, sweep.BLANKS = sweep.BLANKS, 0
     try:
         plain, all_tiles = whole(job, engine)
     finally:
-        sweep.CONSTANTS = before
+        sweep.BLANKS = before
     assert all_tiles == len(job.lattice)
     for name in plain:
         np.testing.assert_array_equal(result[name], plain[name])

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -264,6 +264,33 @@ class Lattice:
     def count(self, box: Box) -> int:
         """Number of tiles that have a pixel in `box`."""
         return math.prod(len(r) for r in self.covering(box))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How the axes ``(z, y, x)`` of an image map to ``(sweep, cross, x)``."""
+
+    sweep_axis: int  # 0: z (3-D models), 1: y (2-D models)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """The permutation; it is its own inverse."""
+        return (0, 1, 2) if self.sweep_axis == 0 else (1, 0, 2)
+
+    def sweep_first(self, values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+        """Reorder one value per axis, in either direction."""
+        a, b, c = self.order
+        return values[a], values[b], values[c]
+
+    def box(self, sweep: tuple[int, int], cross: tuple[int, int], cols: tuple[int, int]) -> Box:
+        """The image region of three ranges."""
+        ranges = self.sweep_first((sweep, cross, cols))
+        return Box(tuple(r[0] for r in ranges), tuple(r[1] for r in ranges))
+
+    def turn(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``(..., z, y, x)`` to ``(..., sweep, cross, x)`` or back, without a copy."""
+        lead = array.ndim - 3
+        return array.transpose(*range(lead), *(lead + a for a in self.order))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,44 +27,14 @@ import numpy.typing as npt
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError
 from tilelab.flow import Channel, Flow
-from tilelab.geometry import AxisTiling, Box, Lattice
+from tilelab.geometry import AxisTiling, Box, Frame, Lattice
 from tilelab.io.base import Image
 from tilelab.io.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
+from tilelab.plan import BATCHES_AHEAD, BLANKS, OUTPUTS, block_rows
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
-
-BATCHES_AHEAD = 3  # cut batches waiting for the engine
-OUTPUTS = 3  # logits buffers: one being computed, one being blended, one between
-CONSTANTS = 4  # different values of blank tiles whose logits are remembered
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How the axes ``(z, y, x)`` of an image map to ``(sweep, cross, x)``."""
-
-    sweep_axis: int  # 0: z (3-D models), 1: y (2-D models)
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """The permutation; it is its own inverse."""
-        return (0, 1, 2) if self.sweep_axis == 0 else (1, 0, 2)
-
-    def sweep_first(self, values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-        """Reorder one value per axis, in either direction."""
-        a, b, c = self.order
-        return values[a], values[b], values[c]
-
-    def box(self, sweep: tuple[int, int], cross: tuple[int, int], cols: tuple[int, int]) -> Box:
-        """The image region of three ranges."""
-        ranges = self.sweep_first((sweep, cross, cols))
-        return Box(tuple(r[0] for r in ranges), tuple(r[1] for r in ranges))
-
-    def turn(self, array: Array) -> Array:
-        """``(..., z, y, x)`` to ``(..., sweep, cross, x)`` or back, without a copy."""
-        lead = array.ndim - 3
-        return array.transpose(*range(lead), *(lead + a for a in self.order))
 
 
 class Volume:
@@ -250,9 +220,7 @@ class Unit:
         """Raw rows in order, cut at the source's chunks, so that each chunk is decoded once."""
         image, frame = self.job.image, self.job.frame
         first, stop = _seen(self.sweep, self.rows)
-        chunk = max(1, frame.sweep_first(image.chunks)[0])
-        # small chunks (strips of one row) are read several at a time
-        block = -(-min(self.sweep.step, max(chunk, 64)) // chunk) * chunk
+        block = block_rows(self.sweep.step, frame.sweep_first(image.chunks)[0])
         while first < stop:
             last = min(stop, (first // block + 1) * block)
             box = frame.box((first, last), self.cross_seen, self.cols_seen)
@@ -289,7 +257,7 @@ class Unit:
                 elif kernels.is_constant(band.raw, index, cross, cols):
                     item.blank = band.raw[:, index[0], cross[0], cols[0]].tobytes()
                     if item.blank not in known:
-                        if len(known) < CONSTANTS:
+                        if len(known) < BLANKS:
                             known[item.blank] = None
                         else:
                             item.blank = None
