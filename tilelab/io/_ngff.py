@@ -1,93 +1,105 @@
-"""The OME-NGFF 0.5 attributes of a result: plain dictionaries, as they stand in its ``zarr.json`` files."""
+"""What OME-NGFF (OME-Zarr 0.1 to 0.5) says of a group: axes, levels, scales, labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from tilelab.io.layout import Layout
-from tilelab.spec import ClassInfo
+from tilelab.errors import InputError
+from tilelab.io._units import length_nm
+from tilelab.io._zarr_meta import GroupNode
 
-VERSION = "0.5"
-LABEL = "classes"
-"""Name of the label image under ``labels/``."""
-
-
-def group(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The ``zarr.json`` of a group."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+_OLD_AXES = "tczyx"
 
 
-def multiscale(
-    layout: Layout,
-    axes: str,
-    pixel_size_nm: Sequence[float] | None,
-    *,
-    name: str,
-    method: str,
-    levels: int,
-    prefix: str = "",
-) -> dict[str, Any]:
-    """One entry of ``multiscales``.
+@dataclass(frozen=True)
+class Multiscale:
+    """One multiscale image.
 
-    Args:
-        layout: the result's levels.
-        axes: of the arrays, e.g. ``cyx``.
-        pixel_size_nm: per spatial axis in `axes`, or None when unknown: then coordinates are in pixels.
-        name: of the image.
-        method: how a level was made from the one before.
-        levels: how many there are.
-        prefix: of the arrays' paths, e.g. ``labels/classes/``.
+    Attributes:
+        version: of the specification, as written; ``?`` where it is not.
+        axes: one letter per axis.
+        units: unit by axis letter, where given.
+        paths: array of every level within the group, finest first.
+        scales: size of a pixel per axis, in units, for every level; None where none is given.
+        name: of the image; may be empty.
     """
-    space = [axis for axis in axes if axis != "c"]
-    size = dict(zip(space, pixel_size_nm or (1.0,) * len(space), strict=True))
-    unit = {} if pixel_size_nm is None else {"unit": "nanometer"}
-    datasets = []
-    for level in range(levels):
-        times = dict(zip("zyx", layout.scale(level), strict=True))
-        # The centre of a coarse pixel lies between those of the fine pixels it is made of.
-        datasets.append(
-            {
-                "path": f"{prefix}{level}",
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0 if a == "c" else size[a] * times[a] for a in axes]},
-                    {
-                        "type": "translation",
-                        "translation": [0.0 if a == "c" else size[a] * (times[a] - 1) / 2 for a in axes],
-                    },
-                ],
-            }
-        )
-    return {
-        "name": name,
-        "type": method,
-        "axes": [{"name": a, "type": "channel"} if a == "c" else {"name": a, "type": "space", **unit} for a in axes],
-        "datasets": datasets,
-    }
+
+    version: str
+    axes: str
+    units: Mapping[str, str]
+    paths: tuple[str, ...]
+    scales: tuple[tuple[float, ...] | None, ...]
+    name: str
+
+    def scale_nm(self, level: int) -> dict[str, float]:
+        """Nanometres per pixel by axis letter, where scale and unit are given."""
+        scale = self.scales[level]
+        if scale is None:
+            return {}
+        sizes = {a: length_nm(s, self.units[a]) for a, s in zip(self.axes, scale, strict=True) if a in self.units}
+        return {letter: size for letter, size in sizes.items() if size is not None and letter in "zyx"}
 
 
-def image(scales: dict[str, Any], channels: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The ``ome`` attribute of an image."""
-    return {"version": VERSION, "multiscales": [scales], "omero": {"channels": list(channels)}}
+def ome_attributes(group: GroupNode) -> Mapping[str, Any]:
+    """The attributes that NGFF defines: under ``ome`` in Zarr 3, at the top in Zarr 2."""
+    found = group.attributes.get("ome")
+    return found if isinstance(found, dict) else group.attributes
 
 
-def channel(label: str, color: str, low: float, high: float) -> dict[str, Any]:
-    """One entry of ``omero.channels``; `color` is ``#rrggbb``, and black becomes white, which can be seen."""
-    seen = "FFFFFF" if color == "#000000" else color[1:].upper()
-    window = {"min": low, "max": high, "start": low, "end": high}
-    return {"label": label, "color": seen, "active": True, "window": window}
+def find_multiscale(group: GroupNode) -> Multiscale | None:
+    """The (first) multiscale image of a group; None when it has none.
+
+    Raises:
+        InputError: there is one, but it is not understood.
+    """
+    attributes = ome_attributes(group)
+    listed = attributes.get("multiscales")
+    if not listed:
+        return None
+    try:
+        return _parse(listed[0], str(attributes.get("version", "")))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{group.path} has OME-Zarr metadata that are not understood: {reason}") from error
 
 
-def label_image(scales: dict[str, Any], classes: Sequence[ClassInfo]) -> dict[str, Any]:
-    """The ``ome`` attribute of the label image; the background (class 0) is transparent."""
-    colors = [{"label-value": i, "rgba": [*bytes.fromhex(c.color[1:]), 255 if i else 0]} for i, c in enumerate(classes)]
-    return {
-        "version": VERSION,
-        "multiscales": [scales],
-        "image-label": {
-            "version": VERSION,
-            "colors": colors,
-            "properties": [{"label-value": i, "name": c.name} for i, c in enumerate(classes)],
-            "source": {"image": "../../"},
-        },
-    }
+def _parse(image: dict[str, Any], version: str) -> Multiscale:
+    datasets = image["datasets"]
+    paths = tuple(str(dataset["path"]) for dataset in datasets)
+    if not paths:
+        raise ValueError("no levels are listed")
+    axes = image.get("axes", list(_OLD_AXES))
+    named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
+    letters = "".join(_letter(axis) for axis in named)
+    units = {a: str(axis["unit"]) for a, axis in zip(letters, named, strict=True) if axis.get("unit")}
+    common = _scale(image.get("coordinateTransformations"), len(letters))
+    scales = []
+    for dataset in datasets:
+        own = _scale(dataset.get("coordinateTransformations"), len(letters))
+        if own is not None and common is not None:
+            own = tuple(a * b for a, b in zip(own, common, strict=True))
+        scales.append(own or common)
+    return Multiscale(
+        version or str(image.get("version", "?")), letters, units, paths, tuple(scales), str(image.get("name", ""))
+    )
+
+
+def _letter(axis: Mapping[str, Any]) -> str:
+    """One letter for an axis: its name where that is one, else by its type."""
+    name = str(axis["name"]).lower()
+    if len(name) == 1:
+        return name
+    return {"time": "t", "channel": "c"}.get(str(axis.get("type")), "?")
+
+
+def _scale(transformations: Any, axes: int) -> tuple[float, ...] | None:
+    """The scale among coordinate transformations."""
+    for step in transformations or []:
+        if step["type"] == "scale" and "scale" in step:
+            scale = tuple(float(v) for v in step["scale"])
+            if len(scale) != axes:
+                raise ValueError(f"a scale has {len(scale)} entries for {axes} axes")
+            return scale
+    return None

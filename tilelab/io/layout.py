@@ -59,8 +59,10 @@ class Layout:
         z, y, x = (1,) * (3 - len(shape)) + tuple(shape)
         if min(z, y, x) < 1:
             raise ValueError(f"an image of {z} x {y} x {x} pixels has no layout: it is empty")
+        if z == 1:
+            kind = "2d"
         z_factor = 1
-        if kind == "3d" and z > 1:
+        if kind == "3d":
             size = pixel_size_nm if pixel_size_nm is not None and len(pixel_size_nm) == 3 else (1.0, 1.0, 1.0)
             ratio = size[0] / max(size[1:])
             z_factor = 2 if 1 / _ISOTROPIC <= ratio <= _ISOTROPIC else 1

@@ -100,8 +100,8 @@ class OmeZarrSink:
         """
         if not (labels or probabilities or logits):
             raise ValueError("a result needs labels, probabilities or logits")
-        if axes == "yx" and layout.shape[0] != 1:
-            raise ValueError(f"axes 'yx' do not fit {layout.shape[0]} slices")
+        if axes == "yx" and not layout.shape[0] == layout.chunk[0] == 1:
+            raise ValueError(f"axes 'yx' do not fit {layout}")
         info = ResultInfo(
             name=name or Path(path).name.removesuffix(".zarr").removesuffix(".ome"),
             axes=axes,
@@ -213,7 +213,8 @@ class ZarrUnitWriter:
         ):
             if begin % grain or (end % grain and end != size) or not 0 <= begin < end <= size:
                 raise ValueError(f"unit {box} is not cut at multiples of {layout.grain} on axis {'zyx'[a]}")
-        if not box.start[sweep_axis] <= start <= box.stop[sweep_axis] or start % layout.grain[sweep_axis]:
+        first, last = box.start[sweep_axis], box.stop[sweep_axis]
+        if not first <= start <= last or (start % layout.grain[sweep_axis] and start != last):
             raise ValueError(f"a unit cannot begin at {start}: it is not a multiple of {layout.grain[sweep_axis]}")
         self._pool = ThreadPoolExecutor(sink.threads, "tilelab-zstd") if sink.threads > 1 else None
         self._position = start
