@@ -7,9 +7,10 @@ A line is written with one system call after its data: what a line claims, a SIG
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,6 +75,17 @@ class Journal:
             self._load()
         self._log = os.open(self.folder / "progress", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
+    @staticmethod
+    @contextlib.contextmanager
+    def held(partial: Path) -> Iterator[None]:
+        """Hold the lock of an unfinished result, whatever its job, e.g. to remove it.
+
+        Raises:
+            OutputError: another run holds it.
+        """
+        with _lock(partial / FOLDER / "lock", partial):
+            yield
+
     def _load(self) -> None:
         path = self.folder / "progress"
         if not path.exists():
@@ -95,11 +107,11 @@ class Journal:
         self.positions[unit] = position
         os.write(self._log, f"{unit} {position}\n".encode())
 
-    def finish(self) -> None:
-        """Drop what only an unfinished result needs."""
-        self.close()
+    @staticmethod
+    def tidy(result: Path) -> None:
+        """Drop from a finished result what only an unfinished one needs."""
         for name in ("progress", "lock"):
-            (self.folder / name).unlink(missing_ok=True)
+            (result / FOLDER / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the lock back; the result stays resumable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 from tilelab.errors import PlanError
@@ -29,6 +30,22 @@ def available_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return max(free, 64 << 20)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process has now; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has had; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def format_bytes(count: float) -> str:

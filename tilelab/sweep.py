@@ -28,34 +28,13 @@ from tilelab.engines.base import Engine
 from tilelab.errors import InputError
 from tilelab.flow import Channel, Flow
 from tilelab.geometry import AxisTiling, Box, Frame, Lattice
-from tilelab.io.base import Image
 from tilelab.io.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
 from tilelab.plan import BATCHES_AHEAD, BLANKS, OUTPUTS, block_rows
+from tilelab.volume import Volume
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
-
-
-class Volume:
-    """Any image as ``(c, z, y, x)``, whichever of these axes it has."""
-
-    def __init__(self, image: Image) -> None:
-        self.image = image
-        sizes = dict(zip(image.axes, image.shape, strict=True))
-        chunks = dict(zip(image.axes, image.chunks, strict=True))
-        self.channels = sizes.get("c", 1)
-        self.shape = (sizes.get("z", 1), sizes["y"], sizes["x"])
-        self.chunks = (chunks.get("z", 1), chunks["y"], chunks["x"])
-        self.dtype = image.dtype
-
-    def read(self, box: Box) -> Array:
-        """Region ``(z, y, x)`` with all channels, ``(c, z, y, x)``."""
-        start = dict(zip("zyx", box.start, strict=True)) | {"c": 0}
-        stop = dict(zip("zyx", box.stop, strict=True)) | {"c": self.channels}
-        axes = self.image.axes
-        region = Box(tuple(start[a] for a in axes), tuple(stop[a] for a in axes))
-        return self.image.read(region).reshape(self.channels, *box.shape)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""The flags that `infer` and `plan` share, and what they mean as `Options`."""
+
+from __future__ import annotations
+
+import argparse
+
+from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
+from tilelab.memory import parse_bytes
+from tilelab.options import Options
+from tilelab.spec import PRECISIONS
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags; `options_from_args` reads them."""
+    parser.add_argument("image", metavar="IMAGE", help="TIFF, OME-Zarr, Zarr, PNG, .npy, a folder of slices, ...")
+    parser.add_argument(
+        "--model", "-m", required=True, metavar="M", help="an .onnx or OpenVINO file, or a bundled model (superalloy)"
+    )
+    group = parser.add_argument_group("what is read and written")
+    add = group.add_argument
+    add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
+    add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
+    add("--pixel-size", type=_floats, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
+    add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
+    add("--rescale", action="store_true", help="resample the image to the model's pixel size")
+    add(
+        "--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, e.g. 120:4095 of uint16"
+    )
+    add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
+    add("--no-labels", action="store_true", help="write no class labels")
+    add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (default: all but the first)")
+    add("--logits", action="store_true", help="write the blended float32 logits too")
+    group = parser.add_argument_group("how it runs")
+    add = group.add_argument
+    add("--engine", default="auto", metavar="NAME", help="openvino, onnxruntime, ... (auto: the fastest permitted)")
+    add("--device", default="auto", metavar="D", help="cpu, cuda:0, ... (auto)")
+    add("--precision", default="auto", choices=("auto", *PRECISIONS), help="auto: the fastest that the model permits")
+    add("--batch", type=_count, metavar="N", help="tiles per engine run")
+    add("--threads", type=_count, metavar="N", help="threads of the engine (all cores)")
+    add("--tta", action="store_true", help="average over the 8 symmetries of the square: 8 times the work")
+    add(
+        "--memory",
+        type=parse_memory,
+        metavar="SIZE",
+        help="limit beside the engine, e.g. 4GB (half of the free, <= 2GiB)",
+    )
+    add("--lanes", type=_count, metavar="N", help="cut the x axis into at least N lanes")
+    add("--spans", type=_count, metavar="N", help="cut the swept axis into at least N spans")
+    add_spec_arguments(parser)
+
+
+def options_from_args(args: argparse.Namespace) -> Options:
+    """What the user asked for."""
+    return Options(
+        engine=args.engine,
+        device=args.device,
+        precision=args.precision,
+        batch=args.batch,
+        threads=args.threads,
+        model=overrides_from_args(args),
+        auto_tile=args.tile == "auto",
+        level=args.level,
+        channel=args.channel,
+        pixel_size_nm=args.pixel_size,
+        ignore_pixel_size=args.ignore_pixel_size,
+        rescale=args.rescale,
+        intensity_range=args.range,
+        mask=args.mask,
+        symmetries=args.tta,
+        labels=not args.no_labels,
+        probabilities=args.probabilities,
+        logits=args.logits,
+        memory_bytes=args.memory,
+        lanes=args.lanes,
+        spans=args.spans,
+        restart=getattr(args, "restart", False),
+    )
+
+
+def parse_memory(text: str) -> int:
+    """An amount of memory, for argparse."""
+    from tilelab.errors import PlanError
+
+    try:
+        return parse_bytes(text)
+    except PlanError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or any(not v > 0 for v in values):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in nanometres, e.g. 4 or 30,4,4")
+    return values
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, e.g. 0:4095") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -1,0 +1,91 @@
+"""What people see while a run goes on and when it ends; all of it on stderr, so that stdout stays free for results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from tilelab.memory import format_bytes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from tilelab.plan import Plan
+
+
+def say(line: str) -> None:
+    """One line for the user."""
+    print(f"tilelab: {line}", file=sys.stderr)
+
+
+class ProgressBar:
+    """Per cent, MP/s and time left, on a terminal; nothing anywhere else."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._task: Any = None
+        self._per_tile = 0.0
+        self._tiles = 0
+        self._began = 0.0
+
+    def start(self, plan: Plan, tiles_done: int) -> None:
+        """Draw the bar."""
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        self._per_tile = plan.pixels / plan.tiles / 1e6
+        self._bar = Progress(
+            TextColumn("segmenting"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            Remaining(elapsed_when_finished=False),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("", total=plan.tiles, completed=tiles_done, speed="")
+        self._began = time.perf_counter()
+        self._bar.start()
+
+    def advance(self, tiles: int) -> None:
+        """Move on."""
+        if self._bar is not None:
+            self._tiles += tiles
+            speed = self._tiles * self._per_tile / max(1e-9, time.perf_counter() - self._began)
+            self._bar.update(self._task, advance=tiles, speed=f"{speed:.2f} MP/s")
+
+    def stop(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A short table of a finished run, plain text."""
+    seconds, engine, tiles = report["seconds"], report["engine"], report["tiles"]
+    waits = ", ".join(f"{name} {seconds[f'waited_for_{name}']:.1f} s" for name in ("read", "blend", "write"))
+    skipped = f", {tiles['skipped']} blank or masked" if tiles["skipped"] else ""
+    rows = {
+        "image": f"{' x '.join(map(str, report['shape']))} {report['dtype']}, {report['megapixels']:.1f} MP",
+        "model": f"{report['model']}, tile {_size(report['tile'])}, overlap {_size(report['overlap'])}, "
+        f"{report['window']} window",
+        "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, {tiles['inferred']} tiles{skipped}",
+        "time": f"{seconds['wall']:.1f} s, {report['megapixels_per_second']:.2f} MP/s",
+        "engine busy": f"{seconds['engine']:.1f} s; waited for {waits}",
+        "memory": f"peak {format_bytes(report['memory']['peak'])}, "
+        f"{format_bytes(max(0, report['memory']['peak'] - report['memory']['before']))} above the loaded engine",
+        "result": report["output"],
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _size(extent: list[int]) -> str:
+    return str(extent[0]) if len(set(extent)) == 1 else " x ".join(map(str, extent))

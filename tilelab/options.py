@@ -1,0 +1,56 @@
+"""What a user may ask of a run; everything has a default, and the model's own word stands where nothing is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tilelab.engines.overrides import SpecOverrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `tilelab.infer` and `tilelab.plan`.
+
+    Attributes:
+        engine, device, precision, batch, threads: see `tilelab.load_engine`.
+        model: what the user says of the model.
+        auto_tile: find the fastest tile that the model and `memory_bytes` allow.
+        level, channel: of an image that has several.
+        pixel_size_nm: of the image, when its file does not say or is wrong.
+        ignore_pixel_size: run although the image's pixel size is not the model's.
+        rescale: resample the image to the model's pixel size; the result has that pixel size too.
+        intensity_range: raw intensities that are black and white for a model trained on another dtype.
+        mask: image that is nonzero where the result is wanted.
+        symmetries: average over the 8 symmetries of the square (8 times the work).
+        labels: write class labels.
+        probabilities: classes that get a probability channel: names, or ``("all",)``, ``("none",)``; None means all but
+            the background.
+        logits: write the float32 logits too.
+        memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
+        lanes, spans: cut the work at least so finely.
+        restart: throw away what an earlier run left.
+    """
+
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    batch: int | None = None
+    threads: int | None = None
+    model: SpecOverrides = field(default_factory=SpecOverrides)
+    auto_tile: bool = False
+    level: int = 0
+    channel: int | None = None
+    pixel_size_nm: tuple[float, ...] | None = None
+    ignore_pixel_size: bool = False
+    rescale: bool = False
+    intensity_range: tuple[float, float] | None = None
+    mask: str | Path | None = None
+    symmetries: bool = False
+    labels: bool = True
+    probabilities: tuple[str, ...] | None = None
+    logits: bool = False
+    memory_bytes: int | None = None
+    lanes: int | None = None
+    spans: int | None = None
+    restart: bool = False
