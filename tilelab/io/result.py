@@ -13,7 +13,7 @@ import numpy as np
 
 from tilelab.errors import InputError
 from tilelab.geometry import Box
-from tilelab.io import _ngff
+from tilelab.io import _ome
 from tilelab.io._zarr_array import ShardedArray
 from tilelab.io.base import Array, Image
 from tilelab.io.layout import Layout
@@ -54,7 +54,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
     def arrays(self, root: Path, what: What) -> tuple[ShardedArray, ...]:
         """The arrays of one kind under `root`, finest level first; none when the result has none of it."""
         layout, skip = self.layout, 3 - len(self.axes)
-        folder = {"labels": root / "labels" / _ngff.LABEL, "probabilities": root, "logits": root / "logits"}[what]
+        folder = {"labels": root / "labels" / _ome.LABEL, "probabilities": root, "logits": root / "logits"}[what]
         channels = {"labels": int(self.labels), "probabilities": len(self.probabilities), "logits": self.logits}[what]
         lead, one = ((), ()) if what == "labels" else ((channels,), (1,))
         if not channels:

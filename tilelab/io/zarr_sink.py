@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from tilelab.errors import OutputError
 from tilelab.geometry import Box
-from tilelab.io import _ngff
+from tilelab.io import _ome
 from tilelab.io._levels import Cascade, Halve, make_level
 from tilelab.io._zarr_array import output_error, replace_file
 from tilelab.io.layout import Extent, Layout
@@ -180,27 +180,27 @@ class OmeZarrSink:
                 yield f"{array.path.relative_to(self.partial).as_posix()}/zarr.json", array.metadata()
 
         def scales(axes: str, method: str, prefix: str = "", levels: int = layout.levels) -> dict[str, Any]:
-            return _ngff.multiscale(
+            return _ome.multiscale(
                 layout, axes, info.pixel_size_nm, name=info.name, method=method, levels=levels, prefix=prefix
             )
 
         classes = info.classes
-        raw = [_ngff.channel(f"logit {i}", "#000000", -10.0, 10.0) for i in range(info.logits)]
+        raw = [_ome.channel(f"logit {i}", "#000000", -10.0, 10.0) for i in range(info.logits)]
         if info.logits:
-            yield "logits/zarr.json", _ngff.group({"ome": _ngff.image(scales("c" + info.axes, "none", levels=1), raw)})
+            yield "logits/zarr.json", _ome.group({"ome": _ome.image(scales("c" + info.axes, "none", levels=1), raw)})
         if info.labels:
-            yield "labels/zarr.json", _ngff.group({"ome": {"version": _ngff.VERSION, "labels": [_ngff.LABEL]}})
-            label = _ngff.label_image(scales(info.axes, "mode"), classes)
-            yield f"labels/{_ngff.LABEL}/zarr.json", _ngff.group({"ome": label})
+            yield "labels/zarr.json", _ome.group({"ome": {"version": _ome.VERSION, "labels": [_ome.LABEL]}})
+            label = _ome.label_image(scales(info.axes, "mode"), classes)
+            yield f"labels/{_ome.LABEL}/zarr.json", _ome.group({"ome": label})
         if info.probabilities:
-            channels = [_ngff.channel(classes[i].name, classes[i].color, 0, 255) for i in info.probabilities]
-            ome = _ngff.image(scales("c" + info.axes, "mean"), channels)
+            channels = [_ome.channel(classes[i].name, classes[i].color, 0, 255) for i in info.probabilities]
+            ome = _ome.image(scales("c" + info.axes, "mean"), channels)
         elif info.labels:
-            shown = [_ngff.channel("classes", "#ffffff", 0, max(1, len(classes) - 1))]
-            ome = _ngff.image(scales(info.axes, "mode", f"labels/{_ngff.LABEL}/"), shown)
+            shown = [_ome.channel("classes", "#ffffff", 0, max(1, len(classes) - 1))]
+            ome = _ome.image(scales(info.axes, "mode", f"labels/{_ome.LABEL}/"), shown)
         else:
-            ome = _ngff.image(scales("c" + info.axes, "none", "logits/", levels=1), raw)
-        yield "zarr.json", _ngff.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
+            ome = _ome.image(scales("c" + info.axes, "none", "logits/", levels=1), raw)
+        yield "zarr.json", _ome.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
 
 
 class ZarrUnitWriter:
