@@ -304,8 +304,8 @@ class Cuts:
     @classmethod
     def at_most(cls, size: int, extent: int, grain: int) -> Cuts:
         """Ranges of at most `extent` pixels (but at least one grain), as even as the grain allows."""
-        most = max(1, extent // grain)
         grains = -(-size // grain)
+        most = grains if extent >= size else max(1, extent // grain)
         pieces = -(-grains // most)
         return cls(size, -(-grains // pieces) * grain)
 

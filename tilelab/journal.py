@@ -1,7 +1,7 @@
 """What is finished of a job, so that a killed run goes on where it was: a lock, a fingerprint and a list of positions.
 
 It lives in ``OUT.partial/.tilelab``: ``job.json`` (the fingerprint and how the work was split), ``progress`` (one line
-per band of rows that is on disk) and ``lock``.  When the result is finished ``job.json`` stays, the others go.
+per band of rows that is on disk) and ``lock``; all of it goes when the result is finished.
 A line is written with one system call after its data: what a line claims, a SIGKILL cannot take back.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -33,15 +34,6 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     return found
 
 
-def read_job(result: Path) -> dict[str, Any] | None:
-    """The ``job.json`` of a result, finished or not; None when there is none or it is unreadable."""
-    try:
-        job: dict[str, Any] = json.loads((result / FOLDER / "job.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return job
-
-
 class Journal:
     """The journal of one unfinished result; at most one process holds it.
 
@@ -59,7 +51,7 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder / "lock", partial)
         self.positions: dict[int, int] = {}
-        known = read_job(partial)
+        known = _read(self.folder / "job.json")
         if known is None:
             self.split = dict(split)
             _write_atomically(self.folder / "job.json", {"fingerprint": fingerprint, "split": self.split})
@@ -108,10 +100,9 @@ class Journal:
         os.write(self._log, f"{unit} {position}\n".encode())
 
     @staticmethod
-    def tidy(result: Path) -> None:
-        """Drop from a finished result what only an unfinished one needs."""
-        for name in ("progress", "lock"):
-            (result / FOLDER / name).unlink(missing_ok=True)
+    def remove(result: Path) -> None:
+        """Remove the journal of a result that is finished."""
+        shutil.rmtree(result / FOLDER, ignore_errors=True)
 
     def close(self) -> None:
         """Give the lock back; the result stays resumable."""
@@ -120,6 +111,14 @@ class Journal:
             del self._log
         if not self._lock.closed:
             self._lock.close()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return document
 
 
 def _write_atomically(path: Path, document: object) -> None:

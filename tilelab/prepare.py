@@ -57,9 +57,12 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
         InputError: it cannot be read.
         ModelError: its pixel size differs from the model's by more than 10 %.
     """
-    from tilelab.io.open import open_image
+    if isinstance(image, Image):
+        opened = image
+    else:
+        from tilelab.io.open import open_image
 
-    opened = image if isinstance(image, Image) else open_image(image, level=options.level, channel=options.channel)
+        opened = open_image(image, level=options.level, channel=options.channel)
     notes = list(opened.warnings)
     spatial = opened.axes.replace("c", "")
     if options.pixel_size_nm is not None:

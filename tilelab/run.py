@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 from tilelab import __version__
 from tilelab.engines.base import Engine
-from tilelab.errors import Interrupted, OutputError
+from tilelab.errors import InputError, Interrupted, OutputError
 from tilelab.geometry import Cuts
+from tilelab.io.result import read_info
 from tilelab.io.zarr_sink import OmeZarrSink, partial_path
-from tilelab.journal import FOLDER, Fingerprint, Journal, differences, read_job
+from tilelab.journal import FOLDER, Fingerprint, Journal, differences
 from tilelab.memory import peak_memory, resident_memory
 from tilelab.options import Options
 from tilelab.plan import Plan
@@ -191,10 +192,10 @@ def finished(target: Path, work: Path, fingerprint: Fingerprint, restart: bool) 
     for path in {target, work}:
         if not path.exists():
             continue
-        job = read_job(path) if path.is_dir() else _job_of_file(path)
-        changed = None if job is None else differences(job["fingerprint"], fingerprint)
+        known = _known_fingerprint(path)
+        changed = None if known is None else differences(known, fingerprint)
         if changed == [] and not restart:
-            Journal.tidy(path)
+            Journal.remove(path)
             if path == target:
                 return True
             continue
@@ -203,7 +204,7 @@ def finished(target: Path, work: Path, fingerprint: Fingerprint, restart: bool) 
                 "was not made by tilelab" if changed is None else f"is the result of another job ({'; '.join(changed)})"
             )
             raise OutputError(f"{path} exists and {why}: choose another output with -o, or replace it with --restart")
-        if job is None and path.is_dir():
+        if known is None and path.is_dir():
             raise OutputError(f"{path} was not made by tilelab and is not removed: choose another output with -o")
     if restart:
         unfinished = partial_path(work)
@@ -249,7 +250,7 @@ def _sweep(
         if os.name == "nt":  # an open file keeps its folder from being renamed
             journal.close()
         sink.finalize()
-        Journal.tidy(work)
+        Journal.remove(work)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None
     finally:
@@ -288,8 +289,7 @@ def _sink(prepared: Prepared, plan: Plan, work: Path) -> OmeZarrSink:
         metadata={
             "tilelab": __version__,
             "model": spec.name or spec.architecture,
-            "engine": prepared.fingerprint["engine"],
-            "lattice": prepared.fingerprint["lattice"],
+            "fingerprint": prepared.fingerprint,
             "normalization": prepared.normalization,
         },
     )
@@ -297,26 +297,34 @@ def _sink(prepared: Prepared, plan: Plan, work: Path) -> OmeZarrSink:
 
 def _convert(work: Path, target: Path) -> None:
     """The finished OME-Zarr `work` as the file that was asked for."""
-    job = read_job(work) or {}
     if target.suffix == ".png":
         from tilelab.io.png_out import write_png
 
-        write_png(work, target, job)
+        write_png(work, target)
     else:
         from tilelab.io.tiff_out import write_tiff
 
-        write_tiff(work, target, job)
+        write_tiff(work, target)
     shutil.rmtree(work)
 
 
-def _job_of_file(path: Path) -> dict[str, Any] | None:
-    if path.suffix == ".png":
-        from tilelab.io.png_out import read_png_job
+def _known_fingerprint(path: Path) -> Fingerprint | None:
+    """The fingerprint in a finished result; None for anything else."""
+    try:
+        if path.is_dir():
+            metadata = read_info(path).metadata
+        elif path.suffix == ".png":
+            from tilelab.io.png_out import read_png_metadata
 
-        return read_png_job(path)
-    from tilelab.io.tiff_out import read_tiff_job
+            metadata = read_png_metadata(path)
+        else:
+            from tilelab.io.tiff_out import read_tiff_metadata
 
-    return read_tiff_job(path)
+            metadata = read_tiff_metadata(path)
+    except InputError:
+        return None
+    fingerprint: Fingerprint | None = metadata.get("fingerprint")
+    return fingerprint
 
 
 class _Clock:
