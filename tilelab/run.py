@@ -21,6 +21,7 @@ from tilelab.engines.base import Engine
 from tilelab.errors import InputError, Interrupted, OutputError
 from tilelab.geometry import Cuts
 from tilelab.io.result import read_info
+from tilelab.io.sink import Sink
 from tilelab.io.zarr_sink import OmeZarrSink, partial_path
 from tilelab.journal import FOLDER, Fingerprint, Journal, differences
 from tilelab.memory import peak_memory, resident_memory
@@ -221,7 +222,6 @@ def _sweep(
 ) -> Stalls:
     """All units into `work`, continuing where an earlier run stopped."""
     plan = prepared.plan
-    axis = plan.frame.sweep_axis
     unfinished = partial_path(work)
     try:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -238,13 +238,7 @@ def _sweep(
         if journal.resumed:
             note(f"continuing {target}: {done / plan.tiles:.0%} was finished by an earlier run")
         progress.start(plan, done)
-        stalls = Stalls()
-        for unit in plan.units:
-            start = journal.positions.get(unit.index, unit.box.start[axis])
-            if start < unit.box.stop[axis]:
-                record = partial(journal.record, unit.index)
-                writer = sink.writer(unit.box, start, axis)
-                stalls.add(Unit(prepared.job, prepared.engine, unit.box, start).run(writer, record, progress.advance))
+        stalls = sweep_units(prepared, plan, sink, journal, progress)
         if options.restart and work.exists():
             shutil.rmtree(work)
         if os.name == "nt":  # an open file keeps its folder from being renamed
@@ -256,6 +250,19 @@ def _sweep(
     finally:
         journal.close()
         progress.stop()
+    return stalls
+
+
+def sweep_units(prepared: Prepared, plan: Plan, sink: Sink, journal: Journal, progress: Progress) -> Stalls:
+    """Every unfinished unit, one after the other, in this process."""
+    axis = plan.frame.sweep_axis
+    stalls = Stalls()
+    for unit in plan.units:
+        start = journal.positions.get(unit.index, unit.box.start[axis])
+        if start < unit.box.stop[axis]:
+            record = partial(journal.record, unit.index)
+            writer = sink.writer(unit.box, start, axis)
+            stalls.add(Unit(prepared.job, prepared.engine, unit.box, start).run(writer, record, progress.advance))
     return stalls
 
 
