@@ -10,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import numba
 import numpy as np
 
 from tilelab.kernels.reference import SIGMOID, SOFTMAX, Array, Float32, Index, UInt8
+from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
 __all__ = ["SIGMOID", "SOFTMAX", "Threads", "all_finite", "blend", "cut", "finish", "is_constant"]
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
-_ZERO, _HALF, _ONE, _TWO, _BYTE = (np.float32(v) for v in (0, 0.5, 1, 2, 255))
-_LOWEST = np.float32(-24)
-_SIXTY_FOURTH = np.float32(1 / 64)
-_C2, _C3, _C4, _C5 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24), np.float32(1 / 120)
+_exp_negative = _jit(exp_negative)
 
 
 class Threads:
@@ -47,24 +44,6 @@ class Threads:
         """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown()
-
-
-@_jit
-def _exp_negative(x: Any) -> Any:
-    """exp(x) for x <= 0 in float32, to 5e-7: the Taylor polynomial of exp(x/64) - 1, squared six times.
-
-    Nothing but products and sums, so it vectorises and gives the same bytes on every machine, which libm's does not.
-    Carrying exp - 1 rather than exp keeps the rounding of the first steps from being doubled by each squaring.
-    """
-    x = max(x, _LOWEST) * _SIXTY_FOURTH
-    e = x * (_ONE + x * (_C2 + x * (_C3 + x * (_C4 + x * _C5))))
-    e *= _TWO + e
-    e *= _TWO + e
-    e *= _TWO + e
-    e *= _TWO + e
-    e *= _TWO + e
-    e *= _TWO + e
-    return max(e + _ONE, _ZERO)
 
 
 @_jit
@@ -158,7 +137,7 @@ def _finish(canvas, row, first, last, activation, labels, probabilities, channel
             else:
                 offset = 1
                 for x in range(width):
-                    best[x] = _ZERO
+                    best[x] = ZERO
                     label[x] = 0
             for k in range(1 - offset, classes):
                 line = canvas[k, slot, a]
@@ -170,42 +149,42 @@ def _finish(canvas, row, first, last, activation, labels, probabilities, channel
             if channels.size > 0:
                 if activation == SOFTMAX:
                     for x in range(width):
-                        total[x] = _ZERO
+                        total[x] = ZERO
                     for k in range(classes):
                         line = canvas[k, slot, a]
                         for x in range(width):
                             line[x] = _exp_negative(line[x] - best[x])
                             total[x] += line[x]
                     for x in range(width):
-                        total[x] = _BYTE / total[x]
+                        total[x] = BYTE / total[x]
                     for c in range(channels.size):
                         line = canvas[channels[c], slot, a]
                         out = probabilities[c, i, a]
                         for x in range(width):
-                            out[x] = np.uint8(np.int32(line[x] * total[x] + _HALF))
+                            out[x] = np.uint8(np.int32(line[x] * total[x] + HALF))
                 else:
                     for x in range(width):
-                        total[x] = _ZERO
+                        total[x] = ZERO
                     for k in range(classes):
                         line = canvas[k, slot, a]
                         for x in range(width):
                             e = _exp_negative(-abs(line[x]))
-                            p = _ONE / (_ONE + e)
-                            line[x] = p if line[x] >= _ZERO else e * p
+                            p = ONE / (ONE + e)
+                            line[x] = p if line[x] >= ZERO else e * p
                             total[x] = max(total[x], line[x])
                     for c in range(channels.size):
                         out = probabilities[c, i, a]
                         if channels[c] == 0:
                             for x in range(width):
-                                out[x] = np.uint8(np.int32((_ONE - total[x]) * _BYTE + _HALF))
+                                out[x] = np.uint8(np.int32((ONE - total[x]) * BYTE + HALF))
                         else:
                             line = canvas[channels[c] - 1, slot, a]
                             for x in range(width):
-                                out[x] = np.uint8(np.int32(line[x] * _BYTE + _HALF))
+                                out[x] = np.uint8(np.int32(line[x] * BYTE + HALF))
             for k in range(classes):
                 line = canvas[k, slot, a]
                 for x in range(width):
-                    line[x] = _ZERO
+                    line[x] = ZERO
 
 
 def finish(
@@ -250,10 +229,10 @@ def is_constant(band: Array, rows: Index, cross: Index, cols: Index) -> bool:
 @_jit
 def _all_finite(values):  # type: ignore[no-untyped-def]
     # x - x is 0 for a finite x and NaN for any other
-    bad = _ZERO
+    bad = ZERO
     for x in range(values.size):
         bad += values[x] - values[x]
-    return bad == _ZERO
+    return bad == ZERO
 
 
 def all_finite(values: Array) -> bool:

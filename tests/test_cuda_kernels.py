@@ -1,0 +1,349 @@
+"""The CUDA kernels do what the NumPy ones do.
+
+Without a GPU they run in Numba's simulator, which must be chosen before Numba is imported: `test_simulator` runs this
+file again in a process of its own.  What the simulator cannot tell (types, registers, spilling) is seen by compiling
+for every architecture, which needs no GPU either.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilelab.geometry import AxisTiling
+from tilelab.kernels import reference
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
+
+pytest.importorskip("numba.cuda")
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+EXAMPLES = 20 if SIMULATED else 60
+ARCHITECTURES = [(7, 5), (8, 0), (9, 0), (12, 0)]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def test_simulator():
+    if SIMULATED:
+        pytest.skip("this is the simulator")
+    pytest.importorskip("numba_cuda")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "equal or order", str(Path(__file__))],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout
+    assert "passed" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """`tilelab.kernels.cuda` and `device` on a real GPU or in the simulator."""
+    from tilelab.errors import EngineError
+    from tilelab.kernels import cuda, device
+
+    try:
+        device.select(0)
+    except EngineError as error:
+        pytest.skip(f"{error} (test_simulator runs these without a GPU)")
+    return SimpleNamespace(cuda=cuda, put=device.cuda.to_device, device=device)
+
+
+def small(draw_block):
+    """Blocks so small that small data crosses their edges."""
+    return draw_block if SIMULATED else (32, 4)
+
+
+blocks = st.sampled_from([(4, 2), (2, 1), (8, 3)])
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    seed=seeds,
+    dtype=st.sampled_from([np.uint8, np.uint16, np.float32]),
+    out=st.sampled_from([np.float32, np.float16]),
+    channels=st.integers(1, 3),
+    repeat=st.booleans(),
+    tile=st.tuples(*[st.integers(1, 17), st.integers(1, 3), st.integers(1, 21)]),
+    size=st.tuples(*[st.integers(1, 20), st.integers(1, 5), st.integers(1, 40)]),
+    block=blocks,
+)
+def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, tile, size, block):
+    rng = np.random.default_rng(seed)
+    image = (rng.random((1 if repeat else channels, *size)) * 200).astype(dtype)
+    axes = [AxisTiling(n, t, 0) for n, t in zip(size, tile, strict=True)]
+    count = 3
+    tiles = [[int(rng.integers(len(axis))) for axis in axes] for _ in range(count)]
+    placement = np.zeros((count + 1, 6), np.int32)
+    placement[1:, :3] = [[axis.position(j) for axis, j in zip(axes, at, strict=True)] for at in tiles]
+    # a window on the cross axes, and a ring just large enough for the rows that are looked at
+    index = [[axis.indices(j) for axis, j in zip(axes, at, strict=True)] for at in tiles]
+    low = [min(int(i[a].min()) for i in index) for a in range(3)]
+    high = [max(int(i[a].max()) for i in index) + 1 for a in range(3)]
+    rows = np.arange(low[0], high[0])
+    band = np.zeros((image.shape[0], len(rows), high[1] - low[1], high[2] - low[2]), dtype)
+    band[:, rows % len(rows)] = image[:, rows, low[1] : high[1], low[2] : high[2]]
+    mean, gain = rng.random((2, channels)).astype(np.float32)
+    got = gpu.put(np.full((count, channels, *tile), np.nan, out))
+    gpu.cuda.cut(
+        gpu.put(band),
+        (low[1], low[2]),
+        size,
+        gpu.put(placement),
+        1,
+        count,
+        gpu.put(mean),
+        gpu.put(gain),
+        got,
+        block=small(block),
+    )
+    for t in range(count):
+        expected = np.empty((channels, *tile), np.float32)
+        reference.cut(image, *index[t], mean, gain, expected)
+        np.testing.assert_array_equal(got.copy_to_host()[t], expected.astype(out))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    seed=seeds,
+    classes=st.sampled_from([1, 2, 3, 19]),
+    dtype=st.sampled_from([np.float32, np.float16]),
+    tile=st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9)),
+    canvas=st.tuples(st.integers(9, 12), st.integers(1, 4), st.integers(1, 12)),
+    start=st.integers(0, 40),
+    count=st.integers(1, 5),
+    block=blocks,
+    data=st.data(),
+)
+def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, tile, canvas, start, count, block, data):
+    rng = np.random.default_rng(seed)
+    origin = (100, 200)
+    begin = data.draw(st.integers(start, start + canvas[0]))
+    end = data.draw(st.integers(begin, start + canvas[0]))
+    placement = np.zeros((count + 2, 6), np.int32)
+    placement[:, 0] = rng.integers(start - 3, start + 6, count + 2)
+    placement[:, 1] = origin[0] + rng.integers(-2, 4, count + 2)
+    placement[:, 2] = origin[1] + rng.integers(-8, 12, count + 2)
+    placement[:, 3:] = rng.integers(0, 2, (count + 2, 3))
+    shares = [rng.random((2, t)).astype(np.float32) for t in tile]
+    logits = rng.normal(size=(count + 1, classes, *tile)).astype(dtype)
+    logits[count:] = np.nan  # a padded tile of the batch, never looked at
+    before = rng.normal(size=(classes, *canvas)).astype(np.float32)
+    expected = before.copy()
+    for (s, a, x, i, j, k), values in zip(placement[2:].tolist(), logits, strict=False):
+        rows = max(0, begin - s), min(tile[0], end - s)
+        place = (s, *rows, a - origin[0], x - origin[1])
+        reference.blend(expected, values.astype(np.float32), shares[0][i], shares[1][j], shares[2][k], *place)
+    got = gpu.put(before)
+    arguments = (gpu.put(logits), gpu.put(placement), 2, count, tuple(map(gpu.put, shares)), origin, begin, end)
+    gpu.cuda.blend(got, *arguments, block=small(block))
+    np.testing.assert_array_equal(got.copy_to_host(), expected)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    seed=seeds,
+    classes=st.sampled_from([1, 2, 3, 19]),
+    activation=st.sampled_from([SOFTMAX, SIGMOID]),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 21)),
+    row=st.integers(0, 20),
+    scale=st.sampled_from([0.1, 3.0, 40.0]),
+    want_logits=st.booleans(),
+    want_probabilities=st.booleans(),
+    block=blocks,
+)
+def test_finish_is_equal_to_the_reference(
+    gpu, seed, classes, activation, size, row, scale, want_logits, want_probabilities, block
+):
+    rng = np.random.default_rng(seed)
+    n, height, width = size
+    canvas = (rng.normal(size=(classes, n + 2, height, width)) * scale).astype(np.float32)
+    canvas[:, :, :, ::5] = 0  # ties
+    channels = np.arange(classes + activation)[::-1].copy() if want_probabilities else np.empty(0, np.int64)
+    labels = np.full(size, 77, np.uint8)
+    probabilities = np.full((len(channels), *size), 77, np.uint8)
+    logits = np.full((classes if want_logits else 0, *size), 77, np.float32)
+    flag = np.zeros(1, np.int32)
+    got = [gpu.put(a) for a in (canvas, labels, probabilities, logits, flag)]
+    gpu.cuda.finish(
+        got[0],
+        row,
+        activation,
+        got[1],
+        got[2],
+        gpu.put(channels.astype(np.int32)),
+        got[3],
+        got[4],
+        block=small(block),
+    )
+    reference.finish(canvas, row, activation, labels, probabilities, channels, logits)
+    work, labels_got, probabilities_got, logits_got, flag_got = (a.copy_to_host() for a in got)
+    np.testing.assert_array_equal(labels_got, labels)
+    np.testing.assert_array_equal(work, canvas)
+    np.testing.assert_array_equal(logits_got, logits)
+    assert flag_got[0] == 0
+    if probabilities.size:
+        assert np.abs(probabilities_got.astype(int) - probabilities).max() <= 1
+        assert (probabilities_got != probabilities).mean() <= 0.02 or probabilities.size < 100
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")  # inf - inf in the simulator
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_raise_the_flag_equal_in_any_class(gpu, bad):
+    for k in range(2):
+        canvas = np.zeros((2, 3, 1, 7), np.float32)
+        canvas[k, 1, 0, 6] = bad
+        flag, work = gpu.put(np.zeros(1, np.int32)), gpu.put(canvas)
+        nothing = gpu.put(np.zeros((0, 2, 1, 7), np.uint8)), gpu.put(np.zeros(0, np.int32))
+        labels, logits = gpu.put(np.zeros((2, 1, 7), np.uint8)), gpu.put(np.zeros((0, 2, 1, 7), np.float32))
+        gpu.cuda.finish(work, 1, SOFTMAX, labels, *nothing, logits, flag, block=small((4, 1)))
+        assert flag.copy_to_host()[0] == 1
+        assert not work.copy_to_host().any()
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turns", range(4))
+def test_turn_is_equal_to_numpy_and_back_undoes_it(gpu, turns, mirror):
+    rng = np.random.default_rng(turns)
+    planes = rng.normal(size=(3, 5, 5)).astype(np.float32)
+    expected = np.rot90(planes[..., ::-1] if mirror else planes, turns, axes=(-2, -1))
+    target = gpu.put(np.zeros_like(planes))
+    gpu.cuda.turn(gpu.put(planes), target, turns, mirror, block=small((2, 2)))
+    np.testing.assert_array_equal(target.copy_to_host(), expected)
+    back = gpu.put(np.ones_like(planes))
+    gpu.cuda.turn(target, back, turns, mirror, back=True, add=True, block=small((2, 2)))
+    np.testing.assert_array_equal(back.copy_to_host(), planes + 1)
+
+
+def test_clear_leaves_every_element_equal_to_zero(gpu):
+    array = gpu.put(np.ones((3, 5, 7), np.float32))
+    gpu.device.clear(array, gpu.device.stream())
+    assert not array.copy_to_host().any()
+
+
+def test_sums_keep_the_order_of_the_tiles(gpu):
+    """Three tiles over one pixel whose float32 sum depends on the order."""
+    logits = np.array([1e8, 1, -1e8], np.float32).reshape(3, 1, 1, 1, 1)
+    results = set()
+    for order in ([0, 1, 2], [0, 2, 1]):
+        canvas = gpu.put(np.zeros((1, 1, 1, 1), np.float32))
+        one = gpu.put(np.ones((1, 1), np.float32))
+        placement = gpu.put(np.zeros((3, 6), np.int32))
+        gpu.cuda.blend(canvas, gpu.put(logits[order]), placement, 0, 3, (one, one, one), (0, 0), 0, 1, block=(2, 1))
+        results.add(float(canvas.copy_to_host().item()))
+    assert results == {0.0, 1.0}
+
+
+class Recorder:
+    """Stands in for a kernel: keeps what it was launched with."""
+
+    args = ()
+
+    def __getitem__(self, configuration):
+        return self
+
+    def __call__(self, *args):
+        self.args = args
+
+
+def launches(monkeypatch):
+    """Each kernel with the arguments that our own launch gives it, as numpy arrays."""
+    from tilelab.kernels import cuda
+
+    recorder = Recorder()
+
+    def f32(*shape):
+        return np.zeros(shape, np.float32)
+
+    def u8(*shape):
+        return np.zeros(shape, np.uint8)
+
+    def i32(*shape):
+        return np.zeros(shape, np.int32)
+
+    found = []
+    real = cuda._cut
+    monkeypatch.setattr(cuda, "_cut", recorder)
+    for raw, out in ((np.uint8, np.float16), (np.uint8, np.float32), (np.uint16, np.float32), (np.float32, np.float32)):
+        band = np.zeros((1, 8, 1, 8), raw)
+        cuda.cut(band, (0, 0), (8, 1, 8), i32(4, 6), 0, 2, f32(1), f32(1), np.zeros((2, 1, 4, 1, 4), out))
+        found.append((f"cut {np.dtype(raw)} {np.dtype(out)}", real, recorder.args))
+    blend_kernel, finish_kernel = cuda._blend_kernel, cuda._finish_kernel
+    monkeypatch.setattr(cuda, "_blend_kernel", lambda classes: recorder)
+    monkeypatch.setattr(cuda, "_finish_kernel", lambda *wanted: recorder)
+    for classes in (1, 2, 3, 19):
+        canvas = f32(classes, 8, 1, 8)
+        for dtype in (np.float32, np.float16):
+            logits = np.zeros((2, classes, 4, 1, 4), dtype)
+            cuda.blend(canvas, logits, i32(4, 6), 0, 2, (f32(1, 4), f32(1, 1), f32(1, 4)), (0, 0), 0, 4)
+            found.append((f"blend {classes} {np.dtype(dtype)}", blend_kernel(classes), recorder.args))
+        for activation in (SOFTMAX, SIGMOID) if classes in (2, 19) else ():
+            for p in (0, 1):
+                arrays = (u8(4, 1, 8), u8(p, 4, 1, 8), i32(p), f32(p, 4, 1, 8), i32(1))
+                cuda.finish(canvas, 0, activation, *arrays)
+                wanted = (classes, activation, bool(p), bool(p))
+                found.append((f"finish {wanted}", finish_kernel(*wanted), recorder.args))
+    real_turn = cuda._turn
+    monkeypatch.setattr(cuda, "_turn", recorder)
+    cuda.turn(f32(2, 4, 4), f32(2, 4, 4), 1, True)
+    found.append(("turn", real_turn, recorder.args))
+    return found
+
+
+def resources(ptx: str, architecture: str) -> dict[str, int]:
+    """Registers and local memory as the linker reports them; it needs no GPU."""
+    linker = pytest.importorskip("cuda.bindings.nvjitlink")
+    options = [f"-arch={architecture}", "-verbose"]
+    handle = linker.create(len(options), options)
+    try:
+        data = ptx.encode() + b"\0"
+        linker.add_data(handle, linker.InputType.PTX, data, len(data), "kernel")
+        linker.complete(handle)
+        log = bytearray(linker.get_info_log_size(handle))
+        linker.get_info_log(handle, log)
+    finally:
+        linker.destroy(handle)
+    text = log.decode()
+    found = re.search(r"used (\d+) registers.* (\d+) stack.* (\d+) bytes lmem", text)
+    assert found, text
+    return dict(zip(("registers", "stack", "local"), map(int, found.groups()), strict=True))
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator does not compile")
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def test_kernels_compile_without_local_memory_or_many_registers(cc, monkeypatch):
+    """To PTX and on to machine code for every architecture, as launched: nothing spills."""
+    pytest.importorskip("numba_cuda")
+    import numba.cuda.dispatcher
+    from numba import typeof, types
+
+    from tilelab.kernels.device import cuda
+
+    # the only thing Numba asks a GPU for when a kernel calls another function
+    device = SimpleNamespace(compute_capability=cc)
+    monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: device)
+    for number, (name, kernel, args) in enumerate(launches(monkeypatch)):
+        # every variant for one architecture, a few for the others
+        if cc != (9, 0) and number % 4 != 1:
+            continue
+        signature = types.void(*map(typeof, args))
+        ptx, _ = cuda.compile(kernel.py_func, signature, device=False, abi="numba", cc=cc, output="ptx")
+        assert f".target sm_{cc[0]}{cc[1]}" in ptx, name
+        assert ".local" not in ptx, name
+        assert not re.search(r"\b(atom|red)\.", ptx), name
+        used = resources(ptx, f"sm_{cc[0]}{cc[1]}")
+        assert used["local"] == used["stack"] == 0, (name, used)
+        assert used["registers"] <= 80, (name, used)  # six blocks of 128 threads on every multiprocessor
+        if name.startswith("blend"):
+            assert "fma.rn.f32" not in ptx, "the CPU rounds the product before the sum"

@@ -1,0 +1,164 @@
+"""An NVIDIA GPU as the rest of tilelab sees it: arrays, pinned buffers, streams, events. The one import of numba.cuda.
+
+With ``NUMBA_ENABLE_CUDASIM=1`` in the environment everything runs in Numba's simulator, slowly and without a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilelab.errors import EngineError
+
+try:
+    from numba import cuda
+    from numba.core.config import ENABLE_CUDASIM as SIMULATED
+    from numba.cuda import libdevice
+except ImportError as error:
+    raise EngineError(
+        f"the GPU path needs numba-cuda, which does not load ({error}): pip install 'tilelab[gpu]'"
+    ) from error
+
+DeviceArray = Any  # numba's, or any object with __cuda_array_interface__
+Stream = Any
+Event = Any
+Array = npt.NDArray[Any]
+
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+__all__ = ["SIMULATED", "DeviceArray", "DeviceInfo", "Event", "Stream", "cuda", "libdevice", "select"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One GPU: `capability` is (major, minor), sizes are in bytes, `driver` the CUDA version the driver supports."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    free_bytes: int
+    total_bytes: int
+    driver: str
+
+
+def select(index: int) -> DeviceInfo:
+    """Make GPU `index` the calling thread's; every thread that uses a GPU does so first.
+
+    Raises:
+        EngineError: no driver, no GPU, or fewer than `index` + 1.
+    """
+    if not cuda.is_available():
+        reason = getattr(cuda, "cuda_error", lambda: None)()
+        raise EngineError(
+            f"no NVIDIA GPU is usable here ({reason or 'no driver or no device found'}): use --device cpu"
+        )
+    count = len(cuda.gpus)
+    if index >= count:
+        raise EngineError(f"GPU cuda:{index} was asked for, but there are {count}: cuda:0 to cuda:{count - 1}")
+    cuda.select_device(index)
+    if SIMULATED:
+        return DeviceInfo(index, "simulator", (5, 2), 1 << 40, 1 << 40, "simulator")
+    device = cuda.get_current_device()
+    free, total = cuda.current_context().get_memory_info()
+    name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
+    version = cuda.cudadrv.driver.driver.get_version()
+    driver = ".".join(map(str, version)) if isinstance(version, tuple) else str(version)
+    return DeviceInfo(index, name, tuple(device.compute_capability), int(free), int(total), driver)
+
+
+def parse_index(device: str) -> int:
+    """The number in ``cuda`` or ``cuda:3``; raises `EngineError` for anything else."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdigit() or device == "cuda"):
+        raise EngineError(f"device {device!r} is not a GPU: use cuda or cuda:N")
+    return int(number or 0)
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
+    """An uninitialised array on the calling thread's GPU; raises `EngineError` when it does not fit."""
+    with memory_errors(math.prod(shape) * np.dtype(dtype).itemsize):
+        return cuda.device_array(shape, dtype)
+
+
+def pinned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An uninitialised host array that the GPU can copy from and to while the CPU works on."""
+    with memory_errors(math.prod(shape) * np.dtype(dtype).itemsize):
+        array: Array = cuda.pinned_array(shape, dtype)
+    return array
+
+
+def upload(host: Array, device: DeviceArray, stream: Stream) -> None:
+    """Copy a contiguous host array to a contiguous device array of its shape and dtype, in the stream's order."""
+    device.copy_to_device(host, stream=stream)
+
+
+def download(device: DeviceArray, host: Array, stream: Stream) -> None:
+    """Copy a contiguous device array to a contiguous host array of its shape and dtype, in the stream's order."""
+    device.copy_to_host(host, stream=stream)
+
+
+def stream() -> Stream:
+    """A new stream: what is put on it runs in order, at the same time as other streams."""
+    return cuda.stream()
+
+
+def stream_handle(value: Stream) -> int:
+    """The ``cudaStream_t`` of a stream, for other libraries."""
+    return 0 if SIMULATED else int(value)
+
+
+def wrap_stream(handle: int) -> Stream:
+    """Another library's ``cudaStream_t`` as a stream."""
+    return cuda.stream() if SIMULATED else cuda.external_stream(handle)
+
+
+def event() -> Event:
+    """A marker to record in one stream, and to wait for in another or on the host; it takes no times."""
+    return cuda.event(timing=False) if not SIMULATED else cuda.event()
+
+
+def wrap(array: Any) -> DeviceArray:
+    """Any object with ``__cuda_array_interface__`` as a device array, without a copy and without waiting."""
+    return array if SIMULATED else cuda.as_cuda_array(array, sync=False)
+
+
+def pointer(array: DeviceArray) -> int:
+    """Address of the first element of a device array."""
+    if SIMULATED:
+        return int(array._ary.ctypes.data)
+    return int(array.__cuda_array_interface__["data"][0])
+
+
+def clear(array: DeviceArray, value_stream: Stream) -> None:
+    """Set every element to zero, in the stream's order."""
+    flat = array.reshape(math.prod(array.shape))
+    _fill_zero[max(1, min(1024, -(-flat.shape[0] // 256))), 256 if not SIMULATED else 8, value_stream](flat)
+
+
+@cuda.jit
+def _fill_zero(flat):  # type: ignore[no-untyped-def]
+    for i in range(cuda.grid(1), flat.shape[0], cuda.gridsize(1)):
+        flat[i] = 0
+
+
+@contextmanager
+def memory_errors(need_bytes: int, what: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turn the driver's out-of-memory into an `EngineError` that names the numbers and what to lower."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        if getattr(error, "code", None) != _OUT_OF_MEMORY and "OUT_OF_MEMORY" not in str(error):
+            raise
+        free, total = cuda.current_context().get_memory_info()
+        raise EngineError(
+            f"GPU out of memory: {need_bytes / 2**30:.2f} GiB more were needed, {free / 2**30:.2f} of "
+            f"{total / 2**30:.2f} GiB are free{what()}: lower --batch, --lane-width or --tile"
+        ) from error
