@@ -1,0 +1,198 @@
+"""Open any image: `open_image` for its pixels, `describe` for what there is to know about it.
+
+What a path is, is decided by its first bytes, not by its name:
+
+    file      TIFF, BigTIFF, OME-TIFF; PNG; JPEG; .npy
+    folder    Zarr 2 and 3, OME-Zarr; a folder of such files, one slice each
+
+and in Python any array with ``shape``, ``dtype`` and slicing (NumPy, Dask, Zarr, xarray, h5py, ...).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tilelab.errors import InputError
+from tilelab.io._files import ReadOnlyFile
+from tilelab.io._source import Source
+from tilelab.io._view import SourceImage
+from tilelab.io.base import Image
+
+KNOWN_FORMATS = "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, PNG, JPEG, .npy, or a folder of slices"
+
+_TIFF_VERSIONS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def open_image(
+    uri: Any,
+    *,
+    level: int = 0,
+    channel: int | None = None,
+    timepoint: int | None = None,
+    axes: str | None = None,
+    pixel_size_nm: float | Sequence[float] | None = None,
+) -> Image:
+    """Open an image lazily; nothing is decoded until a region is read.
+
+    Args:
+        uri: path of a file or folder (also ``file://``), or an array.
+        level: resolution level, 0 is the finest.
+        channel: which channel of several; for colours, the sample to take as it is instead of making it grey.
+        timepoint: which of several time points.
+        axes: what the stored axes mean, one letter each of ``t c z y x s`` (s: colour), where that is not stated.
+        pixel_size_nm: nanometres per pixel, instead of what is stated; one value, or one per spatial axis.
+
+    Raises:
+        InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel or
+            time point.
+    """
+    if not isinstance(uri, str | os.PathLike):
+        from tilelab.io._array import ArraySource
+
+        source: Source = ArraySource(uri, level)
+    else:
+        path = _local_path(uri)
+        reader = _find_reader(path)
+        if reader is None:
+            from tilelab.io._slices import SliceStack
+
+            if axes is not None:
+                raise InputError(f"axes {axes!r} were given for {path}, a folder of slices: those are zyx")
+
+            def open_slice(file: str) -> Image:
+                return open_image(file, level=level, channel=channel, timepoint=timepoint)
+
+            return SliceStack(path, open_slice, pixel_size_nm)
+        source = reader(path, level)
+    try:
+        return SourceImage(
+            source, level=level, channel=channel, timepoint=timepoint, axes=axes, pixel_size_nm=pixel_size_nm
+        )
+    except InputError:
+        source.close()
+        raise
+
+
+def describe(uri: Any) -> dict[str, Any]:
+    """What there is to know about an image or a result, for `tilelab info`; reads no pixels.
+
+    Returns:
+        A dictionary that JSON can hold: ``uri``, ``format``, ``axes`` and ``shape`` as stored, ``dtype`` as stored,
+        ``chunks``, ``levels`` (one shape each), ``pixel_size_nm`` by axis letter, ``bytes`` on disk of a file,
+        ``warnings``; ``image`` with axes, shape and dtype as `open_image` gives them, or ``error`` with the reason why
+        it needs to be told more (a time point, say); and, where they apply, ``compression``, ``layout``, ``shards``,
+        ``images``, ``slices``, ``labels``, ``label``, ``name``, ``tilelab``.
+
+    Raises:
+        InputError: as `open_image`.
+    """
+    if isinstance(uri, str | os.PathLike):
+        path = _local_path(uri)
+        reader = _find_reader(path)
+        if reader is None:
+            return _describe_slices(path)
+        source = reader(path, 0)
+    else:
+        from tilelab.io._array import ArraySource
+
+        source = ArraySource(uri)
+    try:
+        facts: dict[str, Any] = {
+            "uri": source.uri,
+            "format": source.format,
+            "axes": source.axes,
+            "shape": list(source.shape),
+            "dtype": str(source.dtype),
+            "chunks": list(source.chunks),
+            "levels": [list(shape) for shape in source.levels],
+            "pixel_size_nm": dict(source.scale_nm) or None,
+            "bytes": Path(source.uri).stat().st_size if Path(source.uri).is_file() else None,
+            **{key: list(v) if isinstance(v, tuple) else v for key, v in source.details.items() if v is not None},
+        }
+        try:
+            image = SourceImage(source)
+        except InputError as error:
+            return facts | {"warnings": list(source.warnings), "error": str(error)}
+        return facts | _image_facts(image)
+    finally:
+        source.close()
+
+
+def _describe_slices(path: str) -> dict[str, Any]:
+    from tilelab.io._slices import SliceStack
+
+    stack = SliceStack(path, open_image)
+    try:
+        first = describe(stack.files[0])
+        size = stack.pixel_size_nm
+        return {
+            "uri": path,
+            "format": f"folder of {first['format']} slices",
+            "axes": stack.axes,
+            "shape": list(stack.shape),
+            "dtype": first["dtype"],
+            "chunks": list(stack.chunks),
+            "levels": [list(stack.shape)],
+            "pixel_size_nm": None if size is None else dict(zip("zyx", size, strict=True)),
+            "bytes": sum(Path(file).stat().st_size for file in stack.files),
+            "slices": len(stack.files),
+            **_image_facts(stack),
+        }
+    finally:
+        stack.close()
+
+
+def _image_facts(image: Image) -> dict[str, Any]:
+    seen = {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
+    return {"warnings": list(image.warnings), "image": seen}
+
+
+def _local_path(uri: str | os.PathLike[str]) -> str:
+    """The path that `uri` means."""
+    path = os.fspath(uri)
+    if "://" not in path:
+        return path
+    parts = urlsplit(path)
+    if parts.scheme != "file":
+        raise InputError(f"{path} is remote: images are read from local files and folders, copy it first")
+    return unquote(parts.path)
+
+
+def _find_reader(path: str) -> Callable[[str, int], Source] | None:
+    """The reader for what `path` is; None for a folder of slices.
+
+    Raises:
+        InputError: it does not exist, is empty, or of no known format.
+    """
+    if not path:
+        raise InputError("no image was given: the path is empty")
+    if Path(path).is_dir():
+        from tilelab.io._zarr import ZarrSource, is_zarr
+
+        return ZarrSource if is_zarr(Path(path)) else None
+    file = ReadOnlyFile(path)
+    try:
+        if file.size == 0:
+            raise InputError(f"{path} is empty (0 bytes)")
+        head = file.read(0, min(16, file.size))
+    finally:
+        file.close()
+    if head[:4] in _TIFF_VERSIONS:
+        from tilelab.io._tiff import TiffSource
+
+        return TiffSource
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        from tilelab.io._raster import RasterSource
+
+        return RasterSource
+    if head.startswith(b"\x93NUMPY"):
+        from tilelab.io._npy import NpySource
+
+        return NpySource
+    if Path(path).name in ("zarr.json", ".zarray", ".zgroup", ".zattrs"):
+        raise InputError(f"{path} is a part of {Path(path).parent}: give that folder")
+    raise InputError(f"{path} is of an unknown format: known are {KNOWN_FORMATS}")
