@@ -9,7 +9,7 @@ import numpy as np
 from tilelab.engines.base import Engine, Float32
 from tilelab.engines.model_file import ModelFile, Port
 from tilelab.errors import ModelError
-from tilelab.spec import ModelSpec, Precision
+from tilelab.spec import Activation, ModelSpec, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ class LoadRequest:
     warnings: tuple[str, ...] = ()
 
     @property
+    def activated(self) -> Activation | None:
+        """The activation that the network ends in and that the engine must undo."""
+        return activation_inside(self.file, self.target)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one batch."""
         return (self.batch, self.spec.channels, *self.tile)
@@ -72,11 +77,10 @@ class LoadRequest:
         return (self.batch, self.spec.outputs, *self.tile)
 
 
-def first_line(error: BaseException) -> str:
-    """The one line of a library's message that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '", "While validating"))]
-    return (told or lines or [""])[0][:300] or type(error).__name__
+def explain(error: BaseException) -> str:
+    """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]
 
 
 def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:
@@ -91,6 +95,28 @@ def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:
     elif len(shape) == len(want) and shape[1] != want[1]:
         hint = ": check --classes and --activation"
     raise ModelError(f"{request.file.path} gives {given} for a batch, not {wanted} (batch, outputs, pixels){hint}")
+
+
+def activation_inside(file: ModelFile, output: Port) -> Activation | None:
+    """The activation that the network itself ends in, if it does; its outputs are then probabilities, not logits."""
+    last = file.last_operators.get(output.name, "").lower()
+    return "softmax" if last == "softmax" else "sigmoid" if last == "sigmoid" else None
+
+
+def undo_activation(out: Float32, activation: Activation) -> None:
+    """Turn probabilities into logits in place, so that they can be blended and activated like any other.
+
+    For softmax that is the logarithm: it differs from the logits by one number per pixel, which softmax and argmax do
+    not see.  Probabilities that were rounded to 0 or 1 give the nearest finite logit.
+    """
+    if activation == "softmax":
+        np.maximum(out, np.finfo(np.float32).tiny, out=out)
+        np.log(out, out=out)
+    else:
+        np.clip(out, np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg, out=out)
+        rest = 1 - out
+        np.divide(out, rest, out=out)
+        np.log(out, out=out)
 
 
 def try_out(engine: Engine, path: object) -> None:

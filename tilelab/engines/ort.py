@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.engines.base import Float32
-from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, first_line
+from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, explain, undo_activation
 from tilelab.engines.machine import cpu_features
 from tilelab.errors import EngineError, ModelError
 
@@ -17,14 +18,23 @@ _FATAL = 4  # the only severity still logged: everything else reaches the user a
 _DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
 
 
+def import_onnxruntime() -> Any:
+    """The library, imported without its telemetry: since 1.29 that reports to Microsoft unless told not to before."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()  # on Windows
+    onnxruntime.set_default_logger_severity(_FATAL)
+    return onnxruntime
+
+
 @lru_cache(maxsize=1)
 def probe() -> Availability:
     """What ONNX Runtime can do here."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
-        return Availability("", f"onnxruntime cannot be imported ({first_line(error)}): pip install tilelab[cpu]")
-    onnxruntime.set_default_logger_severity(_FATAL)
+        return Availability("", f"onnxruntime cannot be imported ({explain(error)}): pip install tilelab[cpu]")
     lacks = "ONNX Runtime has no {} arithmetic on the CPU: use openvino"
     targets = (
         Target("cpu", "fp32"),
@@ -50,10 +60,7 @@ class OrtEngine:
     name = "onnxruntime"
 
     def __init__(self, request: LoadRequest) -> None:
-        import onnxruntime
-
-        onnxruntime.set_default_logger_severity(_FATAL)
-        onnxruntime.disable_telemetry_events()
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
         options.use_deterministic_compute = True
@@ -74,6 +81,7 @@ class OrtEngine:
         self._session: Any = session
         self._binding: Any = session.io_binding()
         self._request = request
+        self._activated = request.activated
         self._input = _cast_buffer(request.source.dtype, request.input_shape)
         self._output = _cast_buffer(request.target.dtype, request.output_shape)
         self._version = onnxruntime.__version__
@@ -86,14 +94,18 @@ class OrtEngine:
         self._check_shape()
 
     def _check_shape(self) -> None:
-        """One run without a bound output: a wrong shape would otherwise be a buffer overrun or an obscure message."""
-        dtype = np.float32 if self._input is None else self._input.dtype
-        feed = {self._request.source.name: np.zeros(self._request.input_shape, dtype)}
-        try:
-            (result,) = self._session.run([self._request.target.name], feed)
-        except Exception as error:
-            raise ModelError(f"ONNX Runtime cannot run {self._request.file.path}: {_tell(error)}") from error
-        check_output(self._request, result.shape)
+        """Bound to a buffer of another shape the session would only give an obscure message."""
+        names = [port.name for port in self._session.get_outputs()]
+        shape = self._session.get_outputs()[names.index(self._request.target.name)].shape
+        if not all(isinstance(n, int) for n in shape):  # known only by running
+            dtype = np.float32 if self._input is None else self._input.dtype
+            feed = {self._request.source.name: np.zeros(self._request.input_shape, dtype)}
+            try:
+                (result,) = self._session.run([self._request.target.name], feed)
+            except Exception as error:
+                raise ModelError(f"ONNX Runtime cannot run {self._request.file.path}: {_tell(error)}") from error
+            shape = result.shape
+        check_output(self._request, tuple(shape))
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute the logits of `tiles` into `out`."""
@@ -113,6 +125,8 @@ class OrtEngine:
             raise EngineError(f"ONNX Runtime failed on a batch of {size}: {_tell(error)}") from error
         if self._output is not None:
             np.copyto(out, self._output, casting="same_kind")
+        if self._activated is not None:
+            undo_activation(out, self._activated)
 
     def versions(self) -> Mapping[str, str]:
         """Of ONNX Runtime, and the instruction sets that choose its kernels."""
@@ -130,4 +144,4 @@ def _cast_buffer(dtype: str, shape: tuple[int, ...]) -> Any:
 
 def _tell(error: BaseException) -> str:
     """The message without the prefix ``[ONNXRuntimeError] : 7 : INVALID_PROTOBUF :``."""
-    return first_line(error).rsplit(" : ", 1)[-1]
+    return explain(error).rsplit(" : ", 1)[-1]

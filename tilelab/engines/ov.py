@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.engines.base import Float32
-from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, first_line
+from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, explain, undo_activation
 from tilelab.engines.machine import cpu_features, has_cpu_feature
 from tilelab.engines.model_file import ModelFile, Port
 from tilelab.errors import EngineError, ModelError
@@ -20,11 +21,23 @@ _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "i
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16"}
 
 
+def import_openvino() -> Any:
+    """The library, imported without its telemetry: that forks a process and reports each import to Google Analytics."""
+    blocked = "openvino_telemetry"
+    absent = blocked not in sys.modules
+    if absent:
+        sys.modules[blocked] = None  # type: ignore[assignment]  # an import of it fails; openvino goes on without
+    try:
+        import openvino
+    finally:
+        if absent:
+            del sys.modules[blocked]
+    return openvino
+
+
 @lru_cache(maxsize=1)
 def _core() -> Any:
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     core.set_property("CPU", {"LOG_LEVEL": "LOG_NONE"})
     return core
 
@@ -33,14 +46,13 @@ def _core() -> Any:
 def probe() -> Availability:
     """What OpenVINO can do here."""
     try:
-        import openvino
-
+        openvino = import_openvino()
         core = _core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError as error:
-        return Availability("", f"openvino cannot be imported ({first_line(error)}): pip install tilelab[cpu]")
+        return Availability("", f"openvino cannot be imported ({explain(error)}): pip install tilelab[cpu]")
     except RuntimeError as error:
-        return Availability(openvino.__version__, f"openvino finds no CPU device: {first_line(error)}")
+        return Availability(openvino.__version__, f"openvino finds no CPU device: {explain(error)}")
     reasons = {"bf16": "", "fp16": ""}
     if "BF16" not in capabilities:
         reasons["bf16"] = f"this CPU has no bf16 arithmetic ({cpu_features()})"
@@ -71,9 +83,14 @@ def read_ir(path: Path) -> ModelFile:
     if not weights.is_file():
         raise ModelError(f"{path} keeps its weights in {weights.name}, which is missing: put it beside the model")
     try:
+        text = path.read_bytes()
+        if b"<net" not in text[:4096] or not text.rstrip().endswith(b"</net>"):  # openvino would ask every importer
+            raise ModelError(f"{path} is not an OpenVINO model, or it is truncated")
         model = _core().read_model(path)
+    except OSError as error:
+        raise ModelError(f"cannot read the model {path}: {error.strerror or error}") from error
     except RuntimeError as error:
-        raise ModelError(f"{path} is not an OpenVINO model, or it is corrupt: {first_line(error)}") from error
+        raise ModelError(f"{path} is not an OpenVINO model, or it is corrupt: {explain(error)}") from error
     kinds = {op.get_type_name() for op in model.get_ops()}
     weight_types = [op.get_element_type().get_type_name() for op in model.get_ops() if op.get_type_name() == "Constant"]
     half = weight_types.count("f16") > weight_types.count("f32")
@@ -122,8 +139,6 @@ class OpenvinoEngine:
     name = "openvino"
 
     def __init__(self, request: LoadRequest) -> None:
-        import openvino
-
         hint = _HINTS[request.precision]
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it
@@ -139,17 +154,23 @@ class OpenvinoEngine:
             model.reshape({port: list(request.input_shape)})
             self._index = [_port(output).name for output in model.outputs].index(request.target.name)
             result = model.outputs[self._index]
+            compiled = _core().compile_model(model, "CPU", config)
+            infer = compiled.create_infer_request()
             if result.partial_shape.is_static:
                 check_output(request, tuple(result.shape))
-            compiled = _core().compile_model(model, "CPU", config)
+            else:  # known only by running
+                infer.infer()
+                check_output(request, tuple(infer.get_output_tensor(self._index).shape))
         except RuntimeError as error:
-            raise ModelError(f"OpenVINO cannot load {path}: {first_line(error)}") from error
+            raise ModelError(f"OpenVINO cannot load {path}: {explain(error)}") from error
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if actual != hint:
             raise EngineError(f"OpenVINO computes in {actual} where {hint} was asked for: choose another --precision")
+        openvino = import_openvino()
         self._tensor: Any = openvino.Tensor
-        self._infer: Any = compiled.create_infer_request()
+        self._infer: Any = infer
         self._request = request
+        self._activated = request.activated
         self._input = _cast_buffer(request.source.dtype, request.input_shape)
         self._output = _cast_buffer(request.target.dtype, request.output_shape)
         self._version = openvino.__version__
@@ -175,9 +196,11 @@ class OpenvinoEngine:
             self._infer.infer()
         except RuntimeError as error:
             size = " x ".join(map(str, tiles.shape))
-            raise EngineError(f"OpenVINO failed on a batch of {size}: {first_line(error)}") from error
+            raise EngineError(f"OpenVINO failed on a batch of {size}: {explain(error)}") from error
         if self._output is not None:
             np.copyto(out, self._output, casting="same_kind")
+        if self._activated is not None:
+            undo_activation(out, self._activated)
 
     def versions(self) -> Mapping[str, str]:
         """Of OpenVINO, and the instruction sets that choose its kernels."""

@@ -91,7 +91,7 @@ def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port
             raise ModelError(f"{file.path} has no output {output!r}: choose one of {names}")
         return file.inputs[0], chosen[0]
     if len(file.outputs) > 1:
-        raise ModelError(f"{file.path} has {len(file.outputs)} outputs ({names}): choose one with --output NAME")
+        raise ModelError(f"{file.path} has {len(file.outputs)} outputs ({names}): choose one with --model-output NAME")
     return file.inputs[0], file.outputs[0]
 
 
@@ -129,7 +129,7 @@ def override_spec(spec: ModelSpec, overrides: SpecOverrides | None) -> ModelSpec
             changes[name] = getattr(given, name)
     changes["normalization"] = _normalization(given, spec.normalization)
     if given.pixel_size_nm is not None:
-        changes["pixel_size_nm"] = _per_axis(given.pixel_size_nm, axes, "--pixel-size")
+        changes["pixel_size_nm"] = _per_axis(given.pixel_size_nm, axes, "--model-pixel-size")
     tile = changes.get("tile", spec.tile)
     if given.tile is not None:
         tile = _per_axis(given.tile, axes, "--tile")
@@ -167,7 +167,9 @@ def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverride
     if channels is None:
         raise _missing(file, "how many channels its input has", "--channels N")
     outputs = _fixed(target.shape[1:2])
-    sigmoid = given.activation == "sigmoid" or (given.activation is None and outputs == (1,))
+    sigmoid = given.activation == "sigmoid"
+    if given.activation is None:
+        sigmoid = outputs == (1,) or file.last_operators.get(target.name, "").lower() == "sigmoid"
     if given.classes is None and outputs is None:
         raise _missing(file, "its classes", "--classes background,NAME,...")
     if given.mean is None and given.std is None and given.normalization in (None, "constants"):

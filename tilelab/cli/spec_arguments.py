@@ -1,0 +1,99 @@
+"""The flags that describe a model, shared by every command that takes one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args
+
+from tilelab.engines.overrides import Axes, SpecOverrides
+from tilelab.geometry import WINDOWS
+from tilelab.spec import Activation, NormalizationKind
+
+_T = TypeVar("_T")
+
+
+def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags; `overrides_from_args` reads them."""
+    group = parser.add_argument_group(
+        "the model",
+        "A model exported by tilelab needs none of these. Values per axis are written z,y,x or y,x; one means all.",
+    )
+    add = group.add_argument
+    add("--classes", type=_classes, metavar="NAMES", help="background,membrane,...: or how many classes there are")
+    add("--colors", type=_texts, metavar="COLORS", help="#rrggbb,...: one for each class")
+    add("--mean", type=_floats, metavar="M", help="mean of the raw intensities; per channel where several are given")
+    add("--std", type=_floats, metavar="S", help="standard deviation of the raw intensities")
+    add("--intensity-dtype", choices=("uint8", "uint16", "float32"), help="units of --mean and --std (uint8)")
+    add("--normalization", choices=get_args(NormalizationKind), help="constants, or statistics of the whole image")
+    add("--activation", choices=get_args(Activation), help="what makes probabilities of the network's outputs")
+    add("--model-axes", choices=get_args(Axes), help="axes of a tile")
+    add("--channels", type=_positive, metavar="N", help="input channels")
+    add("--stride", type=_positive, metavar="PX", help="total stride: tiles lie at multiples of it")
+    add("--model-pixel-size", type=_floats, metavar="NM", help="pixel size of the training images in nanometres")
+    add("--model-output", metavar="NAME", help="which output to use, for a network with several")
+    group = parser.add_argument_group("tiles")
+    add = group.add_argument
+    add("--tile", type=_tile, metavar="PX", help="tile size, or auto: measure which is fastest, if the model is free")
+    add("--overlap", type=_overlap, metavar="PX", help="least overlap of neighbouring tiles, in pixels or as 25%%")
+    add("--window", choices=WINDOWS, help="how overlapping tiles are blended")
+
+
+def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
+    """What the user said of the model; ``--tile auto`` is left to the command (`args.tile` is then ``"auto"``)."""
+    return SpecOverrides(
+        classes=args.classes,
+        colors=args.colors,
+        mean=args.mean,
+        std=args.std,
+        intensity_dtype=args.intensity_dtype,
+        normalization=args.normalization,
+        activation=args.activation,
+        axes=args.model_axes,
+        channels=args.channels,
+        tile=None if args.tile == "auto" else args.tile,
+        overlap=args.overlap,
+        window=args.window,
+        stride=args.stride,
+        pixel_size_nm=args.model_pixel_size,
+        output=args.model_output,
+    )
+
+
+def _list(text: str, kind: Callable[[str], _T], what: str) -> tuple[_T, ...]:
+    try:
+        return tuple(kind(word.strip()) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return _list(text, str, "a list of words")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return _list(text, float, "a number, or numbers with commas between")
+
+
+def _positive(text: str) -> int:
+    value = _list(text, int, "a whole number")
+    if len(value) != 1 or value[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value[0]
+
+
+def _classes(text: str) -> int | tuple[str, ...]:
+    return _positive(text) if text.strip().isdecimal() else _texts(text)
+
+
+def _tile(text: str) -> tuple[int, ...] | Literal["auto"]:
+    return "auto" if text == "auto" else _list(text, int, "a number of pixels, or auto")
+
+
+def _overlap(text: str) -> Any:
+    if not text.endswith("%"):
+        return _list(text, int, "a number of pixels, or a percentage of the tile such as 25%")
+    (percent,) = _list(text[:-1], float, "a percentage")[:1]
+    if not 0 <= percent < 100:
+        raise argparse.ArgumentTypeError(f"an overlap of {text} is not possible: give 0% to 99%")
+    return percent / 100
