@@ -46,45 +46,50 @@ class IsbiScores:
 def score_isbi(
     planes: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]], thresholds: Sequence[float] = THRESHOLDS
 ) -> IsbiScores:
-    """Score a stack of planes.
+    """Score a stack: `score_plane` of every truth and proposal, then `best_scores`."""
+    return best_scores([score_plane(truth, proposal, thresholds) for truth, proposal in planes], thresholds)
+
+
+def score_plane(truth: npt.NDArray[Any], proposal: npt.NDArray[Any], thresholds: Sequence[float] = THRESHOLDS) -> Float:
+    """Score one plane at every threshold.
 
     Args:
-        planes: truth and proposal of each plane, ``(y, x)``, 1 inside regions and 0 on the lines between; the proposal
-            may be a probability in between.
+        truth: ``(y, x)``, 1 inside regions and 0 on the lines between them.
+        proposal: same shape and meaning, or the probability of being inside.
         thresholds: what truth and proposal must exceed to be inside.
 
+    Returns:
+        V_rand and V_info, float64 ``(2, thresholds)``; V_info is NaN where the partitions share nothing.
+
     Raises:
-        ValueError: there are no planes, or shapes differ.
+        ValueError: the shapes differ.
     """
-    rand: list[list[float]] = []
-    info: list[list[float]] = []
-    for truth, proposal in planes:
-        if truth.shape != proposal.shape:
-            raise ValueError(f"truth has shape {truth.shape}, proposal {proposal.shape}")
-        scores: list[tuple[float, float]] = []
-        last: tuple[Any, Any] | None = None
-        for threshold in thresholds:
-            masks = truth > threshold, proposal > threshold
-            if last is not None and all(np.array_equal(a, b) for a, b in zip(last, masks, strict=True)):
-                scores.append(scores[-1])
-                continue
-            table = overlaps(label_regions(masks[0]), flood_regions(masks[1]))
-            scores.append((score_rand(table).f, score_information(table).f))
-            last = masks
-        rand.append([r for r, _ in scores])
-        info.append([i for _, i in scores])
-    if not rand:
+    if truth.shape != proposal.shape:
+        raise ValueError(f"truth has shape {truth.shape}, proposal {proposal.shape}")
+    scores = np.empty((2, len(thresholds)))
+    previous: tuple[Any, Any] | None = None
+    for i, threshold in enumerate(thresholds):
+        masks = truth > threshold, proposal > threshold
+        if previous is not None and all(np.array_equal(a, b) for a, b in zip(previous, masks, strict=True)):
+            scores[:, i] = scores[:, i - 1]
+            continue
+        table = overlaps(label_regions(masks[0]), flood_regions(masks[1]))
+        scores[:, i] = score_rand(table).f, score_information(table).f
+        previous = masks
+    return scores
+
+
+def best_scores(planes: Sequence[Float], thresholds: Sequence[float] = THRESHOLDS) -> IsbiScores:
+    """The best mean over planes of `score_plane`; a threshold at which a plane has no score does not compete.
+
+    Raises:
+        ValueError: there are no planes.
+    """
+    if not planes:
         raise ValueError("no planes to score")
-    (v_rand, at_rand), (v_info, at_info) = _best(rand, thresholds), _best(info, thresholds)
-    return IsbiScores(v_rand, at_rand, v_info, at_info)
-
-
-def _best(scores: list[list[float]], thresholds: Sequence[float]) -> tuple[float, float]:
-    """The best mean over planes and its threshold; a threshold at which a plane has no score does not compete."""
-    means = np.mean(np.array(scores), axis=0)
-    means = np.where(np.isnan(means), 0.0, means)
-    best = int(np.argmax(means))
-    return float(means[best]), float(thresholds[best])
+    means = np.nan_to_num(np.mean(np.array(planes), axis=0))
+    rand, info = (int(i) for i in np.argmax(means, axis=1))
+    return IsbiScores(float(means[0, rand]), float(thresholds[rand]), float(means[1, info]), float(thresholds[info]))
 
 
 @dataclass(frozen=True)
