@@ -22,7 +22,7 @@ from tilelab.journal import Fingerprint
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.normalize import normalization_constants
 from tilelab.options import Options
-from tilelab.plan import Outputs, Plan, Source, make_plan
+from tilelab.planning import Outputs, Plan, Source, make_plan
 from tilelab.spec import ModelSpec
 from tilelab.sweep import Job
 from tilelab.volume import Volume

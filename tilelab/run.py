@@ -26,7 +26,7 @@ from tilelab.io.zarr_sink import OmeZarrSink, partial_path
 from tilelab.journal import FOLDER, Fingerprint, Journal, differences
 from tilelab.memory import peak_memory, resident_memory
 from tilelab.options import Options
-from tilelab.plan import Plan
+from tilelab.planning import Plan
 from tilelab.prepare import Prepared, plan_image, prepare
 from tilelab.sweep import Stalls, Unit
 

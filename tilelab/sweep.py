@@ -30,7 +30,7 @@ from tilelab.flow import Channel, Flow
 from tilelab.geometry import AxisTiling, Box, Frame, Lattice
 from tilelab.io.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
-from tilelab.plan import BATCHES_AHEAD, BLANKS, OUTPUTS, block_rows
+from tilelab.planning import BATCHES_AHEAD, BLANKS, OUTPUTS, block_rows
 from tilelab.volume import Volume
 
 Array = npt.NDArray[Any]

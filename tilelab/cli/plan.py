@@ -12,7 +12,7 @@ import numpy as np
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.engines.base import Engine
 from tilelab.memory import format_bytes
-from tilelab.plan import Plan
+from tilelab.planning import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

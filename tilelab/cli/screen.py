@@ -11,7 +11,7 @@ from tilelab.memory import format_bytes
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from tilelab.plan import Plan
+    from tilelab.planning import Plan
 
 
 def say(line: str) -> None:

@@ -1,0 +1,50 @@
+# Everything a user or a developer needs, on a machine with Python 3.11 or newer, make and pip.
+#   make demo        install, segment a drawn sample with a bundled model, score it, say where the picture is
+#   make test        install what the tests need, run them all but the slow ones
+#   make check       format, lint, type and layer checks
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(VENV)/.demo
+	$(RUN)/tilelab demo
+
+test: $(VENV)/.test
+	$(RUN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(RUN)/python -m pytest -m slow
+
+check: $(VENV)/.check
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+format: $(VENV)/.check
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/.made:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.made
+	$(PIP) --editable ".[cpu]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.made
+	$(PIP) --editable ".[cpu,train,cluster,test]"
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.check: pyproject.toml | $(VENV)/.test
+	$(PIP) --editable ".[cpu,train,cluster,test,check]"
+	@touch $@
