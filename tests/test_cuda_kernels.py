@@ -84,9 +84,10 @@ def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, 
     image = (rng.random((1 if repeat else channels, *size)) * 200).astype(dtype)
     axes = [AxisTiling(n, t, 0) for n, t in zip(size, tile, strict=True)]
     count = 3
-    tiles = [[int(rng.integers(len(axis))) for axis in axes] for _ in range(count)]
-    placement = np.zeros((count + 1, 6), np.int32)
-    placement[1:, :3] = [[axis.position(j) for axis, j in zip(axes, at, strict=True)] for at in tiles]
+    j = int(rng.integers(len(axes[0])))
+    tiles = [[j] + [int(rng.integers(len(axis))) for axis in axes[1:]] for _ in range(count)]
+    placement = np.zeros((count + 1, 4), np.int32)
+    placement[1:, :2] = [[axis.position(j) for axis, j in zip(axes[1:], at[1:], strict=True)] for at in tiles]
     # a window on the cross axes, and a ring just large enough for the rows that are looked at
     index = [[axis.indices(j) for axis, j in zip(axes, at, strict=True)] for at in tiles]
     low = [min(int(i[a].min()) for i in index) for a in range(3)]
@@ -103,6 +104,7 @@ def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, 
         gpu.put(placement),
         1,
         count,
+        axes[0].position(j),
         gpu.put(mean),
         gpu.put(gain),
         got,
@@ -129,24 +131,23 @@ def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, 
 def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, tile, canvas, start, count, block, data):
     rng = np.random.default_rng(seed)
     origin = (100, 200)
-    begin = data.draw(st.integers(start, start + canvas[0]))
-    end = data.draw(st.integers(begin, start + canvas[0]))
-    placement = np.zeros((count + 2, 6), np.int32)
-    placement[:, 0] = rng.integers(start - 3, start + 6, count + 2)
-    placement[:, 1] = origin[0] + rng.integers(-2, 4, count + 2)
-    placement[:, 2] = origin[1] + rng.integers(-8, 12, count + 2)
-    placement[:, 3:] = rng.integers(0, 2, (count + 2, 3))
+    begin = data.draw(st.integers(start, start + tile[0]))
+    end = data.draw(st.integers(begin, start + tile[0]))
+    placement = np.zeros((count + 2, 4), np.int32)
+    placement[:, 0] = origin[0] + rng.integers(-2, 4, count + 2)
+    placement[:, 1] = origin[1] + rng.integers(-8, 12, count + 2)
+    placement[:, 2:] = rng.integers(0, 2, (count + 2, 2))
     shares = [rng.random((2, t)).astype(np.float32) for t in tile]
     logits = rng.normal(size=(count + 1, classes, *tile)).astype(dtype)
     logits[count:] = np.nan  # a padded tile of the batch, never looked at
     before = rng.normal(size=(classes, *canvas)).astype(np.float32)
     expected = before.copy()
-    for (s, a, x, i, j, k), values in zip(placement[2:].tolist(), logits, strict=False):
-        rows = max(0, begin - s), min(tile[0], end - s)
-        place = (s, *rows, a - origin[0], x - origin[1])
-        reference.blend(expected, values.astype(np.float32), shares[0][i], shares[1][j], shares[2][k], *place)
+    for (a, x, i, j), values in zip(placement[2:].tolist(), logits, strict=False):
+        place = (start, begin - start, end - start, a - origin[0], x - origin[1])
+        reference.blend(expected, values.astype(np.float32), shares[0][1], shares[1][i], shares[2][j], *place)
     got = gpu.put(before)
-    arguments = (gpu.put(logits), gpu.put(placement), 2, count, tuple(map(gpu.put, shares)), origin, begin, end)
+    tables = gpu.put(shares[0][1]), gpu.put(shares[1]), gpu.put(shares[2])
+    arguments = (gpu.put(logits), gpu.put(placement), 2, count, start, tables, origin, begin, end)
     gpu.cuda.blend(got, *arguments, block=small(block))
     np.testing.assert_array_equal(got.copy_to_host(), expected)
 
@@ -226,6 +227,23 @@ def test_turn_is_equal_to_numpy_and_back_undoes_it(gpu, turns, mirror):
     np.testing.assert_array_equal(back.copy_to_host(), planes + 1)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("activation", [SOFTMAX, SIGMOID])
+def test_undoing_an_activation_gives_logits_equal_up_to_rounding(gpu, activation, dtype):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 3, 5)) * 3
+    e = np.exp(logits)
+    p = e / e.sum(axis=1, keepdims=True) if activation == SOFTMAX else e / (1 + e)
+    p[0, :, 0] = 0
+    got = gpu.put(p.astype(dtype))
+    gpu.cuda.undo_activation(got, activation, block=8)
+    values = got.copy_to_host().astype(float)
+    expected = np.log(np.maximum(p, 1e-30)) if activation == SOFTMAX else logits
+    np.testing.assert_allclose(values[1], expected[1], atol=1e-5 if dtype == np.float32 else 0.05)
+    assert np.isfinite(values).all()
+    assert (values[0, :, 0] < -9).all()
+
+
 def test_clear_leaves_every_element_equal_to_zero(gpu):
     array = gpu.put(np.ones((3, 5, 7), np.float32))
     gpu.device.clear(array, gpu.device.stream())
@@ -239,8 +257,9 @@ def test_sums_keep_the_order_of_the_tiles(gpu):
     for order in ([0, 1, 2], [0, 2, 1]):
         canvas = gpu.put(np.zeros((1, 1, 1, 1), np.float32))
         one = gpu.put(np.ones((1, 1), np.float32))
-        placement = gpu.put(np.zeros((3, 6), np.int32))
-        gpu.cuda.blend(canvas, gpu.put(logits[order]), placement, 0, 3, (one, one, one), (0, 0), 0, 1, block=(2, 1))
+        placement = gpu.put(np.zeros((3, 4), np.int32))
+        tables = (one, one, one)
+        gpu.cuda.blend(canvas, gpu.put(logits[order]), placement, 0, 3, 0, tables, (0, 0), 0, 1, block=(2, 1))
         results.add(float(canvas.copy_to_host().item()))
     assert results == {0.0, 1.0}
 
@@ -277,7 +296,7 @@ def launches(monkeypatch):
     monkeypatch.setattr(cuda, "_cut", recorder)
     for raw, out in ((np.uint8, np.float16), (np.uint8, np.float32), (np.uint16, np.float32), (np.float32, np.float32)):
         band = np.zeros((1, 8, 1, 8), raw)
-        cuda.cut(band, (0, 0), (8, 1, 8), i32(4, 6), 0, 2, f32(1), f32(1), np.zeros((2, 1, 4, 1, 4), out))
+        cuda.cut(band, (0, 0), (8, 1, 8), i32(4, 4), 0, 2, 0, f32(1), f32(1), np.zeros((2, 1, 4, 1, 4), out))
         found.append((f"cut {np.dtype(raw)} {np.dtype(out)}", real, recorder.args))
     blend_kernel, finish_kernel = cuda._blend_kernel, cuda._finish_kernel
     monkeypatch.setattr(cuda, "_blend_kernel", lambda classes: recorder)
@@ -286,7 +305,7 @@ def launches(monkeypatch):
         canvas = f32(classes, 8, 1, 8)
         for dtype in (np.float32, np.float16):
             logits = np.zeros((2, classes, 4, 1, 4), dtype)
-            cuda.blend(canvas, logits, i32(4, 6), 0, 2, (f32(1, 4), f32(1, 1), f32(1, 4)), (0, 0), 0, 4)
+            cuda.blend(canvas, logits, i32(4, 4), 0, 2, 0, (f32(4), f32(1, 1), f32(1, 4)), (0, 0), 0, 4)
             found.append((f"blend {classes} {np.dtype(dtype)}", blend_kernel(classes), recorder.args))
         for activation in (SOFTMAX, SIGMOID) if classes in (2, 19) else ():
             for p in (0, 1):
@@ -294,6 +313,11 @@ def launches(monkeypatch):
                 cuda.finish(canvas, 0, activation, *arrays)
                 wanted = (classes, activation, bool(p), bool(p))
                 found.append((f"finish {wanted}", finish_kernel(*wanted), recorder.args))
+    for name, activation in (("_undo_softmax", SOFTMAX), ("_undo_sigmoid", SIGMOID)):
+        real = getattr(cuda, name)
+        monkeypatch.setattr(cuda, name, recorder)
+        cuda.undo_activation(f32(2, 3, 4), activation)
+        found.append((name, real, recorder.args))
     real_turn = cuda._turn
     monkeypatch.setattr(cuda, "_turn", recorder)
     cuda.turn(f32(2, 4, 4), f32(2, 4, 4), 1, True)

@@ -4,10 +4,10 @@ Nothing is atomic and every output is computed by one thread in one order, so th
 Products that are followed by a sum are rounded first, as on the CPU (no fused multiply-add): canvas, labels and logits
 have the CPU's bytes, and probabilities differ by at most 1 where the exponential, which is fused, rounds otherwise.
 
-A batch is described by a `placement`, int32 ``(tiles, 6)`` on the device: a tile's origin in the image (sweep, cross,
-x) and the rows of the three share tables that belong to it.  Rows of the image live in rings, row `r` in slot
-``r % R``: raw rows in the band, logits in the canvas.  All functions return at once; the work is done in the stream's
-order.
+One call does the tiles of one tile row, or some of them.  They are described by a `placement`, int32 ``(tiles, 4)`` on
+the device: a tile's origin in the image (cross, x) and the rows of the two share tables that belong to it.  Rows of the
+image live in rings, row `r` in slot ``r % R``: raw rows in the band, logits in the canvas.  All functions return at
+once; the work is done in the stream's order.
 
 In every kernel the 32 threads of a warp lie side by side along x, so that each access is one contiguous piece; a thread
 does several pixels, so that what is computed once per line is shared and several loads are on their way together.
@@ -28,7 +28,7 @@ from tilelab.kernels.device import SIMULATED, DeviceArray, Stream, cuda, libdevi
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
-__all__ = ["SIGMOID", "SOFTMAX", "blend", "cut", "finish", "turn"]
+__all__ = ["SIGMOID", "SOFTMAX", "blend", "cut", "finish", "turn", "undo_activation"]
 
 
 def _rounded_apart(a: Any, b: Any) -> Any:
@@ -63,7 +63,7 @@ def _reflect(index, size):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def _cut(band, shape, origin, extent, placement, first, mean, gain, tiles, size):  # type: ignore[no-untyped-def]
+def _cut(band, shape, origin, extent, placement, first, at_row, mean, gain, tiles, size):  # type: ignore[no-untyped-def]
     # shape: of the band (C, R, A, X); size: of the tiles (channels, sweep, cross, x)
     s = int32(cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y)
     if s >= size[1]:
@@ -71,10 +71,10 @@ def _cut(band, shape, origin, extent, placement, first, mean, gain, tiles, size)
     a = int32(uint32(cuda.blockIdx.y) % uint32(size[2]))
     c = int32(uint32(cuda.blockIdx.y) // uint32(size[2]))
     t = cuda.blockIdx.z
-    place = uint32((first + t) * 6)
-    left = placement[place + uint32(2)]
-    row = uint32(_reflect(int32(placement[place] + s), extent[0])) % uint32(shape[1])
-    cross = int32(_reflect(int32(placement[place + uint32(1)] + a), extent[1]) - origin[0])
+    place = uint32((first + t) * 4)
+    left = placement[place + uint32(1)]
+    row = uint32(_reflect(int32(at_row + s), extent[0])) % uint32(shape[1])
+    cross = int32(_reflect(int32(placement[place] + a), extent[1]) - origin[0])
     source = (uint64(min(c, shape[0] - 1)) * uint64(shape[1]) + uint64(row)) * uint64(shape[2]) + uint64(cross)
     target = ((uint64(t) * uint64(size[0]) + uint64(c)) * uint64(size[1]) + uint64(s)) * uint64(size[2]) + uint64(a)
     line = band[source * uint64(shape[3]) :]
@@ -109,6 +109,7 @@ def cut(
     placement: DeviceArray,
     first: int,
     count: int,
+    row: int,
     mean: DeviceArray,
     gain: DeviceArray,
     tiles: DeviceArray,
@@ -123,6 +124,7 @@ def cut(
         extent: size of the image (sweep, cross, x), at whose far edge tiles are reflected.
         placement: see above.
         first, count: the tiles of the placement to cut; they become ``tiles[:count]``.
+        row: image position of their first row.
         mean, gain: float32 ``(channels,)``.
         tiles: float32 or float16 ``(B, channels, *tile)`` with tile as (sweep, cross, x), written.
     """
@@ -130,7 +132,7 @@ def cut(
         size = tiles.shape[1:]
         grid = (-(-size[1] // block[1]), size[0] * size[2], count)
         numbers = (_int32s(band.shape), _int32s(origin), _int32s(extent))
-        arrays = (_flat(placement), np.int32(first), mean, gain, _flat(tiles))
+        arrays = (_flat(placement), np.int32(first), np.int32(row), mean, gain, _flat(tiles))
         _cut[grid, block, stream](_flat(band), *numbers, *arrays, _int32s(size))
 
 
@@ -140,7 +142,9 @@ def _blend_kernel(classes: int) -> Any:
     held = min(classes, _REGISTERS)
 
     @cuda.jit
-    def kernel(canvas, shape, logits, size, placement, first, count, share_s, share_a, share_x, origin, begin, end):  # type: ignore[no-untyped-def]
+    def kernel(
+        canvas, shape, logits, size, placement, first, count, row, share_s, share_a, share_x, origin, begin, end
+    ):  # type: ignore[no-untyped-def]
         # shape: of the canvas (K, R, A, X); size: of a tile (sweep, cross, x)
         x = int32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
         if x >= shape[3]:
@@ -151,11 +155,10 @@ def _blend_kernel(classes: int) -> Any:
         px, pa = int32(x + origin[1]), int32(a + origin[0])
         lowest, highest = int32(count), int32(-1)  # the tiles above this column
         for t in range(count):
-            place = uint32((first + t) * 6)
+            place = uint32((first + t) * 4)
             # a negative difference is a large unsigned number: one comparison says inside or not
-            if uint32(px - placement[place + uint32(2)]) < uint32(size[2]) and uint32(
-                pa - placement[place + uint32(1)]
-            ) < uint32(size[1]):
+            da, dx = uint32(pa - placement[place]), uint32(px - placement[place + uint32(1)])
+            if da < uint32(size[1]) and dx < uint32(size[2]):
                 lowest = int32(min(lowest, int32(t)))
                 highest = int32(t)
         line = uint64(shape[2]) * uint64(shape[3])
@@ -164,30 +167,26 @@ def _blend_kernel(classes: int) -> Any:
         slot = uint32(y) % uint32(shape[1])
         offset = uint64(a) * uint64(shape[3]) + uint64(x)
         total = cuda.local.array(held, float32)
-        while y < stop:
+        while y < stop and lowest <= highest:
             at = uint64(slot) * line + offset
+            s = uint32(y - row)
             for base in range(0, classes, held):
                 for k in range(held):
                     if base + k < classes:
                         total[k] = canvas[at + uint64(base + k) * plane]
                 for t in range(lowest, highest + 1):
-                    place = uint32((first + t) * 6)
-                    s = uint32(y - placement[place])
-                    da = uint32(pa - placement[place + uint32(1)])
-                    dx = uint32(px - placement[place + uint32(2)])
-                    if s < uint32(size[0]) and da < uint32(size[1]) and dx < uint32(size[2]):
-                        ws = share_s[uint32(uint32(placement[place + uint32(3)]) * uint32(size[0]) + s)]
-                        wa = share_a[uint32(uint32(placement[place + uint32(4)]) * uint32(size[1]) + da)]
-                        wx = share_x[uint32(uint32(placement[place + uint32(5)]) * uint32(size[2]) + dx)]
-                        weight = _product(_product(ws, wa), wx)
-                        value = uint32(uint32(da * uint32(size[2])) + dx)
+                    place = uint32((first + t) * 4)
+                    da, dx = uint32(pa - placement[place]), uint32(px - placement[place + uint32(1)])
+                    if da < uint32(size[1]) and dx < uint32(size[2]):
+                        wa = share_a[uint32(uint32(placement[place + uint32(2)]) * uint32(size[1]) + da)]
+                        wx = share_x[uint32(uint32(placement[place + uint32(3)]) * uint32(size[2]) + dx)]
+                        weight = _product(_product(share_s[s], wa), wx)
+                        pixel = uint32(uint32(da * uint32(size[2])) + dx)
                         for k in range(held):
                             if base + k < classes:
-                                plane_s = uint32(
-                                    uint32(uint32(t) * uint32(classes) + uint32(base + k)) * uint32(size[0]) + s
-                                )
-                                z = logits[uint64(plane_s) * uint64(area) + uint64(value)]
-                                total[k] += _product(float32(z), weight)
+                                nth = uint32(uint32(t) * uint32(classes) + uint32(base + k))
+                                source = uint64(uint32(nth * uint32(size[0]) + s)) * uint64(area) + uint64(pixel)
+                                total[k] += _product(float32(logits[source]), weight)
                 for k in range(held):
                     if base + k < classes:
                         canvas[at + uint64(base + k) * plane] = total[k]
@@ -205,6 +204,7 @@ def blend(
     placement: DeviceArray,
     first: int,
     count: int,
+    row: int,
     shares: tuple[DeviceArray, DeviceArray, DeviceArray],
     origin: tuple[int, int],
     begin: int,
@@ -212,16 +212,17 @@ def blend(
     stream: Stream = 0,
     block: Block = _BLEND_BLOCK,
 ) -> None:
-    """Add a batch of tiles to the canvas, in their order; see `reference.blend` for one tile.
+    """Add tiles of one tile row to the canvas, in their order; see `reference.blend` for one tile.
 
     Args:
         canvas: float32 ``(K, R, A, X)``, a ring of rows.
         logits: float32 or float16 ``(>= count, K, *tile)``, tile as (sweep, cross, x).
         placement: see above.
         first, count: the tiles of the placement that ``logits[:count]`` belong to.
-        shares: float32 ``(n, tile)`` for sweep, cross and x: one row for each distinct tile of the axis.
+        row: image position of their first row.
+        shares: float32; along the sweep ``(tile,)``, along cross and x ``(n, tile)``, one row per distinct tile.
         origin: image position (cross, x) of the canvas; what lies beyond it is dropped.
-        begin, end: the rows of the image to add; each tile's other rows are left out.  At most R.
+        begin, end: the rows of the image to add, all of them rows of these tiles; at most R.
     """
     if count and end > begin:
         classes, _, depth, width = canvas.shape
@@ -234,6 +235,7 @@ def blend(
             _flat(placement),
             np.int32(first),
             np.int32(count),
+            np.int32(row),
             *(_flat(table) for table in shares),
             _int32s(origin),
             np.int32(begin),
@@ -401,6 +403,33 @@ def turn(
     planes, size, _ = source.shape
     grid = (-(-size // block[0]), -(-size // block[1]), min(planes, 65535))
     _turn[grid, block, stream](source, target, turns, mirror, back, add)
+
+
+@cuda.jit
+def _undo_softmax(values, tiny):  # type: ignore[no-untyped-def]
+    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+        values[i] = math.log(max(float32(values[i]), tiny))
+
+
+@cuda.jit
+def _undo_sigmoid(values, tiny, below_one):  # type: ignore[no-untyped-def]
+    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+        p = min(max(float32(values[i]), tiny), below_one)
+        values[i] = math.log(p / (ONE - p))
+
+
+def undo_activation(values: DeviceArray, activation: int, stream: Stream = 0, block: int = 256) -> None:
+    """Turn probabilities into logits in place, for networks that end in their activation; `activation` as in `finish`.
+
+    Probabilities of 0 and 1 give the nearest logits that the type of `values` (float32 or float16) can tell apart.
+    """
+    flat = _flat(values)
+    limits = np.finfo(values.dtype)
+    grid = max(1, min(4096, -(-flat.shape[0] // (4 * block))))
+    if activation == SOFTMAX:
+        _undo_softmax[grid, block, stream](flat, np.float32(limits.tiny))
+    else:
+        _undo_sigmoid[grid, block, stream](flat, np.float32(limits.tiny), np.float32(1 - limits.epsneg))
 
 
 def _flat(array: DeviceArray) -> DeviceArray:
