@@ -16,7 +16,8 @@ from tilelab.io.base import Image
 from tilelab.io.sink import Finished
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.spec import ClassInfo, ModelSpec
-from tilelab.sweep import Job, Unit, Volume
+from tilelab.sweep import Job, Unit
+from tilelab.volume import Volume
 
 
 class Memory(Image):

@@ -28,7 +28,7 @@ class Options:
             the background.
         logits: write the float32 logits too.
         memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
-        lanes, spans: cut the work at least so finely.
+        lanes, spans: cut x and the swept axis into so many ranges, as far as the result's shards allow.
         restart: throw away what an earlier run left.
     """
 

@@ -122,7 +122,7 @@ def make_plan(
         outputs: what is written per pixel.
         batch: tiles per engine run.
         memory_limit: bytes for everything but the engine; by default `default_memory_limit()`.
-        lanes, spans: force at least so many ranges of x and of the sweep axis (as far as the grain allows).
+        lanes, spans: force so many ranges of x and of the sweep axis, as far as the grain allows.
         cuts: the exact split of a run that is being continued; overrides `lanes` and `spans`.
 
     Raises:
@@ -208,8 +208,9 @@ def _cut(
     grain = layout.grain
     size = source.shape
     extent = list(size)
-    extent[frame.sweep_axis] = -(-size[frame.sweep_axis] // (spans or 1))
-    extent[2] = -(-size[2] // (lanes or 1))
+    for axis, pieces in ((frame.sweep_axis, spans), (2, lanes)):
+        grains = math.ceil(size[axis] / grain[axis])
+        extent[axis] = math.ceil(grains / (pieces or 1)) * grain[axis]
     if frame.sweep_axis == 1:
         extent[0] = min(size[0], max(grain[0], source.chunks[0] // grain[0] * grain[0]))
     cross_axis = 0 if frame.sweep_axis == 1 else 1

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from tilelab import __version__
 from tilelab.engines.base import Engine
-from tilelab.errors import InputError, Interrupted, OutputError
+from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
 from tilelab.geometry import Cuts
 from tilelab.io.result import read_info
 from tilelab.io.sink import Sink
@@ -110,7 +110,7 @@ def infer(
             return Run(target, _report(prepared, target, Stalls(), clock, memory), already_finished=True)
         clock.mark("start")
         stalls = Stalls()
-        if not work.exists():
+        if options.restart or not work.exists():
             stalls = _sweep(prepared, target, work, options, progress, note)
         clock.mark("sweep")
         if work != target:
@@ -128,12 +128,12 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
     Raises:
         TilelabError: image and model do not fit, or a limit would be exceeded.
     """
-    from tilelab.engines.overrides import resolve_spec
-    from tilelab.engines.registry import read_model
+    from tilelab.engines.registry import read_spec
     from tilelab.prepare import open_source
 
     options = options or Options()
-    spec = resolve_spec(read_model(model), options.model)
+    spec = read_spec(model, options.model)
+    assert spec is not None  # noqa: S101 - it is only None without overrides
     return plan_image(open_source(image, options, spec)[0], spec, options, options.batch or 1)
 
 
@@ -247,6 +247,11 @@ def _sweep(
         Journal.remove(work)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None
+    except TilelabError:
+        if not journal.positions:  # nothing was finished, so nothing is lost
+            journal.close()
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     finally:
         journal.close()
         progress.stop()

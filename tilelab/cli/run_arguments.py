@@ -44,8 +44,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="limit beside the engine, e.g. 4GB (half of the free, <= 2GiB)",
     )
-    add("--lanes", type=_count, metavar="N", help="cut the x axis into at least N lanes")
-    add("--spans", type=_count, metavar="N", help="cut the swept axis into at least N spans")
+    add("--lanes", type=_count, metavar="N", help="cut the x axis into N lanes (never inside a shard)")
+    add("--spans", type=_count, metavar="N", help="cut the swept axis into N spans (never inside a shard)")
     add_spec_arguments(parser)
 
 
