@@ -150,3 +150,15 @@ def read_info(root: Path) -> ResultInfo:
         raise InputError(f"cannot read {root}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{root} is not a result that this tilelab can read: {error}") from error
+
+
+def parse_info(text: str | bytes, path: str | Path) -> ResultInfo:
+    """What a result said of itself, from the JSON kept in a file at `path` that was made of it.
+
+    Raises:
+        InputError: it is not such a document.
+    """
+    try:
+        return msgspec.json.decode(text, type=ResultInfo)
+    except ValueError as error:  # a MsgspecError is one
+        raise InputError(f"{path} does not say which result it was made of: {error}") from error
