@@ -1,0 +1,87 @@
+"""`tilelab eval PRED TRUTH`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tilelab.errors import OutputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("prediction", metavar="PRED", help="a result of infer, a label image, or a folder of them")
+    parser.add_argument("truth", metavar="TRUTH", help="a label image or a folder of them, paired by name")
+    parser.add_argument("--image", metavar="IMAGE", help="the micrograph or a folder of them, shown under the errors")
+    parser.add_argument(
+        "--truth-map",
+        metavar="MAP",
+        help="classes of stored values, 255:1, or colours, #0000ff:1,#ff0000:2; others are 0",
+    )
+    parser.add_argument("--pred-map", metavar="MAP", help="the same for PRED")
+    parser.add_argument("--ignore", metavar="N", type=int, help="leave out pixels whose true class is N")
+    parser.add_argument("--classes", metavar="A,B,...", help="class names, where PRED does not know them")
+    parser.add_argument("--assd", action="store_true", help="mean distance between the outlines of each class")
+    parser.add_argument(
+        "--isbi",
+        metavar="CLASS",
+        nargs="?",
+        const="1",
+        help="V_rand and V_info of the regions between CLASS (default 1)",
+    )
+    parser.add_argument("--pictures", metavar="DIR", help="write accuracy maps and an error overlay for each pair")
+    parser.add_argument(
+        "--picture-size", metavar="N", type=int, default=2048, help="longest side in pixels (%(default)s)"
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="write the table")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers, confusion matrices included")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score a segmentation against the truth."""
+    from tilelab.evaluation.labels import LabelMap
+    from tilelab.evaluation.pairs import find_pairs
+    from tilelab.evaluation.report import to_json, to_markdown
+    from tilelab.evaluation.scoring import Question, evaluate
+
+    question = Question(
+        prediction_map=LabelMap.parse(args.pred_map) if args.pred_map else None,
+        truth_map=LabelMap.parse(args.truth_map) if args.truth_map else None,
+        ignore=args.ignore,
+        classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else (),
+        surfaces=args.assd,
+        lines=args.isbi,
+    )
+    for path in (args.markdown, args.json):
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise OutputError(f"{path} cannot be written: there is no folder {Path(path).resolve().parent}")
+    pairs, notes = find_pairs(Path(args.prediction), Path(args.truth), Path(args.image) if args.image else None)
+    for line in notes:
+        print(f"tilelab: {line}", file=sys.stderr)
+    evaluation = evaluate(pairs, question)
+    evaluation.notes += notes
+    text = to_markdown(evaluation)
+    print(text, end="")
+    for path, content in ((args.markdown, text), (args.json, to_json(evaluation))):
+        if path is not None:
+            _write(Path(path), content)
+    if args.pictures is not None:
+        from tilelab.evaluation.pictures import draw_pair
+
+        for scored in evaluation.pairs:
+            for picture in draw_pair(scored, evaluation.classes, question, Path(args.pictures), args.picture_size):
+                print(picture, file=sys.stderr)
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a report.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,143 @@
+"""Which prediction belongs to which truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilelab.errors import InputError
+
+SUFFIXES = (
+    ".ome.zarr",
+    ".zarr",
+    ".ome.tiff",
+    ".ome.tif",
+    ".tiff",
+    ".tif",
+    ".png",
+    ".jpeg",
+    ".jpg",
+    ".npy",
+)
+_ENDINGS = ("mask", "masks", "label", "labels", "truth", "gt", "annot", "pred", "prediction", "seg", "segmentation")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction, its truth and, when known, the image that both are of."""
+
+    name: str
+    prediction: Path
+    truth: Path
+    image: Path | None = None
+
+
+def find_pairs(prediction: Path, truth: Path, image: Path | None = None) -> tuple[list[Pair], list[str]]:
+    """Pair files, or the files of folders by their names without suffix.
+
+    A name that has no partner is tried again without an ending such as ``_mask`` or ``.labels``.  A file paired with a
+    folder takes its namesake out of it.
+
+    Args:
+        prediction: file or folder (an OME-Zarr is a file in this sense).
+        truth: likewise.
+        image: likewise, may be missing for some pairs.
+
+    Returns:
+        The pairs in the order of their names, and one line for each file that has no partner.
+
+    Raises:
+        InputError: something does not exist, two files have the same name, or nothing pairs.
+    """
+    single = [_is_file(path) for path in (prediction, truth)]
+    if all(single):
+        name = name_of(prediction)
+        images = {} if image is None else {name: image} if _is_file(image) else match_names({name}, list_files(image))
+        return [Pair(name, prediction, truth, images.get(name))], []
+    predictions = {name_of(prediction): prediction} if single[0] else list_files(prediction)
+    truths = {name_of(truth): truth} if single[1] else list_files(truth)
+    found = match_names(set(predictions), truths)
+    images = {} if image is None or _is_file(image) else match_names(set(found), list_files(image))
+    if image is not None and _is_file(image) and len(found) == 1:
+        images = dict.fromkeys(found, image)
+    pairs = [Pair(name, predictions[name], found[name], images.get(name)) for name in sorted(found)]
+    used = {pair.truth for pair in pairs}
+    notes = [
+        f"{predictions[n]} has no truth in {truth}" for n in sorted(set(predictions) - set(found)) if not single[1]
+    ]
+    notes += [
+        f"{path} has no prediction in {prediction}" for path in truths.values() if path not in used and not single[0]
+    ]
+    if not pairs:
+        raise InputError(
+            f"nothing in {prediction} has the name of anything in {truth}: {_few(predictions)} against {_few(truths)}"
+        )
+    return pairs, notes
+
+
+def name_of(path: Path) -> str:
+    """The name that pairs: without folder and suffix."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """The images in a folder by name.
+
+    Raises:
+        InputError: there are none, or two have the same name.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+            continue
+        name = name_of(path)
+        if name in files:
+            raise InputError(f"{files[name]} and {path} have the same name: keep one of them")
+        files[name] = path
+    if not files:
+        raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+    return files
+
+
+def match_names(names: set[str], files: dict[str, Path]) -> dict[str, Path]:
+    """The file of each name that has one: the same name, or else the only one that is the same without its ending."""
+    found = {name: files[name] for name in names if name in files}
+    free = {name: path for name, path in files.items() if name not in found}
+    by_core: dict[str, list[Path]] = {}
+    for name, path in free.items():
+        by_core.setdefault(_core(name), []).append(path)
+    wanting: dict[str, list[str]] = {}
+    for name in names - set(found):
+        wanting.setdefault(_core(name), []).append(name)
+    for core, claimants in wanting.items():
+        if len(claimants) == len(by_core.get(core, [])) == 1:
+            found[claimants[0]] = by_core[core][0]
+    return found
+
+
+def _core(name: str) -> str:
+    """`name` in lower case without endings that say what the file is."""
+    core = name.lower()
+    for ending in _ENDINGS:
+        for join in ("_", "-", "."):
+            core = core.removesuffix(join + ending)
+    return core
+
+
+def _is_file(path: Path) -> bool:
+    """Whether `path` is one image: a file, or a folder that is a Zarr.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}")
+    return path.is_file() or any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _few(files: dict[str, Path]) -> str:
+    names = sorted(files)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,187 @@
+"""Where a segmentation is wrong, as pictures of bounded size.
+
+NAME.CLASS.accuracy.png
+    The accuracy map of NASA's MicroNet: white found, black rightly left out, cyan too much, magenta missed.
+NAME.errors.png
+    The micrograph (or the true classes in greys) with the wrong pixels over it: cyan too much, magenta missed, yellow
+    one foreground class for another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+
+from tilelab.errors import InputError, OutputError
+from tilelab.evaluation.labels import Labels
+from tilelab.evaluation.scoring import PairScores, Question, block_extent, open_pair
+from tilelab.geometry import Box, boxes
+from tilelab.io.base import Image
+from tilelab.io.open import open_image
+from tilelab.spec import ClassInfo
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+
+DEFAULT_SIZE = 2048
+_EXTRA, _MISSED, _MIXED = (np.array(c, np.float32) for c in ((0, 255, 255), (255, 0, 255), (255, 255, 0)))
+_STRENGTH = np.float32(0.75)  # of an error's colour over the micrograph
+
+
+def draw_pair(
+    scored: PairScores, classes: Sequence[ClassInfo], question: Question, folder: Path, size: int = DEFAULT_SIZE
+) -> list[Path]:
+    """`draw_errors` of the plane of a pair that has the most wrong pixels, over its micrograph where that is known."""
+    pair = scored.pair
+    name = f"{pair.name}.z{scored.plane:05d}" if scored.shape[0] > 1 else pair.name
+    with open_pair(pair, question) as (labels, truth), ExitStack() as stack:
+        image = None if pair.image is None else stack.enter_context(open_image(pair.image))
+        return draw_errors(
+            labels,
+            truth,
+            classes,
+            folder,
+            name,
+            image=image,
+            plane=scored.plane,
+            size=size,
+            ignore=question.ignore,
+        )
+
+
+def draw_errors(
+    labels: Labels,
+    truth: Labels,
+    classes: Sequence[ClassInfo],
+    folder: Path,
+    name: str,
+    *,
+    image: Image | None = None,
+    plane: int = 0,
+    size: int = DEFAULT_SIZE,
+    ignore: int | None = None,
+) -> list[Path]:
+    """Draw one plane of a pair; large ones are averaged down, so that small errors become faint but do not vanish.
+
+    Args:
+        labels, truth: what to compare, of the same shape.
+        classes: all classes; a map is drawn for each but the first.
+        folder: where the pictures go, made if missing.
+        name: what their names begin with.
+        image: the micrograph, (y, x) or (z, y, x) of the same size.
+        plane: index along z.
+        size: most pixels of a picture along its longer side.
+        ignore: pixels of this true value are shown as correct.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: the micrograph has another size.
+        OutputError: a picture cannot be written.
+    """
+    _, height, width = labels.shape
+    if image is not None and (image.shape[-2:] != (height, width) or "c" in image.axes):
+        raise InputError(f"{image.uri} has {image.axes} {image.shape}, {labels.path} is of {height} x {width} pixels")
+    factor = -(-max(height, width) // size)
+    small = (-(-height // factor), -(-width // factor))
+    maps = np.zeros((len(classes) - 1, *small, 3), np.uint8)
+    errors = np.zeros((*small, 3), np.uint8)
+    low, high = (0.0, 1.0) if image is None else _grey_range(image, plane)
+    _, rows, columns = block_extent(labels.shape, labels.chunks)
+    extent = tuple(max(factor, n // factor * factor) for n in (rows, columns))
+    for part in boxes((height, width), extent):
+        box = Box((plane, *part.start), (plane + 1, *part.stop))
+        mine, true = labels.read(box)[0], truth.read(box)[0]
+        if ignore is not None:
+            mine = np.where(true == ignore, 0, mine)
+            true = np.where(true == ignore, 0, true)
+        grey = _true_greys(true, len(classes)) if image is None else _read_grey(image, box, low, high)
+        there = tuple(slice(a // factor, -(-b // factor)) for a, b in zip(part.start, part.stop, strict=True))
+        for k in range(1, len(classes)):
+            maps[k - 1][there] = _shrink(accuracy_map(mine == k, true == k), factor)
+        errors[there] = _shrink(error_overlay(mine, true, grey), factor)
+    written = {f"{name}.{_safe(info.name)}.accuracy.png": maps[k] for k, info in enumerate(classes[1:])}
+    written[f"{name}.errors.png"] = errors
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, picture in written.items():
+            Pillow.fromarray(picture).save(folder / file)
+    except OSError as error:
+        raise OutputError(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
+    return [folder / file for file in written]
+
+
+def accuracy_map(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> UInt8:
+    """White where both are, black where neither is, cyan where only `found`, magenta where only `true`: RGB uint8."""
+    return np.stack([true, found, found | true], axis=-1).astype(np.uint8) * np.uint8(255)
+
+
+def error_overlay(labels: UInt8, truth: UInt8, grey: UInt8) -> UInt8:
+    """The micrograph with the wrong pixels coloured, RGB uint8."""
+    picture: UInt8 = np.repeat(grey[..., None], 3, axis=-1)
+    wrong = labels != truth
+    for color, where in (
+        (_EXTRA, wrong & (truth == 0)),
+        (_MISSED, wrong & (labels == 0)),
+        (_MIXED, wrong & (truth > 0) & (labels > 0)),
+    ):
+        under = picture[where].astype(np.float32)
+        picture[where] = np.rint(under * (1 - _STRENGTH) + color * _STRENGTH).astype(np.uint8)
+    return picture
+
+
+def _shrink(picture: UInt8, factor: int) -> UInt8:
+    """Mean of squares of `factor` x `factor` pixels, those at the far edges smaller where the size does not divide."""
+    if factor == 1:
+        return picture
+    height, width, _ = picture.shape
+    down, across = np.arange(0, height, factor), np.arange(0, width, factor)
+    total = np.add.reduceat(picture, down, axis=0, dtype=np.uint32)
+    total = np.add.reduceat(total, across, axis=1)
+    count = np.diff(down, append=height)[:, None] * np.diff(across, append=width)[None]
+    mean: UInt8 = np.rint(total / count[..., None]).astype(np.uint8)
+    return mean
+
+
+def _grey_range(image: Image, plane: int) -> tuple[float, float]:
+    """What is shown black and white: the 0.5 and 99.5 percentiles of some blocks of the plane."""
+    height, width = image.shape[-2:]
+    starts = [[int(i * max(0, n - 256) / 3) for i in range(4)] for n in (height, width)]
+    blocks = [
+        _read_plane(image, Box((plane, y, x), (plane + 1, min(height, y + 256), min(width, x + 256)))).ravel()
+        for y in sorted(set(starts[0]))
+        for x in sorted(set(starts[1]))
+    ]
+    low, high = np.percentile(np.concatenate(blocks), (0.5, 99.5))
+    return float(low), float(max(high, low + 1e-9))
+
+
+def _read_grey(image: Image, box: Box, low: float, high: float) -> UInt8:
+    values = _read_plane(image, box).astype(np.float32)
+    grey: UInt8 = (np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return grey
+
+
+def _read_plane(image: Image, box: Box) -> npt.NDArray[np.generic]:
+    """The region (z, y, x) of an image with or without z, ``(y, x)``."""
+    skip = 3 - len(image.axes)
+    return image.read(Box(box.start[skip:], box.stop[skip:])).reshape(box.shape[1:])
+
+
+def _true_greys(truth: UInt8, classes: int) -> UInt8:
+    """Dark to middle grey by class, where there is no micrograph."""
+    greys = np.zeros(256, np.uint8)
+    greys[:classes] = np.linspace(30, 150, classes)
+    return greys[truth]
+
+
+def _safe(name: str) -> str:
+    """A class name as part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", name)

@@ -1,0 +1,154 @@
+"""An evaluation as a Markdown table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tilelab.evaluation.scoring import Evaluation, PairScores
+from tilelab.metrics.confusion import Scores
+
+_RULES = (
+    "The pixels of all images are counted together ('all'). A class that occurs in neither truth nor prediction has no "
+    "score (-) and is left out of the means. F1 is that of pixels, without tolerance for displaced ones, and equals "
+    "Dice; in the first table it is the mean over all classes but the background."
+)
+
+
+def to_markdown(evaluation: Evaluation) -> str:
+    """Two tables, images and classes, and what is behind the numbers."""
+    names = [info.name for info in evaluation.classes]
+    isbi = evaluation.isbi is not None
+    head = ["image", "pixels", "accuracy", "mean IoU", *(f"IoU {name}" for name in names), "mean Dice", "F1"]
+    head += ["V_rand", "V_info"] if isbi else []
+    rows = [
+        [
+            pair.pair.name,
+            *_row(pair.scores),
+            *([_number(pair.isbi.v_rand), _number(pair.isbi.v_info)] if pair.isbi else []),
+        ]
+        for pair in evaluation.pairs
+    ]
+    if len(rows) > 1:
+        total = evaluation.isbi
+        rows.append(
+            ["**all**", *_row(evaluation.pooled)] + ([_number(total.v_rand), _number(total.v_info)] if total else [])
+        )
+    parts = [_table(head, rows), _table(*_class_table(evaluation)), _RULES]
+    if len(rows) > 1:
+        parts.append(f"Mean over the images of their mean IoU: {_number(evaluation.image_mean_iou)}.")
+    if evaluation.surfaces is not None:
+        parts.append("ASSD: mean distance of outline pixels to the other outline, both ways, within each plane.")
+    if evaluation.isbi is not None:
+        at = f"{evaluation.isbi.v_rand_threshold:.1f} and {evaluation.isbi.v_info_threshold:.1f}"
+        parts.append(f"V_rand and V_info: after thinning, at the best thresholds ({at} for all planes together).")
+    parts += ["\n".join(f"- {note}" for note in evaluation.notes)] if evaluation.notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """Everything, as JSON; scores that do not exist, and infinite distances, are null."""
+    names = [info.name for info in evaluation.classes]
+    document = {
+        "classes": names,
+        "images": [_pair_record(pair, names) for pair in evaluation.pairs],
+        "all": _score_record(evaluation.pooled, names) | _extras(evaluation, names),
+        "image_mean_iou": evaluation.image_mean_iou,
+        "pixel_size_nm": evaluation.pixel_size_nm,
+        "notes": evaluation.notes,
+    }
+    return json.dumps(_plain(document), indent=1) + "\n"
+
+
+def _row(scores: Scores) -> list[str]:
+    values = (scores.pixel_accuracy, scores.mean_iou, *scores.iou, scores.mean_dice, scores.foreground_f1)
+    return [f"{int(scores.confusion.sum()):,}", *map(_number, values)]
+
+
+def _class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of classes."""
+    scores, size = evaluation.pooled, evaluation.pixel_size_nm
+    head = ["class", "true", "predicted", "IoU", "Dice = F1", "precision", "recall"]
+    square = size is not None and math.isclose(size[0], size[1])
+    if evaluation.surfaces is not None:
+        head += ["ASSD px", "ASSD nm"] if square else ["ASSD px"]
+    total = max(1, int(scores.confusion.sum()))
+    rows = []
+    for k, info in enumerate(evaluation.classes):
+        shares = [100 * int(scores.confusion.sum(axis=axis)[k]) / total for axis in (1, 0)]
+        row = [info.name, *(f"{share:.2f} %" for share in shares)]
+        row += [_number(values[k]) for values in (scores.iou, scores.dice, scores.precision, scores.recall)]
+        if evaluation.surfaces is not None:
+            distance = float(evaluation.surfaces.assd[k - 1]) if k else math.nan
+            row.append(_number(distance, 2))
+            if square and size is not None:
+                row.append(_number(distance * size[0], 1))
+        rows.append(row)
+    return head, rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in plain text too; the first column is left-aligned."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _pair_record(pair: PairScores, names: list[str]) -> dict[str, Any]:
+    return {
+        "name": pair.pair.name,
+        "prediction": str(pair.pair.prediction),
+        "truth": str(pair.pair.truth),
+        "shape": list(pair.shape),
+        **_score_record(pair.scores, names),
+        **_extras(pair, names),
+    }
+
+
+def _score_record(scores: Scores, names: list[str]) -> dict[str, Any]:
+    by_class = {"iou": scores.iou, "dice": scores.dice, "precision": scores.precision, "recall": scores.recall}
+    return {
+        "pixels": int(scores.confusion.sum()),
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_iou": scores.mean_iou,
+        "mean_dice": scores.mean_dice,
+        "foreground_f1": scores.foreground_f1,
+        **{key: dict(zip(names, values.tolist(), strict=True)) for key, values in by_class.items()},
+        "f1": dict(zip(names, scores.f1.tolist(), strict=True)),
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+def _extras(scored: Evaluation | PairScores, names: list[str]) -> dict[str, Any]:
+    """Distances and ISBI scores, where there are some."""
+    record: dict[str, Any] = {}
+    if scored.surfaces is not None:
+        record["assd_px"] = dict(zip(names[1:], scored.surfaces.assd.tolist(), strict=True))
+    if scored.isbi is not None:
+        record["isbi"] = asdict(scored.isbi)
+    return record
+
+
+def _plain(value: Any) -> Any:
+    """`value` with what JSON cannot say made null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
