@@ -667,7 +667,7 @@ from tilelab.engines.registry import load_engine
 for name in {CPU_ENGINES}: load_engine({str(path)!r}, engine=name).close()
 print(threading.active_count())
 """
-    env = os.environ | {"HOME": str(home)}
+    env = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}  # no CI variable
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tilelab.engines.base import Engine, Float32
 from tilelab.engines.model_file import ModelFile, Port
 from tilelab.errors import ModelError
 from tilelab.spec import Activation, ModelSpec, Precision
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,11 @@ class LoadRequest:
         """The activation that the network ends in and that the engine must undo."""
         return activation_inside(self.file, self.target)
 
+    def model_digest(self) -> str:
+        """Identifies the network: a hash of the model's files, and the output used where there are several."""
+        files = self.file.digest()
+        return files if len(self.file.outputs) == 1 else f"{files} {self.target.name}"
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one batch."""
@@ -75,6 +86,70 @@ class LoadRequest:
     def output_shape(self) -> tuple[int, ...]:
         """Of one batch's logits."""
         return (self.batch, self.spec.outputs, *self.tile)
+
+
+class FileEngine(abc.ABC):
+    """What engines that load a model file have in common; see `Engine` for the attributes.
+
+    A network that takes or gives another float type is fed through buffers of that type, and one that ends in an
+    activation has it undone.
+
+    Attributes:
+        warnings: one line each, for the user.
+    """
+
+    name: str
+
+    def __init__(self, request: LoadRequest) -> None:
+        self.device = request.device
+        self.precision = request.precision
+        self.spec = request.spec
+        self.batch = request.batch
+        self.tile = request.tile
+        self.warnings = request.warnings
+        self._request = request
+        self._input = _cast_buffer(request.source, request.input_shape)
+        self._output = _cast_buffer(request.target, request.output_shape)
+        self._activation = request.activated
+
+    @property
+    def model_digest(self) -> str:
+        """Identifies the network; see `LoadRequest.model_digest`."""
+        return self._request.model_digest()
+
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """Compute the logits of `tiles` into `out`; see `Engine.run`."""
+        source: Array = tiles
+        if self._input is not None:
+            np.copyto(self._input, tiles, casting="same_kind")
+            source = self._input
+        self._compute(source, out if self._output is None else self._output)
+        if self._output is not None:
+            np.copyto(out, self._output, casting="same_kind")
+        if self._activation is not None:
+            undo_activation(out, self._activation)
+
+    @abc.abstractmethod
+    def _compute(self, source: Array, target: Array) -> None:
+        """Run the network on `source` into `target`, both of its own types and the request's shapes."""
+
+    @abc.abstractmethod
+    def versions(self) -> Mapping[str, str]:
+        """See `Engine.versions`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """See `Engine.close`."""
+
+
+def _cast_buffer(port: Port, shape: tuple[int, ...]) -> Array | None:
+    """A buffer to convert through where the network's type is not float32."""
+    return None if port.dtype == "float32" else np.empty(shape, port.dtype)
+
+
+def size_text(extent: tuple[int, ...]) -> str:
+    """``512 x 512``."""
+    return " x ".join(map(str, extent))
 
 
 def explain(error: BaseException) -> str:
@@ -88,7 +163,7 @@ def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:
     want = request.output_shape
     if shape == want:
         return
-    given, wanted = " x ".join(map(str, shape)), " x ".join(map(str, want))
+    given, wanted = size_text(shape), size_text(want)
     hint = ""
     if len(shape) == len(want) and shape[:2] == want[:2]:
         hint = ": tilelab needs outputs as large as their tile, so pad inside the model or upsample its output"

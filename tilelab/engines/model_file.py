@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ class ModelFile:
     Attributes:
         path: the file.
         format: ``onnx`` or ``openvino`` (an IR, .xml with .bin).
-        size_bytes: all its files together.
+        files: all it consists of: the file itself first, then those that hold its weights.
         inputs, outputs: of the network, weights excluded.
         precision: the arithmetic the file itself prescribes: int8 when its activations are quantised, otherwise the
             type of its weights.
@@ -40,7 +41,7 @@ class ModelFile:
 
     path: Path
     format: Literal["onnx", "openvino"]
-    size_bytes: int
+    files: tuple[Path, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     precision: Precision
@@ -48,6 +49,20 @@ class ModelFile:
     last_operators: dict[str, str] = field(default_factory=dict)
     opset: int | None = None
     producer: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """All its files together."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def digest(self) -> str:
+        """SHA-256 of all its files, one after the other."""
+        sha = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    sha.update(block)
+        return sha.hexdigest()
 
     @property
     def spec(self) -> ModelSpec | None:

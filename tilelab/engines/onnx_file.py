@@ -217,11 +217,10 @@ def _walk_model(path: Path, data: mmap.mmap) -> ModelFile:
             raise ModelError(f"{path} keeps its weights in {name}, which is missing: put it beside the model")
         if beside.stat().st_size < least:
             raise ModelError(f"{beside} is truncated: {path.name} needs {least} bytes of it")
-    size = len(data) + sum((path.parent / name).stat().st_size for name in graph.external)
     return ModelFile(
         path=path,
         format="onnx",
-        size_bytes=size,
+        files=(path, *(path.parent / name for name in sorted(graph.external))),
         inputs=tuple(port for port in graph.inputs if port.name not in graph.names),
         outputs=tuple(graph.outputs),
         precision=_native_precision(graph),
@@ -243,7 +242,7 @@ def embed_spec(path: str | Path, spec: ModelSpec) -> None:
     path = Path(path)
     read_onnx(path)
     key, value = METADATA_KEY.encode(), spec.to_json().encode()
-    entry = _message(1, key) + _message(2, value)
+    entry = payload_field(1, key) + payload_field(2, value)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with path.open("rb") as file, temporary.open("wb") as out:
@@ -254,15 +253,20 @@ def embed_spec(path: str | Path, spec: ModelSpec) -> None:
                         out.write(data[kept:before])
                         kept = b
                 out.write(data[kept:])
-            out.write(_message(_METADATA_PROPS, entry))
+            out.write(payload_field(_METADATA_PROPS, entry))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _message(number: int, payload: bytes) -> bytes:
-    """A length-delimited field."""
+def payload_field(number: int, payload: bytes) -> bytes:
+    """A protobuf field that holds bytes: a string or a message."""
     return _encode_varint(number << 3 | 2) + _encode_varint(len(payload)) + payload
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A protobuf field that holds a number."""
+    return _encode_varint(number << 3) + _encode_varint(value)
 
 
 def _encode_varint(value: int) -> bytes:

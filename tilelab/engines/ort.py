@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from tilelab.engines.base import Float32
-from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, explain, undo_activation
+from tilelab.engines.loading import (
+    Array,
+    Availability,
+    FileEngine,
+    LoadRequest,
+    Target,
+    check_output,
+    explain,
+    size_text,
+)
 from tilelab.engines.machine import cpu_features
 from tilelab.errors import EngineError, ModelError
 
 _FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
-_DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
 
 
 def import_onnxruntime() -> Any:
@@ -54,12 +61,13 @@ def load(request: LoadRequest) -> OrtEngine:
     return OrtEngine(request)
 
 
-class OrtEngine:
-    """A model in ONNX Runtime; see `Engine` for the attributes."""
+class OrtEngine(FileEngine):
+    """A model in ONNX Runtime."""
 
     name = "onnxruntime"
 
     def __init__(self, request: LoadRequest) -> None:
+        super().__init__(request)
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
@@ -80,53 +88,31 @@ class OrtEngine:
             raise EngineError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}: reinstall onnxruntime")
         self._session: Any = session
         self._binding: Any = session.io_binding()
-        self._request = request
-        self._activated = request.activated
-        self._input = _cast_buffer(request.source.dtype, request.input_shape)
-        self._output = _cast_buffer(request.target.dtype, request.output_shape)
-        self._version = onnxruntime.__version__
-        self.device = request.device
-        self.precision = request.precision
-        self.spec = request.spec
-        self.batch = request.batch
-        self.tile = request.tile
-        self.warnings = request.warnings
+        self._version: str = onnxruntime.__version__
         self._check_shape()
 
     def _check_shape(self) -> None:
         """Bound to a buffer of another shape the session would only give an obscure message."""
-        names = [port.name for port in self._session.get_outputs()]
-        shape = self._session.get_outputs()[names.index(self._request.target.name)].shape
+        request = self._request
+        outputs = {port.name: port.shape for port in self._session.get_outputs()}
+        shape = outputs[request.target.name]
         if not all(isinstance(n, int) for n in shape):  # known only by running
-            dtype = np.float32 if self._input is None else self._input.dtype
-            feed = {self._request.source.name: np.zeros(self._request.input_shape, dtype)}
+            feed = {request.source.name: np.zeros(request.input_shape, request.source.dtype)}
             try:
-                (result,) = self._session.run([self._request.target.name], feed)
+                (result,) = self._session.run([request.target.name], feed)
             except Exception as error:
-                raise ModelError(f"ONNX Runtime cannot run {self._request.file.path}: {_tell(error)}") from error
+                raise ModelError(f"ONNX Runtime cannot run {request.file.path}: {_tell(error)}") from error
             shape = result.shape
-        check_output(self._request, tuple(shape))
+        check_output(request, tuple(shape))
 
-    def run(self, tiles: Float32, out: Float32) -> None:
-        """Compute the logits of `tiles` into `out`."""
-        source, target = tiles, out
-        if self._input is not None:
-            np.copyto(self._input, tiles, casting="same_kind")
-            source = self._input
-        if self._output is not None:
-            target = self._output
-        binding = self._binding
-        binding.bind_input(self._request.source.name, "cpu", 0, source.dtype, source.shape, source.ctypes.data)
-        binding.bind_output(self._request.target.name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
+    def _compute(self, source: Array, target: Array) -> None:
+        names = self._request
+        self._binding.bind_input(names.source.name, "cpu", 0, source.dtype, source.shape, source.ctypes.data)
+        self._binding.bind_output(names.target.name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            size = " x ".join(map(str, tiles.shape))
-            raise EngineError(f"ONNX Runtime failed on a batch of {size}: {_tell(error)}") from error
-        if self._output is not None:
-            np.copyto(out, self._output, casting="same_kind")
-        if self._activated is not None:
-            undo_activation(out, self._activated)
+            raise EngineError(f"ONNX Runtime failed on a batch of {size_text(source.shape)}: {_tell(error)}") from error
 
     def versions(self) -> Mapping[str, str]:
         """Of ONNX Runtime, and the instruction sets that choose its kernels."""
@@ -135,11 +121,6 @@ class OrtEngine:
     def close(self) -> None:
         """Drop the session."""
         self._binding = self._session = None
-
-
-def _cast_buffer(dtype: str, shape: tuple[int, ...]) -> Any:
-    """A buffer to convert through when the network's type is not float32, else None."""
-    return None if dtype == "float32" else np.empty(shape, _DTYPES[dtype])
 
 
 def _tell(error: BaseException) -> str:

@@ -8,10 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tilelab.engines.base import Float32
-from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, explain, undo_activation
+from tilelab.engines.loading import (
+    Array,
+    Availability,
+    FileEngine,
+    LoadRequest,
+    Target,
+    check_output,
+    explain,
+    size_text,
+)
 from tilelab.engines.machine import cpu_features, has_cpu_feature
 from tilelab.engines.model_file import ModelFile, Port
 from tilelab.errors import EngineError, ModelError
@@ -55,11 +61,11 @@ def probe() -> Availability:
         return Availability(openvino.__version__, f"openvino finds no CPU device: {explain(error)}")
     reasons = {"bf16": "", "fp16": ""}
     if "BF16" not in capabilities:
-        reasons["bf16"] = f"this CPU has no bf16 arithmetic ({cpu_features()})"
+        reasons["bf16"] = "this CPU has no bf16 arithmetic"
     elif has_cpu_feature("avx512_bf16", "amx_bf16", "bf16") is False:
-        reasons["bf16"] = f"this CPU only emulates bf16, slower than fp32 ({cpu_features()})"
+        reasons["bf16"] = "this CPU only emulates bf16, slower than fp32"
     if "FP16" not in capabilities:
-        reasons["fp16"] = f"this CPU has no fp16 arithmetic ({cpu_features()})"
+        reasons["fp16"] = "this CPU has no fp16 arithmetic"
     targets = (
         Target("cpu", "fp32"),
         Target("cpu", "int8"),
@@ -97,7 +103,7 @@ def read_ir(path: Path) -> ModelFile:
     return ModelFile(
         path=path,
         format="openvino",
-        size_bytes=path.stat().st_size + weights.stat().st_size,
+        files=(path, weights),
         inputs=tuple(_port(port) for port in model.inputs),
         outputs=tuple(_port(port) for port in model.outputs),
         precision="int8" if "FakeQuantize" in kinds else "fp16" if half else "fp32",
@@ -133,12 +139,13 @@ def load(request: LoadRequest) -> OpenvinoEngine:
     return OpenvinoEngine(request)
 
 
-class OpenvinoEngine:
-    """A model in OpenVINO; see `Engine` for the attributes."""
+class OpenvinoEngine(FileEngine):
+    """A model in OpenVINO."""
 
     name = "openvino"
 
     def __init__(self, request: LoadRequest) -> None:
+        super().__init__(request)
         hint = _HINTS[request.precision]
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it
@@ -150,8 +157,7 @@ class OpenvinoEngine:
         path = request.file.path
         try:
             model = _core().read_model(path)
-            port = model.input(request.source.name) if request.file.format == "onnx" else model.input(0)
-            model.reshape({port: list(request.input_shape)})
+            model.reshape({model.input(0): list(request.input_shape)})
             self._index = [_port(output).name for output in model.outputs].index(request.target.name)
             result = model.outputs[self._index]
             compiled = _core().compile_model(model, "CPU", config)
@@ -168,39 +174,16 @@ class OpenvinoEngine:
             raise EngineError(f"OpenVINO computes in {actual} where {hint} was asked for: choose another --precision")
         openvino = import_openvino()
         self._tensor: Any = openvino.Tensor
+        self._version: str = openvino.__version__
         self._infer: Any = infer
-        self._request = request
-        self._activated = request.activated
-        self._input = _cast_buffer(request.source.dtype, request.input_shape)
-        self._output = _cast_buffer(request.target.dtype, request.output_shape)
-        self._version = openvino.__version__
-        self.device = request.device
-        self.precision = request.precision
-        self.spec = request.spec
-        self.batch = request.batch
-        self.tile = request.tile
-        self.warnings = request.warnings
 
-    def run(self, tiles: Float32, out: Float32) -> None:
-        """Compute the logits of `tiles` into `out`."""
-        source: Any = tiles
-        target: Any = out
-        if self._input is not None:
-            np.copyto(self._input, tiles, casting="same_kind")
-            source = self._input
-        if self._output is not None:
-            target = self._output
+    def _compute(self, source: Array, target: Array) -> None:
         try:
             self._infer.set_input_tensor(self._tensor(source, shared_memory=True))
             self._infer.set_output_tensor(self._index, self._tensor(target, shared_memory=True))
             self._infer.infer()
         except RuntimeError as error:
-            size = " x ".join(map(str, tiles.shape))
-            raise EngineError(f"OpenVINO failed on a batch of {size}: {explain(error)}") from error
-        if self._output is not None:
-            np.copyto(out, self._output, casting="same_kind")
-        if self._activated is not None:
-            undo_activation(out, self._activated)
+            raise EngineError(f"OpenVINO failed on a batch of {size_text(source.shape)}: {explain(error)}") from error
 
     def versions(self) -> Mapping[str, str]:
         """Of OpenVINO, and the instruction sets that choose its kernels."""
@@ -209,9 +192,3 @@ class OpenvinoEngine:
     def close(self) -> None:
         """Drop the compiled model."""
         self._infer = None
-
-
-def _cast_buffer(dtype: str, shape: tuple[int, ...]) -> Any:
-    """A buffer to convert through when the network's type is not float32, else None."""
-    types: dict[str, type[np.generic]] = {"float16": np.float16, "float64": np.float64}
-    return None if dtype == "float32" else np.empty(shape, types[dtype])

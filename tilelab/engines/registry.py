@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -54,7 +55,7 @@ def load_engine(
     Args:
         model: path of an .onnx or OpenVINO .xml file, name of a bundled model, ``identity`` or ``identity:K``.
         engine: ``auto`` or one of `ENGINES`.
-        device: ``auto`` or ``cpu``.
+        device: ``auto``, or a kind of device (``cpu``), or one of several of a kind (``cuda:1``).
         precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
             does not permit is used when asked for, and ``engine.warnings`` says that it is unverified.
         batch: tiles per run; by default what the file fixes, else 1.
@@ -173,9 +174,9 @@ def choose(
     """
     if engine != "auto" and engine not in ENGINES:
         raise EngineError(f"unknown engine {engine!r}: choose auto, {', '.join(ENGINES)}")
-    devices = list(dict.fromkeys(kind for _, kind, _ in RANKING))
-    if device != "auto" and device not in devices:
-        raise EngineError(f"no engine here runs on device {device!r}: choose auto, {', '.join(devices)}")
+    kinds = list(dict.fromkeys(kind for _, kind, _ in RANKING))
+    if device != "auto" and device.partition(":")[0] not in kinds:
+        raise EngineError(f"no engine here runs on device {device!r}: choose auto, {', '.join(kinds)}")
     wanted = None if precision == "auto" else parse_precision(precision)
     _check_native(file, wanted)
     allowed = (wanted,) if wanted else permitted(file, spec)
@@ -186,10 +187,12 @@ def choose(
         )
     reasons: dict[str, None] = {}
     known = [name for name in ENGINES if engine in ("auto", name)]
-    ranked = [(n, d, p) for n, d, p in RANKING if n in known and device in ("auto", d) and p in allowed]
+    ranked = [entry for entry in RANKING if entry[0] in known and entry[2] in allowed]
     # What is asked for but never chosen unasked (fp16 on a CPU) comes last.
-    ranked += [(n, d, p) for n in known for d in devices for p in allowed if (n, d, p) not in ranked and wanted]
+    ranked += [e for e in product(known, kinds, allowed if wanted else ()) if e not in ranked]
     for name, kind, arithmetic in ranked:
+        if device.partition(":")[0] not in ("auto", kind):
+            continue
         if file.format not in ENGINES[name][1]:
             reasons[f"{name} does not read {file.path.suffix} files"] = None
             continue
@@ -198,9 +201,11 @@ def choose(
             reasons[found.reason] = None
             continue
         for target in found.targets:
-            if (target.device, target.precision) == (kind, arithmetic):
+            if target.precision != arithmetic or target.device.partition(":")[0] != kind:
+                continue
+            if device in ("auto", kind, target.device):
                 if not target.reason:
-                    return name, kind, arithmetic
+                    return name, target.device, arithmetic
                 reasons[target.reason] = None
     asked = " ".join(w for w in (engine, device, precision) if w != "auto") or "any engine"
     raise EngineError(f"{asked} cannot run {file.path}: {'; '.join(reasons) or 'no engine does this'}")

@@ -1,0 +1,194 @@
+"""`tilelab doctor`: which engines and devices work here, and why others do not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilelab import __version__
+from tilelab.errors import EngineError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LIBRARIES = ("numpy", "numba", "zarr", "numcodecs", "tifffile", "imagecodecs", "msgspec", "pillow", "zarrs")
+_GPU_LIBRARIES = ("onnxruntime-gpu", "tensorrt", "numba-cuda")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine the machine and tell; an `EngineError` when nothing on it can run a model."""
+    found = examine()
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        show(found, Console(highlight=False, soft_wrap=False))
+    if not any(row["works"] for row in found["engines"]):
+        raise EngineError("no engine works here: pip install 'tilelab[cpu]'")
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """Everything that is shown, as a document; every engine that is installed computes a small convolution."""
+    from tilelab.engines.machine import core_count, cpu_features, cpu_name
+    from tilelab.engines.registry import ENGINES, RANKING, availability
+    from tilelab.engines.selftest import selftest
+    from tilelab.memory import available_memory
+
+    rows: list[dict[str, Any]] = []
+    for engine in ENGINES:
+        found = availability(engine)
+        if found.reason:
+            rows.append(_row(engine, found.version, "", "", found.reason))
+        for target in found.targets:
+            why = target.reason or selftest(engine, target.device, target.precision)
+            rows.append(_row(engine, found.version, target.device, target.precision, why))
+    order = {entry: i for i, entry in enumerate(RANKING)}
+    rows.sort(key=lambda row: (not row["works"], order.get((row["engine"], row["device"], row["precision"]), 99)))
+    return {
+        "tilelab": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "cpu": {"name": cpu_name(), "cores": core_count(), "features": cpu_features().split()},
+        "memory_available": available_memory(),
+        "libraries": _versions(_LIBRARIES),
+        "engines": rows,
+        "gpu": {"devices": find_gpus(), "libraries": _versions(_GPU_LIBRARIES)},
+        "warnings": find_conflicts(),
+    }
+
+
+def _row(engine: str, version: str, device: str, precision: str, reason: str) -> dict[str, Any]:
+    return {
+        "engine": engine,
+        "version": version,
+        "device": device,
+        "precision": precision,
+        "works": not reason,
+        "reason": reason,
+    }
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed, without importing them."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def find_gpus() -> list[str]:
+    """NVIDIA GPUs as their driver tells them: name, memory, driver version, compute capability."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = "--query-gpu=name,memory.total,driver_version,compute_cap"
+    try:
+        told = subprocess.run(
+            [tool, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ["nvidia-smi is there but fails: is the driver loaded?"]
+    found = []
+    for line in told.stdout.splitlines():
+        name, memory, driver, capability = (part.strip() for part in line.split(",", 3))
+        found.append(f"{name}, {memory}, driver {driver}, compute capability {capability}")
+    return found
+
+
+def find_conflicts() -> list[str]:
+    """Packages that cannot live together."""
+    installed = _versions(("onnxruntime", *_GPU_LIBRARIES))
+    found = []
+    if "onnxruntime" in installed and "onnxruntime-gpu" in installed:
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
+    needs = _tensorrt_of_onnxruntime()
+    if needs and "tensorrt" in installed and installed["tensorrt"].partition(".")[0] != needs:
+        found.append(
+            f"onnxruntime-gpu was built for TensorRT {needs}, but tensorrt {installed['tensorrt']} is installed: "
+            f"its TensorRT provider will not load; pip install 'tensorrt=={needs}.*'"
+        )
+    return found
+
+
+def _tensorrt_of_onnxruntime() -> str:
+    """The major version of TensorRT that ONNX Runtime's provider links to, empty when it has none."""
+    module = find_spec("onnxruntime")
+    if module is None or module.origin is None:
+        return ""
+    folder = Path(module.origin).parent / "capi"
+    for name in ("libonnxruntime_providers_tensorrt.so", "onnxruntime_providers_tensorrt.dll"):
+        if (folder / name).is_file():
+            match = re.search(rb"nvinfer(?:\.so\.|_)(\d+)", (folder / name).read_bytes())
+            return match.group(1).decode() if match else ""
+    return ""
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the document for people."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from tilelab.memory import format_bytes
+
+    cpu = found["cpu"]
+    gpus = found["gpu"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    for name, value in {
+        "tilelab": f"{found['tilelab']}, Python {found['python']}, {found['system']}",
+        "CPU": f"{cpu['name']}, {cpu['cores']} cores ({' '.join(cpu['features'])})",
+        "memory": f"{format_bytes(found['memory_available'])} available",
+        "GPU": "\n".join(gpus["devices"]) or "no NVIDIA GPU",
+        "libraries": _listing(found["libraries"] | gpus["libraries"]),
+    }.items():
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    console.print()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("engine", "version", "device", "precision"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("works", justify="center")
+    table.add_column("why not")
+    for row in found["engines"]:
+        works = Text("yes", "green") if row["works"] else Text("no", "red")
+        cells = (row[name] or "-" for name in ("engine", "version", "device", "precision"))
+        table.add_row(*cells, works, Text(row["reason"]))
+    console.print(table)
+    for warning in found["warnings"]:
+        console.print(Text(f"warning: {warning}", "yellow"))
+    first = next((row for row in found["engines"] if row["works"]), None)
+    if first is not None:
+        console.print(
+            Text(
+                "Without --engine and --precision, the first of these that the model permits is used. "
+                "Every yes was checked by computing a convolution."
+            )
+        )
+
+
+def _listing(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
