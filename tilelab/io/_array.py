@@ -57,7 +57,7 @@ class ArraySource(Source):
             raise InputError(f"{self.uri} failed at region {box}: {type(error).__name__}: {error}") from error
         if pixels.shape != box.shape:
             raise InputError(f"{self.uri} gave {pixels.shape} for region {box}, {box.shape} was asked for")
-        return pixels.astype(self.dtype, copy=False)
+        return pixels.astype(self.dtype, copy=pixels.base is not None)  # a view belongs to the array's owner
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of all bytes up to 256 MiB of a NumPy array, else of some regions spread over it."""

@@ -153,7 +153,7 @@ def _fill(layout: Layout, tiff: tifffile.TiffFile, level: int) -> None:
     """Take everything from tifffile."""
     images = list(tiff.series)
     if not images:
-        raise InputError(f"{layout.path} is a TIFF file without an image")
+        raise ValueError("it holds no image")
     check_level(layout.path, level, len(images[0].levels))
     significant = [_significant(s.axes, s.shape) for s in images[0].levels]
     series = images[0].levels[level]

@@ -71,7 +71,7 @@ class ZarrSource(Source):
         if nbytes > LARGE_BYTES:
             self.warnings += (whole_piece_warning(path, nbytes),)
         self.details = {
-            "compression": "+".join(reversed(node.codec.decoders)) or None if node.codec else "by zarr-python",
+            "compression": node.codec.compressor if node.codec else "by zarr-python",
             "shards": node.grid if node.sharded else None,
             **(_describe_group(group, image) if group is not None else {}),
         }

@@ -138,8 +138,10 @@ class ChunkReader:
         """The pixels of one chunk, ``chunk`` shape, as stored."""
         data = piece.file.read(piece.offset, piece.count)
         try:
-            for name in self._codec.decoders:
-                data = _DECODE[name](data, out=self._chunk_bytes)
+            if self._codec.compressor == "blosc" and int.from_bytes(data[12:16], "little") > len(data):
+                raise ValueError("it is shorter than it states")  # Blosc itself would read beyond it
+            if self._codec.compressor is not None:
+                data = _DECODE[self._codec.compressor](data, out=self._chunk_bytes)
             order = self._codec.order
             stored = np.frombuffer(data, self._codec.dtype).reshape([self._node.chunk[i] for i in order])
         except (RuntimeError, ValueError) as error:

@@ -23,12 +23,12 @@ class ChunkCodec:
     Attributes:
         dtype: as stored, byte order included.
         order: the axes in the order in which they are stored, outermost first.
-        decoders: names of byte codecs, the last one first.
+        compressor: name of the byte codec; None for bare pixels.
     """
 
     dtype: np.dtype[Any]
     order: tuple[int, ...]
-    decoders: tuple[str, ...]
+    compressor: str | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def find_node(path: Path) -> ArrayNode | GroupNode | None:
         try:
             return parse(path, document, json.loads(document))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            reason = f"{error!r} is missing" if isinstance(error, KeyError) else str(error)
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path / name} is damaged or not understood: {reason}") from error
     return None
 
@@ -158,17 +158,17 @@ def _node_v3(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode | G
 
 
 def _codec_v3(codecs: list[dict[str, Any]], dtype: np.dtype[Any], axes: int) -> ChunkCodec | None:
-    """The decoder for `codecs`: ``[transpose], bytes, (zstd | gzip | blosc)*``; None for anything else."""
+    """The decoder for `codecs`: ``[transpose], bytes, [zstd | gzip | blosc]``; None for anything else."""
     order = tuple(range(axes))
     names = [codec["name"] for codec in codecs]
     if names[0] == "transpose":
         order = tuple(int(i) for i in codecs[0]["configuration"]["order"])
         codecs, names = codecs[1:], names[1:]
-    if not names or names[0] != "bytes" or not set(names[1:]) <= _DECODERS or dtype.kind == "O":
+    if not names or names[0] != "bytes" or not set(names[1:]) <= _DECODERS or len(names) > 2 or dtype.kind == "O":
         return None
     endian = (codecs[0].get("configuration") or {}).get("endian", "little")
     stored = dtype.newbyteorder("<" if endian == "little" else ">")
-    return ChunkCodec(stored, order, tuple(reversed(names[1:])))
+    return ChunkCodec(stored, order, names[1] if names[1:] else None)
 
 
 def _array_v2(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode:
@@ -179,8 +179,8 @@ def _array_v2(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode:
     if len(shape) != len(chunk) or min(chunk, default=1) < 1:
         raise ValueError(f"chunks of {chunk} for an array of {shape}")
     order = tuple(range(len(shape)))[:: -1 if meta.get("order", "C") == "F" else 1]
-    decoders = () if compressor is None else (compressor["id"],)
-    simple = not filters and set(decoders) <= _DECODERS and stored.kind in "biuf"
+    name = None if compressor is None else str(compressor["id"])
+    simple = not filters and (name is None or name in _DECODERS) and stored.kind in "biuf"
     attributes = _attributes_v2(path)
     return ArrayNode(
         path=path,
@@ -192,7 +192,7 @@ def _array_v2(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode:
         separator=meta.get("dimension_separator", "."),
         prefix=(),
         fill=_fill(meta.get("fill_value"), stored),
-        codec=ChunkCodec(stored, order, decoders) if simple else None,
+        codec=ChunkCodec(stored, order, name) if simple else None,
         index_at_end=True,
         names=tuple(map(str, attributes.get("_ARRAY_DIMENSIONS") or ())) or None,
         attributes=attributes,
