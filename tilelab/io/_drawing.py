@@ -44,15 +44,16 @@ def paint(panel: Picture.Image, labels: npt.NDArray[np.uint8], colors: Sequence[
         labels: class indices, uint8 ``(2 * height, 2 * width)``: reducing what is drawn smooths it.
         colors: of the classes; class 0 stays bare.
     """
-    masks = {i: labels == i for i in range(1, len(colors))}
-    masks = {i: mask for i, mask in masks.items() if mask.any()}
+    present = [i for i in range(1, len(colors)) if (labels == i).any()]
     width, opacity = _stroke(labels)
-    for i, mask in masks.items():
-        panel.paste(colors[i], mask=_alpha(mask, _FILL))
-    for mask in masks.values():  # a dark rim outside makes a contour crisp on any grey
-        panel.paste((0, 0, 0), mask=_alpha(_grow(mask, 1) & ~mask, 0.4 * opacity))
-    for i, mask in masks.items():
-        panel.paste(colors[i], mask=_alpha(mask & _grow(~mask, width), opacity))
+    edge = _edge(labels)
+    for i in present:
+        panel.paste(colors[i], mask=_alpha(labels == i, _FILL))
+    # A dark rim outside makes a contour crisp on any grey.
+    panel.paste((0, 0, 0), mask=_alpha(edge & (labels == 0), 0.4 * opacity))
+    contour = _grow(edge, width - 1)
+    for i in present:
+        panel.paste(colors[i], mask=_alpha(contour & (labels == i), opacity))
 
 
 def draw_scale_bar(panel: Picture.Image, nm_per_pixel: float) -> None:
@@ -137,21 +138,29 @@ def _alpha(mask: Mask, opacity: float) -> Picture.Image:
     return Picture.fromarray(np.where(mask, np.uint8(round(255 * opacity)), np.uint8(0))).reduce(2)
 
 
+def _edge(labels: npt.NDArray[np.uint8]) -> Mask:
+    """Pixels with a neighbour of another class, on both sides of the border; the edge of the picture is none."""
+    edge = np.zeros(labels.shape, np.bool_)
+    down = labels[1:] != labels[:-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    across = labels[:, 1:] != labels[:, :-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    return edge
+
+
 def _grow(mask: Mask, steps: int) -> Mask:
-    """`mask` and what is within `steps` (diagonals in turn) of it; the edge of the picture adds nothing."""
-    grown = mask.copy()
+    """`mask` and what is within `steps` of it; squares and crosses in turn come close to discs."""
     for step in range(steps):
-        seed = grown.copy() if step % 2 else grown
-        across = grown.copy()
-        across[:, 1:] |= seed[:, :-1]
-        across[:, :-1] |= seed[:, 1:]
-        # Alternating a cross and a square comes close to a disc.
-        down = across if step % 2 else grown
-        both = across.copy()
-        both[1:] |= down[:-1]
-        both[:-1] |= down[1:]
-        grown = both
-    return grown
+        grown = mask.copy()
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        seed = mask if step % 2 else grown.copy()
+        grown[1:] |= seed[:-1]
+        grown[:-1] |= seed[1:]
+        mask = grown
+    return mask
 
 
 def _words(text: str, size: int) -> Picture.Image:
