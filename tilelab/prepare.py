@@ -6,7 +6,7 @@ Everything that can be refused is refused here, before a pixel is computed or a 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +226,3 @@ class _EverySlice(Volume):
     def read(self, box: Box) -> npt.NDArray[Any]:
         plane = super().read(Box((0, *box.start[1:]), (1, *box.stop[1:])))
         return np.broadcast_to(plane, (1, *box.shape))
-
-
-def with_tile(options: Options, tile: tuple[int, ...]) -> Options:
-    """The same options for another tile."""
-    return replace(options, model=replace(options.model, tile=tile), auto_tile=False)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tilelab import __version__
+from tilelab.autotile import choose_tile
 from tilelab.engines.base import Engine
+from tilelab.engines.registry import load_engine, read_spec
 from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
 from tilelab.geometry import Cuts
 from tilelab.io.result import read_info
@@ -27,7 +30,7 @@ from tilelab.journal import FOLDER, Fingerprint, Journal, differences
 from tilelab.memory import peak_memory, resident_memory
 from tilelab.options import Options
 from tilelab.planning import Plan
-from tilelab.prepare import Prepared, plan_image, prepare
+from tilelab.prepare import Prepared, open_source, plan_image, prepare
 from tilelab.sweep import Stalls, Unit
 
 SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png")
@@ -72,6 +75,7 @@ def infer(
     out: str | Path | None = None,
     *,
     options: Options | None = None,
+    overview: str | Path | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
 ) -> Run:
@@ -83,6 +87,7 @@ def infer(
         out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
             ``.png``.
         options: everything else.
+        overview: PNG to draw, the image with the segmentation over it.
         progress: told how far the run is.
         note: called with one line for each thing the user should know.
 
@@ -98,28 +103,38 @@ def infer(
     progress = progress or _Silent()
     began = time.perf_counter()
     target = output_path(image, out)
-    engine = model if not isinstance(model, str | Path) else load(model, image, options, note)
-    try:
+    work = target if target.name.endswith(".zarr") else target.with_name(f".{target.name}.work")
+    if isinstance(model, str | Path) and options.auto_tile:
+        options = choose_tile(model, image, options, note, None if options.restart else _begun(target, work))
+    with contextlib.ExitStack() as opened:
+        engine = load(model, options) if isinstance(model, str | Path) else model
+        if engine is not model:
+            opened.callback(engine.close)
         memory = resident_memory()
         prepared = prepare(image, engine, options)
+        if prepared.image is not image:
+            opened.callback(prepared.image.close)
         for line in prepared.notes:
             note(line)
         clock = _Clock(began)
-        work = target if target.name.endswith(".zarr") else target.with_name(f".{target.name}.work")
-        if finished(target, work, prepared.fingerprint, options.restart):
-            return Run(target, _report(prepared, target, Stalls(), clock, memory), already_finished=True)
+        done = finished(target, work, prepared.fingerprint, options.restart)
         clock.mark("start")
         stalls = Stalls()
-        if options.restart or not work.exists():
+        if not done and (options.restart or not work.exists()):
             stalls = _sweep(prepared, target, work, options, progress, note)
-        clock.mark("sweep")
-        if work != target:
+            clock.mark("sweep")
+        if overview is not None:
+            if work.exists():
+                from tilelab.io.overview import write_overview
+
+                write_overview(prepared.image, work, overview)
+            else:
+                note(f"no overview: it is drawn when {target} is made; --restart makes it anew")
+            clock.mark("overview")
+        if not done and work != target:
             _convert(work, target)
             clock.mark("convert")
-        return Run(target, _report(prepared, target, stalls, clock, memory))
-    finally:
-        if engine is not model:
-            engine.close()
+        return Run(target, _report(prepared, target, stalls, clock, memory), already_finished=done)
 
 
 def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Plan:
@@ -128,23 +143,14 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
     Raises:
         TilelabError: image and model do not fit, or a limit would be exceeded.
     """
-    from tilelab.engines.registry import read_spec
-    from tilelab.prepare import open_source
-
     options = options or Options()
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
     return plan_image(open_source(image, options, spec)[0], spec, options, options.batch or 1)
 
 
-def load(model: str | Path, image: Any, options: Options, note: Callable[[str], None]) -> Engine:
-    """The engine for `options`; with `auto_tile` the fastest tile that its memory limit allows."""
-    from tilelab.engines.registry import load_engine
-
-    if options.auto_tile:
-        from tilelab.autotile import choose_tile
-
-        options = choose_tile(model, image, options, note)
+def load(model: str | Path, options: Options) -> Engine:
+    """The engine that `options` ask for; see `tilelab.load_engine`."""
     return load_engine(
         model,
         engine=options.engine,
@@ -318,6 +324,14 @@ def _convert(work: Path, target: Path) -> None:
 
         write_tiff(work, target)
     shutil.rmtree(work)
+
+
+def _begun(target: Path, work: Path) -> Fingerprint | None:
+    """The fingerprint of what an earlier run left, finished or not."""
+    for path in (target, work, partial_path(work)):
+        if path.exists() and (known := _known_fingerprint(path)) is not None:
+            return known
+    return None
 
 
 def _known_fingerprint(path: Path) -> Fingerprint | None:

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         args.out,
         options=options_from_args(args),
+        overview=args.overview,
         progress=None if args.quiet else ProgressBar(),
         note=say,
     )
@@ -48,10 +49,4 @@ def run(args: argparse.Namespace) -> int:
         print(summary(done.report), file=sys.stderr)
     if args.report is not None and not done.already_finished:
         Path(args.report).write_text(json.dumps(done.report, indent=1) + "\n")
-    if args.overview is not None:
-        from tilelab.io.open import open_image
-        from tilelab.io.overview import write_overview
-
-        with open_image(args.image, level=args.level, channel=args.channel) as image:
-            write_overview(image, done.path, args.overview)
     return 0

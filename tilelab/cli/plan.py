@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
+from tilelab.cli.screen import say
 from tilelab.engines.base import Engine
 from tilelab.memory import format_bytes
 from tilelab.planning import Plan
@@ -24,11 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; a plan over the memory limit is an error."""
+    from tilelab.autotile import choose_tile
     from tilelab.prepare import open_source, plan_image
     from tilelab.run import load
 
     options = options_from_args(args)
-    engine = load(args.model, args.image, options, lambda line: None)  # noqa: ARG005
+    if options.auto_tile:
+        options = choose_tile(args.model, args.image, options, say)
+    engine = load(args.model, options)
     image, notes = open_source(args.image, options, engine.spec)
     plan = plan_image(image, engine.spec, options, engine.batch)
     seconds = None if args.no_calibration else calibrate(engine) * plan.tiles * (8 if options.symmetries else 1)
