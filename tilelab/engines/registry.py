@@ -74,7 +74,7 @@ def load_engine(
     given = spec_overrides or SpecOverrides()
     if tile is not None:
         given = replace(given, tile=tile)
-    outputs = _identity_outputs(model)
+    outputs = identity_outputs(model)
     if outputs is not None:
         return _load_identity(outputs, engine, device, precision, batch, given)
     file = read_model(model)
@@ -119,7 +119,7 @@ def read_spec(model: str | Path, overrides: SpecOverrides | None = None) -> Mode
     Raises:
         ModelError: as `read_model`; or with `overrides`, something is still missing (the message names the flag).
     """
-    outputs = _identity_outputs(model)
+    outputs = identity_outputs(model)
     if outputs is not None:
         return identity_spec(outputs, overrides)
     file = read_model(model)
@@ -237,7 +237,7 @@ def _batch(file: ModelFile, shape: tuple[int | str, ...], asked: int | None) -> 
     return fixed
 
 
-def _identity_outputs(model: str | Path) -> int | None:
+def identity_outputs(model: str | Path) -> int | None:
     """K for ``identity:K``, 1 for ``identity``, None for anything else."""
     name, colon, count = str(model).partition(":")
     if name != "identity":

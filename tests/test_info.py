@@ -1,0 +1,154 @@
+"""`tilelab info` tells what an image, a model or a result is, on the screen and as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from tiny_models import make_spec, save_conv, save_quantized
+
+from tilelab import infer
+from tilelab.cli import main
+from tilelab.engines.registry import bundled_models
+from tilelab.spec import ModelSpec, Normalization
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 160), np.uint8)
+    # TIFF's unit is the centimetre: 2.5e6 px/cm are 4 nm
+    tifffile.imwrite(path, pixels, tile=(32, 48), resolution=(2.5e6, 2.5e6), resolutionunit="CENTIMETER")
+    return path
+
+
+def told(capsys, *paths):
+    """The documents, and the screen with its white space made single."""
+    words = [str(path) for path in paths]
+    assert main(["info", "--json", *words]) == 0
+    documents = json.loads(capsys.readouterr().out)
+    assert main(["info", *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return documents, " ".join(captured.out.split())
+
+
+def test_an_image(image, capsys):
+    (document,), screen = told(capsys, image)
+    assert (document["kind"], document["shape"], document["dtype"]) == ("image", [96, 160], "uint8")
+    for words in ("TIFF", "96 x 160 (y, x), 0.01536 MP, uint8", "pixel size 4 nm", "chunks 32 x 48"):
+        assert words in screen
+
+
+def test_a_model(tmp_path, capsys):
+    spec = make_spec(
+        (64, 32),
+        classes=3,
+        stride=8,
+        tile_fixed=False,
+        tile_min=(16, 16),
+        receptive_field=21,
+        pixel_size_nm=(4.0, 8.0),
+        precisions=("fp32", "bf16"),
+        training={"data": "drawn", "scores": {"iou": 0.91234567, "f1": [0.5, 1]}},
+    )
+    path = save_conv(tmp_path / "model.onnx", ("y", "x"), classes=3, spec=spec)
+    (document,), screen = told(capsys, path)
+    assert document["kind"] == "model"
+    assert ModelSpec.from_json(json.dumps(document["description"])) == spec
+    assert document["file"]["precision"] == "fp32"
+    assert document["file"]["bytes"] == path.stat().st_size
+    for words in (
+        "onnx, opset 18, fp32",
+        "tiles float32 (batch, 1, y, x)",
+        "0 class 0 (#008040) 1 class 1 (#018040) 2 class 2 (#028040)",
+        "uint8 (v - 128) / 64",
+        "pixel size y 4 nm, x 8 nm",
+        "tile 64 x 32, or any multiple of 8 from 16 x 16",
+        "sees 21 px around each pixel",
+        "precisions fp32, bf16",
+        "data drawn",
+        "scores f1 0.5, 1, iou 0.912346",
+    ):
+        assert words in screen
+
+
+@pytest.mark.parametrize("kind", ["mean-std", "percentile"])
+def test_statistics_of_the_image(tmp_path, capsys, kind):
+    spec = make_spec(normalization=Normalization(kind=kind, low=2, high=98))
+    _, screen = told(capsys, save_conv(tmp_path / "model.onnx", spec=spec))
+    expected = {"mean-std": "mean and standard deviation of the whole image", "percentile": "percentiles 2 and 98"}
+    assert expected[kind] in screen
+    assert "tile 32 x 32 (fixed)" in screen
+    assert "sees the whole tile" in screen
+
+
+def test_a_model_that_does_not_describe_itself(tmp_path, capsys):
+    (document,), screen = told(capsys, save_quantized(tmp_path / "bare.onnx"))
+    assert document["description"] is None
+    assert "int8" in screen
+    assert "describes itself no: infer needs --classes, --mean and --std" in screen
+
+
+def test_bundled_models_by_name(capsys):
+    names = [*bundled_models(), "identity", "identity:4"]
+    documents, screen = told(capsys, *names)
+    assert [document["description"]["name"] for document in documents] == names
+    assert "band 3" in screen
+
+
+def test_a_result(image, tmp_path, capsys):
+    model = save_conv(tmp_path / "model.onnx", spec=make_spec(name="tiny", pixel_size_nm=(4.0, 4.0)))
+    out = tmp_path / "result.ome.zarr"
+    infer(image, model, out)
+    (document,), screen = told(capsys, out)
+    assert (document["kind"], document["levels"][0]) == ("result", [96, 160])
+    assert document["bytes"] == sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    for words in (
+        "96 x 160 (y, x), 0.01536 MP",
+        "pixel size 4 nm",
+        "labels, probability of class 1",
+        "0 class 0 (#008040) 1 class 1 (#018040)",
+        "model tiny",
+        "engine openvino fp32",
+        "tile 32 x 32",
+    ):
+        assert words in screen
+
+
+def test_another_zarr_is_an_image(tmp_path, capsys):
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(40, 50), chunks=(20, 25), dtype="uint16")
+    array[:] = 1
+    (document,), screen = told(capsys, tmp_path / "a.zarr")
+    assert document["kind"] == "image"
+    assert "40 x 50 (y, x), 0.002 MP, uint16" in screen
+
+
+def test_what_cannot_be_read_is_an_error_beside_what_can(image, tmp_path, capsys):
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    assert main(["info", str(tmp_path / "missing.tif"), str(image), str(tmp_path / "broken.onnx")]) == 2
+    captured = capsys.readouterr()
+    assert "96 x 160" in captured.out
+    errors = captured.err.splitlines()
+    assert len(errors) == 2
+    assert "broken.onnx is not an ONNX model" in errors[0]
+    assert "missing.tif" in errors[1]
+    assert main(["info", "--json", str(tmp_path / "missing.tif"), str(image)]) == 2
+    missing, good = json.loads(capsys.readouterr().out)
+    assert missing["kind"] == "error"
+    assert good["kind"] == "image"
+
+
+def test_describing_a_model_loads_no_engine(tmp_path):
+    path = save_conv(tmp_path / "model.onnx", spec=make_spec())
+    code = (
+        f"import sys; from tilelab.cli import main; main(['info', {str(path)!r}]);"
+        "print(sorted({'openvino', 'onnxruntime', 'onnx', 'torch', 'numba', 'zarr'} & set(sys.modules)))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
