@@ -41,10 +41,11 @@ _exp_negative = cuda.jit(device=True)(exp_negative)
 
 Block = tuple[int, int]
 
-_CUT_BLOCK: Block = (32, 8)
-_BLEND_BLOCK: Block = (128, 1)
-_FINISH_BLOCK: Block = (128, 1)
-_TURN_BLOCK: Block = (32, 8)
+# threads along x, and lines; the simulator runs a Python thread for each
+_CUT_BLOCK: Block = (4, 2) if SIMULATED else (32, 8)
+_BLEND_BLOCK: Block = (4, 1) if SIMULATED else (128, 1)
+_FINISH_BLOCK: Block = (4, 1) if SIMULATED else (128, 1)
+_TURN_BLOCK: Block = (4, 2) if SIMULATED else (32, 8)
 _BLEND_ROWS = 8  # canvas rows per thread
 _FINISH_COLUMNS = 4  # canvas columns per thread
 _REGISTERS = 8  # classes whose sums a thread holds at once
@@ -142,9 +143,9 @@ def _blend_kernel(classes: int) -> Any:
     held = min(classes, _REGISTERS)
 
     @cuda.jit
-    def kernel(
+    def kernel(  # type: ignore[no-untyped-def]
         canvas, shape, logits, size, placement, first, count, row, share_s, share_a, share_x, origin, begin, end
-    ):  # type: ignore[no-untyped-def]
+    ):
         # shape: of the canvas (K, R, A, X); size: of a tile (sweep, cross, x)
         x = int32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
         if x >= shape[3]:
@@ -319,10 +320,10 @@ def finish(
     row: int,
     activation: int,
     labels: DeviceArray,
-    probabilities: DeviceArray,
-    channels: DeviceArray,
-    logits: DeviceArray,
     flag: DeviceArray,
+    probabilities: DeviceArray | None = None,
+    channels: DeviceArray | None = None,
+    logits: DeviceArray | None = None,
     stream: Stream = 0,
     block: Block = _FINISH_BLOCK,
 ) -> None:
@@ -333,24 +334,25 @@ def finish(
         row: slot of the first finished row is ``row % R``.
         activation: `SOFTMAX` or `SIGMOID`.
         labels: uint8 ``(n, A, X)``, written.
-        probabilities: uint8 ``(P, n, A, X)``, written; P may be 0.
-        channels: int32 ``(P,)``, the class of each probability channel.
-        logits: float32 ``(K, n, A, X)``, written, or with a first extent of 0.
         flag: int32 ``(1,)``, set to 1 where a logit is NaN or infinite, else left alone.
+        probabilities: uint8 ``(P, n, A, X)``, written, or None.
+        channels: int32 ``(P,)``, the class of each probability channel, or None.
+        logits: float32 ``(K, n, A, X)``, written, or None.
     """
     rows, depth, width = labels.shape
     if rows:
         grid = (-(-width // (block[0] * _FINISH_COLUMNS)), depth, -(-rows // block[1]))
-        wanted = (channels.shape[0] > 0, logits.shape[0] > 0)
-        _finish_kernel(canvas.shape[0], activation, *wanted)[grid, block, stream](
+        kernel = _finish_kernel(canvas.shape[0], activation, probabilities is not None, logits is not None)
+        # what is not asked for is not compiled in: anything of the right type stands in its place
+        kernel[grid, block, stream](
             _flat(canvas),
             _int32s(canvas.shape),
             np.int32(row),
             _flat(labels),
             np.int32(rows),
-            _flat(probabilities),
-            channels,
-            _flat(logits),
+            _flat(labels if probabilities is None else probabilities),
+            flag if channels is None else channels,
+            _flat(canvas if logits is None else logits),
             flag,
         )
 

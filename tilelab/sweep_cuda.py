@@ -1,0 +1,441 @@
+"""The sweep on an NVIDIA GPU: raw rows go up once, finished rows come down, nothing between leaves the device.
+
+    host      read ----> pinned rows                                    pinned bytes ----> write
+    stream up                 `--> ring of raw rows                          ^
+    stream of the engine              `--> cut --> network --> blend --> finish
+    stream down                                                              `--> (copy)
+
+The calling thread only puts work on streams; it runs ahead of the GPU until a pinned buffer is not free yet, which
+bounds everything.  Streams wait for each other by events, the host for single events, never for the whole device.
+Tiles, sums and their order are those of `tilelab.sweep.Unit`, so the bytes are too, wherever the engine's are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilelab.engines.device_engine import DeviceEngine
+from tilelab.errors import EngineError
+from tilelab.flow import Channel, Flow
+from tilelab.geometry import Box
+from tilelab.io.sink import Finished, UnitWriter
+from tilelab.kernels import cuda as kernels
+from tilelab.kernels import device
+from tilelab.planning import Outputs, Source
+from tilelab.planning_device import LANDINGS, DeviceBuffers, check_device_memory, plan_buffers, seen_range
+from tilelab.sweep import Job, Stalls, Unit, _Rows
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class _Segment:
+    """Tiles of one tile row that lie side by side in a batch: `count` from `first` of the placement, from `slot` on."""
+
+    j: int
+    first: int
+    count: int
+    slot: int
+
+
+_OUTPUTS = ("labels", "probabilities", "finished logits")
+
+
+@dataclass
+class _Landing:
+    """A group of finished rows on its way down: a flat array of each kind on the device and its pinned copy."""
+
+    on_device: dict[str, Any]
+    on_host: dict[str, Array]
+    finished: device.Event = field(default_factory=device.event)
+    landed: device.Event = field(default_factory=device.event)
+    start: int = 0
+    stop: int = 0
+    tiles: int = 0
+
+
+class DeviceUnit(Unit):
+    """The sweep of one unit on the GPU of its engine; see `Unit`."""
+
+    engine: DeviceEngine
+
+    def __init__(self, job: Job, engine: DeviceEngine, box: Box, start: int | None = None) -> None:
+        super().__init__(job, engine, box, start)
+        image = job.image
+        self.buffers: DeviceBuffers = plan_buffers(
+            Source(image.shape, image.chunks, image.channels, image.dtype.itemsize),
+            engine.spec,
+            Outputs(job.labels, len(job.channels), engine.spec.outputs if job.logits else 0),
+            job.lattice,
+            job.frame,
+            engine.batch,
+            box,
+            raw_dtype=image.dtype,
+            tiles_dtype=engine.tiles_dtype,
+            logits_dtype=engine.logits_dtype,
+            symmetries=job.symmetries,
+        )
+
+    def run(
+        self,
+        writer: UnitWriter,
+        durable: Callable[[int], None] = lambda position: None,  # noqa: ARG005
+        progress: Callable[[int], None] = lambda tiles: None,  # noqa: ARG005
+    ) -> Stalls:
+        """Sweep to the end; see `Unit.run`.
+
+        Raises:
+            PlanError: the GPU has less free memory than the unit needs.
+        """
+        try:
+            info = device.select(self.engine.index)
+            check_device_memory(self.buffers, 0, info.free_bytes)
+            flow = Flow()
+            rows: Channel[_Rows] = flow.channel(2)
+            work = _Work(self, flow)
+        except BaseException:
+            writer.close()
+            raise
+        flow.start("read", lambda: self._read(rows))
+        flow.start("write", lambda: work.write(writer, durable, progress))
+        try:
+            work.sweep(rows)
+        except BaseException as error:  # noqa: BLE001 - Stopped, errors of the engine, Ctrl-C: all end the flow
+            flow.fail(error)
+        try:
+            flow.join()
+        finally:
+            writer.close()
+            work.release()
+        stalls = work.stalls
+        stalls.read = rows.waited
+        # the caller waits for buffers that come down: for the GPU first, the rest is the writer's
+        stalls.engine = work.device_wait
+        stalls.write = max(0.0, work.free.waited - work.device_wait)
+        return stalls
+
+
+class _Work:
+    """The device's side of one unit: its buffers, its streams, and what has been put on them."""
+
+    def __init__(self, unit: DeviceUnit, flow: Flow) -> None:
+        self.unit, self.job, self.engine = unit, unit.job, unit.engine
+        self.compute = unit.engine.stream
+        self.up, self.down = device.stream(), device.stream()
+        self.stalls = Stalls()
+        self.device_wait = 0.0
+        shapes, pinned = unit.buffers.device, unit.buffers.pinned
+        with device.memory_errors(unit.buffers.device_bytes):
+            self.at = {name: device.empty(*shapes[name]) for name in shapes}
+            self.host = {name: device.pinned(*pinned[name]) for name in pinned}
+        for name in ("canvas", "tiles", "flags"):
+            device.clear(self.at[name], self.compute)
+        self._prepare_tables()
+        self.free: Channel[_Landing] = flow.channel(LANDINGS)
+        self.landing: Channel[_Landing] = flow.channel(LANDINGS)
+        names = [name for name in (*_OUTPUTS, "flags") if name in self.host]
+        for n in range(LANDINGS):
+            self.free.put(_Landing({m: self.at[m][n] for m in names}, {m: self.host[m][n] for m in names}))
+        self.band = _DeviceBand(self)
+        self.segments: list[_Segment] = []
+        self.used = 0
+        self.current = -1
+        self.done = unit.start
+        self.share_rows: dict[bytes, Any] = {}
+        self.pending_tiles = 0
+
+    def _prepare_tables(self) -> None:
+        """What the kernels look up: where tiles lie across the sweep, and their shares there."""
+        unit = self.unit
+        columns = [
+            (unit.cross.position(c), unit.cols.position(x), i, k)
+            for (i, c), (k, x) in product(enumerate(unit.cross_tiles), enumerate(unit.col_tiles))
+        ]
+        tables = {
+            "placement": np.array(columns, np.int32),
+            "cross shares": np.stack([unit.cross.shares(c) for c in unit.cross_tiles]),
+            "x shares": np.stack([unit.cols.shares(x) for x in unit.col_tiles]),
+        }
+        for name, table in tables.items():
+            device.upload(table, self.at[name], self.compute)
+        job = self.job
+        self.constants: dict[str, Any] = {}
+        for name, values in (("mean", job.mean), ("gain", job.gain), ("channels", job.channels.astype(np.int32))):
+            if values.size:
+                self.constants[name] = device.empty(values.shape, values.dtype)
+                device.upload(np.ascontiguousarray(values), self.constants[name], self.compute)
+        self.compute.synchronize()  # the host arrays go away
+
+    def sweep(self, rows: Channel[_Rows]) -> None:
+        """Put every tile row on the streams."""
+        unit = self.unit
+        blocks = iter(rows)
+        for j in unit.rows:
+            low, high = seen_range(unit.sweep, range(j, j + 1))
+            self.band.hold(low, high, blocks)
+            for first, count in self._runs(j):
+                self._cut(j, first, count)
+            self.band.cut(low)
+            self.pending_tiles += len(unit.cross_tiles) * len(unit.col_tiles)
+        self._flush()
+        self._finish(unit.stop)
+        self.landing.close()
+
+    def _runs(self, j: int) -> Iterator[tuple[int, int]]:
+        """The wanted tiles of a tile row, as runs of the placement."""
+        unit = self.unit
+        tiles = list(product(unit.cross_tiles, unit.col_tiles))
+        if self.job.mask is None:
+            yield 0, len(tiles)
+            return
+        start = None
+        for n, (c, x) in enumerate([*tiles, (-1, -1)]):
+            wanted = n < len(tiles) and unit._wanted(j, c, x)
+            if wanted and start is None:
+                start = n
+            elif not wanted and start is not None:
+                yield start, n - start
+                start = None
+            self.stalls.blank += n < len(tiles) and not wanted
+
+    def _cut(self, j: int, first: int, count: int) -> None:
+        """Cut tiles into the batch, sending it off whenever it is full."""
+        unit = self.unit
+        while count:
+            n = min(count, self.engine.batch - self.used)
+            kernels.cut(
+                self.band.ring,
+                (unit.cross_seen[0], unit.cols_seen[0]),
+                (unit.sweep.size, unit.cross.size, unit.cols.size),
+                self.at["placement"],
+                first,
+                n,
+                unit.sweep.position(j),
+                self.constants["mean"],
+                self.constants["gain"],
+                self.at["tiles"][self.used : self.used + n],
+                self.compute,
+            )
+            self.segments.append(_Segment(j, first, n, self.used))
+            self.used += n
+            first, count = first + n, count - n
+            if self.used == self.engine.batch:
+                self._flush()
+
+    def _flush(self) -> None:
+        """The batch through the network and onto the canvas."""
+        if not self.used:
+            return
+        logits, scale = self._infer()
+        for segment in self.segments:
+            self._blend(segment, logits, scale)
+        self.stalls.tiles += self.used
+        self.segments, self.used = [], 0
+
+    def _infer(self) -> tuple[Any, float]:
+        """The logits of the batch, and what to scale their shares by."""
+        tiles, logits = self.at["tiles"], self.at["logits"]
+        engine, tile = self.engine, self.engine.tile
+        batch_in, batch_out = (engine.batch, engine.spec.channels, *tile), (engine.batch, engine.spec.outputs, *tile)
+        if self.job.symmetries == 1:
+            engine.enqueue(tiles.reshape(*batch_in), logits.reshape(*batch_out))
+            return logits, 1.0
+        turned, total = self.at["turned tiles"], self.at["summed logits"]
+        device.clear(total, self.compute)
+
+        def planes(array: Any) -> Any:
+            return array.reshape(math.prod(array.shape) // (tile[-1] * tile[-2]), tile[-2], tile[-1])
+
+        for turns, mirror in product(range(4), (False, True)):
+            kernels.turn(planes(tiles), planes(turned), turns, mirror, stream=self.compute)
+            engine.enqueue(turned.reshape(*batch_in), logits.reshape(*batch_out))
+            kernels.turn(planes(logits), planes(total), turns, mirror, back=True, add=True, stream=self.compute)
+        return total, 1 / 8
+
+    def _blend(self, segment: _Segment, logits: Any, scale: float) -> None:
+        unit = self.unit
+        at = unit.sweep.position(segment.j)
+        if segment.j != self.current:
+            self._finish(at)
+            self.current = segment.j
+        shares = (self._share_row(segment.j, scale), self.at["cross shares"], self.at["x shares"])
+        kernels.blend(
+            self.at["canvas"],
+            logits[segment.slot : segment.slot + segment.count],
+            self.at["placement"],
+            segment.first,
+            segment.count,
+            at,
+            shares,
+            (unit.cross_range[0], unit.col_range[0]),
+            max(unit.start, at),
+            min(unit.stop, at + unit.sweep.tile),
+            self.compute,
+        )
+
+    def _share_row(self, j: int, scale: float) -> Any:
+        """Shares along the sweep on the device; few tile rows differ, so few are ever uploaded."""
+        values = self.unit.sweep.shares(j) * np.float32(scale)
+        key = values.tobytes()
+        if key not in self.share_rows:
+            table = device.empty(values.shape, values.dtype)
+            device.upload(values, table, self.compute)
+            self.compute.synchronize()
+            self.share_rows[key] = table
+        return self.share_rows[key]
+
+    def _finish(self, upto: int) -> None:
+        """Send rows up to `upto` down, in groups that fit a landing."""
+        unit = self.unit
+        upto = min(upto, unit.stop)
+        depth, width = self.at["canvas"].shape[2:]
+        most = self.host["labels"].shape[1] // (depth * width)
+        while self.done < upto:
+            landing = self.free.take()
+            landing.start, landing.stop = self.done, min(upto, self.done + most)
+            landing.tiles, self.pending_tiles = self.pending_tiles, 0
+            rows = self._shaped(landing, landing.on_device)
+            device.clear(landing.on_device["flags"], self.compute)
+            kernels.finish(
+                self.at["canvas"],
+                landing.start,
+                self.job.activation,
+                rows["labels"],
+                landing.on_device["flags"],
+                rows.get("probabilities"),
+                self.constants.get("channels"),
+                rows.get("finished logits"),
+                self.compute,
+            )
+            landing.finished.record(self.compute)
+            landing.finished.wait(self.down)
+            for name, source in landing.on_device.items():
+                count = math.prod(rows[name].shape) if name in rows else 1
+                device.download(source[:count], landing.on_host[name][:count], self.down)
+            landing.landed.record(self.down)
+            self.done = landing.stop
+            self.landing.put(landing)
+
+    def _shaped(self, landing: _Landing, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The rows of a landing, ``(rows, cross, x)``, with a leading axis for all but labels."""
+        area = (landing.stop - landing.start, *self.at["canvas"].shape[2:])
+        size = math.prod(area)
+        counts = {"probabilities": len(self.job.channels), "finished logits": self.engine.spec.outputs}
+        shaped = {"labels": arrays["labels"][:size].reshape(*area)}
+        for name, count in counts.items():
+            if name in arrays:
+                shaped[name] = arrays[name][: size * count].reshape(count, *area)
+        return shaped
+
+    def write(self, writer: UnitWriter, durable: Callable[[int], None], progress: Callable[[int], None]) -> None:
+        """Rows that have come down to the sink; runs in a thread of its own."""
+        device.select(self.engine.index)
+        unit, job, frame = self.unit, self.job, self.job.frame
+        known = unit.start
+        for landing in self.landing:
+            began = time.perf_counter()
+            landing.landed.synchronize()
+            self.device_wait += time.perf_counter() - began
+            box = frame.box((landing.start, landing.stop), unit.cross_range, unit.col_range)
+            if landing.on_host["flags"][0]:
+                raise EngineError(
+                    f"{self.engine.name} {self.engine.precision} gave NaN or infinite logits in {box}: "
+                    "try another --precision or --engine"
+                )
+            shaped = self._shaped(landing, landing.on_host)
+            labels, probabilities, logits = (shaped.get(name) for name in _OUTPUTS)
+            if job.mask is not None:
+                keep = frame.turn(job.mask.read(box))[0] != 0
+                for values in (labels, probabilities):
+                    if values is not None:
+                        values *= keep
+            rows = Finished(
+                frame.turn(labels) if labels is not None and job.labels else None,
+                None if probabilities is None else frame.turn(probabilities),
+                None if logits is None else frame.turn(logits),
+            )
+            position = writer.write(rows)
+            if position > known:
+                known = position
+                durable(position)
+            progress(landing.tiles)
+            self.free.put(landing)
+
+    def release(self) -> None:
+        """Wait for what was put on the streams and let the buffers go."""
+        for stream in (self.up, self.compute, self.down):
+            stream.synchronize()
+        self.at, self.host, self.share_rows, self.constants = {}, {}, {}, {}
+
+
+class _DeviceBand:
+    """The ring of raw rows on the device, filled on the stream `up` through pinned buffers."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        self.ring = work.at["raw rows"]
+        self.capacity = self.ring.shape[1]
+        self.pinned = list(work.host["raw rows"])
+        self.copied: list[device.Event | None] = [None] * len(self.pinned)
+        self.turn = 0
+        self.stop = -1
+        self.rest: _Rows | None = None
+        self.cuts: deque[tuple[int, device.Event]] = deque()
+
+    def hold(self, low: int, high: int, blocks: Iterator[_Rows]) -> None:
+        """Bring up rows until `high`; those before `low` may be overwritten once they have been cut."""
+        self.low = low
+        moved = False
+        while self.stop < high:
+            if self.rest is None:
+                self.rest = next(blocks)
+                if self.stop < 0:
+                    self.stop = self.rest.start
+            moved = True
+            raw = self.rest.raw
+            count = min(raw.shape[1], self.pinned[0].shape[1], low + self.capacity - self.stop)
+            self._copy(raw[:, :count])
+            self.rest = _Rows(self.stop, raw[:, count:]) if count < raw.shape[1] else None
+        if moved:
+            arrived = device.event()
+            arrived.record(self.work.up)
+            arrived.wait(self.work.compute)
+
+    def cut(self, low: int) -> None:
+        """The tiles of the tile row that begins at `low` have been cut."""
+        event = device.event()
+        event.record(self.work.compute)
+        self.cuts.append((low, event))
+
+    def _copy(self, raw: Array) -> None:
+        """Rows ``stop:stop + n`` into the ring."""
+        count = raw.shape[1]
+        # rows that are overwritten: every tile row that sees them must have been cut
+        while self.cuts and self.cuts[0][0] < self.stop + count - self.capacity:
+            self.cuts.popleft()[1].wait(self.work.up)
+        buffer, copied = self.pinned[self.turn], self.copied[self.turn]
+        if copied is not None:
+            copied.synchronize()
+        for c in range(raw.shape[0]):
+            done = 0
+            while done < count:
+                slot = (self.stop + done) % self.capacity
+                n = min(count - done, self.capacity - slot)
+                part = buffer[c, done : done + n]
+                part[...] = raw[c, done : done + n]
+                device.upload(part, self.ring[c, slot : slot + n], self.work.up)
+                done += n
+        event = device.event()
+        event.record(self.work.up)
+        self.copied[self.turn] = event
+        self.turn = (self.turn + 1) % len(self.pinned)
+        self.stop += count
