@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 
 from tilelab.cli.main import main
 from tilelab.errors import InputError
-from tilelab.evaluation import LabelMap, Pair, evaluate, find_pairs, open_labels, scoring, shapes
+from tilelab.evaluation import LabelMap, Pair, evaluate, find_pairs, open_labels, pictures, scoring, shapes
 from tilelab.evaluation.pictures import accuracy_map, draw_errors, error_overlay
 from tilelab.evaluation.report import to_json, to_markdown
 from tilelab.evaluation.scoring import Question, block_extent
@@ -319,7 +319,7 @@ def test_the_overlay_colours_wrong_pixels_only():
 
 
 def test_pictures_are_bounded_and_average_the_errors(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "_BLOCK", 3000)
+    monkeypatch.setattr(pictures, "_BLOCK", 3000)
     truth, labels = blobs(1, (103, 205), 2), blobs(2, (103, 205), 2)
     tifffile.imwrite(tmp_path / "t.tif", truth, tile=(16, 16))
     tifffile.imwrite(tmp_path / "p.tif", labels, tile=(32, 32))

@@ -31,6 +31,8 @@ Float32 = npt.NDArray[np.float32]
 
 DEFAULT_SIZE = 2048
 _EXTRA, _MISSED, _MIXED = (np.array(c, np.float32) for c in ((0, 255, 255), (255, 0, 255), (255, 255, 0)))
+_BLOCK = 2**21
+"""Pixels drawn at once."""
 _STRENGTH = np.float32(0.75)  # of an error's colour over the micrograph
 
 
@@ -94,7 +96,7 @@ def draw_errors(
     maps = np.zeros((len(classes) - 1, *small, 3), np.uint8)
     errors = np.zeros((*small, 3), np.uint8)
     low, high = (0.0, 1.0) if image is None else _grey_range(image, plane)
-    _, rows, columns = block_extent(labels.shape, labels.chunks)
+    _, rows, columns = block_extent(labels.shape, labels.chunks, _BLOCK)
     extent = tuple(max(factor, n // factor * factor) for n in (rows, columns))
     for part in boxes((height, width), extent):
         box = Box((plane, *part.start), (plane + 1, *part.stop))

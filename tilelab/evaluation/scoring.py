@@ -179,13 +179,14 @@ def read_blocks(labels: Labels, truth: Labels) -> Iterator[tuple[Box, UInt8, UIn
             running += [pool.submit(read, box) for box in islice(todo, 1)]
 
 
-def block_extent(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, int, int]:
-    """Extent (z, y, x) of blocks of about 16 million pixels: whole rows of chunks where possible."""
+def block_extent(shape: tuple[int, ...], chunks: tuple[int, ...], pixels: int | None = None) -> tuple[int, int, int]:
+    """Extent (z, y, x) of blocks of at most `pixels` (16 million) or one chunk: whole rows of chunks where possible."""
+    pixels = pixels or _BLOCK
     _, height, width = shape
     rows, columns = min(height, chunks[-2]), min(width, chunks[-1])
-    if rows * width > _BLOCK:
-        return 1, rows, min(width, max(1, _BLOCK // (rows * columns)) * columns)
-    return 1, min(height, _BLOCK // (rows * width) * rows), width
+    if rows * width > pixels:
+        return 1, rows, min(width, max(1, pixels // (rows * columns)) * columns)
+    return 1, min(height, pixels // (rows * width) * rows), width
 
 
 def _check_sizes(labels: Labels, truth: Labels) -> None:

@@ -31,7 +31,7 @@ ReadRows = Callable[[int, int], tuple[UInt8, UInt8]]
 _FAR = 2**29
 """Farther than any row: there is no surface pixel in the column."""
 
-_SLAB = 2**24
+_SLAB = 2**23
 """Pixels of a slab, unless the plane is so tall that the notes about the slabs would take more memory than one."""
 
 _jit = numba.njit(nogil=True, cache=True)

@@ -227,8 +227,8 @@ def _add_specks(seed: int, lobes: _Lobes, y: Float, x: Float, level: Float, trut
     box = Box((int(y[0, 0]), int(x[0, 0])), (int(y[-1, 0]) + 1, int(x[0, -1]) + 1))
     cy, cx = cells(box, _SPECK_PITCH, margin=20.0)
     place, form = hash_cells(seed, 7, cy, cx), hash_cells(seed, 8, cy, cx)
-    at_y = (cy + 0.5 + 0.7 * (uniform(place, 0) - 0.5)) * _SPECK_PITCH
-    at_x = (cx + 0.5 + 0.7 * (uniform(place, 1) - 0.5)) * _SPECK_PITCH
+    at_y = (cy + 0.5 + 0.95 * (uniform(place, 0) - 0.5)) * _SPECK_PITCH
+    at_x = (cx + 0.5 + 0.95 * (uniform(place, 1) - 0.5)) * _SPECK_PITCH
     swarm = smooth_noise_at(seed, 9, at_y, at_x, 60.0)
     radius = np.exp(np.log(3.7) + 0.36 * 2 * (uniform(form, 0) + uniform(form, 1) - 1) + 0.12 * swarm)
     keep = (uniform(place, 2) < 0.65 + 0.6 * swarm) & (_depth(lobes, at_y, at_x) > radius + _SPECK_CLEARANCE)
