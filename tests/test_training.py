@@ -1,0 +1,546 @@
+"""Training: recipes, crops, losses, schedules, checkpoints, and going on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="training extra not installed")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from hypothesis.extra.numpy import arrays  # noqa: E402
+
+from tilelab.errors import InputError, ModelError, ResumeError  # noqa: E402
+from tilelab.spec import ClassInfo, ModelSpec, Normalization  # noqa: E402
+from tilelab.training import losses  # noqa: E402
+from tilelab.training.augment import Symmetry, blur, change_intensity  # noqa: E402
+from tilelab.training.checkpoint import load_checkpoint, load_network  # noqa: E402
+from tilelab.training.data import (  # noqa: E402
+    CropSampler,
+    Pair,
+    count_blocks,
+    measure_normalization,
+    open_pairs,
+)
+from tilelab.training.loop import BEST, LAST, train  # noqa: E402
+from tilelab.training.recipe import (  # noqa: E402
+    IGNORE,
+    Augmentation,
+    Data,
+    LossTerm,
+    Recipe,
+    RecipeError,
+    Sampling,
+    Schedule,
+    load_recipe,
+    shipped_recipes,
+)
+from tilelab.training.schedule import rate_at  # noqa: E402
+from tilelab.training.validate import class_iou, count_confusion, predict, torch_runner, validate  # noqa: E402
+
+CLASSES = (ClassInfo("background", "#000000"), ClassInfo("disc", "#ffffff"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw_discs(seed: int, size: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """Bright discs on a dark noisy ground, and where they are."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    mask = np.zeros((size, size), np.uint8)
+    for cy, cx, r in zip(*rng.integers(8, size - 8, (2, 6)), rng.integers(5, 12, 6), strict=True):
+        mask[(y - cy) ** 2 + (x - cx) ** 2 < r**2] = 1
+    image = np.clip(90 + 60 * mask + rng.normal(0, 12, mask.shape), 0, 255).astype(np.uint8)
+    return image, mask
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with three training pairs and one for validation."""
+    root = tmp_path_factory.mktemp("discs")
+    for part, seeds in (("train", (0, 1, 2)), ("val", (3,))):
+        for kind in ("images", "masks"):
+            (root / part / kind).mkdir(parents=True)
+        for seed in seeds:
+            image, mask = draw_discs(seed)
+            Image.fromarray(image).save(root / part / "images" / f"{seed}.png")
+            Image.fromarray(mask).save(root / part / "masks" / f"{seed}.png")
+    return root
+
+
+RECIPE = """
+name = "discs"
+seed = 3
+classes = [{ name = "background", color = "#000000" }, { name = "disc", color = "#ffffff" }]
+[network]
+architecture = "unet"
+options = { widths = [6, 8], dropout = 0.1 }
+[train]
+images = "train/images"
+masks = "train/masks"
+[validation]
+images = "val/images"
+masks = "val/masks"
+[sampling]
+crop = 32
+batch = 4
+[augmentation]
+scale = [0.8, 1.25]
+brightness = 0.1
+noise = 0.02
+[optimizer]
+rate = 0.01
+[schedule]
+kind = "cosine"
+[run]
+steps = 40
+validate = 10
+average = 0.9
+[inference]
+tile = 64
+overlap = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe_file(discs: Path) -> Path:
+    path = discs / "discs.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(discs: Path, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an undisturbed training."""
+    output = tmp_path_factory.mktemp("trained")
+    train(load_recipe(str(recipe_file)), discs, output)
+    return output
+
+
+# --- recipes
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    assert "superalloy" in shipped_recipes()
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("run.step=5", "`step`"),
+        ("colour=1", "`colour`"),
+        ("run.steps=0", "steps must be at least 1"),
+        ("run.steps=many", r"\$\.run\.steps"),
+        ("augmentation.scale=[2.0, 1.0]", "scale must be a range"),
+        ("optimizer.kind=lion", r"lion"),
+        ("sampling.balance=1.5", "balance"),
+        ("inference.overlap=64", "overlap"),
+        ("schedule.warmup=40", "warmup"),
+        ("steps", "section.key=value"),
+        ("run.steps.more=1", "not a section"),
+    ],
+)
+def test_an_impossible_recipe_is_refused_by_key(recipe_file: Path, change: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(str(recipe_file), [change])
+
+
+def test_overrides_change_one_key(recipe_file: Path) -> None:
+    recipe = load_recipe(str(recipe_file), ["run.steps=7", "name=other", "optimizer.betas=[0.8, 0.9]"])
+    assert (recipe.run.steps, recipe.name, recipe.optimizer.betas) == (7, "other", (0.8, 0.9))
+    assert recipe.run.validate == 10
+
+
+@pytest.mark.parametrize("text", ["name = ", "name = 'x'\n[run]\nsteps = 1", None])
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "r.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.toml"):
+        load_recipe(str(path))
+
+
+def test_an_unknown_shipped_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="superalloy"):
+        load_recipe("nonesuch")
+
+
+# --- data
+
+
+def test_pairs_that_do_not_fit_are_named(discs: Path, tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        open_pairs(Data("images", "masks"), tmp_path, 2)
+    for name in "ab":
+        Image.fromarray(np.zeros((8, 9), np.uint8)).save(images / f"{name}.png")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(masks / "a.png")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(masks / "c.png")
+    with pytest.raises(InputError, match=r"b\.png has no mask"):
+        open_pairs(Data("images", "masks"), tmp_path, 2)
+    (masks / "c.png").rename(masks / "b.png")
+    assert [pair.name for pair in open_pairs(Data("images", "masks"), tmp_path, 2)] == ["a", "b"]
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(masks / "b.png")
+    with pytest.raises(InputError, match=r"(?s)images.b\.png.*masks.b\.png"):
+        open_pairs(Data("images", "masks"), tmp_path, 2)
+    Image.fromarray(np.full((8, 9), 2, np.uint8)).save(masks / "b.png")
+    with pytest.raises(InputError, match=r"b\.png holds 2"):
+        open_pairs(Data("images", "masks"), tmp_path, 2)
+    with pytest.raises(InputError, match="no such folder"):
+        open_pairs(Data("nowhere", "masks"), tmp_path, 2)
+    assert [pair.name for pair in open_pairs(Data("train/images", "train/masks", 2), discs, 2)] == ["0", "1"]
+
+
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 150), st.integers(1, 150)), elements=st.sampled_from([0, 1, 2, IGNORE]))
+)
+@settings(max_examples=25, deadline=None)
+def test_block_counts_add_up(mask: np.ndarray) -> None:
+    counts = count_blocks(mask, 3)
+    assert counts.sum() == (mask != IGNORE).sum()
+    assert counts[1, 0, 0] == (mask[:64, :64] == 1).sum()
+    assert counts[2, -1, -1] == (mask[64 * (counts.shape[1] - 1) :, 64 * (counts.shape[2] - 1) :] == 2).sum()
+
+
+def sampler(pairs: list[Pair], **changes: Any) -> CropSampler:
+    sampling = Sampling(crop=16, batch=2, balance=changes.pop("balance", 0.5))
+    augmentation = changes.pop("augmentation", Augmentation(flips=False))
+    return CropSampler(pairs, 2, sampling, augmentation, Normalization(mean=(0.0,), std=(1.0,)), changes.pop("seed", 0))
+
+
+def test_without_augmentation_a_crop_is_a_piece_of_the_image() -> None:
+    image = np.arange(60 * 70, dtype=np.uint16).reshape(60, 70)
+    mask = (image % 2).astype(np.uint8)
+    crops = sampler([Pair("p", image, mask)])
+    for step in range(20):
+        crop, truth = crops.crop(step, 0)
+        first = int(crop[0, 0, 0] + 0.5)
+        y, x = divmod(first, 70)
+        np.testing.assert_allclose(crop[0], image[y : y + 16, x : x + 16], atol=0.01)
+        np.testing.assert_array_equal(truth, mask[y : y + 16, x : x + 16])
+
+
+def test_geometry_moves_image_and_mask_together() -> None:
+    _, mask = draw_discs(0)
+    augmentation = Augmentation(scale=(0.6, 1.6), chance=1.0)
+    for step in range(10):
+        crop, truth = sampler([Pair("p", mask * 200, mask)], augmentation=augmentation).crop(step, 0)
+        assert ((crop[0] > 100) == (truth == 1)).mean() > 0.9
+
+
+def test_an_image_smaller_than_the_crop_is_reflected() -> None:
+    image = np.arange(1, 31, dtype=np.uint8).reshape(5, 6)
+    crop, _ = sampler([Pair("p", image, np.zeros_like(image))]).crop(0, 0)
+    assert set(np.rint(crop).astype(int).ravel()) == set(range(1, 31))
+
+
+def test_balance_finds_the_rare_class() -> None:
+    mask = np.zeros((640, 640), np.uint8)
+    mask[400:404, 100:104] = 1
+    pair = Pair("p", mask, mask)
+    share = {b: np.mean([sampler([pair], balance=b).crop(s, 0)[1].any() for s in range(200)]) for b in (0.0, 1.0)}
+    assert share[0.0] < 0.05
+    assert 0.4 < share[1.0] < 0.6  # half the crops are for this class, and hold a pixel of it
+
+
+def test_crops_depend_on_seed_step_and_index_alone() -> None:
+    image, mask = draw_discs(0)
+    augmentation = Augmentation(scale=(0.8, 1.2), contrast=(0.5, 2.0), gamma=(0.5, 2.0), blur=1, noise=0.1, sharpen=1)
+    pair = Pair("p", image, mask)
+    first, again, other = (sampler([pair], augmentation=augmentation, seed=seed) for seed in (1, 1, 2))
+    first.batch(4)
+    for a, b in zip(first.batch(5), again.batch(5), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first.batch(5)[0], other.batch(5)[0])
+    assert not torch.equal(first.batch(5)[0], first.batch(6)[0])
+
+
+def test_symmetries_are_eight() -> None:
+    plane = np.arange(9).reshape(3, 3)
+    seen = {Symmetry(turns, mirror).apply(plane).tobytes() for turns in range(4) for mirror in (False, True)}
+    assert len(seen) == 8
+
+
+def test_blur_agrees_with_scipy() -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    crop = np.random.default_rng(0).random((1, 40, 40), dtype=np.float32)
+    expected = ndimage.gaussian_filter(crop[0], 1.5, mode="mirror", truncate=10 / 3)
+    np.testing.assert_allclose(blur(crop, 1.5)[0], expected, atol=2e-4)
+
+
+def test_switched_off_intensity_changes_leave_the_crop() -> None:
+    crop = np.random.default_rng(0).random((1, 8, 8), dtype=np.float32)
+    np.testing.assert_allclose(change_intensity(crop, Augmentation(), np.random.default_rng(0)), crop, atol=1e-6)
+
+
+def test_normalization_is_that_of_all_pixels() -> None:
+    a, b = np.array([[0, 10]], np.uint8), np.array([[20, 30, 40, 50]], np.uint8)
+    found = measure_normalization([Pair("a", a, a), Pair("b", b, b)])
+    values = np.concatenate([a.ravel(), b.ravel()])
+    assert found.mean[0] == pytest.approx(values.mean(), abs=1e-3)
+    assert found.std[0] == pytest.approx(values.std(), abs=1e-3)
+
+
+# --- losses and schedules
+
+
+def logits_and_target(ignored: bool = False) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, 7, generator=generator)
+    target = torch.randint(0, 3, (2, 5, 7), generator=generator)
+    if ignored:
+        target[:, :2] = IGNORE
+    return logits, target
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "balanced-cross-entropy", "dice", "focal"])
+def test_ignored_pixels_count_for_nothing(kind: Any) -> None:
+    logits, target = logits_and_target(ignored=True)
+    whole = losses.weighted_sum([LossTerm(kind)], logits, target)
+    part = losses.weighted_sum([LossTerm(kind)], logits[:, :, 2:], target[:, 2:])
+    assert float(whole) == pytest.approx(float(part), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "balanced-cross-entropy", "dice", "focal"])
+def test_the_truth_has_the_least_loss(kind: Any) -> None:
+    logits, target = logits_and_target()
+    perfect = 50 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
+    assert float(losses.weighted_sum([LossTerm(kind)], perfect, target)) < 1e-3
+    assert float(losses.weighted_sum([LossTerm(kind)], logits, target)) > 0.1
+
+
+def test_focal_without_focus_is_cross_entropy() -> None:
+    logits, target = logits_and_target()
+    assert float(losses.focal(logits, target, 0.0)) == pytest.approx(float(losses.cross_entropy(logits, target)))
+
+
+def test_dice_by_hand() -> None:
+    target = torch.tensor([[[0, 0, 1, 1]]])
+    logits = torch.tensor([0.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 1, 4)  # one half everywhere
+    # per class: overlap 1, sizes 2 + 2, so (2 * 1 + 1) / (4 + 1)
+    assert float(losses.dice(logits, target)) == pytest.approx(1 - 3 / 5)
+
+
+def test_balanced_cross_entropy_weighs_classes_alike() -> None:
+    target = torch.tensor([[[0, 0, 0, 1]]])
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 0] = 1.0
+    each = [-torch.log_softmax(torch.tensor([1.0, 0.0]), 0)[k] for k in (0, 1)]
+    assert float(losses.balanced_cross_entropy(logits, target)) == pytest.approx(float(sum(each) / 2))
+
+
+def test_terms_add_up() -> None:
+    logits, target = logits_and_target()
+    total = losses.weighted_sum([LossTerm("cross-entropy", 0.7), LossTerm("dice", 0.3)], logits, target)
+    assert float(total) == pytest.approx(
+        0.7 * float(losses.cross_entropy(logits, target)) + 0.3 * float(losses.dice(logits, target))
+    )
+
+
+@pytest.mark.parametrize("kind", ["constant", "poly", "step", "cosine"])
+def test_rates_start_high_and_never_rise(kind: Any) -> None:
+    rates = [rate_at(s, 100, 0.5, Schedule(kind, warmup=5, every=20)) for s in range(100)]
+    assert rates[5] == 0.5
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert (rates[-1] < 0.01) == (kind in ("poly", "cosine", "step"))
+
+
+def test_poly_has_a_floor() -> None:
+    assert rate_at(99, 100, 0.01, Schedule("poly", least=1e-4, power=0.9)) == pytest.approx(0.01 * 0.01**0.9)
+    assert rate_at(99, 1000_000, 1e-4, Schedule("poly", least=1e-4)) == 1e-4
+
+
+# --- scores
+
+
+def test_confusion_and_iou_by_hand() -> None:
+    truth = np.array([[0, 0, 1, 1, IGNORE]], np.uint8)
+    labels = np.array([[0, 1, 1, 1, 0]], np.uint8)
+    confusion = count_confusion(labels, truth, 3)
+    assert confusion.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert class_iou(confusion)[:2].tolist() == [1 / 2, 2 / 3]
+    assert np.isnan(class_iou(confusion)[2])
+
+
+def test_prediction_is_the_same_for_every_tiling() -> None:
+    """With tiles that overlap by more than the receptive field, crop blending equals one big tile."""
+    from tilelab.models import build_model
+
+    network = build_model("unet", 1, 2, widths=[4, 6]).eval()
+    image, _ = draw_discs(0, 128)
+    spec = ModelSpec(classes=CLASSES, tile=(128, 128), overlap=(0, 0), stride=2, window="crop")
+    run = torch_runner(network, 1)
+    whole = predict(run, image, spec)
+    tiled = predict(run, image, msgspec.structs.replace(spec, tile=(64, 64), overlap=(32, 32)))
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+def test_a_perfect_network_scores_one() -> None:
+    _, mask = draw_discs(1)
+    spec = ModelSpec(classes=CLASSES, tile=(48, 48), overlap=(16, 16), normalization=Normalization(std=(1.0,)))
+    scores = validate(lambda tile: np.stack([0.5 - tile, tile - 0.5]), [Pair("p", mask, mask)], spec)
+    assert scores["mean_iou"] == scores["pixel_accuracy"] == scores["image_mean_iou"] == 1.0
+    assert scores["iou"] == {"background": 1.0, "disc": 1.0}
+
+
+# --- the loop
+
+
+def test_training_learns(trained: Path) -> None:
+    checkpoint = load_checkpoint(trained / BEST)
+    assert checkpoint.header.scores["mean_iou"] > 0.85
+    assert checkpoint.header.spec.stride == 2
+    assert checkpoint.header.spec.receptive_field is not None
+    with (trained / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["10", "20", "30", "40"]
+    best = max(float(row["mean_iou"]) for row in rows)
+    assert best == pytest.approx(checkpoint.header.scores["mean_iou"])
+
+
+def test_the_checkpoint_reproduces_its_score(trained: Path, discs: Path) -> None:
+    checkpoint = load_checkpoint(trained / BEST)
+    pairs = open_pairs(checkpoint.header.recipe.validation, discs, 2)
+    scores = validate(torch_runner(load_network(checkpoint), 1), pairs, checkpoint.header.spec)
+    assert scores["mean_iou"] == checkpoint.header.scores["mean_iou"]
+
+
+def test_stopped_between_validations_it_ends_with_the_same_weights(
+    trained: Path, discs: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_at(step: int) -> Any:
+        def report(progress: Any) -> None:
+            if progress.step == step:
+                raise Stop
+
+        return report
+
+    recipe = load_recipe(str(recipe_file))
+    for step in (5, 13, 30):
+        with pytest.raises(Stop):
+            train(recipe, discs, tmp_path, report=stop_at(step))
+    train(recipe, discs, tmp_path)
+    assert_same_training(trained, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_it_ends_with_the_same_weights(recipe_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tilelab", "train", str(recipe_file), "--set", "run.threads=1"]
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run([*command, "-o", str(undisturbed)], check=True, stdout=subprocess.DEVNULL)
+    command += ["-o", str(output)]
+    for rows in (1, 2, 3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and count_rows(output) < rows:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert_same_training(undisturbed, output)
+
+
+def count_rows(output: Path) -> int:
+    log = output / "log.csv"
+    return len(log.read_text().splitlines()) - 1 if log.exists() else 0
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    for name in (BEST, LAST):
+        a, b = load_checkpoint(one / name), load_checkpoint(two / name)
+        assert a.tensors.keys() == b.tensors.keys()
+        different = [key for key in a.tensors if not torch.equal(a.tensors[key], b.tensors[key])]
+        assert not different
+        assert a.header == b.header
+    assert (one / "log.csv").read_text() == (two / "log.csv").read_text()
+
+
+def test_a_finished_training_is_not_repeated(trained: Path, discs: Path, recipe_file: Path) -> None:
+    before = {name: (trained / name).stat().st_mtime_ns for name in (BEST, LAST)}
+    train(load_recipe(str(recipe_file)), discs, trained, report=lambda _: pytest.fail("trained again"))
+    assert before == {name: (trained / name).stat().st_mtime_ns for name in (BEST, LAST)}
+
+
+def test_another_recipe_is_refused_by_name(trained: Path, discs: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(str(recipe_file), ["optimizer.rate=0.02", "run.validate=20"])
+    with pytest.raises(ResumeError, match="optimizer, run"):
+        train(recipe, discs, trained)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_every_optimizer_lowers_the_loss(
+    discs: Path, recipe_file: Path, tmp_path: Path, kind: str, precision: str
+) -> None:
+    changes = [f"optimizer.kind={kind}", f"run.precision={precision}", "run.steps=12", "optimizer.clip=1.0"]
+    changes += ["optimizer.rate=0.05"] if kind == "sgd" else []
+    seen: list[float] = []
+    train(
+        load_recipe(str(recipe_file), changes),
+        discs,
+        tmp_path,
+        report=lambda p: seen.append(p.loss) if p.scores is None else None,
+    )
+    assert np.mean(seen[-3:]) < seen[0]
+
+
+# --- checkpoints
+
+
+def test_broken_checkpoints_get_one_line(trained: Path, tmp_path: Path) -> None:
+    whole = (trained / BEST).read_bytes()
+    for name, data, said in (
+        ("empty", b"", "not a safetensors"),
+        ("short", whole[:-100], "not a safetensors"),
+        ("text", b"PK\x03\x04 this is a pickle", "not a safetensors"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match=said):
+            load_checkpoint(path)
+    with pytest.raises(ModelError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "missing.safetensors")
+
+
+def test_weights_without_a_header_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match="no tilelab header"):
+        load_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_a_checkpoint_is_as_readable_as_any_file(trained: Path) -> None:
+    plain = trained / "plain"
+    plain.touch()
+    assert (trained / BEST).stat().st_mode == plain.stat().st_mode
+    assert not list(trained.glob("*.partial"))
+    assert os.access(trained / BEST, os.R_OK)

@@ -1,0 +1,111 @@
+"""One naming scheme for every network: ``architecture``, ``architecture:encoder`` or ``package.module:Class``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from tilelab.errors import ModelError
+from tilelab.models.unet import UNet
+
+# Decoders of segmentation_models_pytorch by our names; each takes any encoder of it, or of timm as ``tu-NAME``.
+_DECODERS = {
+    "unet": "Unet",
+    "unet++": "UnetPlusPlus",
+    "linknet": "Linknet",
+    "fpn": "FPN",
+    "pspnet": "PSPNet",
+    "pan": "PAN",
+    "deeplabv3+": "DeepLabV3Plus",
+}
+_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+
+
+def architectures() -> tuple[str, ...]:
+    """The known forms of names, for messages and help."""
+    return (*_OWN, *(f"{name}:ENCODER" for name in _DECODERS), "package.module:Class")
+
+
+def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Module:
+    """A freshly initialised network, on the CPU, in training mode.
+
+    Args:
+        name: ``unet`` (the published one), ``unet:resnet18`` and the like (a decoder over an encoder of
+            segmentation_models_pytorch or timm), or ``package.module:Class`` for a network of the user's own, which is
+            called as ``Class(channels, classes, **options)``.
+        channels: input channels.
+        classes: output channels, one logit each.
+        **options: the architecture's own, e.g. ``widths`` of ``unet``.
+
+    Returns:
+        A module from ``(B, channels, H, W)`` float32 to logits ``(B, classes, H, W)``.
+
+    Raises:
+        ModelError: an unknown architecture, encoder or option; the known ones are listed.
+    """
+    base, _, encoder = name.partition(":")
+    if not encoder and base in _OWN:
+        return _call(name, _OWN[base], (channels, classes), options)
+    if encoder and base in _DECODERS:
+        return _build_decoder(name, _DECODERS[base], encoder, channels, classes, options)
+    if encoder and base not in _OWN:
+        return _call(name, _import_class(base, encoder), (channels, classes), options)
+    raise ModelError(f"unknown architecture {name!r}: choose one of {', '.join(architectures())}")
+
+
+def _call(name: str, factory: Callable[..., nn.Module], args: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
+    accepted = inspect.signature(factory).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted):
+        known = [p.name for p in accepted][len(args) :]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ModelError(f"{name} has no option {unknown[0]!r}: choose among {', '.join(known) or 'none'}")
+    return factory(*args, **options)
+
+
+def _import_class(module: str, attribute: str) -> Callable[..., nn.Module]:
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"{module}:{attribute} cannot be imported ({error}); known architectures are {', '.join(architectures())}"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise ModelError(f"{module}:{attribute} is not a torch.nn.Module class")
+    return found
+
+
+def _build_decoder(
+    name: str, decoder: str, encoder: str, channels: int, classes: int, options: dict[str, Any]
+) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    known = smp.encoders.get_encoder_names()
+    if encoder not in known and not encoder.startswith("tu-"):
+        raise ModelError(f"{name}: unknown encoder {encoder!r}: choose one of {', '.join(known)}, or tu-NAME of timm")
+    try:
+        network = getattr(smp, decoder)(
+            encoder_name=encoder, encoder_weights=None, in_channels=channels, classes=classes, **options
+        )
+    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{name} cannot be built: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{name} cannot be built: segmentation_models_pytorch returned {type(network).__name__}")
+    return network
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def initialise(seed: int, name: str, channels: int, classes: int, **options: Any) -> nn.Module:
+    """`build_model` with weights that depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(name, channels, classes, **options)

@@ -1,0 +1,124 @@
+"""Checkpoints: one safetensors file with its recipe, model description and scores as JSON in the header.
+
+Nothing in it is code, and nothing in it can run: tensors are raw bytes, the rest is text.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from tilelab.errors import ModelError
+from tilelab.models import build_model
+from tilelab.spec import METADATA_KEY, ModelSpec
+from tilelab.training.recipe import Recipe
+
+FORMAT = 1
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a checkpoint says beside its tensors.
+
+    step    optimiser steps behind these weights
+    scores  validation scores of these weights; empty before the first validation
+    best    step and scores of the best weights so far, for resuming
+    """
+
+    format: int = FORMAT
+    recipe: Recipe
+    spec: ModelSpec
+    step: int
+    scores: dict[str, Any] = {}
+    best: dict[str, Any] = {}
+
+
+@dataclass
+class Checkpoint:
+    """Header and tensors; the tensors' names begin with ``model.``, ``average.`` or ``optimizer.``."""
+
+    header: Header
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one part, by their own names."""
+        return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(name + ".")}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `path` atomically: it is the old file or the new one, never half of one."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(
+        tensors, partial, metadata={METADATA_KEY: msgspec.json.encode(checkpoint.header, order="sorted").decode()}
+    )
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    # safetensors makes files that only their owner reads; ours are as readable as any other file
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o666 & ~mask)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Raises:
+        ModelError: no such file, not a tilelab checkpoint, or of another format.
+    """
+    if not path.is_file():
+        raise ModelError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a safetensors checkpoint: {error}") from error
+    if text is None:
+        raise ModelError(f"{path} holds weights but no tilelab header: it was not written by `tilelab train`")
+    try:
+        header = msgspec.json.decode(text, type=Header)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ModelError(f"{path}: header is not valid: {error}") from error
+    if header.format != FORMAT:
+        raise ModelError(f"{path} has checkpoint format {header.format}, this tilelab reads {FORMAT}: upgrade tilelab")
+    return Checkpoint(header, tensors)
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint, in evaluation mode: its averaged weights where it has them."""
+    recipe = checkpoint.header.recipe
+    network = build_model(
+        recipe.network.architecture, recipe.network.channels, checkpoint.header.spec.outputs, **recipe.network.options
+    )
+    weights = checkpoint.part("average") or checkpoint.part("model")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"the checkpoint's weights do not fit {recipe.network.architecture}: {error}") from error
+    return network.eval()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state (momenta, step counts) as flat tensors named ``INDEX.KEY``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` took; rates come from the schedule."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    document = optimizer.state_dict()
+    document["state"] = state
+    optimizer.load_state_dict(document)
