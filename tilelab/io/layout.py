@@ -134,12 +134,12 @@ class Layout:
             probabilities: number of probability channels.
             logits: number of logit channels (float32).
         """
-        extent = list(box.shape)
-        extent[sweep_axis] = min(extent[sweep_axis], self.chunk[sweep_axis])
-        row = math.prod(extent)
-        extent[sweep_axis] = min(box.shape[sweep_axis], self.shard[sweep_axis])
-        shard_row = math.prod(extent)
-        # Levels shrink by 2 in buffers (their height stays a chunk) and by 4 in what is compressed; a row is held
-        # twice or three times over while it is cut into chunks and halved.
-        channels = labels + probabilities
-        return channels * (2 * row + shard_row * 4 // 3 + row) + channels * row + 3 * 4 * logits * row
+        cross = box.size // box.shape[sweep_axis]
+        row = cross * min(box.shape[sweep_axis], self.chunk[sweep_axis])
+        shard_row = cross * min(box.shape[sweep_axis], self.shard[sweep_axis])
+        padded = math.prod(-(-n // c) * c for n, c in zip(box.shape, self.chunk, strict=True))
+        chunks = padded // -(-box.shape[sweep_axis] // self.chunk[sweep_axis])
+        # Pixels of all levels (each at most half of the one before), one kind of them cut into chunks and halved, and
+        # compressed shards of all levels (each at most a third of the one before).
+        kinds = (int(labels), probabilities, 4 * logits)
+        return 2 * row * sum(kinds) + 5 * chunks * max(kinds) // 4 + (labels + probabilities) * shard_row * 4 // 3
