@@ -33,5 +33,13 @@ class ResumeError(OutputError):
     """An unfinished output belongs to a different job; the differing fields are named."""
 
 
+class ClusterError(TilelabError):
+    """Workers or their scheduler cannot be reached, disagree or are gone; what was finished is kept."""
+
+
+class Incomplete(TilelabError):
+    """Some regions failed every time they were tried; all others are finished and kept (exit code 4)."""
+
+
 class Interrupted(TilelabError):
     """The run was stopped on request and can be continued (exit code 3)."""

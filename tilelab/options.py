@@ -30,6 +30,9 @@ class Options:
         memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
         lanes, spans: cut x and the swept axis into so many ranges, as far as the result's shards allow.
         restart: throw away what an earlier run left.
+        workers: processes that share the work, or with `scheduler` how many workers to wait for.
+        scheduler: address of a Dask scheduler whose workers do the work, ``tcp://...``.
+        patience_seconds: time without a word from a worker after which it counts as hung.
     """
 
     engine: str = "auto"
@@ -54,3 +57,6 @@ class Options:
     lanes: int | None = None
     spans: int | None = None
     restart: bool = False
+    workers: int | None = None
+    scheduler: str | None = None
+    patience_seconds: float = 300.0

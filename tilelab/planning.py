@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from tilelab.errors import PlanError
-from tilelab.geometry import AxisTiling, Box, Cuts, Frame, Lattice, Units
+from tilelab.geometry import Box, Cuts, Frame, Lattice, Units
 from tilelab.io.layout import Layout
 from tilelab.memory import default_memory_limit, format_bytes
+from tilelab.planning_workers import crossings, share_out
 from tilelab.spec import ModelSpec
 
 BASE_BYTES = 64 << 20  # interpreter, libraries and queues beside the arrays counted below
@@ -76,7 +75,9 @@ class Plan:
     @property
     def tiles(self) -> int:
         """Tiles over all units: a tile that reaches into several ranges of an axis is counted in each."""
-        return math.prod(_crossings(axis, cuts) for axis, cuts in zip(self.lattice.axes, self.units.cuts, strict=True))
+        return math.prod(
+            crossings(axis, cuts)[0] for axis, cuts in zip(self.lattice.axes, self.units.cuts, strict=True)
+        )
 
     @property
     def recomputed(self) -> float:
@@ -111,6 +112,7 @@ def make_plan(
     memory_limit: int | None = None,
     lanes: int | None = None,
     spans: int | None = None,
+    workers: int = 1,
     cuts: tuple[Cuts, ...] | None = None,
 ) -> Plan:
     """Cut the work so that one unit fits the memory limit, in as few pieces as that allows.
@@ -123,7 +125,8 @@ def make_plan(
         batch: tiles per engine run.
         memory_limit: bytes for everything but the engine; by default `default_memory_limit()`.
         lanes, spans: force so many ranges of x and of the sweep axis, as far as the grain allows.
-        cuts: the exact split of a run that is being continued; overrides `lanes` and `spans`.
+        workers: cut so that so many are done soonest.
+        cuts: the exact split of a run that is being continued; overrides `lanes`, `spans` and `workers`.
 
     Raises:
         PlanError: the image does not suit the model, or even the narrowest unit needs more than the limit.
@@ -143,6 +146,9 @@ def make_plan(
     grain = layout.grain
     if cuts is None:
         cuts = _cut(source, spec, layout, outputs, lattice, frame, batch, limit, lanes, spans)
+        if workers > 1:
+            free = {2: lanes, frame.sweep_axis: spans} | ({} if flat else {1: None})
+            cuts = share_out(lattice, cuts, grain, [a for a, forced in free.items() if forced is None], workers)
     units = Units(cuts)
     widest = Box.whole(tuple(c.extent if len(c) > 1 else c.size for c in cuts))
     memory = estimate_memory(source, spec, layout, outputs, lattice, frame, batch, widest)
@@ -235,10 +241,3 @@ def _cut(
 def block_rows(step: int, chunk: int) -> int:
     """Rows that are read at a time: whole chunks, about one step of tiles; strips of a row or two are gathered."""
     return -(-min(step, max(chunk, 64)) // chunk) * chunk
-
-
-def _crossings(axis: AxisTiling, cuts: Cuts) -> int:
-    """Over all ranges of `cuts`, the number of tiles that have a pixel in each."""
-    first = np.minimum(np.arange(len(axis), dtype=np.int64) * axis.step, axis.padded - axis.tile)
-    last = np.minimum(first + axis.tile, axis.size) - 1
-    return int((last // cuts.extent - first // cuts.extent + 1).sum())

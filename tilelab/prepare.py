@@ -133,7 +133,7 @@ def plan_image(image: Image, spec: ModelSpec, options: Options, batch: int = 1, 
         outputs,
         batch=batch,
         memory_limit=options.memory_bytes,
-        **({"lanes": options.lanes, "spans": options.spans} | split),
+        **({"lanes": options.lanes, "spans": options.spans, "workers": options.workers or 1} | split),
     )
 
 
@@ -150,7 +150,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     if options.symmetries and spec.tile[-1] != spec.tile[-2]:
         raise ModelError(f"the 8 symmetries need a square tile, this one is {' x '.join(map(str, spec.tile))}")
     plan = plan_image(opened, spec, options, engine.batch)
-    mask = None if options.mask is None else _open_mask(options.mask, volume)
+    mask = None if options.mask is None else open_mask(options.mask, volume)
     mean, gain, normalization = normalization_constants(
         volume, spec.normalization, spec.channels, options.intensity_range
     )
@@ -202,7 +202,12 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _open_mask(mask: str | Path, volume: Volume) -> Volume:
+def open_mask(mask: str | Path, volume: Volume) -> Volume:
+    """Open a mask for `volume`; one plane stands for every slice of a stack.
+
+    Raises:
+        InputError: it cannot be read, or has another size.
+    """
     from tilelab.io.open import open_image
 
     opened = Volume(open_image(mask))

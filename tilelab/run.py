@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from tilelab import __version__
 from tilelab.autotile import choose_tile
+from tilelab.cluster.devices import is_distributed
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import load_engine, read_spec
 from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
@@ -107,7 +108,17 @@ def infer(
     if isinstance(model, str | Path) and options.auto_tile:
         options = choose_tile(model, image, options, note, None if options.restart else _begun(target, work))
     with contextlib.ExitStack() as opened:
-        engine = load(model, options) if isinstance(model, str | Path) else model
+        crew = None
+        engine: Engine
+        if is_distributed(options):
+            from tilelab.cluster.crew import open_crew
+
+            if isinstance(image, str | Path) and isinstance(model, str | Path):
+                plan(image, model, options=options)  # what can be refused is refused before any worker starts
+            crew = opened.enter_context(open_crew(image, model, options, note))
+            options, engine = crew.options, crew.engine
+        else:
+            engine = load(model, options) if isinstance(model, str | Path) else model
         if engine is not model:
             opened.callback(engine.close)
         memory = resident_memory()
@@ -121,7 +132,8 @@ def infer(
         clock.mark("start")
         stalls = Stalls()
         if not done and (options.restart or not work.exists()):
-            stalls = _sweep(prepared, target, work, options, progress, note)
+            sweep = sweep_units if crew is None else crew.sweep_units
+            stalls = _sweep(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
         if overview is not None:
             if work.exists():
@@ -134,7 +146,10 @@ def infer(
         if not done and work != target:
             _convert(work, target)
             clock.mark("convert")
-        return Run(target, _report(prepared, target, stalls, clock, memory), already_finished=done)
+        report = _report(prepared, target, stalls, clock, memory)
+        if crew is not None:
+            report["workers"] = crew.summary
+        return Run(target, report, already_finished=done)
 
 
 def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Plan:
@@ -224,7 +239,13 @@ def finished(target: Path, work: Path, fingerprint: Fingerprint, restart: bool) 
 
 
 def _sweep(
-    prepared: Prepared, target: Path, work: Path, options: Options, progress: Progress, note: Callable[[str], None]
+    prepared: Prepared,
+    target: Path,
+    work: Path,
+    options: Options,
+    progress: Progress,
+    note: Callable[[str], None],
+    sweep: Callable[[Prepared, Plan, OmeZarrSink, Journal, Progress], Stalls],
 ) -> Stalls:
     """All units into `work`, continuing where an earlier run stopped."""
     plan = prepared.plan
@@ -244,7 +265,7 @@ def _sweep(
         if journal.resumed:
             note(f"continuing {target}: {done / plan.tiles:.0%} was finished by an earlier run")
         progress.start(plan, done)
-        stalls = sweep_units(prepared, plan, sink, journal, progress)
+        stalls = sweep(prepared, plan, sink, journal, progress)
         if options.restart and work.exists():
             shutil.rmtree(work)
         if os.name == "nt":  # an open file keeps its folder from being renamed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tilelab import __version__
-from tilelab.errors import Interrupted, TilelabError
+from tilelab.errors import Incomplete, Interrupted, TilelabError
 
 # Each command is a module tilelab.cli.NAME with add_arguments(parser) and run(args) -> int.
 COMMANDS = {
@@ -23,7 +23,7 @@ COMMANDS = {
     "doctor": "say which engines and devices work here, and why others do not",
     "bench": "measure this machine",
 }
-EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 3
+EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INCOMPLETE = 0, 2, 3, 4
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -43,7 +43,11 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad usage or input, 3 interrupted and resumable."""
+    """Run one command; returns the exit code.
+
+    0 done, 2 bad usage or input, 3 interrupted and resumable, 4 finished but for some regions, which the same command
+    tries again.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     only = next((word for word in words if not word.startswith("-")), None)
     if only not in COMMANDS:
@@ -52,10 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = import_module(f"tilelab.cli.{args.command}").run(args)
     except Interrupted as stop:
-        print(f"tilelab: {stop}", file=sys.stderr)  # noqa: T201
+        print(f"tilelab: {stop}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Incomplete as error:
+        print(f"tilelab: incomplete: {error}", file=sys.stderr)
+        return EXIT_INCOMPLETE
     except TilelabError as error:
-        print(f"tilelab: error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"tilelab: error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except BrokenPipeError:  # the reader of our output went away (| head)
         sys.stderr.close()

@@ -33,7 +33,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it runs")
     add = group.add_argument
     add("--engine", default="auto", metavar="NAME", help="openvino, onnxruntime, ... (auto: the fastest permitted)")
-    add("--device", default="auto", metavar="D", help="cpu, cuda:0, ... (auto)")
+    add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")
     add("--precision", default="auto", choices=("auto", *PRECISIONS), help="auto: the fastest that the model permits")
     add("--batch", type=_count, metavar="N", help="tiles per engine run")
     add("--threads", type=_count, metavar="N", help="threads of the engine (all cores)")
@@ -45,6 +45,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="limit beside the engine, e.g. 4GB (half of the free, <= 2GiB)",
     )
     add("--lanes", type=_count, metavar="N", help="cut the x axis into N lanes (never inside a shard)")
+    add("--workers", type=_count, metavar="N", help="processes that share the work; with --scheduler: wait for so many")
+    add(
+        "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do the work, e.g. tcp://10.0.0.1:8786"
+    )
+    add(
+        "--patience",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="seconds of silence after which a worker counts as hung (300)",
+    )
     add("--spans", type=_count, metavar="N", help="cut the swept axis into N spans (never inside a shard)")
     add_spec_arguments(parser)
 
@@ -74,6 +85,9 @@ def options_from_args(args: argparse.Namespace) -> Options:
         lanes=args.lanes,
         spans=args.spans,
         restart=getattr(args, "restart", False),
+        workers=args.workers,
+        scheduler=args.scheduler,
+        patience_seconds=args.patience,
     )
 
 
@@ -91,6 +105,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def _floats(text: str) -> tuple[float, ...]:

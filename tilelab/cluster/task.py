@@ -1,0 +1,263 @@
+"""What runs inside a worker: find out what it can do, then one unit after the other.
+
+A worker opens the image and the output itself and keeps one engine.  It tells the client everything through one stream
+of small messages, in order, so that no result has to be fetched:
+
+    started -> report (tiles inferred, sweep position on disk) ... -> done | failed | refused | ended
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilelab import __version__
+from tilelab.engines.base import Engine
+from tilelab.errors import OutputError, TilelabError
+from tilelab.io.sink import Finished, UnitWriter
+from tilelab.io.zarr_sink import OmeZarrSink
+from tilelab.options import Options
+from tilelab.planning import Plan
+from tilelab.prepare import model_digest, open_mask, open_source
+from tilelab.spec import ModelSpec
+from tilelab.sweep import Job, Stalls, Unit
+from tilelab.volume import Volume
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the result's bytes depend on in a worker's engine; must be the same on all workers."""
+
+    name: str
+    device: str
+    precision: str
+    batch: int
+    spec: str
+    digest: str
+    versions: tuple[tuple[str, str], ...]
+    tilelab: str = __version__
+
+    @classmethod
+    def of(cls, engine: Engine) -> EngineFacts:
+        """Of a loaded engine."""
+        return cls(
+            engine.name,
+            engine.device.partition(":")[0],
+            engine.precision,
+            engine.batch,
+            engine.spec.to_json(),
+            model_digest(engine),
+            tuple(sorted(engine.versions().items())),
+        )
+
+    def differences(self, other: EngineFacts) -> list[str]:
+        """One phrase for each field that differs."""
+        mine, theirs = ({**vars(f), **dict(f.versions)} for f in (self, other))
+        return [
+            f"{name} {mine.get(name, 'absent')} and {theirs.get(name, 'absent')}"
+            for name in sorted({*mine, *theirs} - {"versions"})
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job as it is sent to workers: everything but the image, the output and the engine, which they open themselves.
+
+    topic: under which messages are sent.
+    facts: what the first worker's engine is.
+    report_seconds: between two reports of one worker.
+    """
+
+    topic: str
+    image: str
+    model: str
+    options: Options
+    plan: Plan
+    facts: EngineFacts
+    mean: Float32
+    gain: Float32
+    activation: int
+    channels: npt.NDArray[np.int64]
+    output: Path
+    report_seconds: float
+
+    def job(self, spec: ModelSpec) -> Job:
+        """The job, with image and mask opened."""
+        volume = Volume(open_source(self.image, self.options, spec)[0])
+        return Job(
+            image=volume,
+            lattice=self.plan.lattice,
+            frame=self.plan.frame,
+            mean=self.mean,
+            gain=self.gain,
+            activation=self.activation,
+            channels=self.channels,
+            labels=self.options.labels,
+            logits=self.options.logits,
+            mask=None if self.options.mask is None else open_mask(self.options.mask, volume),
+            symmetries=8 if self.options.symmetries else 1,
+        )
+
+
+class _Bench:
+    """What a worker process keeps between units: one engine, one opened job, and the right to use them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # one unit at a time, however many threads the worker has
+        self._request: Any = None
+        self._engine: Engine | None = None
+        self._topic = ""
+        self._job: Job | None = None
+
+    def engine(self, model: str, options: Options) -> Engine:
+        """The engine for `model`, loaded once."""
+        from tilelab.run import load
+
+        request = (model, repr(options))
+        if self._engine is None or self._request != request:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+            self._engine = load(model, options)
+            self._request = request
+        return self._engine
+
+    def job(self, order: Order, engine: Engine) -> Job:
+        """The job of `order`, opened once."""
+        if self._job is None or self._topic != order.topic:
+            self._job = order.job(engine.spec)
+            self._topic = order.topic
+        return self._job
+
+
+_bench = _Bench()
+
+
+class Unwanted(Exception):
+    """The unit was taken back, or its worker is being closed."""
+
+
+def describe(model: str, options: Options) -> tuple[EngineFacts, tuple[str, ...]]:
+    """Load the engine; returns what it is, and its warnings.
+
+    Raises:
+        TilelabError: it cannot be loaded here.
+    """
+    with _bench.lock:
+        engine = _bench.engine(model, with_threads(options))
+        return EngineFacts.of(engine), tuple(getattr(engine, "warnings", ()))
+
+
+def run_unit(order: Order, unit: int, start: int, number: int) -> None:
+    """Sweep one unit from position `start`; `number` is that of the attempt.  Everything is told by messages."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def tell(what: str, **more: Any) -> None:
+        worker.log_event(order.topic, {"what": what, "attempt": number, "worker": worker.address, **more})
+
+    def is_wanted() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is not None and task.state == "executing" and worker.status.name == "running"
+
+    reporter = _Reporter(order.report_seconds, start, is_wanted, tell)
+    try:
+        with _bench.lock:
+            if not is_wanted():
+                raise Unwanted
+            tell("started")
+            engine = _bench.engine(order.model, with_threads(order.options))
+            differ = order.facts.differences(EngineFacts.of(engine))
+            if differ:
+                tell("refused", why="; ".join(differ))
+                return
+            stalls = _sweep(order, engine, unit, start, reporter)
+        tell("done", **vars(stalls))
+    except Unwanted:
+        tell("ended")
+    except Exception as error:  # noqa: BLE001 - told to the client, who decides
+        tell(
+            "failed",
+            cause=f"{'' if isinstance(error, TilelabError) else type(error).__name__ + ': '}{error}",
+            trace=traceback.format_exc(),
+            unwritable=isinstance(error, OutputError),
+        )
+
+
+def _sweep(order: Order, engine: Engine, unit: int, start: int, reporter: _Reporter) -> Stalls:
+    job, axis = _bench.job(order, engine), order.plan.frame.sweep_axis
+    box = order.plan.units[unit].box
+    sink = OmeZarrSink.open(order.output)
+    writer = _WhileThere(sink, sink.writer(box, start, axis))
+    return Unit(job, engine, box, start).run(writer, reporter.durable, reporter.progress)
+
+
+def with_threads(options: Options) -> Options:
+    """The engine gets the threads that the worker was given, unless the user said how many."""
+    from dataclasses import replace
+
+    from distributed import get_worker
+
+    return options if options.threads is not None else replace(options, threads=get_worker().state.nthreads)
+
+
+class _Reporter:
+    """Tells how a unit advances, not more often than agreed."""
+
+    def __init__(self, seconds: float, start: int, is_wanted: Any, tell: Any) -> None:
+        self._seconds, self._is_wanted, self._tell = seconds, is_wanted, tell
+        self._tiles, self._position = 0, start
+        self._last = time.monotonic()
+        self._lock = threading.Lock()
+
+    def progress(self, tiles: int) -> None:
+        """So many more tiles; called from the blending thread."""
+        if not self._is_wanted():
+            raise Unwanted
+        self._tiles += tiles
+        self._report()
+
+    def durable(self, position: int) -> None:
+        """Rows up to `position` are on disk; called from the writing thread."""
+        self._position = position
+        self._report()
+
+    def _report(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last >= self._seconds:
+                self._last = now
+                self._tell("report", tiles=self._tiles, position=self._position)
+
+
+class _WhileThere:
+    """A unit's writer that stops when the result was finished or removed behind its back.
+
+    A worker that was given up on, because it hung or lost the network, may wake up long after.
+    """
+
+    def __init__(self, sink: OmeZarrSink, writer: UnitWriter) -> None:
+        self._description = sink.partial / "zarr.json"
+        self._writer = writer
+
+    def write(self, rows: Finished) -> int:
+        """See `UnitWriter.write`."""
+        if not self._description.exists():
+            raise OutputError(f"{self._description.parent} was finished or removed while this worker was at it")
+        return self._writer.write(rows)
+
+    def close(self) -> None:
+        """See `UnitWriter.close`."""
+        self._writer.close()
