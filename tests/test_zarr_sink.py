@@ -134,7 +134,7 @@ def test_chunks_are_padded_with_zeros(shape: tuple[int, ...], chunk: tuple[int, 
     np.testing.assert_array_equal(occupied, chunks.any(axis=(4, 5, 6)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1), axis=st.sampled_from([0, 1]), data=st.data())
 def test_any_split_and_resume_gives_the_same_files_with_the_right_pixels(
     layout: Layout, seed: int, axis: int, data: st.DataObject
@@ -355,13 +355,20 @@ def test_a_second_beginning_is_refused(tmp_path: Path) -> None:
         make(path, layout)
 
 
-def test_an_existing_output_is_kept(tmp_path: Path) -> None:
-    layout = Layout.fit((1, 90, 70))
+def test_an_existing_output_is_kept_and_finalize_may_be_repeated(tmp_path: Path) -> None:
+    layout = Layout((1, 100, 70), **PLANE, levels=6)
+    whole = pixels(layout, 1)
+    expected = write_whole(tmp_path / "expected.ome.zarr", layout, whole)
     sink = make(tmp_path / "r.ome.zarr", layout)
+    sink.writer(Box.whole(layout.shape), 0, 1).write(whole)
     sink.path.mkdir()
     with pytest.raises(OutputError, match="exists"):
         sink.finalize()
-    assert sink.partial.is_dir()
+    assert list(sink.path.iterdir()) == []
+    sink.path.rmdir()
+    OmeZarrSink.open(sink.path).finalize()
+    assert files(sink.path) == files(expected.path)
+    assert not (sink.path / ".tilelab").exists()
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:

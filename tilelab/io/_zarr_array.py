@@ -30,7 +30,8 @@ from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 
 ZSTD_LEVEL = 1
-"""Higher levels take two to four times as long for 0 to 10 % on probabilities and labels of real micrographs."""
+"""On labels and probabilities that a network made of real micrographs: 0.9 and 1.2 to 2.6 ns per pixel for 1/27 and
+1/12 to 1/4 of the size.  Level 3 takes a tenth longer and saves 0 to 2 %, -5 a quarter less time for half as much again."""
 
 _codecs: Any = imagecodecs  # its stubs know no arrays
 _ABSENT = 2**64 - 1

@@ -16,6 +16,7 @@ so a power failure can.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -158,6 +159,8 @@ class OmeZarrSink:
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
                 make_level(finer, coarser, layout, halve, self._scratch)
         shutil.rmtree(self._scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a journal may be there
+            self._scratch.parent.rmdir()
         files = [f.stat().st_size for f in self.partial.rglob("*") if f.is_file()]
         try:
             if self.path.exists():
