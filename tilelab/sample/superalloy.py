@@ -22,13 +22,18 @@ import numpy.typing as npt
 
 from tilelab.geometry import Box, boxes
 from tilelab.sample.noise import cells, hash_cells, smooth_noise, smooth_noise_at, uniform, white_noise
+from tilelab.spec import ClassInfo
 
 UInt8 = npt.NDArray[np.uint8]
 Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
-CLASSES = (("matrix", (0, 0, 0)), ("secondary", (0, 114, 178)), ("tertiary", (230, 159, 0)))
-"""Names and RGB colours of the truth's classes."""
+CLASSES = (
+    ClassInfo("matrix", "#000000"),
+    ClassInfo("secondary precipitate", "#3b7dd8"),
+    ClassInfo("tertiary precipitate", "#f5a623"),
+)
+"""The classes that the truth's values are."""
 
 BLOCK = 256
 """Pixels per side of what is drawn at once."""

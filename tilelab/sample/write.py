@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,12 +24,18 @@ def write_superalloy(image: Path, truth: Path, shape: tuple[int, int], seed: int
         shape: rows and columns.
         seed: as in `draw_superalloy`.
     """
-    for part, path in enumerate((image, truth)):
+    packed: dict[int, bytes] = {}  # the truth's strips: drawn with the image, written after it, tiny in between
 
-        def rows(start: int, stop: int, part: int = part) -> UInt8:
-            return draw_superalloy(shape, seed, box=Box((start, 0), (stop, shape[1])))[part]
+    def image_rows(start: int, stop: int) -> UInt8:
+        drawn, labels = draw_superalloy(shape, seed, box=Box((start, 0), (stop, shape[1])))
+        packed[start] = zlib.compress(labels.tobytes(), 1)
+        return drawn
 
-        write_tiled(path, shape, rows)
+    def truth_rows(start: int, stop: int) -> UInt8:
+        return np.frombuffer(zlib.decompress(packed.pop(start)), np.uint8).reshape(stop - start, shape[1])
+
+    write_tiled(image, shape, image_rows)
+    write_tiled(truth, shape, truth_rows)
 
 
 def write_tiled(

@@ -1,0 +1,90 @@
+"""`tilelab demo`: the main job on a drawn micrograph, scored against the truth it was drawn from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from tilelab.errors import OutputError, PlanError
+
+_MODEL = "superalloy"
+_LEAST = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("--folder", metavar="DIR", default="demo", help="where everything goes (%(default)s)")
+    parser.add_argument(
+        "--size", metavar="N", type=int, default=4096, help="pixels per side of the sample (%(default)s)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="draws another micrograph")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, segment, score, show."""
+    from tilelab.cli.screen import ProgressBar, say
+    from tilelab.evaluation import Pair, evaluate
+    from tilelab.io.open import open_image
+    from tilelab.io.overview import write_overview
+    from tilelab.options import Options
+    from tilelab.run import infer
+
+    if args.size < _LEAST or args.seed < 0:
+        raise PlanError(f"--size is at least {_LEAST} and --seed at least 0, not {args.size} and {args.seed}")
+    folder = Path(args.folder)
+    image, truth = folder / f"sample-{args.size}-{args.seed}.tif", folder / f"truth-{args.size}-{args.seed}.tif"
+    result, picture = folder / "sample.ome.zarr", folder / "overview.png"
+    if not (image.exists() and truth.exists()):
+        say(f"drawing a micrograph of {args.size} x {args.size} pixels, with known truth")
+        _draw(image, truth, args.size, args.seed)
+    say(f"segmenting it: tilelab infer {image} --model {_MODEL} -o {result} --overview {picture}")
+    done = infer(image, _MODEL, result, options=Options(restart=True), progress=ProgressBar(), note=say)
+    (folder / "report.json").write_text(json.dumps(done.report, indent=1) + "\n")
+    with open_image(image) as opened:
+        write_overview(opened, result, picture)
+    evaluation = evaluate([Pair("sample", result, truth)])
+    scores = evaluation.pooled
+    each = ", ".join(f"{info.name} {iou:.3f}" for info, iou in zip(evaluation.classes, scores.iou, strict=True))
+    speed = f"{done.report['seconds']['wall']:.1f} s, {done.report['megapixels_per_second']:.2f} MP/s"
+    command = _command()
+    print(
+        f"image    {image}, {args.size} x {args.size} pixels, drawn to look like a nickel superalloy\n"
+        f"result   {result} (OME-Zarr: napari, neuroglancer), {speed}\n"
+        f"score    mean IoU {scores.mean_iou:.3f} against the truth it was drawn from ({each})\n"
+        f"picture  {picture}\n"
+        "\n"
+        "Next, with your own micrograph and, if you have it, its true labels:\n"
+        f"  {command} infer IMAGE --model {_MODEL} --overview picture.png\n"
+        f"  {command} eval RESULT.ome.zarr TRUTH"
+    )
+    return 0
+
+
+def _draw(image: Path, truth: Path, size: int, seed: int) -> None:
+    """Draw both files; they appear whole or not at all.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    from tilelab.sample import write_superalloy
+
+    parts = [path.with_name(path.name + ".partial") for path in (image, truth)]
+    try:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        write_superalloy(parts[0], parts[1], (size, size), seed)
+        parts[0].replace(image)
+        parts[1].replace(truth)
+    except OSError as error:
+        raise OutputError(f"the sample cannot be written to {image.parent}: {error.strerror or error}") from error
+
+
+def _command() -> str:
+    """How this program is called from here: by name where the shell finds it, else by its path."""
+    called = Path(sys.argv[0])
+    if called.name != "tilelab" or shutil.which("tilelab"):
+        return "tilelab"
+    here = Path.cwd()
+    return str(called.relative_to(here) if called.is_relative_to(here) else called)
