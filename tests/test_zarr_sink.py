@@ -6,6 +6,7 @@ import json
 import pickle
 import tempfile
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from ome_zarr_models.v05.labels import Labels
 
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box, boxes
+from tilelab.io import _zarr_array
 from tilelab.io._zarr_array import ShardedArray, crc32c
 from tilelab.io.layout import Layout
 from tilelab.io.result import Result, read_result
@@ -174,6 +176,22 @@ def test_any_split_and_resume_gives_the_same_files_with_the_right_pixels(
             assert whole.logits is not None
             np.testing.assert_array_equal(split.logits[...], whole.logits.reshape(split.logits.shape))
             np.testing.assert_array_equal(group["logits/0"][...], split.logits[...])
+
+
+@pytest.mark.parametrize("cut", [PLANE, VOLUME])
+def test_every_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, Any]) -> None:
+    written: list[Path] = []
+
+    def replace_file(path: Path, pieces: Iterable[bytes], scratch: Path) -> None:
+        written.append(path)
+        original(path, pieces, scratch)
+
+    original = _zarr_array.replace_file
+    monkeypatch.setattr(_zarr_array, "replace_file", replace_file)
+    layout = Layout((1 if cut is PLANE else 20, 70, 50), **cut, levels=6)
+    result = write_whole(tmp_path / "r.ome.zarr", layout, pixels(layout, 2, channels=3), probabilities=(0, 1, 2))
+    shards = [p for p in result.path.rglob("*") if p.is_file() and p.name != "zarr.json"]
+    assert len(written) == len(set(written)) == len(shards)
 
 
 def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:

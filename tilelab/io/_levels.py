@@ -131,8 +131,7 @@ class _Level:
 
 def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Path) -> None:
     """Write one level from the one before it; holds a row of chunks, and a shard in compressed form."""
-    shape = (1, *coarser.shape)[-3:]
-    limit = (1, *finer.shape)[-3:]
+    shape, limit = coarser.shape_zyx, finer.shape_zyx
     chunk, shard, factor = layout.chunk, coarser.shard_zyx, layout.factor
     grid = tuple(s // c for s, c in zip(shard, chunk, strict=True))
     for channel, *at in product(
