@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy.typing as npt
 from tilelab.geometry import Box
 
 UInt8 = npt.NDArray[np.uint8]
+
+
+def partial_path(path: str | Path) -> Path:
+    """Where the result `path` is while it is unfinished."""
+    path = Path(path)
+    return path.with_name(path.name + ".partial")
 
 
 class Finished(NamedTuple):

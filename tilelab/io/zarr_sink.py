@@ -36,17 +36,11 @@ from tilelab.io._levels import Cascade, Halve, make_level
 from tilelab.io._zarr_array import output_error, replace_file
 from tilelab.io.layout import Extent, Layout
 from tilelab.io.result import ATTRIBUTE, WHATS, ResultInfo, What, read_info
-from tilelab.io.sink import Finished
+from tilelab.io.sink import Finished, partial_path
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.spec import ClassInfo
 
 _HALVE: dict[What, Halve] = {"labels": halve_mode, "probabilities": halve_mean}
-
-
-def partial_path(path: str | Path) -> Path:
-    """Where the result `path` is while it is unfinished."""
-    path = Path(path)
-    return path.with_name(path.name + ".partial")
 
 
 class OmeZarrSink:
