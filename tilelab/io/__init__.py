@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilelab.io.base import Image
-    from tilelab.io.convert import convert
+    from tilelab.io.convert import convert_image
     from tilelab.io.open import describe, open_image
 
-__all__ = ["Image", "convert", "describe", "open_image"]
+__all__ = ["Image", "convert_image", "describe", "open_image"]
 
 _HOMES = {
     "Image": "tilelab.io.base",
-    "convert": "tilelab.io.convert",
+    "convert_image": "tilelab.io.convert",
     "describe": "tilelab.io.open",
     "open_image": "tilelab.io.open",
 }

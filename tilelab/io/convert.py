@@ -1,0 +1,190 @@
+"""Rewrite any image as sharded OME-Zarr or pyramidal OME-TIFF, streaming.
+
+Everything is written into ``DST.converting`` beside the destination and renamed when it is whole, so a conversion that
+is killed leaves nothing under the final name; the next one clears away what it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tilelab.errors import InputError, OutputError
+from tilelab.io._zarr_array import output_error
+from tilelab.io._zarr_meta import find_node
+from tilelab.io.open import open_image
+
+_TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+def convert_image(
+    source: Any,
+    destination: str | os.PathLike[str],
+    *,
+    level: int = 0,
+    channel: int | None = None,
+    timepoint: int | None = None,
+    axes: str | None = None,
+    pixel_size_nm: float | Sequence[float] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Rewrite an image, with all its resolution levels made anew.
+
+    Args:
+        source: anything that `open_image` reads.
+        destination: ``NAME.zarr`` (OME-Zarr 0.5, sharded, zstd) or ``NAME.tif``, ``NAME.tiff`` (OME-TIFF, tiles,
+            deflate, BigTIFF where it needs to be).
+        level, channel, timepoint, axes, pixel_size_nm: as for `open_image`; the pixel size is kept.
+        overwrite: replace a file, or a Zarr folder, that is there.
+        progress: called with pixels done and pixels in all, for the finest level.
+        note: called with each of the image's warnings.
+
+    Returns:
+        ``path``, ``format``, ``axes``, ``shape``, ``dtype``, ``pixel_size_nm``, ``levels``, ``bytes`` and ``seconds``.
+
+    Raises:
+        InputError: the source cannot be read.
+        OutputError: the destination exists, is of no known kind, is the source, is being written by another conversion,
+            or the disk is full or unwritable.
+    """
+    began = time.perf_counter()
+    path = Path(destination)
+    to_tiff = path.suffix.lower() in _TIFF_SUFFIXES
+    if not to_tiff and path.suffix.lower() != ".zarr":
+        raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
+    _check_destination(source, path, to_tiff, overwrite)
+    with open_image(
+        source, level=level, channel=channel, timepoint=timepoint, axes=axes, pixel_size_nm=pixel_size_nm
+    ) as image:
+        if note is not None:
+            for line in image.warnings:
+                note(line)
+        name = path.name.removesuffix(path.suffix).removesuffix(".ome")
+        total, done = math.prod(image.shape), 0
+
+        def advance(pixels: int) -> None:
+            nonlocal done
+            done += pixels
+            if progress is not None:
+                progress(done, total)
+
+        with _workplace(path) as folder:
+            from tilelab.io._pyramid import write_pyramid
+
+            levels = write_pyramid(image, folder / "image", name, advance)
+            whole = folder / "image"
+            if to_tiff:
+                from tilelab.io._pyramid_tiff import write_pyramid_tiff
+
+                whole = folder / "image.tif"
+                write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint())
+            nbytes = sum(file.stat().st_size for file in [whole, *whole.rglob("*")] if file.is_file())
+            _move(whole, path, overwrite)
+        return {
+            "path": str(path),
+            "format": "OME-TIFF" if to_tiff else "OME-Zarr 0.5",
+            "axes": image.axes,
+            "shape": list(image.shape),
+            "dtype": str(image.dtype),
+            "pixel_size_nm": image.pixel_size_nm,
+            "levels": len(levels),
+            "bytes": nbytes,
+            "seconds": time.perf_counter() - began,
+        }
+
+
+def _check_destination(source: Any, path: Path, to_tiff: bool, overwrite: bool) -> None:
+    """Refuse, before any work, what could not be replaced in the end."""
+    if isinstance(source, str | os.PathLike):
+        here, there = path.absolute(), Path(os.fspath(source)).absolute()
+        if here == there or there in here.parents or here in there.parents or (path.exists() and _same(path, there)):
+            raise OutputError(f"{path} is the source, or holds it, or lies inside: choose another destination")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise OutputError(f"{path} exists: choose another destination, or replace it with --overwrite")
+    if path.is_dir() == to_tiff:
+        raise OutputError(
+            f"{path} is a {'folder' if to_tiff else 'file'}, which is not what would be written: remove it"
+        )
+    if path.is_dir():
+        try:
+            known = find_node(path) is not None
+        except InputError:
+            known = True
+        if not known:
+            raise OutputError(
+                f"{path} is a folder but no Zarr, so it is not replaced: remove it or choose another name"
+            )
+
+
+def _same(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.samefile(other)
+    return False
+
+
+@contextlib.contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """The folder beside `path` to write in, empty and ours alone; it is gone afterwards."""
+    folder = path.with_name(path.name + ".converting")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise output_error(folder, error) from error
+    with lock:
+        try:
+            _take(lock.fileno())
+        except OSError:
+            raise OutputError(f"{path} is being written by another conversion: wait for it") from None
+        try:
+            for left in folder.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                elif left.name != "lock":
+                    left.unlink(missing_ok=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take(descriptor: int) -> None:
+    """Lock an open file until it is closed or the process dies; OSError when another process has it."""
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _move(whole: Path, path: Path, overwrite: bool) -> None:
+    """Give what is whole its final name."""
+    try:
+        if whole.is_dir() and path.exists() and overwrite:
+            # A folder cannot be replaced in one step: the old one steps aside first.
+            aside = whole.with_name(uuid.uuid4().hex)
+            path.rename(aside)
+            try:
+                whole.rename(path)
+            except OSError:
+                aside.rename(path)
+                raise
+        elif os.path.lexists(path) and not overwrite:
+            raise OutputError(f"{path} has come into being meanwhile: choose another destination, or --overwrite")
+        else:
+            whole.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
