@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tilelab.engines.base import Engine
 from tilelab.engines.overrides import SpecOverrides
+from tilelab.engines.registry import load_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +62,16 @@ class Options:
     workers: int | None = None
     scheduler: str | None = None
     patience_seconds: float = 300.0
+
+
+def load(model: str | Path, options: Options) -> Engine:
+    """The engine that `options` ask for; see `tilelab.load_engine`."""
+    return load_engine(
+        model,
+        engine=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch=options.batch,
+        threads=options.threads,
+        spec_overrides=options.model,
+    )

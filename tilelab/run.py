@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tilelab.cluster.devices import is_distributed
 from tilelab.engines.base import Engine
-from tilelab.engines.registry import load_engine, read_spec
+from tilelab.engines.registry import read_spec
 from tilelab.memory import resident_memory
-from tilelab.options import Options
+from tilelab.options import Options, load
 from tilelab.outputs import begun_fingerprint, convert_result, finished, output_path, work_path
 from tilelab.progress import Progress, Silent
 
@@ -141,19 +141,6 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
     return plan_image(open_source(image, options, spec)[0], spec, options, options.batch or 1)
-
-
-def load(model: str | Path, options: Options) -> Engine:
-    """The engine that `options` ask for; see `tilelab.load_engine`."""
-    return load_engine(
-        model,
-        engine=options.engine,
-        device=options.device,
-        precision=options.precision,
-        batch=options.batch,
-        threads=options.threads,
-        spec_overrides=options.model,
-    )
 
 
 def load_and_warm_up(model: str | Path, options: Options) -> Engine:

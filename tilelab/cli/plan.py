@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; a plan over the memory limit is an error."""
     from tilelab.autotile import choose_tile
+    from tilelab.options import load
     from tilelab.prepare import open_source, plan_image
-    from tilelab.run import load
 
     options = options_from_args(args)
     if options.auto_tile:

@@ -121,7 +121,7 @@ class _Bench:
 
     def engine(self, model: str, options: Options) -> Engine:
         """The engine for `model`, loaded once."""
-        from tilelab.run import load
+        from tilelab.options import load
 
         request = (model, repr(options))
         if self._engine is None or self._request != request:
