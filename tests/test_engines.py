@@ -18,9 +18,9 @@ from tiny_models import (
     make_spec,
     save_conv,
     save_half,
-    save_identity,
     save_labels,
     save_nan,
+    save_pointwise,
     save_quantized,
     save_stateless,
     save_unet,
@@ -32,7 +32,7 @@ from tilelab.engines.identity import identity_spec
 from tilelab.engines.loading import Availability, Target, undo_activation
 from tilelab.engines.onnx_file import embed_spec, read_onnx
 from tilelab.engines.overrides import SpecOverrides, default_colors, resolve_spec
-from tilelab.engines.registry import ENGINES, availability, choose, load_engine, read_spec
+from tilelab.engines.registry import availability, choose, load_engine, read_spec
 from tilelab.errors import EngineError, ModelError, PlanError, TilelabError
 from tilelab.spec import METADATA_KEY, ClassInfo, Normalization
 
@@ -83,13 +83,13 @@ def test_convolution_matches_numpy(tmp_path, name, tile, sizes, batch):
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_callers_alternate_between_buffers(tmp_path, name):
-    engine = load_engine(save_identity(tmp_path / "i.onnx", spec=make_spec(activation="sigmoid")), engine=name)
+    engine = load_engine(save_pointwise(tmp_path / "i.onnx", spec=make_spec(activation="sigmoid")), engine=name)
     tiles = [tiles_for(engine, seed) for seed in range(3)]
     outs = [np.empty_like(tiles[0]) for _ in range(2)]
     for i in range(6):
         engine.run(tiles[i % 3], outs[i % 2])
-        np.testing.assert_array_equal(outs[i % 2], tiles[i % 3])
-    np.testing.assert_array_equal(outs[0], tiles[4 % 3])  # untouched by the last run
+        np.testing.assert_array_equal(outs[i % 2], -tiles[i % 3])
+    np.testing.assert_array_equal(outs[0], -tiles[4 % 3])  # untouched by the last run
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_precisions_are_honoured_or_refused(tmp_path, monkeypatch):
         choose(file, spec, "auto", "auto", "fp64")
     with pytest.raises(EngineError, match="unknown engine 'caffe': choose auto, openvino, onnxruntime"):
         load_engine(path, engine="caffe")
-    with pytest.raises(EngineError, match="no engine here runs on device 'tpu': choose auto, cpu"):
+    with pytest.raises(EngineError, match="no engine here runs on device 'tpu': choose auto, cuda, cpu"):
         load_engine(path, device="tpu")
     with pytest.raises(EngineError, match="0 threads"):
         load_engine(path, threads=0)
@@ -284,7 +284,11 @@ def test_precisions_are_honoured_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ov, "probe", lambda: without("this CPU has no bf16 arithmetic", "bf16"))
     with pytest.raises(EngineError, match=r"openvino bf16 cannot run .*this CPU has no bf16 arithmetic"):
         choose(file, spec, "openvino", "auto", "bf16")
-    assert choose(file, dataclass_replace(spec, precisions=("fp32", "bf16"))) == ("openvino", "cpu", "fp32")
+    assert choose(file, dataclass_replace(spec, precisions=("fp32", "bf16")), device="cpu") == (
+        "openvino",
+        "cpu",
+        "fp32",
+    )
 
 
 def dataclass_replace(spec, **changes):
@@ -296,31 +300,34 @@ def dataclass_replace(spec, **changes):
 @pytest.mark.skipif(not BF16, reason="this CPU has no bf16 arithmetic")
 def test_an_unpermitted_precision_runs_only_when_asked_for_and_says_so(tmp_path):
     path = save_conv(tmp_path / "c.onnx", spec=make_spec(precisions=("fp32",)))
-    assert load_engine(path).precision == "fp32"
-    assert load_engine(path).warnings == ()
-    asked = load_engine(path, precision="bf16")
+    assert load_engine(path, device="cpu").precision == "fp32"
+    assert load_engine(path, device="cpu").warnings == ()
+    asked = load_engine(path, device="cpu", precision="bf16")
     assert asked.precision == "bf16"
     assert asked.warnings == ("bf16 is unverified for this model: it permits fp32",)
-    assert load_engine(save_conv(tmp_path / "d.onnx", spec=make_spec(precisions=("fp32", "bf16")))).precision == "bf16"
+    assert (
+        load_engine(save_conv(tmp_path / "d.onnx", spec=make_spec(precisions=("fp32", "bf16"))), device="cpu").precision
+        == "bf16"
+    )
 
 
 def test_a_quantised_file_without_permission_runs_only_when_asked_for(tmp_path):
     path = save_quantized(tmp_path / "q.onnx", spec=make_spec(precisions=("fp32",)))
     with pytest.raises(EngineError, match="permits fp32 only: --precision int8 runs it unverified"):
-        load_engine(path)
-    assert "unverified" in load_engine(path, precision="int8").warnings[0]
+        load_engine(path, device="cpu")
+    assert "unverified" in load_engine(path, device="cpu", precision="int8").warnings[0]
 
 
 def test_auto_falls_to_the_next_engine_that_works(tmp_path, monkeypatch):
     path = save_conv(tmp_path / "c.onnx", spec=make_spec())
-    assert load_engine(path).name == "openvino"
+    assert load_engine(path, device="cpu").name == "openvino"
     monkeypatch.setattr(ov, "probe", lambda: Availability("", "openvino cannot be imported: pip install tilelab[cpu]"))
-    assert load_engine(path).name == "onnxruntime"
+    assert load_engine(path, device="cpu").name == "onnxruntime"
     with pytest.raises(EngineError, match=r"openvino cannot run .*pip install tilelab\[cpu\]"):
         load_engine(path, engine="openvino")
     monkeypatch.setattr(ort, "probe", lambda: Availability("", "onnxruntime cannot be imported: pip install it"))
-    with pytest.raises(EngineError, match=r"any engine cannot run .*openvino cannot be.*; onnxruntime cannot be"):
-        load_engine(path)
+    with pytest.raises(EngineError, match=r"cpu cannot run .*openvino cannot be.*; onnxruntime cannot be"):
+        load_engine(path, device="cpu")
 
 
 @pytest.mark.parametrize("name", [*CPU_ENGINES, "auto"])
@@ -505,7 +512,7 @@ def test_flags_describe_a_model_that_does_not(tmp_path):
     assert (spec.stride, spec.overlap, spec.activation, spec.precisions) == (8, (10, 10), "softmax", ("fp32",))
     assert [c.name for c in spec.classes] == ["background", "class 1", "class 2"]
     assert spec.normalization == Normalization(mean=(128.0,), std=(64.0,))
-    engine = load_engine(path, spec_overrides=given_)
+    engine = load_engine(path, device="cpu", spec_overrides=given_)
     tiles = tiles_for(engine)
     np.testing.assert_allclose(logits(engine, tiles), convolve(path, tiles), atol=2e-5)
 
@@ -519,13 +526,13 @@ def test_flags_describe_a_model_that_does_not(tmp_path):
     ],
 )
 def test_the_flag_for_what_is_missing_is_named(tmp_path, model, flags, missing):
-    path = save_identity(tmp_path / "bare.onnx", **({"channels": 1, "spec": None} | model))
+    path = save_pointwise(tmp_path / "bare.onnx", **({"channels": 1, "spec": None} | model))
     with pytest.raises(ModelError, match=f"give {missing}"):
         load_engine(path, spec_overrides=SpecOverrides(**flags))
 
 
 def test_classes_are_asked_for_where_the_file_leaves_them_open(tmp_path):
-    path = save_identity(tmp_path / "bare.onnx", channels="c")
+    path = save_pointwise(tmp_path / "bare.onnx", channels="c")
     with pytest.raises(ModelError, match="does not say its classes: give --classes"):
         read_spec(path, SpecOverrides(channels=3, **NORMALIZED))
     spec = read_spec(path, SpecOverrides(channels=3, classes=("a", "b", "c"), **NORMALIZED))
@@ -637,7 +644,7 @@ def test_identity_refuses_the_impossible():
 # --- the machine
 
 
-@pytest.mark.parametrize("name", list(ENGINES))
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_every_engine_says_what_works(name):
     found = availability(name)
     assert found.version
@@ -768,7 +775,7 @@ def test_the_fastest_tile_of_a_real_engine(tmp_path):
     path = save_unet(tmp_path / "n.onnx", ("y", "x"), spec=make_spec((32, 32), stride=4, tile_fixed=False))
     spec, shape = read_spec(path), (96, 96)
     choice, measured = fastest_tile(
-        lambda tile, batch: load_engine(path, tile=tile, batch=batch),
+        lambda tile, batch: load_engine(path, device="cpu", tile=tile, batch=batch),
         [(t, 1) for t in tile_candidates(spec, shape)],
         shape,
     )

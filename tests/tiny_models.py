@@ -92,7 +92,7 @@ class Graph:
 def save(
     path: Path,
     graph: Graph,
-    outputs: Sequence[tuple[str, int]],
+    outputs: Sequence[tuple[str, int | str]],
     tile: Extent,
     *,
     channels: int | str = 1,
@@ -125,10 +125,12 @@ def save(
     return path
 
 
-def save_identity(path: Path, tile: Extent = (32, 32), *, channels: int = 1, **more: object) -> Path:
-    """Output = input."""
+def save_pointwise(
+    path: Path, tile: Extent = (32, 32), *, operator: str = "Neg", channels: int | str = 1, **more: object
+) -> Path:
+    """One operator on each value; as many outputs as channels."""
     graph = Graph(len(tile))
-    return save(path, graph, [(graph.node("Identity", "tiles"), channels)], tile, channels=channels, **more)  # type: ignore[arg-type]
+    return save(path, graph, [(graph.node(operator, "tiles"), channels)], tile, channels=channels, **more)  # type: ignore[arg-type]
 
 
 def save_conv(

@@ -19,6 +19,7 @@ _Number = TypeVar("_Number", int, float)
 
 # Okabe and Ito: told apart with any colour vision; the background is black.
 _PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+_IMPOSSIBLE = (ModelError, msgspec.MsgspecError, ValueError)
 _USUAL_STRIDE = 32  # five halvings, the depth of the usual encoders
 
 
@@ -105,8 +106,8 @@ def resolve_spec(file: ModelFile, overrides: SpecOverrides | None = None) -> Mod
     source, target = choose_ports(file, given.output)
     own = file.spec
     try:
-        spec = _infer_spec(file, source, target, given) if own is None else _override_spec(file, own, given)
-    except ValueError as error:
+        spec = _infer_spec(file, source, target, given) if own is None else override_spec(own, given)
+    except _IMPOSSIBLE as error:
         raise ModelError(f"{file.path}: {error}") from error
     _check_ports(file, spec, source, target)
     return spec
@@ -114,7 +115,13 @@ def resolve_spec(file: ModelFile, overrides: SpecOverrides | None = None) -> Mod
 
 def override_spec(spec: ModelSpec, overrides: SpecOverrides | None) -> ModelSpec:
     """`spec` with the user's flags laid over it; raises `ModelError` where the result is impossible."""
-    given = overrides or SpecOverrides()
+    try:
+        return _override(spec, overrides or SpecOverrides())
+    except _IMPOSSIBLE as error:
+        raise ModelError(str(error)) from error
+
+
+def _override(spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
     changes: dict[str, Any] = {}
     axes = given.axes or spec.axes
     rank = len(axes)
@@ -143,44 +150,32 @@ def override_spec(spec: ModelSpec, overrides: SpecOverrides | None) -> ModelSpec
         # Seams come from the network's border effects, whose width in pixels does not depend on the tile.
         overlap = tuple(min(o, t // 2) for o, t in zip(overlap, tile, strict=True))
     changes["overlap"] = overlap
-    try:
-        return msgspec.convert(msgspec.to_builtins(spec) | msgspec.to_builtins(changes), ModelSpec)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ModelError(str(error)) from error
-
-
-def _override_spec(file: ModelFile, spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
-    try:
-        return override_spec(spec, given)
-    except ModelError as error:
-        raise ModelError(f"{file.path}: {error}") from error
+    return msgspec.convert(msgspec.to_builtins(spec) | msgspec.to_builtins(changes), ModelSpec)
 
 
 def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverrides) -> ModelSpec:
     """A description for a model that has none."""
     axes = given.axes or {4: "yx", 5: "zyx"}.get(len(source.shape))
     if axes is None:
-        raise ModelError(
-            f"{file.path} takes {source}: tilelab feeds (batch, channels, y, x) or (batch, channels, z, y, x)"
-        )
+        raise ModelError(f"it takes {source}: tilelab feeds (batch, channels, y, x) or (batch, channels, z, y, x)")
     channels = given.channels or _fixed(source.shape[1:2])
     if channels is None:
-        raise _missing(file, "how many channels its input has", "--channels N")
+        raise _missing("how many channels its input has", "--channels N")
     outputs = _fixed(target.shape[1:2])
     sigmoid = given.activation == "sigmoid"
     if given.activation is None:
         sigmoid = outputs == (1,) or file.last_operators.get(target.name, "").lower() == "sigmoid"
     if given.classes is None and outputs is None:
-        raise _missing(file, "its classes", "--classes background,NAME,...")
+        raise _missing("its classes", "--classes background,NAME,...")
     if given.mean is None and given.std is None and given.normalization in (None, "constants"):
         raise _missing(
-            file, "how intensities are normalised", "--mean M --std S in raw intensities, or --normalization mean-std"
+            "how intensities are normalised", "--mean M --std S in raw intensities, or --normalization mean-std"
         )
     tile = _fixed(source.shape[2:])
     fixed = tile is not None
     if tile is None:
         if given.tile is None:
-            raise _missing(file, "a tile size and takes any", "--tile N")
+            raise _missing("a tile size and takes any", "--tile N")
         tile = _per_axis(given.tile, axes, "--tile")
     extents = [n for n in tile if n > 1] or [1]
     spec = ModelSpec(
@@ -226,8 +221,8 @@ def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...] | None:
     return cast("tuple[int, ...]", shape) if shape and all(isinstance(n, int) and n > 0 for n in shape) else None
 
 
-def _missing(file: ModelFile, what: str, flag: str) -> ModelError:
-    return ModelError(f"{file.path} does not say {what}: give {flag}")
+def _missing(what: str, flag: str) -> ModelError:
+    return ModelError(f"the file does not say {what}: give {flag}")
 
 
 def _classes(given: SpecOverrides, own: ModelSpec | None, count: int = 0) -> tuple[ClassInfo, ...]:
