@@ -39,6 +39,12 @@ class DeviceEngine(FileEngine):
         self._undo = {"softmax": SOFTMAX, "sigmoid": SIGMOID, None: None}[self._activation]
         self._buffers: tuple[Any, Any] | None = None
 
+    def use_types(self, tiles: np.dtype[Any], logits: np.dtype[Any]) -> None:
+        """Set the types of the network's tensors where the library knows them better than the file."""
+        self.tiles_dtype, self.logits_dtype = tiles, logits
+        self._input = None if tiles == np.float32 else np.empty(self._request.input_shape, tiles)
+        self._output = None if logits == np.float32 else np.empty(self._request.output_shape, logits)
+
     @abc.abstractmethod
     def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
         """Put one batch through the network in the order of `stream`; arrays as in `enqueue`."""

@@ -29,7 +29,7 @@ class ModelFile:
 
     Attributes:
         path: the file.
-        format: ``onnx`` or ``openvino`` (an IR, .xml with .bin).
+        format: ``onnx``, ``openvino`` (an IR, .xml with .bin), ``tensorrt`` (a plan) or ``aotinductor`` (a .pt2).
         files: all it consists of: the file itself first, then those that hold its weights.
         inputs, outputs: of the network, weights excluded.
         precision: the arithmetic the file itself prescribes: int8 when its activations are quantised, otherwise the
@@ -40,7 +40,7 @@ class ModelFile:
     """
 
     path: Path
-    format: Literal["onnx", "openvino"]
+    format: Literal["onnx", "openvino", "tensorrt", "aotinductor"]
     files: tuple[Path, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]

@@ -19,6 +19,7 @@ from tilelab.engines.loading import Availability, LoadRequest, try_out
 from tilelab.engines.model_file import ModelFile
 from tilelab.engines.onnx_file import read_onnx
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
+from tilelab.engines.plan_file import read_plan_file
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision, parse_precision
 
@@ -26,17 +27,34 @@ from tilelab.spec import ModelSpec, Precision, parse_precision
 ENGINES = {
     "openvino": ("tilelab.engines.ov", ("onnx", "openvino")),
     "onnxruntime": ("tilelab.engines.ort", ("onnx",)),
+    "tensorrt": ("tilelab.engines.tensorrt", ("tensorrt",)),
+    "onnxruntime-cuda": ("tilelab.engines.ort_cuda", ("onnx",)),
+    "onnxruntime-tensorrt": ("tilelab.engines.ort_tensorrt", ("onnx",)),
+    "onnxruntime-rtx": ("tilelab.engines.ort_rtx", ("onnx",)),
+    "aotinductor": ("tilelab.engines.aotinductor", ("aotinductor",)),
 }
-# What `auto` tries, fastest first, as measured on U-Nets.  A fixed order: the choice must not change between a run and
-# its continuation.
+# What `auto` tries, fastest first: GPUs, then CPUs as measured on U-Nets.  A fixed order: the choice must not change
+# between a run and its continuation.  Last, and so only when asked for, what builds for minutes when first loaded.
 RANKING: tuple[tuple[str, str, Precision], ...] = (
+    *(("tensorrt", "cuda", precision) for precision in ("int8", "fp16", "bf16", "fp32")),
+    *(("aotinductor", "cuda", precision) for precision in ("fp16", "bf16", "fp32")),
+    ("onnxruntime-cuda", "cuda", "fp16"),
+    ("onnxruntime-cuda", "cuda", "fp32"),
     ("openvino", "cpu", "int8"),
     ("openvino", "cpu", "bf16"),
     ("openvino", "cpu", "fp32"),
     ("onnxruntime", "cpu", "int8"),
     ("onnxruntime", "cpu", "fp32"),
+    *((name, "cuda", p) for name in ("onnxruntime-tensorrt", "onnxruntime-rtx") for p in ("fp16", "fp32")),
 )
-_SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
+_SUFFIXES = {
+    ".onnx": "onnx",
+    ".xml": "openvino",
+    ".engine": "tensorrt",
+    ".plan": "tensorrt",
+    ".pt2": "aotinductor",
+}
+_COMPILED = ("tensorrt", "aotinductor")  # formats whose arithmetic was fixed when they were made
 
 
 def load_engine(
@@ -107,6 +125,12 @@ def read_model(model: str | Path) -> ModelFile:
     if kind == "openvino":
         file: ModelFile = _module("openvino").read_ir(path)
         return file
+    if kind == "tensorrt":
+        return read_plan_file(path)
+    if kind == "aotinductor":
+        from tilelab.engines.aotinductor import read_package
+
+        return read_package(path)
     raise ModelError(f"{path} is of an unknown format: tilelab reads {', '.join(_SUFFIXES)} models")
 
 
@@ -159,6 +183,8 @@ def availability(name: str) -> Availability:
 
 def permitted(file: ModelFile, spec: ModelSpec) -> tuple[Precision, ...]:
     """The precisions that a model may run in unasked: those that passed its parity gate, and fp32, their yardstick."""
+    if file.format in _COMPILED:
+        return (file.precision,)
     if file.precision == "int8":
         return tuple(p for p in spec.precisions if p == "int8")
     return tuple(dict.fromkeys(("fp32", *(p for p in spec.precisions if p != "int8"))))
@@ -220,7 +246,9 @@ def check_tile(spec: ModelSpec) -> None:
 
 
 def _check_native(file: ModelFile, wanted: Precision | None) -> None:
-    """A file fixes whether it is quantised."""
+    """A file fixes whether it is quantised, and a compiled one all of its arithmetic."""
+    if wanted not in (None, file.precision) and file.format in _COMPILED:
+        raise EngineError(f"{file.path} was built for {file.precision}: build another for {wanted}")
     if wanted is None or (wanted == "int8") == (file.precision == "int8"):
         return
     if wanted == "int8":

@@ -1,0 +1,383 @@
+"""TensorRT's Python surface as far as tilelab may use it, for versions 10 and 11; what 11 removed is not there.
+
+Names, arguments and results follow NVIDIA's bindings (``python/src/infer/pyCore.cpp``, ``parsers/pyOnnx.cpp``) and the
+list of APIs removed in 11.  Objects have slots, so that setting anything that does not exist raises, as pybind11's do.
+A fake plan is JSON; the network it stands for gives ``(k + 1) * mean of the channels`` for output `k`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from fake_gpu import FakeGpu, array_at
+
+from tilelab.engines.onnx_file import read_onnx
+from tilelab.errors import ModelError
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class ILogger:
+    Severity = Severity
+
+    def __init__(self) -> None:
+        self._alive = True
+
+    def log(self, severity: Severity, msg: str) -> None:
+        raise NotImplementedError
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        self._alive = True
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+
+class DataType(enum.Enum):
+    FLOAT = 0
+    HALF = 1
+    INT8 = 2
+    INT32 = 3
+
+
+class TensorIOMode(enum.Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class MemoryPoolType(enum.IntEnum):
+    WORKSPACE = 0
+
+
+class HardwareCompatibilityLevel(enum.Enum):
+    NONE = 0
+    AMPERE_PLUS = 1
+    SAME_COMPUTE_CAPABILITY = 2
+
+
+_DTYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32}
+
+
+class IHostMemory:
+    """Bytes behind the buffer protocol, as TensorRT returns them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.nbytes = len(data)
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return memoryview(self._data)
+
+
+class _Bytes(bytearray):
+    """`IHostMemory` for Pythons before 3.12, which know no ``__buffer__``."""
+
+    @property
+    def nbytes(self) -> int:
+        return len(self)
+
+
+class ITimingCache:
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def serialize(self) -> _Bytes:
+        return _Bytes(self._data)
+
+
+class IOptimizationProfile:
+    __slots__ = ("shapes",)
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+
+    def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:  # noqa: A002
+        if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
+            raise RuntimeError("Shape provided for max is inconsistent with other shapes.")
+        self.shapes[input] = (tuple(min), tuple(opt), tuple(max))
+
+
+class IBuilderConfig:
+    __slots__ = (
+        "_cache",
+        "_log",
+        "_version",
+        "builder_optimization_level",
+        "flags",
+        "hardware_compatibility_level",
+        "pools",
+        "profiles",
+        "progress_monitor",
+    )
+
+    def __init__(self, version: str, log: ILogger) -> None:
+        self._version, self._log, self._cache = version, log, None
+        self.flags = {"TF32"}
+        self.pools: dict[MemoryPoolType, int] = {}
+        self.profiles: list[IOptimizationProfile] = []
+        self.builder_optimization_level = 3
+        self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
+        self.progress_monitor: IProgressMonitor | None = None
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag.name)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
+        self.pools[MemoryPoolType(pool)] = int(pool_size)
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        return ITimingCache(bytes(serialized_timing_cache))
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False
+        if cache._data and not cache._data.startswith(self._version.encode()):
+            return False
+        self._cache = ITimingCache(cache._data or self._version.encode())
+        return True
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self._cache
+
+
+class ICudaEngine:
+    def __init__(self, module: FakeTensorRT, plan: dict[str, Any], log: ILogger) -> None:
+        self._module, self._plan, self._log = module, plan, log
+        self.num_io_tensors = len(plan["tensors"])
+        self.device_memory_size_v2 = 123 << 20
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "device_memory_size" and self._module.major == 10:
+            return 123 << 20
+        raise AttributeError(name)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._plan["tensors"][index]["name"]
+
+    def _tensor(self, name: str) -> dict[str, Any]:
+        return next(t for t in self._plan["tensors"] if t["name"] == name)
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode[self._tensor(name)["mode"]]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return _DTYPES[self._tensor(name)["dtype"]]
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert profile_index == 0
+        return [tuple(s) for s in self._plan["profile"]]
+
+    def create_execution_context(self) -> IExecutionContext | None:
+        if "context" in self._module.failures:
+            self._log.log(Severity.ERROR, "[executionContext.cpp] CUDA error 2: out of memory")
+            return None
+        return IExecutionContext(self)
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine = engine
+        self._shape: tuple[int, ...] | None = None
+        self._addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+        inside = len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+        self._shape = tuple(shape) if inside else None
+        return inside
+
+    def infer_shapes(self) -> list[str]:
+        return ["second"] if "second input" in self._engine._module.failures else []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        tensor = self._engine._tensor(name)
+        if tensor["mode"] == "INPUT" or self._shape is None:
+            return self._shape or (-1,)
+        return (self._shape[0], tensor["shape"][1], *self._shape[2:])
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert isinstance(memory, int)
+        self._addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        module = self._engine._module
+        module.gpu.stream_at(stream_handle)
+        if "execute" in module.failures:
+            self._engine._log.log(Severity.ERROR, "[enqueue.cpp] an illegal memory access was encountered")
+            return False
+        arrays = {}
+        for tensor in self._engine._plan["tensors"]:
+            name = tensor["name"]
+            arrays[tensor["mode"]] = array_at(self._addresses[name], self.get_tensor_shape(name), tensor["dtype"])
+        mean = arrays["INPUT"].astype(np.float32).mean(axis=1)
+        for k in range(arrays["OUTPUT"].shape[1]):
+            arrays["OUTPUT"][:, k] = (k + 1) * mean
+        return True
+
+
+class FakeTensorRT(ModuleType):
+    """The module ``tensorrt`` of one version.
+
+    failures: what shall go wrong: ``parse``, ``build``, ``context``, ``execute``, ``second input``.
+    """
+
+    def __init__(self, version: str, gpu: FakeGpu) -> None:
+        super().__init__("tensorrt")
+        self.__version__ = version
+        self.major = int(version.split(".")[0])
+        self.gpu = gpu
+        self.failures: set[str] = set()
+        self.configs: list[IBuilderConfig] = []
+        self.networks: list[int] = []
+        removed_in_11 = ["FP16", "BF16", "INT8", "FP8", "INT4", "OBEY_PRECISION_CONSTRAINTS", "DIRECT_IO"]
+        flags = ["TF32", "REFIT", "STRIP_PLAN", "VERSION_COMPATIBLE"] + (removed_in_11 if self.major == 10 else [])
+        self.BuilderFlag = enum.IntEnum("BuilderFlag", flags, start=0)
+        created = (["EXPLICIT_BATCH"] if self.major == 10 else []) + ["STRONGLY_TYPED"]
+        values = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+        self.NetworkDefinitionCreationFlag = enum.IntEnum(
+            "NetworkDefinitionCreationFlag", {name: values[name] for name in created}
+        )
+        for item in (
+            ILogger,
+            IProgressMonitor,
+            DataType,
+            TensorIOMode,
+            MemoryPoolType,
+            HardwareCompatibilityLevel,
+        ):
+            setattr(self, item.__name__, item)
+        module = self
+
+        class INetworkDefinition:
+            __slots__ = ("file", "flags")
+
+            def __init__(self, flags: int) -> None:
+                self.flags, self.file = flags, None
+
+        class ParserError:
+            def desc(self) -> str:
+                return "Unsupported operator NonMaxSuppression"
+
+        class OnnxParser:
+            def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+                assert logger._alive, "ILogger.__init__ was not called"
+                self._network = network
+                self.num_errors = 0
+
+            def parse_from_file(self, model: str) -> bool:
+                assert isinstance(model, str)
+                try:
+                    self._network.file = read_onnx(Path(model))
+                except ModelError:
+                    self.num_errors = 1
+                if "parse" in module.failures:
+                    self.num_errors = 1
+                return not self.num_errors
+
+            def get_error(self, index: int) -> ParserError:
+                assert index < self.num_errors
+                return ParserError()
+
+        class Builder:
+            def __init__(self, logger: ILogger) -> None:
+                assert logger._alive, "ILogger.__init__ was not called"
+                self._log = logger
+
+            def create_network(self, flags: int = 0) -> INetworkDefinition:
+                module.networks.append(flags)
+                return INetworkDefinition(flags)
+
+            def create_builder_config(self) -> IBuilderConfig:
+                module.configs.append(IBuilderConfig(version, self._log))
+                return module.configs[-1]
+
+            def create_optimization_profile(self) -> IOptimizationProfile:
+                return IOptimizationProfile()
+
+            def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> _Bytes | None:
+                monitor = config.progress_monitor
+                if monitor is not None:
+                    assert monitor._alive, "IProgressMonitor.__init__ was not called"
+                    monitor.phase_start("Building engine", None, 4)
+                    monitor.phase_start("Tactics", "Building engine", 2)
+                    for phase, step in (("Tactics", 0), ("Tactics", 1), ("Building engine", 0)):
+                        if not monitor.step_complete(phase, step):
+                            return None
+                    monitor.phase_finish("Tactics")
+                    monitor.phase_finish("Building engine")
+                if "build" in module.failures:
+                    self._log.log(Severity.WARNING, "this is only a warning")
+                    self._log.log(Severity.ERROR, "[optimizer.cpp] Could not find any implementation\n for node Conv_1")
+                    return None
+                file = network.file
+                shape = file.inputs[0].shape
+                if all(isinstance(n, int) for n in shape):
+                    profile = [shape] * 3
+                else:
+                    if not config.profiles:
+                        self._log.log(Severity.ERROR, "Network has dynamic inputs, but no optimization profile")
+                        return None
+                    profile = list(config.profiles[0].shapes[file.inputs[0].name])
+                plan = {
+                    "version": version,
+                    "capability": module.gpu.info.capability,
+                    "compatibility": config.hardware_compatibility_level.name,
+                    "profile": profile,
+                    "tensors": [
+                        {"name": p.name, "mode": mode, "dtype": p.dtype, "shape": [-1, *p.shape[1:]]}
+                        for mode, ports in (("INPUT", file.inputs), ("OUTPUT", file.outputs))
+                        for p in ports
+                    ],
+                }
+                return _Bytes(b"ptrt" + json.dumps(plan).encode())
+
+        class Runtime:
+            def __init__(self, logger: ILogger) -> None:
+                assert logger._alive, "ILogger.__init__ was not called"
+                self._log = logger
+
+            def deserialize_cuda_engine(self, serialized_engine: memoryview) -> ICudaEngine | None:
+                data = bytes(serialized_engine)
+                try:
+                    assert data.startswith(b"ptrt")
+                    plan = json.loads(data[4:])
+                except (AssertionError, ValueError):
+                    self._log.log(Severity.ERROR, "[runtime.cpp] Magic tag does not match")
+                    return None
+                if plan["version"] != version:
+                    self._log.log(
+                        Severity.ERROR,
+                        f"The engine plan file is not compatible with this version of TensorRT, "
+                        f"expecting library version {version} got {plan['version']}",
+                    )
+                    return None
+                return ICudaEngine(module, plan, self._log)
+
+        self.OnnxParser, self.Builder, self.Runtime = OnnxParser, Builder, Runtime
