@@ -196,6 +196,18 @@ def test_one_of_two_outputs_can_be_chosen(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
+def test_arrays_that_are_not_as_promised_never_reach_the_library(tmp_path, name):
+    engine = load_engine(save_conv(tmp_path / "c.onnx", (16, 32), spec=make_spec((16, 32))), engine=name)
+    tiles, out = tiles_for(engine), np.empty((1, 2, 16, 32), np.float32)
+    engine.run(tiles, out)
+    for bad in (tiles[:, :, :8], tiles.astype(np.float64), np.asfortranarray(tiles)):
+        with pytest.raises(ValueError, match="tiles must be C-contiguous float32 1 x 1 x 16 x 32"):
+            engine.run(bad, out)
+    with pytest.raises(ValueError, match="out must be"):
+        engine.run(tiles, out[:, :1])
+
+
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_running_releases_the_gil(tmp_path, name):
     tile = (512, 512)
     engine = load_engine(save_unet(tmp_path / "n.onnx", tile, width=16, spec=make_spec(tile, stride=4)), engine=name)
@@ -230,9 +242,9 @@ def test_wrong_shapes_and_numbers_are_refused(tmp_path, name):
         load(save_conv(tmp_path / "valid.onnx", pad=0, spec=make_spec()))
     with pytest.raises(ModelError, match=rf"nan.onnx gives NaN or infinite values \(\d+ of 2048\) with {name} fp32"):
         load(save_nan(tmp_path / "nan.onnx", spec=make_spec()))
-    with pytest.raises(ModelError, match="takes 3 input channels, but 1 are expected from its description"):
+    with pytest.raises(ModelError, match="takes 3 input channels, but its description, or --channels, says 1"):
         load(save_conv(tmp_path / "rgb.onnx", channels=3, spec=make_spec()))
-    with pytest.raises(ModelError, match=r"gives 4 output channels, but 2 are expected .* --classes or --activation"):
+    with pytest.raises(ModelError, match=r"gives 4 output channels, but its description, or --classes .*, says 2"):
         load(save_conv(tmp_path / "four.onnx", classes=4, spec=make_spec()))
     with pytest.raises(ModelError, match=r"int64.*tilelab needs float32"):
         load(save_labels(tmp_path / "labels.onnx"), spec_overrides=SpecOverrides(classes=2, **NORMALIZED))
@@ -257,6 +269,15 @@ def test_a_pinned_tile_is_not_changed(tmp_path):
         load_engine(free, tile=(8, 8))
     with pytest.raises(ModelError, match="not a multiple of stride 8"):
         load_engine(free, tile=(20, 20))
+
+
+@pytest.mark.parametrize("name", CPU_ENGINES)
+def test_a_tile_that_the_network_cannot_take_gets_a_hint(tmp_path, capfd, name):
+    path = save_unet(tmp_path / "free.onnx", ("y", "x"))
+    with pytest.raises(ModelError, match=r"on a batch of 1 x 1 x 50 x 50: .*: try a --tile that is a multiple of 32$"):
+        load_engine(path, engine=name, tile=(50, 50), spec_overrides=SpecOverrides(**NORMALIZED))
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
 
 
 def test_precisions_are_honoured_or_refused(tmp_path, monkeypatch):
@@ -367,7 +388,7 @@ def test_broken_files_give_one_line_and_no_noise(tmp_path, capfd, name):
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_an_operator_nobody_knows_is_named(tmp_path, capfd, name):
     path = save_conv(tmp_path / "odd.onnx", end="Gargle", spec=make_spec())
-    with pytest.raises(ModelError, match=r"cannot load .*odd\.onnx.*Gargle") as caught:
+    with pytest.raises(ModelError, match=r"cannot (load|run) .*odd\.onnx.*Gargle") as caught:
         load_engine(path, engine=name)
     assert "\n" not in str(caught.value)
     captured = capfd.readouterr()
@@ -572,7 +593,10 @@ def test_flags_lie_over_the_description(tmp_path):
     assert read_spec(path, SpecOverrides(normalization="mean-std")).normalization.kind == "mean-std"
     assert read_spec(path, SpecOverrides(tile=(12, 64))).overlap == (6, 8)  # at most half the tile
     for flags, words in (
-        ({"classes": ("a", "b", "c")}, "gives 2 output channels, but 3 are expected"),
+        (
+            {"classes": ("a", "b", "c")},
+            "gives 2 output channels, but its .* says 3",
+        ),
         ({"colors": ("#000000",)}, "--colors gives 1 colours for 2 classes"),
         ({"colors": ("red", "blue")}, "colour 'red'"),
         ({"std": (-1.0,)}, "std must be positive"),

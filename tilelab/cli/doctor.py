@@ -55,8 +55,9 @@ def examine() -> dict[str, Any]:
         if found.reason:
             rows.append(_row(engine, found.version, "", "", found.reason))
         for target in found.targets:
-            why = target.reason or selftest(engine, target.device, target.precision)
-            rows.append(_row(engine, found.version, target.device, target.precision, why))
+            checked = "onnx" in ENGINES[engine][1]  # others run what was compiled for this machine before
+            why = target.reason or (selftest(engine, target.device, target.precision) if checked else "")
+            rows.append(_row(engine, found.version, target.device, target.precision, why, checked=checked))
     order = {entry: i for i, entry in enumerate(RANKING)}
     rows.sort(key=lambda row: (not row["works"], order.get((row["engine"], row["device"], row["precision"]), 99)))
     return {
@@ -73,13 +74,16 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _row(engine: str, version: str, device: str, precision: str, reason: str) -> dict[str, Any]:
+def _row(
+    engine: str, version: str, device: str, precision: str, reason: str, *, checked: bool = True
+) -> dict[str, Any]:
     return {
         "engine": engine,
         "version": version,
         "device": device,
         "precision": precision,
         "works": not reason,
+        "checked": checked and not reason,
         "reason": reason,
     }
 
@@ -169,25 +173,31 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(facts)
     console.print()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("engine", "version", "device", "precision"):
+    for column in ("works here", "version", "device", "precision", "checked"):
         table.add_column(column, no_wrap=True)
-    table.add_column("works", justify="center")
-    table.add_column("why not")
+    absent = Table.grid(padding=(0, 2))
+    absent.add_column(no_wrap=True)
+    absent.add_column(overflow="fold")
+    reasons: dict[tuple[str, str], list[str]] = {}
     for row in found["engines"]:
-        works = Text("yes", "green") if row["works"] else Text("no", "red")
-        cells = (row[name] or "-" for name in ("engine", "version", "device", "precision"))
-        table.add_row(*cells, works, Text(row["reason"]))
-    console.print(table)
-    for warning in found["warnings"]:
-        console.print(Text(f"warning: {warning}", "yellow"))
-    first = next((row for row in found["engines"] if row["works"]), None)
-    if first is not None:
+        if row["works"]:
+            cells = (row[name] for name in ("engine", "version", "device", "precision"))
+            table.add_row(*cells, Text("yes", "green") if row["checked"] else Text("not run"))
+        else:
+            reasons.setdefault((row["engine"], row["reason"]), []).append(row["precision"])
+    for (engine, reason), precisions in reasons.items():
+        absent.add_row(Text(f"{engine} {', '.join(precisions)}".strip(), "red"), Text(reason))
+    if table.rows:
+        console.print(table)
         console.print(
-            Text(
-                "Without --engine and --precision, the first of these that the model permits is used. "
-                "Every yes was checked by computing a convolution."
-            )
+            "Without --engine and --precision, the first of these that the model permits is used.\n"
+            "Checked: it computed a convolution whose result is exact in every precision.\n"
         )
+    if reasons:
+        console.print("Not here:")
+        console.print(absent)
+    for warning in found["warnings"]:
+        console.print(Text(f"\nwarning: {warning}", "yellow"))
 
 
 def _listing(versions: dict[str, str]) -> str:

@@ -119,6 +119,8 @@ class FileEngine(abc.ABC):
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute the logits of `tiles` into `out`; see `Engine.run`."""
+        _check_array("tiles", tiles, self._request.input_shape)
+        _check_array("out", out, self._request.output_shape)
         source: Array = tiles
         if self._input is not None:
             np.copyto(self._input, tiles, casting="same_kind")
@@ -142,6 +144,14 @@ class FileEngine(abc.ABC):
         """See `Engine.close`."""
 
 
+def _check_array(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Libraries are given a bare address: anything else than promised would be read or written beyond its end."""
+    if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} must be C-contiguous float32 {size_text(shape)}, not {array.dtype} {size_text(array.shape)}"
+        )
+
+
 def _cast_buffer(port: Port, shape: tuple[int, ...]) -> Array | None:
     """A buffer to convert through where the network's type is not float32."""
     return None if port.dtype == "float32" else np.empty(shape, port.dtype)
@@ -154,8 +164,18 @@ def size_text(extent: tuple[int, ...]) -> str:
 
 def explain(error: BaseException) -> str:
     """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]
+    lines = [line.strip(" -").removesuffix(".") for line in str(error).splitlines() if line.strip()]
+    # ONNX Runtime begins with [ONNXRuntimeError] : 7 : INVALID_PROTOBUF :
+    return (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1][:300]
+
+
+def refuse(library: str, request: LoadRequest, error: BaseException) -> ModelError:
+    """The error for a network that a library does not accept for the batch that was asked for."""
+    hint = ""
+    if not request.spec.tile_fixed and any(n > 1 and n % 32 for n in request.tile):
+        hint = ": try a --tile that is a multiple of 32"
+    batch = size_text(request.input_shape)
+    return ModelError(f"{library} cannot run {request.file.path} on a batch of {batch}: {explain(error)}{hint}")
 
 
 def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:

@@ -17,10 +17,11 @@ from tilelab.engines.loading import (
     Target,
     check_output,
     explain,
+    refuse,
     size_text,
 )
 from tilelab.engines.machine import cpu_features
-from tilelab.errors import EngineError, ModelError
+from tilelab.errors import EngineError
 
 _FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
 
@@ -83,7 +84,7 @@ class OrtEngine(FileEngine):
         try:
             session = onnxruntime.InferenceSession(str(request.file.path), options, providers=[provider])
         except Exception as error:  # the library's own exceptions share no base class
-            raise ModelError(f"ONNX Runtime cannot load {request.file.path}: {_tell(error)}") from error
+            raise refuse("ONNX Runtime", request, error) from error
         if session.get_providers()[0] != provider:
             raise EngineError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}: reinstall onnxruntime")
         self._session: Any = session
@@ -101,7 +102,7 @@ class OrtEngine(FileEngine):
             try:
                 (result,) = self._session.run([request.target.name], feed)
             except Exception as error:
-                raise ModelError(f"ONNX Runtime cannot run {request.file.path}: {_tell(error)}") from error
+                raise refuse("ONNX Runtime", request, error) from error
             shape = result.shape
         check_output(request, tuple(shape))
 
@@ -112,7 +113,9 @@ class OrtEngine(FileEngine):
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed on a batch of {size_text(source.shape)}: {_tell(error)}") from error
+            raise EngineError(
+                f"ONNX Runtime failed on a batch of {size_text(source.shape)}: {explain(error)}"
+            ) from error
 
     def versions(self) -> Mapping[str, str]:
         """Of ONNX Runtime, and the instruction sets that choose its kernels."""
@@ -121,8 +124,3 @@ class OrtEngine(FileEngine):
     def close(self) -> None:
         """Drop the session."""
         self._binding = self._session = None
-
-
-def _tell(error: BaseException) -> str:
-    """The message without the prefix ``[ONNXRuntimeError] : 7 : INVALID_PROTOBUF :``."""
-    return explain(error).rsplit(" : ", 1)[-1]

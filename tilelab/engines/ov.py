@@ -16,6 +16,7 @@ from tilelab.engines.loading import (
     Target,
     check_output,
     explain,
+    refuse,
     size_text,
 )
 from tilelab.engines.machine import cpu_features, has_cpu_feature
@@ -157,6 +158,9 @@ class OpenvinoEngine(FileEngine):
         path = request.file.path
         try:
             model = _core().read_model(path)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot load {path}: {explain(error)}") from error
+        try:
             model.reshape({model.input(0): list(request.input_shape)})
             self._index = [_port(output).name for output in model.outputs].index(request.target.name)
             result = model.outputs[self._index]
@@ -168,7 +172,7 @@ class OpenvinoEngine(FileEngine):
                 infer.infer()
                 check_output(request, tuple(infer.get_output_tensor(self._index).shape))
         except RuntimeError as error:
-            raise ModelError(f"OpenVINO cannot load {path}: {explain(error)}") from error
+            raise refuse("OpenVINO", request, error) from error
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if actual != hint:
             raise EngineError(f"OpenVINO computes in {actual} where {hint} was asked for: choose another --precision")

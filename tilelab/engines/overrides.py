@@ -206,10 +206,9 @@ def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -
         if port.shape and len(port.shape) != rank:
             raise ModelError(f"{file.path} {verb} {port}: axes {spec.axes!r} need {rank} dimensions")
         if port.shape and isinstance(port.shape[1], int) and port.shape[1] != count:
-            flag = "--channels" if port is source else "--classes or --activation"
+            flags = "--channels" if port is source else "--classes and --activation"
             raise ModelError(
-                f"{file.path} {verb} {port.shape[1]} {what}, but {count} are expected from its description: "
-                f"check {flag}"
+                f"{file.path} {verb} {port.shape[1]} {what}, but its description, or {flags}, says {count}"
             )
     for extent, tile, axis in zip(source.shape[2:], spec.tile, spec.axes, strict=False):
         if isinstance(extent, int) and extent != tile:

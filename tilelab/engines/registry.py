@@ -220,6 +220,8 @@ def choose(
         if device.partition(":")[0] not in ("auto", kind):
             continue
         if file.format not in ENGINES[name][1]:
+            if engine == "auto":
+                continue
             reasons[f"{name} does not read {file.path.suffix} files"] = None
             continue
         found = availability(name)
