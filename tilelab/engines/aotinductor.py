@@ -111,6 +111,7 @@ class AotInductorEngine(DeviceEngine):
         _, compiled = _read_metadata(path)
         try:
             import torch
+            import torch._inductor
         except ImportError as error:
             raise EngineError(f"{path} needs torch {compiled.torch} ({explain(error)}): pip install torch") from error
         self._torch: Any = torch
@@ -180,6 +181,7 @@ def compile_package(
     import copy
 
     import torch
+    import torch._inductor
 
     if output.suffix != ".pt2":
         raise OutputError(f"cannot write {output}: AOTInductor needs a name that ends with .pt2")

@@ -1,0 +1,387 @@
+"""ONNX Runtime's GPU providers and AOTInductor, as far as they can be driven without a GPU.
+
+The device is host memory (`fake_gpu`).  ONNX Runtime is the real library, made to compute on the CPU under the names of
+the GPU providers, so that bindings, shapes, types and options are really used; AOTInductor compiles for the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+from types import SimpleNamespace
+
+import fake_gpu
+import msgspec
+import numpy as np
+import pytest
+from tiny_models import make_spec, save_conv, save_half, save_nan, save_unet
+
+from tilelab.engines import aotinductor, nvidia, ort_cuda, ort_gpu, ort_rtx, ort_tensorrt
+from tilelab.engines.registry import choose, load_engine, read_model, read_spec
+from tilelab.errors import EngineError, ModelError, OutputError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return fake_gpu.install(monkeypatch, count=2)
+
+
+class Session:
+    """A session on the CPU that says it runs on the provider that was asked for."""
+
+    def __init__(self, library, model, options, providers=None):
+        self._library = library
+        asked = providers if providers is not None else library.added
+        library.asked.append(asked)
+        self._real = onnxruntime.InferenceSession(model, options.real, providers=["CPUExecutionProvider"])
+        self._provider = "CPUExecutionProvider" if library.broken else asked[0][0]
+
+    def get_providers(self):
+        return [self._provider, "CPUExecutionProvider"]
+
+    def get_outputs(self):
+        return self._real.get_outputs()
+
+    def io_binding(self):
+        real, library = self._real.io_binding(), self._library
+        self._binding = real
+
+        def bind(kind):
+            def on_cuda(name, device_type, device_id, element_type, shape, pointer):
+                assert device_type == "cuda"
+                library.bound.append((kind, name, device_id, pointer))
+                getattr(real, f"bind_{kind}")(name, "cpu", 0, element_type, shape, pointer)
+
+            return on_cuda
+
+        return SimpleNamespace(bind_input=bind("input"), bind_output=bind("output"), real=real)
+
+    def run_with_iobinding(self, binding, run_options):
+        assert run_options.entries == {"disable_synchronize_execution_providers": "1"}
+        if "out of memory" in self._library.failures:
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : BFCArena failed to allocate 123 bytes")
+        self._real.run_with_iobinding(binding.real)
+
+
+class Options:
+    """Session options that remember plug-in devices."""
+
+    def __init__(self, library):
+        object.__setattr__(self, "real", onnxruntime.SessionOptions())
+        object.__setattr__(self, "library", library)
+
+    def __setattr__(self, name, value):
+        setattr(self.real, name, value)
+
+    def add_free_dimension_override_by_name(self, name, value):
+        self.real.add_free_dimension_override_by_name(name, value)
+
+    def add_provider_for_devices(self, devices, options):
+        self.library.added = [(devices[0].ep_name, options)]
+
+
+class RunOptions:
+    def __init__(self):
+        self.entries = {}
+
+    def add_run_config_entry(self, key, value):
+        self.entries[key] = value
+
+
+class Library(SimpleNamespace):
+    """onnxruntime-gpu as far as we use it."""
+
+    def __init__(self, names):
+        super().__init__(
+            __version__="1.31.0",
+            asked=[],
+            bound=[],
+            failures=set(),
+            broken=False,
+            preloaded=0,
+            names=names,
+            devices=[],
+            RunOptions=RunOptions,
+        )
+
+    def SessionOptions(self):  # noqa: N802
+        return Options(self)
+
+    def InferenceSession(self, model, options, providers=None):  # noqa: N802
+        return Session(self, model, options, providers)
+
+    def preload_dlls(self):
+        self.preloaded += 1
+
+    def get_available_providers(self):
+        return self.names
+
+    def get_ep_devices(self):
+        return self.devices
+
+    def register_execution_provider_library(self, name, path):
+        assert path == "/plugin.so"
+        self.devices += [SimpleNamespace(ep_name=name)] * 2
+
+
+@pytest.fixture
+def library(monkeypatch, gpu, tmp_path):
+    found = Library(["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"])
+    plugin = SimpleNamespace(
+        get_ep_name=lambda: "NvTensorRTRTXExecutionProvider", get_library_path=lambda: "/plugin.so"
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin)
+    monkeypatch.setattr(ort_gpu, "import_onnxruntime", lambda: found)
+    monkeypatch.setattr(ort_gpu, "version", lambda package: {"tensorrt": "10.16.0"}.get(package, "1.31.0"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    ort_gpu.probe.cache_clear()
+    yield found
+    ort_gpu.probe.cache_clear()
+
+
+def run(engine, seed=0):
+    rng = np.random.default_rng(seed)
+    tiles = rng.normal(size=(engine.batch, engine.spec.channels, *engine.tile)).astype(np.float32)
+    out = np.full((engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
+    engine.run(tiles, out)
+    return tiles, out
+
+
+NAMES = ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_provider_computes_on_arrays_of_the_device(library, gpu, tmp_path, name, device):
+    path = save_unet(tmp_path / "u.onnx", spec=make_spec(stride=4))
+    engine = load_engine(path, engine=name, device=device, batch=2)
+    index = 1 if device == "cuda:1" else 0
+    assert (engine.name, engine.device, engine.precision) == (name, f"cuda:{index}", "fp32")
+    assert index in gpu.selected
+    tiles, out = run(engine)
+    expected = np.empty_like(out)
+    load_engine(path, engine="onnxruntime", device="cpu", batch=2).run(tiles, expected)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert library.preloaded == 1
+    assert {(kind, port, at) for kind, port, at, _ in library.bound} == {
+        ("input", "tiles", index),
+        ("output", "logits0", index),
+    } or {kind for kind, *_ in library.bound} == {"input", "output"}
+    # arrays that are on the device already are used where they are
+    on_device = np.empty_like(out)
+    engine.enqueue(tiles, on_device)
+    np.testing.assert_array_equal(on_device, out)
+    assert library.bound[-2][3] == tiles.ctypes.data
+    assert library.bound[-1][3] == on_device.ctypes.data
+    assert engine.versions()["gpu"] == "Fake H100"
+    engine.close()
+
+
+def test_options_of_the_cuda_provider_are_chosen(library, tmp_path):
+    path = save_unet(tmp_path / "u.onnx", spec=make_spec(stride=4, precisions=("fp32", "fp16")))
+    load_engine(path, engine="onnxruntime-cuda", precision="fp32")
+    ((provider, options),) = library.asked[-1]
+    assert provider == "CUDAExecutionProvider"
+    assert options["use_tf32"] == "0"
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options["prefer_nhwc"] == "0"
+    assert options["user_compute_stream"] == "1000"
+    assert all(isinstance(value, str) for value in options.values())
+    load_engine(path, engine="onnxruntime-cuda", precision="fp16")
+    assert library.asked[-1][0][1]["prefer_nhwc"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("module", "key"), [(ort_tensorrt, "trt_engine_cache_path"), (ort_rtx, "nv_runtime_cache_path")]
+)
+def test_compiled_engines_are_kept_per_model_version_gpu_and_shape(library, tmp_path, monkeypatch, module, key):
+    name = module.PROVIDER.engine
+    path = save_unet(tmp_path / "u.onnx", spec=make_spec(stride=4, precisions=("fp32", "fp16")))
+    other = save_unet(tmp_path / "v.onnx", classes=3, spec=make_spec(stride=4, classes=3))
+
+    def folder(path=path, **more):
+        load_engine(path, engine=name, **({"precision": "fp32"} | more))
+        found = library.asked[-1][0][1][key]
+        assert (tmp_path / "cache") in type(tmp_path)(found).parents
+        return found
+
+    first = folder()
+    assert folder() == first
+    assert folder(other) != first
+    assert folder(batch=2) != first
+    assert folder(precision="fp16") != first
+    library.__version__ = "1.32.0"
+    assert folder() != first
+    library.__version__ = "1.31.0"
+    fake_gpu.install(monkeypatch, (8, 6), "Fake A10", count=2)
+    assert folder() != first
+
+
+def test_half_precision_is_made_from_an_fp32_model(library, tmp_path):
+    path = save_unet(tmp_path / "u.onnx", spec=make_spec(stride=4, precisions=("fp32", "fp16")))
+    file = read_model(path)
+    assert choose(file, file.spec, "onnxruntime-cuda")[2] == "fp16"
+    half, full = (load_engine(path, engine="onnxruntime-cuda", precision=p) for p in ("fp16", "fp32"))
+    assert half.tiles_dtype == np.float32
+    (_, a), (_, b) = run(half), run(full)
+    assert 0 < np.abs(a - b).max() < 0.02 * np.abs(b).max()
+
+
+def test_a_half_precision_model_takes_half_precision_tiles(library, tmp_path):
+    path = save_half(tmp_path / "h.onnx", spec=make_spec(precisions=("fp32", "fp16")))
+    engine = load_engine(path, engine="onnxruntime-cuda", precision="fp16")
+    assert engine.tiles_dtype == engine.logits_dtype == np.float16
+    assert np.isfinite(run(engine)[1]).all()
+    with pytest.raises(EngineError, match=r"holds fp16 arithmetic, which CUDAExecutionProvider cannot turn into fp32"):
+        load_engine(path, engine="onnxruntime-cuda", precision="fp32")
+
+
+def test_an_activation_is_undone_on_host_arrays(library, tmp_path):
+    path = save_conv(tmp_path / "s.onnx", end="Softmax", spec=make_spec())
+    engine = load_engine(path, engine="onnxruntime-cuda")
+    expected = load_engine(path, engine="onnxruntime", device="cpu")
+    tiles, out = run(engine)
+    want = np.empty_like(out)
+    expected.run(tiles, want)
+    np.testing.assert_allclose(out, want, atol=1e-4)
+
+
+def test_a_provider_that_does_not_load_is_an_error(library, tmp_path):
+    library.broken = True
+    path = save_conv(tmp_path / "c.onnx", spec=make_spec())
+    with pytest.raises(EngineError, match=r"chose CPUExecutionProvider, not CUDAExecutionProvider: its CUDA, cuDNN or"):
+        load_engine(path, engine="onnxruntime-cuda")
+
+
+def test_failures_name_the_sizes(library, tmp_path):
+    engine = load_engine(save_conv(tmp_path / "c.onnx", spec=make_spec()), engine="onnxruntime-cuda")
+    library.failures.add("out of memory")
+    with pytest.raises(EngineError, match=r"failed on a batch of 1 x 1 x 32 x 32: .*BFCArena failed"):
+        run(engine)
+    library.failures.clear()
+    with pytest.raises(ModelError, match=r"gives NaN or infinite values .* with onnxruntime-cuda fp32"):
+        load_engine(save_nan(tmp_path / "n.onnx", spec=make_spec()), engine="onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("module", [ort_cuda, ort_tensorrt, ort_rtx])
+def test_probes_say_what_works(library, monkeypatch, module):
+    found = module.probe()
+    assert not found.reason
+    works = {(t.device, t.precision) for t in found.targets if not t.reason}
+    assert works == {(f"cuda:{i}", p) for i in range(2) for p in ("fp32", "fp16")}
+    assert all("use the tensorrt engine" in t.reason for t in found.targets if t.precision == "int8")
+    ort_gpu.probe.cache_clear()
+    library.names, library.devices = ["CPUExecutionProvider"], []
+    if module is ort_rtx:
+        monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+        assert "NvTensorRTRTXExecutionProvider does not load" in module.probe().reason
+    else:
+        assert f"has no {module.PROVIDER.provider}: reinstall it" in module.probe().reason
+
+
+@pytest.mark.parametrize("module", [ort_cuda, ort_tensorrt, ort_rtx, aotinductor])
+def test_probes_are_quick_and_plain_without_a_gpu(module, monkeypatch):
+    """Here for real: no package or no driver, and no library is imported to find that out."""
+    if not nvidia.driver_problem():
+        pytest.skip("there is a GPU")
+    ort_gpu.probe.cache_clear()
+    aotinductor.probe.cache_clear()
+    monkeypatch.setattr(ort_gpu, "import_onnxruntime", lambda: pytest.fail("imported"))
+    reason = module.probe().reason
+    assert "not installed" in reason or "no NVIDIA driver" in reason
+    assert nvidia.gpu_count() == 0
+
+
+# --- AOTInductor
+
+
+def make_network():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3, padding=1)
+    )
+
+
+def write_package(path, **changes):
+    """A package as torch lays it out, with our description but without code."""
+    torch = pytest.importorskip("torch")
+    facts = {"torch": str(torch.__version__), "device": "cpu", "capability": None, "batch": 2, "precision": "fp32"}
+    compiled = aotinductor.Compiled(**(facts | {"dtype": "float32"} | changes))
+    fields = {"tilelab": make_spec().to_json(), "tilelab_compiled": msgspec.json.encode(compiled).decode()}
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("n/data/aotinductor/model/c_metadata.json", json.dumps(fields))
+        out.writestr("n/version", "0")
+    return path
+
+
+@pytest.fixture
+def loader(monkeypatch, gpu):
+    """torch's loader of compiled code gives the network itself."""
+    inductor = pytest.importorskip("torch._inductor")
+    aotinductor.probe.cache_clear()
+    monkeypatch.setattr(inductor, "aoti_load_package", lambda path, device_index: make_network())
+    yield
+    aotinductor.probe.cache_clear()
+
+
+def check_package(path):
+    import torch
+
+    assert read_spec(path) == make_spec()
+    file = read_model(path)
+    assert (file.format, file.precision, file.inputs[0].shape) == ("aotinductor", "fp32", (2, 1, 32, 32))
+    engine = load_engine(path)
+    assert (engine.name, engine.batch, engine.device) == ("aotinductor", 2, "cuda:0")
+    tiles, out = run(engine)
+    with torch.no_grad():
+        expected = make_network()(torch.from_numpy(tiles)).numpy()
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert engine.versions()["torch"] == torch.__version__
+    engine.close()
+
+
+def test_a_package_describes_itself_and_computes(loader, tmp_path):
+    check_package(write_package(tmp_path / "n.pt2"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_a_network_is_compiled_for_real(gpu, tmp_path):
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("AOTInductor needs a C++ compiler")
+    path = tmp_path / "n.pt2"
+    aotinductor.probe.cache_clear()
+    aotinductor.compile_package(make_network(), make_spec(), path, batch=2, target="cpu")
+    check_package(path)
+    aotinductor.probe.cache_clear()
+
+
+def test_a_package_for_something_else_is_refused(loader, tmp_path):
+    with pytest.raises(EngineError, match=r"was compiled by torch 1.2.3, here is .*: export it again"):
+        load_engine(write_package(tmp_path / "a.pt2", torch="1.2.3"))
+    with pytest.raises(EngineError, match=r"was compiled for compute capability 8.6, Fake H100 has 9.0"):
+        load_engine(write_package(tmp_path / "b.pt2", capability=(8, 6)))
+    path = write_package(tmp_path / "n.pt2")
+    with pytest.raises(EngineError, match=r"was built for fp32: build another for fp16"):
+        load_engine(path, precision="fp16")
+    (tmp_path / "c.pt2").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match="is not a PyTorch package, or it is truncated"):
+        load_engine(tmp_path / "c.pt2")
+    with zipfile.ZipFile(tmp_path / "d.pt2", "w") as archive:
+        archive.writestr("data/x", b"y")
+    with pytest.raises(ModelError, match="does not describe its model"):
+        load_engine(tmp_path / "d.pt2")
+
+
+def test_a_package_must_be_named_so(tmp_path):
+    pytest.importorskip("torch")
+    with pytest.raises(OutputError, match=r"needs a name that ends with .pt2"):
+        aotinductor.compile_package(None, make_spec(), tmp_path / "m.onnx", batch=1, target="cpu")
+    with pytest.raises(EngineError, match="compiles for fp32, fp16, bf16, not int8"):
+        aotinductor.compile_package(None, make_spec(), tmp_path / "m.pt2", batch=1, precision="int8", target="cpu")
