@@ -26,6 +26,7 @@ from tiny_models import (
     save_unet,
 )
 
+from tilelab import infer
 from tilelab.engines import fastest, machine, ort, ov
 from tilelab.engines.fastest import fastest_tile, tile_candidates
 from tilelab.engines.identity import identity_spec
@@ -33,7 +34,7 @@ from tilelab.engines.loading import Availability, Target, undo_activation
 from tilelab.engines.onnx_file import embed_spec, read_onnx
 from tilelab.engines.overrides import SpecOverrides, default_colors, resolve_spec
 from tilelab.engines.registry import availability, choose, load_engine, read_spec
-from tilelab.errors import EngineError, ModelError, PlanError, TilelabError
+from tilelab.errors import EngineError, ModelError, OutputError, PlanError, TilelabError
 from tilelab.spec import METADATA_KEY, ClassInfo, Normalization
 
 CPU_ENGINES = ["onnxruntime", "openvino"]
@@ -805,3 +806,36 @@ def test_the_fastest_tile_of_a_real_engine(tmp_path):
     )
     assert choice in measured
     assert choice.pixels_per_s >= 0.97 * max(m.pixels_per_s for m in measured)
+
+
+# --- which network it is
+
+
+@pytest.mark.parametrize("name", CPU_ENGINES)
+def test_the_digest_tells_networks_apart_that_describe_themselves_alike(tmp_path, name):
+    def digest(path, **more):
+        return load_engine(path, engine=name, spec_overrides=SpecOverrides(**more)).model_digest
+
+    path = save_conv(tmp_path / "a.onnx", names=2, spec=make_spec())
+    first, second = (port.name for port in read_onnx(path).outputs)
+    (tmp_path / "b.onnx").write_bytes(path.read_bytes())
+    assert digest(path, output=first) == digest(tmp_path / "b.onnx", output=first)
+    assert digest(path, output=first) != digest(path, output=second)
+    beside = save_conv(tmp_path / "c.onnx", spec=make_spec(), external=True)
+    before = digest(beside)
+    weights = tmp_path / "c.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[3] ^= 1  # a bit of one weight
+    weights.write_bytes(content)
+    assert digest(beside) != before
+
+
+def test_a_result_of_other_weights_is_not_taken_for_this_model_s(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    out = tmp_path / "out.ome.zarr"
+    for path in (save_conv(tmp_path / "a.onnx", spec=make_spec()), save_unet(tmp_path / "b.onnx", spec=make_spec())):
+        assert read_spec(path) == make_spec()
+    infer(tmp_path / "image.npy", tmp_path / "a.onnx", out)
+    with pytest.raises(OutputError, match=r"model\.file"):
+        infer(tmp_path / "image.npy", tmp_path / "b.onnx", out)

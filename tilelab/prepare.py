@@ -193,9 +193,9 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
 
 
 def model_digest(engine: Engine) -> str:
-    """SHA-256 of the model file behind an engine; its name for one without a file."""
-    path = getattr(engine, "path", None)
-    return engine.name if path is None else _digest(Path(path).read_bytes())
+    """A hash of the model's files, and of the output used; the engine's name for one without a file."""
+    digest: str = getattr(engine, "model_digest", engine.name)
+    return digest
 
 
 def _digest(data: bytes) -> str:
