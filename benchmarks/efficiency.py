@@ -120,6 +120,23 @@ def measure(image: Path, model: Path, words: list[str], repeats: int) -> dict[st
     }
 
 
+def as_text(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    seconds, engine = found["seconds"], found["engine"]
+    above_engine, above_bare = found["memory_above_engine"] / 2**20, found["memory_above_bare"] / 2**20
+    lines = [
+        f"image {found['image']}, {found['tiles']['inferred']} tiles, {engine['name']} {engine['precision']}",
+        f"whole command   {seconds['tilelab']:.2f} s against bare {seconds['bare']:.2f} s: {found['ratio']:.3f}",
+        f"start-up aside  {seconds['tilelab_sweep']:.2f} s against {seconds['bare_loop']:.2f} s: "
+        f"{found['ratio_without_start']:.3f}",
+        f"engine busy     {found['engine_seconds']:.2f} s, waits {found['waits']}",
+        f"memory          {above_engine:.0f} MiB above the loaded engine, {above_bare:.0f} MiB above the bare process",
+    ]
+    if "tall" in found:
+        lines.append(f"tall            {found['tall']}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.efficiency", description=__doc__.splitlines()[0])
@@ -139,20 +156,7 @@ def main(argv: list[str] | None = None) -> int:
             "megapixels_per_s": tall["megapixels"] / tall["process"],
             "memory_above_engine": tall["memory"]["peak"] - tall["memory"]["before"],
         }
-    seconds = found["seconds"]
-    print(
-        f"image {found['image']}, {found['tiles']['inferred']} tiles, {found['engine']['name']} {found['engine']['precision']}"
-    )
-    print(f"whole command   {seconds['tilelab']:.2f} s against bare {seconds['bare']:.2f} s: {found['ratio']:.3f}")
-    print(
-        f"start-up aside  {seconds['tilelab_sweep']:.2f} s against {seconds['bare_loop']:.2f} s: {found['ratio_without_start']:.3f}"
-    )
-    print(f"engine busy     {found['engine_seconds']:.2f} s, waits {found['waits']}")
-    print(
-        f"memory          {found['memory_above_engine'] / 2**20:.0f} MiB above the loaded engine, {found['memory_above_bare'] / 2**20:.0f} MiB above the bare process"
-    )
-    if "tall" in found:
-        print(f"tall            {found['tall']}")
+    print(as_text(found))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
