@@ -123,12 +123,12 @@ def measure(image: Path, model: Path, words: list[str], repeats: int) -> dict[st
 def as_text(found: dict[str, Any]) -> str:
     """The figures for people."""
     seconds, engine = found["seconds"], found["engine"]
+    sweep = seconds["tilelab_sweep"]
     above_engine, above_bare = found["memory_above_engine"] / 2**20, found["memory_above_bare"] / 2**20
     lines = [
         f"image {found['image']}, {found['tiles']['inferred']} tiles, {engine['name']} {engine['precision']}",
         f"whole command   {seconds['tilelab']:.2f} s against bare {seconds['bare']:.2f} s: {found['ratio']:.3f}",
-        f"start-up aside  {seconds['tilelab_sweep']:.2f} s against {seconds['bare_loop']:.2f} s: "
-        f"{found['ratio_without_start']:.3f}",
+        f"start-up aside  {sweep:.2f} s against {seconds['bare_loop']:.2f} s: {found['ratio_without_start']:.3f}",
         f"engine busy     {found['engine_seconds']:.2f} s, waits {found['waits']}",
         f"memory          {above_engine:.0f} MiB above the loaded engine, {above_bare:.0f} MiB above the bare process",
     ]
