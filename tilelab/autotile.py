@@ -15,7 +15,7 @@ from tilelab.journal import Fingerprint
 from tilelab.options import Options
 from tilelab.volume import Volume
 
-BATCHES = (1, 2)
+BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # on a CPU a tile fills all cores, so larger batches gain nothing
 
 
 def choose_tile(
@@ -46,7 +46,8 @@ def choose_tile(
     assert spec is not None  # noqa: S101 - it is only None without overrides
     opened, _ = open_source(image, options, spec)
     shape = Volume(opened).shape[-len(spec.axes) :]
-    batches = BATCHES if options.batch is None else (options.batch,)
+    kind = "cuda" if options.device.startswith("cuda") else "cpu"
+    batches = BATCHES[kind] if options.batch is None else (options.batch,)
 
     def load(tile: tuple[int, ...], batch: int) -> Engine:
         chosen = _with(options, tile, batch)
