@@ -16,10 +16,12 @@ from tiny_models import make_spec, save_conv, save_half, save_stateless
 
 from tilelab.engines import plan_file, tensorrt
 from tilelab.engines.loading import LoadRequest
+from tilelab.engines.onnx_file import embed_spec
 from tilelab.engines.plan_file import MAGIC, open_plan, read_header, read_plan_file
 from tilelab.engines.registry import choose, load_engine, permitted, read_model, read_spec
 from tilelab.engines.tensorrt_build import BuildOptions, build_engine, default_timing_cache
 from tilelab.errors import EngineError, ModelError
+from tilelab.gpu_check import find_source, self_check
 
 VERSIONS = ["10.16.0", "11.4.1"]
 
@@ -357,3 +359,49 @@ def test_a_model_without_description_is_refused_before_the_build(trt, tmp_path):
     with pytest.raises(ModelError):
         build_engine(save_stateless(tmp_path / "s.onnx"), tmp_path / "s.engine")
     assert not trt.networks
+
+
+# --- the check on the user's machine
+
+
+def save_means(path, channels=1, classes=3, error=0.0):
+    """What the fake plan computes, as ONNX: output `k` is ``(k + 1)`` times the mean of the channels."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.repeat(np.arange(1, classes + 1, dtype=np.float32)[:, None] / channels, channels, axis=1)
+    weight[0] += error
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["tiles", "w"], ["logits"])],
+        "means",
+        [helper.make_tensor_value_info("tiles", TensorProto.FLOAT, ["batch", channels, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes, 32, 32])],
+        [numpy_helper.from_array(weight[:, :, None, None], "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    embed_spec(path, make_spec(channels=channels, classes=classes))
+    return path
+
+
+@pytest.mark.parametrize(("error", "passed"), [(0.0, True), (3.0, False), (0.1, False)])
+def test_the_self_check_tells_right_engines_from_wrong_ones(trt, tmp_path, error, passed):
+    onnx = save_means(tmp_path / "m.onnx", error=error)
+    build_engine(onnx, tmp_path / "m.engine", options=BuildOptions(batch=2))
+    report = self_check(tmp_path / "m.engine", sweep=False)
+    assert report.passed is passed
+    assert str(report).startswith("passed: tensorrt fp32 on cuda:0" if passed else "FAILED: tensorrt fp32")
+    assert (report.changed > 0) is (error == 3.0)  # wrong logits are found where no label changes, too
+    assert report.shape == (80, 80)
+
+
+def test_the_self_check_finds_its_source(trt, tmp_path):
+    onnx = save_means(tmp_path / "m.onnx")
+    build_engine(onnx, tmp_path / "x.engine", options=BuildOptions(batch=1))
+    assert find_source(tmp_path / "x.engine", None) == onnx
+    onnx.rename(tmp_path / "elsewhere.onnx")
+    with pytest.raises(ModelError, match="is needed to check it: put it beside"):
+        find_source(tmp_path / "x.engine", None)
+    assert find_source(tmp_path / "x.engine", tmp_path / "elsewhere.onnx").name == "elsewhere.onnx"
+    save_means(onnx, error=0.5)
+    with pytest.raises(ModelError, match=r"was built from m.onnx, but .*m.onnx is another file"):
+        self_check(tmp_path / "x.engine")

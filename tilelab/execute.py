@@ -19,6 +19,7 @@ from tilelab.planning import Plan
 from tilelab.prepare import Prepared, plan_image
 from tilelab.progress import Progress
 from tilelab.sweep import Stalls, Unit
+from tilelab.unit import make_unit
 
 SweepUnits = Callable[[Prepared, Plan, OmeZarrSink, Journal, Progress], Stalls]
 
@@ -93,7 +94,8 @@ def sweep_units(prepared: Prepared, plan: Plan, sink: Sink, journal: Journal, pr
         if start < unit.box.stop[axis]:
             record = partial(journal.record, unit.index)
             writer = sink.writer(unit.box, start, axis)
-            stalls.add(Unit(prepared.job, prepared.engine, unit.box, start).run(writer, record, progress.advance))
+            sweep = make_unit(prepared.job, prepared.engine, unit.box, start)
+            stalls.add(sweep.run(writer, record, progress.advance))
     return stalls
 
 

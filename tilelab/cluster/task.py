@@ -27,7 +27,8 @@ from tilelab.options import Options
 from tilelab.planning import Plan
 from tilelab.prepare import model_digest, open_mask, open_source
 from tilelab.spec import ModelSpec
-from tilelab.sweep import Job, Stalls, Unit
+from tilelab.sweep import Job, Stalls
+from tilelab.unit import make_unit
 from tilelab.volume import Volume
 
 Float32 = npt.NDArray[np.float32]
@@ -201,7 +202,7 @@ def _sweep(order: Order, engine: Engine, unit: int, start: int, reporter: _Repor
     box = order.plan.units[unit].box
     sink = OmeZarrSink.open(order.output)
     writer = _WhileThere(sink, sink.writer(box, start, axis))
-    return Unit(job, engine, box, start).run(writer, reporter.durable, reporter.progress)
+    return make_unit(job, engine, box, start).run(writer, reporter.durable, reporter.progress)
 
 
 def with_threads(options: Options) -> Options:
