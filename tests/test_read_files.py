@@ -99,6 +99,21 @@ def test_truncated_and_corrupt_rasters(tmp_path: Path, kind: str) -> None:
             open_image(path)[...]
 
 
+def test_what_png_carries_beside_its_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "image.png"
+    data = imagecodecs.png_encode(pixels(SHAPE))
+    profile = b"iCCPbroken\0\0" + zlib.compress(bytes(200))  # libpng warns of such
+    chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
+    path.write_bytes(data[:33] + chunk + data[33:] + b"trailing bytes")
+    check_reads(open_image(path), pixels(SHAPE), examples=2)
+    path.write_bytes(data[:33] + chunk[:-1] + b"?" + data[33:])  # its checksum does not matter
+    check_reads(open_image(path), pixels(SHAPE), examples=2)
+    path.write_bytes(data.replace(b"IDAT", b"iDAT"))
+    with pytest.raises(InputError, match="corrupt or truncated PNG"):
+        open_image(path)[...]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_headers_that_lie(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     data = bytearray(imagecodecs.png_encode(pixels(SHAPE)))

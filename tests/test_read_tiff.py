@@ -158,6 +158,9 @@ def test_palette_and_white_is_zero(tmp_path: Path) -> None:
         stored = pixels((30, 40), dtype)
         tifffile.imwrite(path, stored, photometric="miniswhite")
         check_reads(open_image(path), np.iinfo(dtype).max - stored)
+    mask = pixels((33, 45), bool)
+    tifffile.imwrite(path, mask, photometric="miniswhite")
+    check_reads(open_image(path), ~mask * np.uint8(255))
 
 
 def test_bits_per_sample_other_than_the_dtypes(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class NpySource(Source):
         self._file = ReadOnlyFile(path)
         try:
             header = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-        except (ValueError, OSError, EOFError, SyntaxError) as error:
+        except Exception as error:  # the header is Python source: its parser has exceptions of its own
             raise InputError(f"{path} is no readable .npy file: {error}") from error
         self.shape = header.shape
         self.axes = guess_axes(self.shape)

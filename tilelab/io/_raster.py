@@ -1,12 +1,13 @@
 """PNG and JPEG: one plane, decoded as a whole when first needed.
 
-imagecodecs decodes them: it keeps 16 bits, checks PNG's checksums, has no limit on the number of pixels, and releases
-the GIL.  PNGs of fewer than 8 bits are scaled to 8 and palettes expanded to colours, as every PNG reader does.
+imagecodecs decodes them: it keeps 16 bits, has no limit on the number of pixels, and releases the GIL.  PNGs of fewer
+than 8 bits are scaled to 8 and palettes expanded to colours, as every PNG reader does.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import Any, NamedTuple
 
 import imagecodecs
@@ -92,8 +93,8 @@ class RasterSource(Source):
         try:
             if not self._png and data.rfind(_END_OF_JPEG) < self._pixels:
                 raise ValueError("it ends before its image does")  # libjpeg would fill the rest with grey, silently
-            plane: Array = imagecodecs.png_decode(data) if self._png else imagecodecs.jpeg8_decode(data)
-        except (RuntimeError, ValueError) as error:
+            plane: Array = imagecodecs.png_decode(_pixel_chunks(data)) if self._png else imagecodecs.jpeg8_decode(data)
+        except (RuntimeError, ValueError, struct.error) as error:
             raise InputError(f"{self.uri} is a corrupt or truncated {self.format} file: {error}") from error
         if plane.shape != self.shape or plane.dtype != self.dtype:
             raise InputError(f"{self.uri} is corrupt: its header says {self.shape}, its pixels are {plane.shape}")
@@ -120,6 +121,23 @@ def _png_header(file: ReadOnlyFile) -> _Header:
             scale = {letter: size for letter, size in sizes.items() if size is not None}
         position += 12 + length
     return _Header(height, width, samples, depth, scale, position)
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    """A PNG file without what its pixels do not need, checked; libpng warns of the rest on the terminal."""
+    view, position, kept = memoryview(data), 8, [PNG_MAGIC]
+    name = b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            raise ValueError("it ends before its image does")
+        if name[:1].isupper() or name == b"tRNS":
+            if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+                raise ValueError(f"the checksum of the chunk at byte {position} is wrong")
+            kept.append(view[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def _jpeg_header(file: ReadOnlyFile) -> _Header:

@@ -120,7 +120,7 @@ class SourceImage(Image):
         for a in range(0, box.shape[0], rows):
             block = pixels[a : a + rows]
             if lut is not None:
-                block = lut[block]
+                block = lut[block.view(np.uint8) if block.dtype.kind == "b" else block]  # bools would be a mask
             if self._grey is not None:
                 block = luma(block)
             convert_into(out[a : a + rows], block, f"{self.uri}, region {box}")
