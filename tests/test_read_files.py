@@ -408,6 +408,17 @@ def test_files_are_closed(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-W", "error", "-c", code, str(path)], check=True)
 
 
+def test_reading_after_closing(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", pixels(SHAPE))
+    tifffile.imwrite(tmp_path / "a.tif", pixels(SHAPE))
+    for path in (tmp_path / "a.npy", tmp_path / "a.tif"):
+        image = open_image(path)
+        image.close()
+        image.close()
+        with pytest.raises(InputError, match="cannot be read"):
+            image[...]
+
+
 def test_importing_is_cheap() -> None:
     heavy = "{'tifffile', 'zarr', 'imagecodecs', 'numcodecs', 'PIL', 'dask'}"
     code = f"import sys, tilelab.io, tilelab.io.open; assert not {heavy} & set(sys.modules)"

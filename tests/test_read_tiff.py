@@ -175,6 +175,17 @@ def test_bits_per_sample_other_than_the_dtypes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("tile", [None, (16, 32, 32)])
+def test_volumes_in_one_page(tmp_path: Path, tile: tuple[int, ...] | None, compression: str | None) -> None:
+    stored = pixels((20, 50, 60), "uint16")
+    path = tmp_path / "volume.tif"
+    tifffile.imwrite(path, stored, volumetric=True, tile=tile, compression=compression, photometric="minisblack")
+    with open_image(path) as image:
+        assert image.axes == "zyx"
+        check_reads(image, stored)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
 def test_levels(tmp_path: Path, compression: str | None) -> None:
     fine = pixels((256, 320))
     levels = [fine, fine[::2, ::2], fine[::4, ::4]]

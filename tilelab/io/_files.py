@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+import weakref
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -37,6 +38,7 @@ class ReadOnlyFile:
         except OSError as error:
             raise unreadable(self.path, error) from error
         self.size = os.fstat(self._descriptor).st_size
+        self._closing = weakref.finalize(self, os.close, self._descriptor)
         self._seeking = None if hasattr(os, "preadv") else threading.Lock()
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -73,14 +75,9 @@ class ReadOnlyFile:
         return bytes(buffer)
 
     def close(self) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
+        """Close the file; one that is forgotten closes itself."""
+        self._descriptor = -1  # never read from a number that another file may get
+        self._closing()
 
     def _read_some(self, offset: int, out: memoryview) -> int:
         if self._seeking is None:
