@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError
+from tilelab.models.casenet import CaseNet
+from tilelab.models.pmcanet import PmcaNet
 from tilelab.models.unet import UNet
 
 # Decoders of segmentation_models_pytorch by our names; each takes any encoder of it, or of timm as ``tu-NAME``.
@@ -23,21 +25,23 @@ _DECODERS = {
     "pan": "PAN",
     "deeplabv3+": "DeepLabV3Plus",
 }
-_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+# Our own, by name alone; those of the second table also take an encoder after the colon.
+_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "pmcanet": PmcaNet, "casenet": CaseNet}
+_ENCODED: dict[str, Callable[..., nn.Module]] = {"pmcanet": PmcaNet, "casenet": CaseNet}
 
 
 def architectures() -> tuple[str, ...]:
     """The known forms of names, for messages and help."""
-    return (*_OWN, *(f"{name}:ENCODER" for name in _DECODERS), "package.module:Class")
+    return (*_OWN, *(f"{name}:ENCODER" for name in (*_ENCODED, *_DECODERS)), "package.module:Class")
 
 
 def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Module:
     """A freshly initialised network, on the CPU, in training mode.
 
     Args:
-        name: ``unet`` (the published one), ``unet:resnet18`` and the like (a decoder over an encoder of
-            segmentation_models_pytorch or timm), or ``package.module:Class`` for a network of the user's own, which is
-            called as ``Class(channels, classes, **options)``.
+        name: ``unet`` (the published one), ``pmcanet:resnet50``, ``casenet:resnet152``, ``unet:resnet18`` and the like
+            (a decoder over an encoder of segmentation_models_pytorch or timm), or ``package.module:Class`` for a
+            network of the user's own, which is called as ``Class(channels, classes, **options)``.
         channels: input channels.
         classes: output channels, one logit each.
         **options: the architecture's own, e.g. ``widths`` of ``unet``.
@@ -51,6 +55,10 @@ def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Mo
     base, _, encoder = name.partition(":")
     if not encoder and base in _OWN:
         return _call(name, _OWN[base], (channels, classes), options)
+    if encoder and base in _ENCODED:
+        if "encoder" in options:
+            raise ModelError(f"{name} has its encoder in its name: leave the option out")
+        return _call(name, _ENCODED[base], (channels, classes), {**options, "encoder": encoder})
     if encoder and base in _DECODERS:
         return _build_decoder(name, _DECODERS[base], encoder, channels, classes, options)
     if encoder and base not in _OWN:

@@ -1,0 +1,148 @@
+"""Encoders of segmentation_models_pytorch and timm, and weights for them from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tilelab.errors import ModelError
+
+# What other tools put before an encoder's own names, outermost first; CEM500K's momentum encoder keeps the query's.
+_PREFIXES = ("module.encoder_q.", "module.", "model.", "encoder.", "backbone.")
+_CLASSIFIERS = ("fc.", "classifier.", "last_linear.", "head.", "head_fc.")
+
+
+def build_encoder(name: str, channels: int, *, depth: int, output_stride: int) -> Any:
+    """An encoder without weights; ``out_channels`` are those of the input and of each stage's output.
+
+    Raises:
+        ModelError: no such encoder (the known ones are listed), or it cannot be dilated.
+    """
+    import segmentation_models_pytorch as smp
+
+    known = smp.encoders.get_encoder_names()
+    if name not in known and not name.startswith("tu-"):
+        raise ModelError(f"unknown encoder {name!r}: choose one of {', '.join(known)}, or tu-NAME of timm")
+    try:
+        encoder = smp.encoders.get_encoder(
+            name, in_channels=channels, depth=depth, weights=None, output_stride=output_stride
+        )
+    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"encoder {name} cannot be built with a stride of {output_stride}: {error}") from error
+    if depth < 5 and hasattr(encoder, "layer4"):  # a ResNet keeps the stages that it does not use
+        del encoder.layer4
+    return encoder
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReport:
+    """What loading a weights file into an encoder did.
+
+    matched: names of the encoder's tensors that were taken from the file.
+    missing: names of the encoder's tensors that the file lacks, or has in another shape; they keep their values.
+    unused: names in the file that the encoder has no use for; classifiers are not counted.
+    adapted: those of `matched` whose input channels were summed or repeated to fit.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    adapted: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.matched)} tensors matched, {len(self.missing)} missing, {len(self.unused)} unused"
+        return text + (f", input channels adapted in {', '.join(self.adapted)}" if self.adapted else "")
+
+
+def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
+    """Load pre-trained weights into ``network.encoder`` from a local file; code in it is never run.
+
+    Reads safetensors, and files of ``torch.save`` with tensors only: plain ones, MicroNet's and CEM500K's checkpoints.
+
+    Raises:
+        ModelError: no such file, one that holds more than tensors, or nothing in it fits.
+    """
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ModelError(f"{type(network).__name__} has no encoder to load {path} into")
+    found = {_plain_name(name): tensor for name, tensor in read_weights(path).items()}
+    own = encoder.state_dict()
+    matched, missing, adapted = {}, [], []
+    for name, tensor in own.items():
+        given = found.get(name)
+        fitted = None if given is None else _fit(given, tensor)
+        if fitted is None:
+            # counters of batches seen are absent from older files and mean nothing to inference
+            if not name.endswith("num_batches_tracked"):
+                missing.append(name)
+            continue
+        if given is not None and given.shape != tensor.shape:
+            adapted.append(name)
+        matched[name] = fitted
+    if not matched:
+        theirs, ours = next(iter(found), "nothing"), next(iter(own))
+        raise ModelError(f"nothing in {path} fits the encoder: it begins with {theirs!r}, the encoder with {ours!r}")
+    nn.Module.load_state_dict(encoder, own | matched)
+    unused = [name for name in found if name not in matched and not name.startswith(_CLASSIFIERS)]
+    return WeightsReport(tuple(matched), tuple(missing), tuple(unused), tuple(adapted))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file by name.
+
+    Raises:
+        ModelError: missing, unreadable, or it holds more than tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            stored: dict[str, torch.Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is not a safetensors file: {error}") from error
+        return stored
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling broken files raises anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path} cannot be read without running code from it: save its tensors alone, or as safetensors ({reason})"
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(document, Mapping) and isinstance(document.get(key), Mapping):
+            document = document[key]
+    tensors = (
+        {k: v for k, v in document.items() if isinstance(v, torch.Tensor)} if isinstance(document, Mapping) else {}
+    )
+    if not tensors:
+        raise ModelError(f"{path} holds no tensors by name")
+    if any(name.startswith("module.encoder_q.") for name in tensors):  # the momentum copy is left out
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("module.encoder_q.")}
+    return tensors
+
+
+def _plain_name(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _fit(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor | None:
+    """`given` in the shape of `wanted`; other input channels are summed (to one) or shared out (from one)."""
+    if given.shape == wanted.shape:
+        return given.to(wanted.dtype)
+    if given.ndim != 4 or given.shape[0] != wanted.shape[0] or given.shape[2:] != wanted.shape[2:]:
+        return None
+    if wanted.shape[1] == 1 and given.shape[1] == 3:  # the same as feeding a grey image three times
+        return given.sum(dim=1, keepdim=True).to(wanted.dtype)
+    if given.shape[1] == 1:
+        return (given / wanted.shape[1]).expand_as(wanted).to(wanted.dtype)
+    return None
