@@ -125,7 +125,8 @@ def _png_header(file: ReadOnlyFile) -> _Header:
 
 def _pixel_chunks(data: bytes) -> bytes:
     """A PNG file without what its pixels do not need, checked; libpng warns of the rest on the terminal."""
-    view, position, kept = memoryview(data), 8, [PNG_MAGIC]
+    view, position = memoryview(data), 8
+    kept: list[bytes | memoryview] = [PNG_MAGIC]
     name = b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, position)
