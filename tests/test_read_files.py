@@ -226,6 +226,13 @@ def test_folder_of_slices(tmp_path: Path, kind: str, dtype: str) -> None:
         assert image.pixel_size_nm == (30, 4, 4)
 
 
+def test_a_single_slice_is_a_plane(tmp_path: Path) -> None:
+    write_slices(tmp_path / "stack", pixels((1, 40, 50)), "tif")
+    with open_image(tmp_path / "stack", pixel_size_nm=4) as image:
+        assert image.pixel_size_nm == (4, 4)
+        check_reads(image, pixels((1, 40, 50))[0], examples=2)
+
+
 def test_slices_must_agree(tmp_path: Path) -> None:
     folder = tmp_path / "stack"
     write_slices(folder, pixels((3, 40, 50)), "png")
@@ -383,8 +390,13 @@ def test_uris(tmp_path: Path) -> None:
     check_reads(open_image(str(path)), pixels(SHAPE), examples=2)
     with pytest.raises(InputError, match="is remote"):
         open_image("s3://bucket/image.zarr")
-    with pytest.raises(InputError, match="path is empty"):
-        open_image("")
+    for uri, message in (("", "path is empty"), ("a\0b", "is no path"), ("x" * 5000, "cannot be read")):
+        with pytest.raises(InputError, match=message):
+            open_image(uri)
+    with open_image(path) as image:
+        assert open_image(image) is image
+        with pytest.raises(InputError, match="is open already"):
+            open_image(image, level=1)
     root = tmp_path / "a.zarr"
     zarr.create_array(root, data=pixels(SHAPE))
     with pytest.raises(InputError, match=r"is a part of .*: give that folder"):

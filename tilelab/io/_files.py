@@ -37,6 +37,8 @@ class ReadOnlyFile:
             self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unreadable(self.path, error) from error
+        except ValueError as error:
+            raise InputError(f"{self.path!r} is no path: {error}") from error
         self.size = os.fstat(self._descriptor).st_size
         self._closing = weakref.finalize(self, os.close, self._descriptor)
         self._seeking = None if hasattr(os, "preadv") else threading.Lock()

@@ -39,7 +39,7 @@ def open_image(
     """Open an image lazily; nothing is decoded until a region is read.
 
     Args:
-        uri: path of a file or folder (also ``file://``), or an array.
+        uri: path of a file or folder (also ``file://``), or an array; an `Image` is returned as it is.
         level: resolution level, 0 is the finest.
         channel: which channel of several; for colours, the sample to take as it is instead of making it grey.
         timepoint: which of several time points.
@@ -50,6 +50,10 @@ def open_image(
         InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel or
             time point.
     """
+    if isinstance(uri, Image):
+        if level or any(v is not None for v in (channel, timepoint, axes, pixel_size_nm)):
+            raise InputError(f"{uri.uri} is open already: level, channel and the like are chosen when it is opened")
+        return uri
     if not isinstance(uri, str | os.PathLike):
         from tilelab.io._array import ArraySource
 
@@ -66,7 +70,13 @@ def open_image(
             def open_slice(file: str) -> Image:
                 return open_image(file, level=level, channel=channel, timepoint=timepoint)
 
-            return SliceStack(path, open_slice, pixel_size_nm)
+            stack = SliceStack(path, open_slice, pixel_size_nm)
+            if len(stack.files) > 1:
+                return stack
+            stack.close()
+            return open_image(
+                stack.files[0], level=level, channel=channel, timepoint=timepoint, pixel_size_nm=pixel_size_nm
+            )
         source = reader(path, level)
     try:
         return SourceImage(
@@ -170,7 +180,7 @@ def _find_reader(path: str) -> Callable[[str, int], Source] | None:
     """
     if not path:
         raise InputError("no image was given: the path is empty")
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir() raises for what can be no path
         from tilelab.io._zarr import ZarrSource, is_zarr
 
         return ZarrSource if is_zarr(Path(path)) else None
