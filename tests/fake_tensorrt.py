@@ -79,19 +79,8 @@ class HardwareCompatibilityLevel(enum.Enum):
 _DTYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32}
 
 
-class IHostMemory:
-    """Bytes behind the buffer protocol, as TensorRT returns them."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.nbytes = len(data)
-
-    def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._data)
-
-
 class _Bytes(bytearray):
-    """`IHostMemory` for Pythons before 3.12, which know no ``__buffer__``."""
+    """``IHostMemory``: bytes behind the buffer protocol."""
 
     @property
     def nbytes(self) -> int:

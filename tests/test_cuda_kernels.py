@@ -51,13 +51,13 @@ def test_simulator():
 def gpu():
     """`tilelab.kernels.cuda` and `device` on a real GPU or in the simulator."""
     from tilelab.errors import EngineError
-    from tilelab.kernels import cuda, device
+    from tilelab.kernels import cuda, cuda_elementwise, device
 
     try:
         device.select(0)
     except EngineError as error:
         pytest.skip(f"{error} (test_simulator runs these without a GPU)")
-    return SimpleNamespace(cuda=cuda, put=device.cuda.to_device, device=device)
+    return SimpleNamespace(cuda=cuda, elementwise=cuda_elementwise, put=device.cuda.to_device, device=device)
 
 
 def small(draw_block):
@@ -212,10 +212,10 @@ def test_turn_is_equal_to_numpy_and_back_undoes_it(gpu, turns, mirror):
     planes = rng.normal(size=(3, 5, 5)).astype(np.float32)
     expected = np.rot90(planes[..., ::-1] if mirror else planes, turns, axes=(-2, -1))
     target = gpu.put(np.zeros_like(planes))
-    gpu.cuda.turn(gpu.put(planes), target, turns, mirror, block=small((2, 2)))
+    gpu.elementwise.turn(gpu.put(planes), target, turns, mirror, block=small((2, 2)))
     np.testing.assert_array_equal(target.copy_to_host(), expected)
     back = gpu.put(np.ones_like(planes))
-    gpu.cuda.turn(target, back, turns, mirror, back=True, add=True, block=small((2, 2)))
+    gpu.elementwise.turn(target, back, turns, mirror, back=True, add=True, block=small((2, 2)))
     np.testing.assert_array_equal(back.copy_to_host(), planes + 1)
 
 
@@ -228,7 +228,7 @@ def test_undoing_an_activation_gives_logits_equal_up_to_rounding(gpu, activation
     p = e / e.sum(axis=1, keepdims=True) if activation == SOFTMAX else e / (1 + e)
     p[0, :, 0] = 0
     got = gpu.put(p.astype(dtype))
-    gpu.cuda.undo_activation(got, activation, block=8)
+    gpu.elementwise.undo_activation(got, activation, block=8)
     values = got.copy_to_host().astype(float)
     expected = np.log(np.maximum(p, 1e-30)) if activation == SOFTMAX else logits
     np.testing.assert_allclose(values[1], expected[1], atol=1e-5 if dtype == np.float32 else 0.05)
@@ -238,7 +238,7 @@ def test_undoing_an_activation_gives_logits_equal_up_to_rounding(gpu, activation
 
 def test_clear_leaves_every_element_equal_to_zero(gpu):
     array = gpu.put(np.ones((3, 5, 7), np.float32))
-    gpu.device.clear(array, gpu.device.stream())
+    gpu.elementwise.clear(array, gpu.device.stream())
     assert not array.copy_to_host().any()
 
 
@@ -270,7 +270,7 @@ class Recorder:
 
 def launches(monkeypatch):
     """Each kernel with the arguments that our own launch gives it, as numpy arrays."""
-    from tilelab.kernels import cuda
+    from tilelab.kernels import cuda, cuda_elementwise
 
     recorder = Recorder()
 
@@ -306,13 +306,13 @@ def launches(monkeypatch):
                 wanted = (classes, activation, bool(p), bool(p))
                 found.append((f"finish {wanted}", finish_kernel(*wanted), recorder.args))
     for name, activation in (("_undo_softmax", SOFTMAX), ("_undo_sigmoid", SIGMOID)):
-        real = getattr(cuda, name)
-        monkeypatch.setattr(cuda, name, recorder)
-        cuda.undo_activation(f32(2, 3, 4), activation)
+        real = getattr(cuda_elementwise, name)
+        monkeypatch.setattr(cuda_elementwise, name, recorder)
+        cuda_elementwise.undo_activation(f32(2, 3, 4), activation)
         found.append((name, real, recorder.args))
-    real_turn = cuda._turn
-    monkeypatch.setattr(cuda, "_turn", recorder)
-    cuda.turn(f32(2, 4, 4), f32(2, 4, 4), 1, True)
+    real_turn = cuda_elementwise._turn
+    monkeypatch.setattr(cuda_elementwise, "_turn", recorder)
+    cuda_elementwise.turn(f32(2, 4, 4), f32(2, 4, 4), 1, True)
     found.append(("turn", real_turn, recorder.args))
     return found
 

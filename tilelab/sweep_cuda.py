@@ -13,10 +13,8 @@ Tiles, sums and their order are those of `tilelab.sweep.Unit`, so the bytes are 
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -24,15 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tilelab.engines.device_engine import DeviceEngine
-from tilelab.errors import EngineError
 from tilelab.flow import Channel, Flow
 from tilelab.geometry import Box
-from tilelab.io.sink import Finished, UnitWriter
+from tilelab.io.sink import UnitWriter
 from tilelab.kernels import cuda as kernels
 from tilelab.kernels import device
+from tilelab.kernels.cuda_elementwise import clear, turn
 from tilelab.planning import Outputs, Source
-from tilelab.planning_device import LANDINGS, DeviceBuffers, check_device_memory, plan_buffers, seen_range
+from tilelab.planning_device import DeviceBuffers, check_device_memory, plan_buffers, seen_range
 from tilelab.sweep import Job, Stalls, Unit, _Rows
+from tilelab.sweep_cuda_band import DeviceBand
+from tilelab.sweep_cuda_landing import Landings
 
 Array = npt.NDArray[Any]
 
@@ -45,22 +45,6 @@ class _Segment:
     first: int
     count: int
     slot: int
-
-
-_OUTPUTS = ("labels", "probabilities", "finished logits")
-
-
-@dataclass
-class _Landing:
-    """A group of finished rows on its way down: a flat array of each kind on the device and its pinned copy."""
-
-    on_device: dict[str, Any]
-    on_host: dict[str, Array]
-    finished: device.Event = field(default_factory=device.event)
-    landed: device.Event = field(default_factory=device.event)
-    start: int = 0
-    stop: int = 0
-    tiles: int = 0
 
 
 class DeviceUnit(Unit):
@@ -106,7 +90,7 @@ class DeviceUnit(Unit):
             writer.close()
             raise
         flow.start("read", lambda: self._read(rows))
-        flow.start("write", lambda: work.write(writer, durable, progress))
+        flow.start("write", lambda: work.landings.write(writer, durable, progress))
         try:
             work.sweep(rows)
         except BaseException as error:  # noqa: BLE001 - Stopped, errors of the engine, Ctrl-C: all end the flow
@@ -119,8 +103,8 @@ class DeviceUnit(Unit):
         stalls = work.stalls
         stalls.read = rows.waited
         # the caller waits for buffers that come down: for the GPU first, the rest is the writer's
-        stalls.engine = work.device_wait
-        stalls.write = max(0.0, work.free.waited - work.device_wait)
+        stalls.engine = work.landings.device_wait
+        stalls.write = max(0.0, work.landings.free.waited - stalls.engine)
         return stalls
 
 
@@ -132,20 +116,15 @@ class _Work:
         self.compute = unit.engine.stream
         self.up, self.down = device.stream(), device.stream()
         self.stalls = Stalls()
-        self.device_wait = 0.0
         shapes, pinned = unit.buffers.device, unit.buffers.pinned
         with device.memory_errors(unit.buffers.device_bytes):
             self.at = {name: device.empty(*shapes[name]) for name in shapes}
             self.host = {name: device.pinned(*pinned[name]) for name in pinned}
         for name in ("canvas", "tiles", "flags"):
-            device.clear(self.at[name], self.compute)
+            clear(self.at[name], self.compute)
         self._prepare_tables()
-        self.free: Channel[_Landing] = flow.channel(LANDINGS)
-        self.landing: Channel[_Landing] = flow.channel(LANDINGS)
-        names = [name for name in (*_OUTPUTS, "flags") if name in self.host]
-        for n in range(LANDINGS):
-            self.free.put(_Landing({m: self.at[m][n] for m in names}, {m: self.host[m][n] for m in names}))
-        self.band = _DeviceBand(self)
+        self.landings = Landings(unit, flow, self.at, self.host)
+        self.band = DeviceBand(self.at["raw rows"], self.host["raw rows"], self.up, self.compute)
         self.segments: list[_Segment] = []
         self.used = 0
         self.current = -1
@@ -188,7 +167,7 @@ class _Work:
             self.pending_tiles += len(unit.cross_tiles) * len(unit.col_tiles)
         self._flush()
         self._finish(unit.stop)
-        self.landing.close()
+        self.landings.close()
 
     def _runs(self, j: int) -> Iterator[tuple[int, int]]:
         """The wanted tiles of a tile row, as runs of the placement."""
@@ -250,15 +229,15 @@ class _Work:
             engine.enqueue(tiles.reshape(*batch_in), logits.reshape(*batch_out))
             return logits, 1.0
         turned, total = self.at["turned tiles"], self.at["summed logits"]
-        device.clear(total, self.compute)
+        clear(total, self.compute)
 
         def planes(array: Any) -> Any:
             return array.reshape(math.prod(array.shape) // (tile[-1] * tile[-2]), tile[-2], tile[-1])
 
         for turns, mirror in product(range(4), (False, True)):
-            kernels.turn(planes(tiles), planes(turned), turns, mirror, stream=self.compute)
+            turn(planes(tiles), planes(turned), turns, mirror, stream=self.compute)
             engine.enqueue(turned.reshape(*batch_in), logits.reshape(*batch_out))
-            kernels.turn(planes(logits), planes(total), turns, mirror, back=True, add=True, stream=self.compute)
+            turn(planes(logits), planes(total), turns, mirror, back=True, add=True, stream=self.compute)
         return total, 1 / 8
 
     def _blend(self, segment: _Segment, logits: Any, scale: float) -> None:
@@ -297,14 +276,11 @@ class _Work:
         """Send rows up to `upto` down, in groups that fit a landing."""
         unit = self.unit
         upto = min(upto, unit.stop)
-        depth, width = self.at["canvas"].shape[2:]
-        most = self.host["labels"].shape[1] // (depth * width)
         while self.done < upto:
-            landing = self.free.take()
-            landing.start, landing.stop = self.done, min(upto, self.done + most)
-            landing.tiles, self.pending_tiles = self.pending_tiles, 0
-            rows = self._shaped(landing, landing.on_device)
-            device.clear(landing.on_device["flags"], self.compute)
+            landing = self.landings.take(self.done, upto, self.pending_tiles)
+            self.pending_tiles = 0
+            rows = self.landings.shaped(landing, landing.on_device)
+            clear(landing.on_device["flags"], self.compute)
             kernels.finish(
                 self.at["canvas"],
                 landing.start,
@@ -316,126 +292,11 @@ class _Work:
                 rows.get("finished logits"),
                 self.compute,
             )
-            landing.finished.record(self.compute)
-            landing.finished.wait(self.down)
-            for name, source in landing.on_device.items():
-                count = math.prod(rows[name].shape) if name in rows else 1
-                device.download(source[:count], landing.on_host[name][:count], self.down)
-            landing.landed.record(self.down)
+            self.landings.send(landing, self.compute, self.down)
             self.done = landing.stop
-            self.landing.put(landing)
-
-    def _shaped(self, landing: _Landing, arrays: dict[str, Any]) -> dict[str, Any]:
-        """The rows of a landing, ``(rows, cross, x)``, with a leading axis for all but labels."""
-        area = (landing.stop - landing.start, *self.at["canvas"].shape[2:])
-        size = math.prod(area)
-        counts = {"probabilities": len(self.job.channels), "finished logits": self.engine.spec.outputs}
-        shaped = {"labels": arrays["labels"][:size].reshape(*area)}
-        for name, count in counts.items():
-            if name in arrays:
-                shaped[name] = arrays[name][: size * count].reshape(count, *area)
-        return shaped
-
-    def write(self, writer: UnitWriter, durable: Callable[[int], None], progress: Callable[[int], None]) -> None:
-        """Rows that have come down to the sink; runs in a thread of its own."""
-        device.select(self.engine.index)
-        unit, job, frame = self.unit, self.job, self.job.frame
-        known = unit.start
-        for landing in self.landing:
-            began = time.perf_counter()
-            landing.landed.synchronize()
-            self.device_wait += time.perf_counter() - began
-            box = frame.box((landing.start, landing.stop), unit.cross_range, unit.col_range)
-            if landing.on_host["flags"][0]:
-                raise EngineError(
-                    f"{self.engine.name} {self.engine.precision} gave NaN or infinite logits in {box}: "
-                    "try another --precision or --engine"
-                )
-            shaped = self._shaped(landing, landing.on_host)
-            labels, probabilities, logits = (shaped.get(name) for name in _OUTPUTS)
-            if job.mask is not None:
-                keep = frame.turn(job.mask.read(box))[0] != 0
-                for values in (labels, probabilities):
-                    if values is not None:
-                        values *= keep
-            rows = Finished(
-                frame.turn(labels) if labels is not None and job.labels else None,
-                None if probabilities is None else frame.turn(probabilities),
-                None if logits is None else frame.turn(logits),
-            )
-            position = writer.write(rows)
-            if position > known:
-                known = position
-                durable(position)
-            progress(landing.tiles)
-            self.free.put(landing)
 
     def release(self) -> None:
         """Wait for what was put on the streams and let the buffers go."""
         for stream in (self.up, self.compute, self.down):
             stream.synchronize()
         self.at, self.host, self.share_rows, self.constants = {}, {}, {}, {}
-
-
-class _DeviceBand:
-    """The ring of raw rows on the device, filled on the stream `up` through pinned buffers."""
-
-    def __init__(self, work: _Work) -> None:
-        self.work = work
-        self.ring = work.at["raw rows"]
-        self.capacity = self.ring.shape[1]
-        self.pinned = list(work.host["raw rows"])
-        self.copied: list[device.Event | None] = [None] * len(self.pinned)
-        self.turn = 0
-        self.stop = -1
-        self.rest: _Rows | None = None
-        self.cuts: deque[tuple[int, device.Event]] = deque()
-
-    def hold(self, low: int, high: int, blocks: Iterator[_Rows]) -> None:
-        """Bring up rows until `high`; those before `low` may be overwritten once they have been cut."""
-        self.low = low
-        moved = False
-        while self.stop < high:
-            if self.rest is None:
-                self.rest = next(blocks)
-                if self.stop < 0:
-                    self.stop = self.rest.start
-            moved = True
-            raw = self.rest.raw
-            count = min(raw.shape[1], self.pinned[0].shape[1], low + self.capacity - self.stop)
-            self._copy(raw[:, :count])
-            self.rest = _Rows(self.stop, raw[:, count:]) if count < raw.shape[1] else None
-        if moved:
-            arrived = device.event()
-            arrived.record(self.work.up)
-            arrived.wait(self.work.compute)
-
-    def cut(self, low: int) -> None:
-        """The tiles of the tile row that begins at `low` have been cut."""
-        event = device.event()
-        event.record(self.work.compute)
-        self.cuts.append((low, event))
-
-    def _copy(self, raw: Array) -> None:
-        """Rows ``stop:stop + n`` into the ring."""
-        count = raw.shape[1]
-        # rows that are overwritten: every tile row that sees them must have been cut
-        while self.cuts and self.cuts[0][0] < self.stop + count - self.capacity:
-            self.cuts.popleft()[1].wait(self.work.up)
-        buffer, copied = self.pinned[self.turn], self.copied[self.turn]
-        if copied is not None:
-            copied.synchronize()
-        for c in range(raw.shape[0]):
-            done = 0
-            while done < count:
-                slot = (self.stop + done) % self.capacity
-                n = min(count - done, self.capacity - slot)
-                part = buffer[c, done : done + n]
-                part[...] = raw[c, done : done + n]
-                device.upload(part, self.ring[c, slot : slot + n], self.work.up)
-                done += n
-        event = device.event()
-        event.record(self.work.up)
-        self.copied[self.turn] = event
-        self.turn = (self.turn + 1) % len(self.pinned)
-        self.stop += count

@@ -61,9 +61,9 @@ class DeviceEngine(FileEngine):
         """
         self._enqueue(tiles, logits)
         if self._undo is not None:
-            from tilelab.kernels import cuda
+            from tilelab.kernels.cuda_elementwise import undo_activation
 
-            cuda.undo_activation(logits, self._undo, self.stream)
+            undo_activation(logits, self._undo, self.stream)
 
     def _compute(self, source: Array, target: Array) -> None:
         """Host arrays, for those who have no others: up, through the network, down."""

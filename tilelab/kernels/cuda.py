@@ -28,7 +28,7 @@ from tilelab.kernels.device import SIMULATED, DeviceArray, Stream, cuda, libdevi
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
-__all__ = ["SIGMOID", "SOFTMAX", "blend", "cut", "finish", "turn", "undo_activation"]
+__all__ = ["SIGMOID", "SOFTMAX", "blend", "cut", "finish"]
 
 
 def _rounded_apart(a: Any, b: Any) -> Any:
@@ -45,7 +45,6 @@ Block = tuple[int, int]
 _CUT_BLOCK: Block = (4, 2) if SIMULATED else (32, 8)
 _BLEND_BLOCK: Block = (4, 1) if SIMULATED else (128, 1)
 _FINISH_BLOCK: Block = (4, 1) if SIMULATED else (128, 1)
-_TURN_BLOCK: Block = (4, 2) if SIMULATED else (32, 8)
 _BLEND_ROWS = 8  # canvas rows per thread
 _FINISH_COLUMNS = 4  # canvas columns per thread
 _REGISTERS = 8  # classes whose sums a thread holds at once
@@ -355,83 +354,6 @@ def finish(
             _flat(canvas if logits is None else logits),
             flag,
         )
-
-
-@cuda.jit
-def _turn(source, target, turns, mirror, back, add):  # type: ignore[no-untyped-def]
-    last = source.shape[2] - 1
-    j = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    i = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
-    if i > last or j > last:
-        return
-    y, x = i, j
-    if back:
-        turns = (4 - turns) % 4
-        if mirror:
-            x = last - x
-    if turns == 1:
-        y, x = x, last - y
-    elif turns == 2:
-        y, x = last - y, last - x
-    elif turns == 3:
-        y, x = last - x, y
-    if mirror and not back:
-        x = last - x
-    for n in range(cuda.blockIdx.z, source.shape[0], cuda.gridDim.z):
-        if add:
-            target[n, i, j] += source[n, y, x]
-        else:
-            target[n, i, j] = source[n, y, x]
-
-
-def turn(
-    source: DeviceArray,
-    target: DeviceArray,
-    turns: int,
-    mirror: bool,
-    *,
-    back: bool = False,
-    add: bool = False,
-    stream: Stream = 0,
-    block: Block = _TURN_BLOCK,
-) -> None:
-    """Turn square planes: mirror along x if `mirror`, then ``numpy.rot90(..., turns)``; with `back` undo just that.
-
-    Args:
-        source: ``(n, N, N)``.
-        target: ``(n, N, N)``, written, or added to with `add`.
-        turns: quarter turns, 0 to 3.
-    """
-    planes, size, _ = source.shape
-    grid = (-(-size // block[0]), -(-size // block[1]), min(planes, 65535))
-    _turn[grid, block, stream](source, target, turns, mirror, back, add)
-
-
-@cuda.jit
-def _undo_softmax(values, tiny):  # type: ignore[no-untyped-def]
-    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
-        values[i] = math.log(max(float32(values[i]), tiny))
-
-
-@cuda.jit
-def _undo_sigmoid(values, tiny, below_one):  # type: ignore[no-untyped-def]
-    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
-        p = min(max(float32(values[i]), tiny), below_one)
-        values[i] = math.log(p / (ONE - p))
-
-
-def undo_activation(values: DeviceArray, activation: int, stream: Stream = 0, block: int = 256) -> None:
-    """Turn probabilities into logits in place, for networks that end in their activation; `activation` as in `finish`.
-
-    Probabilities of 0 and 1 give the nearest logits that the type of `values` (float32 or float16) can tell apart.
-    """
-    flat = _flat(values)
-    limits = np.finfo(values.dtype)
-    grid = max(1, min(4096, -(-flat.shape[0] // (4 * block))))
-    if activation == SOFTMAX:
-        _undo_softmax[grid, block, stream](flat, np.float32(limits.tiny))
-    else:
-        _undo_sigmoid[grid, block, stream](flat, np.float32(limits.tiny), np.float32(1 - limits.epsneg))
 
 
 def _flat(array: DeviceArray) -> DeviceArray:

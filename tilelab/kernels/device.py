@@ -6,7 +6,7 @@ With ``NUMBA_ENABLE_CUDASIM=1`` in the environment everything runs in Numba's si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,8 @@ def select(index: int) -> DeviceInfo:
         EngineError: no driver, no GPU, or fewer than `index` + 1.
     """
     if not cuda.is_available():
-        reason = getattr(cuda, "cuda_error", lambda: None)()
-        raise EngineError(
-            f"no NVIDIA GPU is usable here ({reason or 'no driver or no device found'}): use --device cpu"
-        )
+        reason = " ".join(str(cuda.cuda_error() or "no driver or no device was found").split()).strip(":. ")
+        raise EngineError(f"no NVIDIA GPU is usable here ({reason}): use --device cpu")
     count = len(cuda.gpus)
     if index >= count:
         raise EngineError(f"GPU cuda:{index} was asked for, but there are {count}: cuda:0 to cuda:{count - 1}")
@@ -135,20 +133,8 @@ def pointer(array: DeviceArray) -> int:
     return int(array.__cuda_array_interface__["data"][0])
 
 
-def clear(array: DeviceArray, value_stream: Stream) -> None:
-    """Set every element to zero, in the stream's order."""
-    flat = array.reshape(math.prod(array.shape))
-    _fill_zero[max(1, min(1024, -(-flat.shape[0] // 256))), 256 if not SIMULATED else 8, value_stream](flat)
-
-
-@cuda.jit
-def _fill_zero(flat):  # type: ignore[no-untyped-def]
-    for i in range(cuda.grid(1), flat.shape[0], cuda.gridsize(1)):
-        flat[i] = 0
-
-
 @contextmanager
-def memory_errors(need_bytes: int, what: Callable[[], str] = lambda: "") -> Iterator[None]:
+def memory_errors(need_bytes: int) -> Iterator[None]:
     """Turn the driver's out-of-memory into an `EngineError` that names the numbers and what to lower."""
     try:
         yield
@@ -160,5 +146,5 @@ def memory_errors(need_bytes: int, what: Callable[[], str] = lambda: "") -> Iter
         free, total = cuda.current_context().get_memory_info()
         raise EngineError(
             f"GPU out of memory: {need_bytes / 2**30:.2f} GiB more were needed, {free / 2**30:.2f} of "
-            f"{total / 2**30:.2f} GiB are free{what()}: lower --batch, --lane-width or --tile"
+            f"{total / 2**30:.2f} GiB are free: lower --batch, --lane-width or --tile"
         ) from error
