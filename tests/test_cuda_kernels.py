@@ -305,15 +305,21 @@ def launches(monkeypatch):
                 cuda.finish(canvas, 0, activation, u8(4, 1, 8), i32(1), *asked)
                 wanted = (classes, activation, bool(p), bool(p))
                 found.append((f"finish {wanted}", finish_kernel(*wanted), recorder.args))
-    for name, activation in (("_undo_softmax", SOFTMAX), ("_undo_sigmoid", SIGMOID)):
-        real = getattr(cuda_elementwise, name)
+    lesser = {
+        name: getattr(cuda_elementwise, name) for name in ("_undo_softmax", "_undo_sigmoid", "_turn", "_fill_zero")
+    }
+    for name in lesser:
         monkeypatch.setattr(cuda_elementwise, name, recorder)
-        cuda_elementwise.undo_activation(f32(2, 3, 4), activation)
-        found.append((name, real, recorder.args))
-    real_turn = cuda_elementwise._turn
-    monkeypatch.setattr(cuda_elementwise, "_turn", recorder)
-    cuda_elementwise.turn(f32(2, 4, 4), f32(2, 4, 4), 1, True)
-    found.append(("turn", real_turn, recorder.args))
+    half, single = np.zeros((2, 4, 4), np.float16), f32(2, 4, 4)
+    for array in (half, single):
+        for name, activation in (("_undo_softmax", SOFTMAX), ("_undo_sigmoid", SIGMOID)):
+            cuda_elementwise.undo_activation(array, activation)
+            found.append((f"{name} {array.dtype}", lesser[name], recorder.args))
+        cuda_elementwise.turn(array, single, 1, True, back=True, add=True)
+        found.append((f"turn {array.dtype}", lesser["_turn"], recorder.args))
+    for array in (half, single, u8(3), i32(1)):
+        cuda_elementwise.clear(array)
+        found.append((f"clear {array.dtype}", lesser["_fill_zero"], recorder.args))
     return found
 
 
