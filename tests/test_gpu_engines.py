@@ -244,7 +244,7 @@ def test_a_half_precision_model_takes_half_precision_tiles(library, tmp_path):
 def test_an_activation_is_undone_on_host_arrays(library, tmp_path):
     path = save_conv(tmp_path / "s.onnx", end="Softmax", spec=make_spec())
     engine = load_engine(path, engine="onnxruntime-cuda")
-    expected = load_engine(path, engine="onnxruntime", device="cpu")
+    expected = load_engine(path, engine="onnxruntime", device="cpu", batch=engine.batch)
     tiles, out = run(engine)
     want = np.empty_like(out)
     expected.run(tiles, want)
@@ -261,7 +261,7 @@ def test_a_provider_that_does_not_load_is_an_error(library, tmp_path):
 def test_failures_name_the_sizes(library, tmp_path):
     engine = load_engine(save_conv(tmp_path / "c.onnx", spec=make_spec()), engine="onnxruntime-cuda")
     library.failures.add("out of memory")
-    with pytest.raises(EngineError, match=r"failed on a batch of 1 x 1 x 32 x 32: .*BFCArena failed"):
+    with pytest.raises(EngineError, match=r"failed on a batch of 8 x 1 x 32 x 32: .*BFCArena failed"):
         run(engine)
     library.failures.clear()
     with pytest.raises(ModelError, match=r"gives NaN or infinite values .* with onnxruntime-cuda fp32"):

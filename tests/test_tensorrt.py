@@ -109,6 +109,7 @@ def test_options_reach_tensorrt(trt, tmp_path):
     assert config.profiles[0].shapes == {"tiles": ((1, 2, 32, 32), (4, 2, 32, 32), (8, 2, 32, 32))}
     assert header.batch == (1, 4, 8)
     assert header.tf32
+    assert load_engine(tmp_path / "m.engine").batch == 4
     for batch in (1, 3, 8):
         assert run(load_engine(tmp_path / "m.engine", batch=batch))[1].shape[0] == batch
 

@@ -19,7 +19,7 @@ from tilelab.engines.loading import Availability, LoadRequest, try_out
 from tilelab.engines.model_file import ModelFile
 from tilelab.engines.onnx_file import read_onnx
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
-from tilelab.engines.plan_file import read_plan_file
+from tilelab.engines.plan_file import read_header, read_plan_file
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision, parse_precision
 
@@ -54,6 +54,7 @@ _SUFFIXES = {
     ".plan": "tensorrt",
     ".pt2": "aotinductor",
 }
+_GPU_BATCH = 8  # fewer leave a large GPU idle, more only take memory
 _COMPILED = ("tensorrt", "aotinductor")  # formats whose arithmetic was fixed when they were made
 
 
@@ -76,7 +77,7 @@ def load_engine(
         device: ``auto``, or a kind of device (``cpu``), or one of several of a kind (``cuda:1``).
         precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
             does not permit is used when asked for, and ``engine.warnings`` says that it is unverified.
-        batch: tiles per run; by default what the file fixes, else 1.
+        batch: tiles per run; by default what the file fixes, else 1 on CPUs and 8 on GPUs.
         tile: pixels per axis; by default the model's.
         threads: of the engine's pool; by default all cores.
         spec_overrides: what the user says of the model.
@@ -99,8 +100,8 @@ def load_engine(
     spec = resolve_spec(file, given)
     check_tile(spec)
     source, target = choose_ports(file, given.output)
-    count = _batch(file, source.shape, batch)
     name, kind, arithmetic = choose(file, spec, engine, device, precision)
+    count = _batch(file, source.shape, batch, kind)
     warnings: tuple[str, ...] = ()
     if arithmetic not in permitted(file, spec):
         warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
@@ -258,13 +259,19 @@ def _check_native(file: ModelFile, wanted: Precision | None) -> None:
     raise EngineError(f"{file.path} is quantised: it runs in int8 only, not in {wanted}")
 
 
-def _batch(file: ModelFile, shape: tuple[int | str, ...], asked: int | None) -> int:
+def _batch(file: ModelFile, shape: tuple[int | str, ...], asked: int | None, device: str) -> int:
+    """Tiles per run: what the file fixes, else what was asked for, else what suits the device."""
     fixed = shape[0] if shape else ""
-    if not isinstance(fixed, int) or fixed < 1:
-        return asked or 1
-    if asked not in (None, fixed):
-        raise ModelError(f"{file.path} fixes its batch to {fixed}: {asked} was asked for, leave --batch out")
-    return fixed
+    if isinstance(fixed, int) and fixed >= 1:
+        if asked not in (None, fixed):
+            raise ModelError(f"{file.path} fixes its batch to {fixed}: {asked} was asked for, leave --batch out")
+        return fixed
+    if asked is not None:
+        return asked
+    if not device.startswith("cuda"):
+        return 1
+    header = read_header(file.path)[0] if file.format == "tensorrt" else None
+    return _GPU_BATCH if header is None else header.batch[1]
 
 
 def identity_outputs(model: str | Path) -> int | None:
