@@ -87,13 +87,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
+def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool = True) -> None:
     """Call `work` on every item, in no particular order, in this thread and others (decoders release the GIL).
 
-    The first exception ends it and is raised; nothing runs any more when this returns.
+    The first exception ends it and is raised; nothing runs any more when this returns.  Without `threads`, for work that
+    is little more than copying, it is a loop.
     """
     todo = list(items)
-    helpers = min(len(todo), usable_cpus(), _MOST_THREADS) - 1
+    helpers = min(len(todo), usable_cpus(), _MOST_THREADS) - 1 if threads else 0
     position = itertools.count()
     stopped = threading.Event()
 

@@ -72,7 +72,7 @@ class TiffSource(Source):
                 self._read_bare(page, int(page.offsets[0]), extent, target)
             else:
                 pieces.extend(self._touched(number, extent, target))
-        for_each(self._place, pieces)
+        for_each(self._place, pieces, threads=self.details["compression"] is not None)
         return out
 
     def fingerprint(self) -> dict[str, str]:

@@ -74,7 +74,8 @@ class ChunkReader:
                 file = ReadOnlyFile(path)
                 files.append(file)
                 pieces.extend(self._shard_pieces(cell, file, box) if node.sharded else [self._piece(cell, file, box)])
-            for_each(lambda piece: self._place(piece, box, out), pieces)
+            compressed = self._codec.compressor is not None
+            for_each(lambda piece: self._place(piece, box, out), pieces, threads=compressed)
         finally:
             for file in files:
                 file.close()
