@@ -90,8 +90,8 @@ if hasattr(os, "register_at_fork"):
 def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool = True) -> None:
     """Call `work` on every item, in no particular order, in this thread and others (decoders release the GIL).
 
-    The first exception ends it and is raised; nothing runs any more when this returns.  Without `threads`, for work that
-    is little more than copying, it is a loop.
+    The first exception ends it and is raised; nothing runs any more when this returns.  Without `threads` it is a loop,
+    for work that is little more than copying.
     """
     todo = list(items)
     helpers = min(len(todo), usable_cpus(), _MOST_THREADS) - 1 if threads else 0
