@@ -19,10 +19,12 @@ from tilelab.errors import EngineError, ModelError, OutputError  # noqa: E402
 from tilelab.exporting import export, parity  # noqa: E402
 from tilelab.exporting.onnx_file import write_onnx  # noqa: E402
 from tilelab.exporting.parity import ParityError, Sample, check_parity, compare  # noqa: E402
+from tilelab.io.open import open_image  # noqa: E402
 from tilelab.models import build_model  # noqa: E402
 from tilelab.models.build import initialise  # noqa: E402
 from tilelab.spec import METADATA_KEY, ClassInfo, ModelSpec  # noqa: E402
 from tilelab.training.checkpoint import Checkpoint, Header, load_checkpoint, save_checkpoint  # noqa: E402
+from tilelab.training.engine import TorchEngine  # noqa: E402
 from tilelab.training.loop import describe  # noqa: E402
 from tilelab.training.recipe import load_recipe  # noqa: E402
 
@@ -75,7 +77,7 @@ def written(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def samples() -> list[Sample]:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (100, 140), dtype=np.uint8)
-    return [Sample("noise", image, (image // 100).astype(np.uint8))]
+    return [Sample("noise", open_image(image, axes="yx"), (image // 100).astype(np.uint8))]
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_exporting_twice_gives_the_same_bytes(network: Any, written: Path, tmp_p
 
 def test_parity_of_a_faithful_file(network: Any, written: Path, samples: list[Sample]) -> None:
     for tile in (None, 32, 52):
-        found = check_parity(network, written, SPEC, samples, engine="onnxruntime", precision="fp32", tile=tile)
+        found = check_parity(network, written, samples, engine="onnxruntime", precision="fp32", tile=tile)
         assert found.failure() is None
         assert found.changed == 0
         assert found.iou_before == found.iou_after
@@ -150,7 +152,7 @@ def test_the_gate_sees_one_wrong_weight(network: Any, written: Path, samples: li
     other.load_state_dict(network.state_dict())
     with torch.no_grad():
         other.head.bias[1] += 0.05
-    found = check_parity(other, written, SPEC, samples, engine="onnxruntime", precision="fp32")
+    found = check_parity(other, written, samples, engine="onnxruntime", precision="fp32")
     failure = found.failure()
     assert failure is not None
     assert "fp32" in failure
@@ -160,15 +162,17 @@ def test_the_gate_sees_one_wrong_weight(network: Any, written: Path, samples: li
 def test_the_gate_names_the_worst_place(samples: list[Sample]) -> None:
     spec = msgspec.structs.replace(SPEC, tile=(160, 160), overlap=(0, 0))
 
-    def good(tile: Any) -> Any:
-        return np.stack([-tile, 0 * tile, tile])
+    class Good(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.cat([-x, 0 * x, x], dim=1)
 
-    def bad(tile: Any) -> Any:
-        logits = good(tile)
-        logits[2, 40, 77] = np.nan
-        return logits
+    class Bad(Good):
+        def forward(self, x: Any) -> Any:
+            logits = super().forward(x)
+            logits[:, 2, 40, 77] = torch.nan
+            return logits
 
-    found = compare(good, bad, spec, samples, "onnxruntime", "fp32")
+    found = compare(TorchEngine(Good(), spec), TorchEngine(Bad(), spec), samples)
     assert found.worst == ("noise", 2, 40, 77)
     assert "y=40 x=77 of noise, class 2" in str(found.failure())
 
@@ -260,7 +264,7 @@ def test_the_bundled_superalloy_model_is_small_clean_and_described() -> None:
 
 def test_the_bundled_superalloy_model_keeps_its_promise(real_data: Path) -> None:
     """Mean IoU on the real validation images, as its card says, at every precision that it permits here."""
-    from tilelab.training.data import open_pairs
+    from tilelab.training.pairs import open_pairs
     from tilelab.training.recipe import Data
     from tilelab.training.validate import validate
 
@@ -272,12 +276,6 @@ def test_the_bundled_superalloy_model_keeps_its_promise(real_data: Path) -> None
             engine = load_engine("superalloy", precision=precision)
         except EngineError:
             continue
-        out = np.empty((1, 3, *spec.tile), np.float32)
-
-        def run(tile: Any, engine: Any = engine, out: Any = out) -> Any:
-            engine.run(tile[None, None].copy(), out)
-            return out[0]
-
-        scores = validate(run, pairs, spec)
+        scores = validate(engine, pairs)
         assert scores["mean_iou"] >= 0.85
         assert scores["mean_iou"] == pytest.approx(spec.training["validation"]["mean_iou"], abs=0.005)

@@ -63,11 +63,13 @@ def run(args: argparse.Namespace) -> int:
 def gather_samples(recipe: Recipe, root: Path | None) -> list[Sample]:
     """The images to compare on: the recipe's validation set, or a drawn micrograph where there is no data."""
     from tilelab.exporting.parity import Sample
-    from tilelab.training.data import open_pairs
+    from tilelab.geometry import Box
+    from tilelab.training.pairs import open_pairs
 
     if root is not None:
         pairs = open_pairs(recipe.validation, root, len(recipe.classes))
-        return [Sample(pair.name, pair.image, pair.mask) for pair in pairs]
+        return [Sample(pair.name, pair.image, pair.mask.read(Box.whole(pair.shape))) for pair in pairs]
+    from tilelab.io.open import open_image
     from tilelab.sample import draw_superalloy
 
-    return [Sample("drawn micrograph", draw_superalloy((768, 768))[0])]
+    return [Sample("drawn micrograph", open_image(draw_superalloy((768, 768))[0], axes="yx"))]

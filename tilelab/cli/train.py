@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     root = args.data or (Path(args.recipe).parent if Path(args.recipe).suffix else Path())
     output = args.output or Path("runs") / recipe.name
     try:
-        best = train(recipe, root, output, restart=args.restart, report=_print)
+        best = train(recipe, root, output, restart=args.restart, report=_print, note=print)
     except KeyboardInterrupt:
         last = output / LAST
         rest = "the same command resumes it" if last.exists() else "nothing was saved yet"

@@ -89,7 +89,7 @@ def export_checkpoint(
         checks: list[Parity] = []
 
         def check(engine: str, precision: Precision, size: int | None = None) -> Parity:
-            parity = check_parity(network, partial, spec, samples, engine=engine, precision=precision, tile=size)
+            parity = check_parity(network, partial, samples, engine=engine, precision=precision, tile=size)
             report(str(parity) + (f" (tile {size})" if size else ""))
             checks.append(parity)
             return parity

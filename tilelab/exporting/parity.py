@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
+from tilelab.engines.base import Engine
 from tilelab.engines.registry import load_engine
 from tilelab.errors import EngineError
-from tilelab.spec import ModelSpec, Precision
-from tilelab.training.validate import Float32, Runner, class_iou, count_confusion, predict, torch_runner
+from tilelab.io.base import Image
+from tilelab.metrics.confusion import count_confusion, mean_of_present, score_confusion
+from tilelab.spec import Precision
+from tilelab.training.engine import TorchEngine
+from tilelab.training.recipe import IGNORE
+from tilelab.training.validate import infer_logits
 
 
 class ParityError(EngineError):
@@ -50,10 +55,10 @@ TOLERANCES: dict[Precision, Tolerance] = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image to compare on, ``(y, x)`` in raw intensities; `truth` holds class indices where it is known."""
+    """A plane to compare on; `truth` holds its class indices, uint8 ``(y, x)``, where they are known."""
 
     name: str
-    image: npt.NDArray[Any]
+    image: Image
     truth: npt.NDArray[np.uint8] | None = None
 
 
@@ -107,7 +112,6 @@ class Parity:
 def check_parity(
     network: nn.Module,
     path: Path,
-    spec: ModelSpec,
     samples: Sequence[Sample],
     *,
     engine: str,
@@ -118,8 +122,7 @@ def check_parity(
 
     Args:
         network: in evaluation mode, on the CPU.
-        path: the exported file.
-        spec: its description.
+        path: the exported file, with its description.
         samples: at least one image.
         engine: name of an engine.
         precision: asked of the engine.
@@ -127,36 +130,26 @@ def check_parity(
 
     Raises:
         EngineError: the engine or precision is not to be had here.
+        ModelError: the file cannot be loaded.
     """
-    wanted = None if tile is None else (tile,) * len(spec.axes)
-    loaded = load_engine(path, engine=engine, precision=precision, batch=1, tile=wanted)
+    side = None if tile is None else (tile, tile)
+    candidate = load_engine(
+        path, engine=engine, precision=precision, batch=1, tile=side, threads=torch.get_num_threads()
+    )
     try:
-        used = loaded.spec
-
-        def run(tile: Float32) -> Float32:
-            batch = np.repeat(tile[None, None], used.channels, axis=1)
-            out = np.empty((1, used.outputs, *tile.shape), np.float32)
-            loaded.run(batch, out)
-            logits: Float32 = out[0]
-            return logits
-
-        return compare(torch_runner(network, used.channels), run, used, samples, engine, precision)
+        return compare(TorchEngine(network, candidate.spec), candidate, samples)
     finally:
-        loaded.close()
+        candidate.close()
 
 
-def compare(
-    reference: Runner, candidate: Runner, spec: ModelSpec, samples: Sequence[Sample], engine: str, precision: Precision
-) -> Parity:
-    """Blend both over every sample and measure the differences."""
-    classes = len(spec.classes)
+def compare(reference: Engine, candidate: Engine, samples: Sequence[Sample]) -> Parity:
+    """Infer every sample with both, as `tilelab infer` does, and measure the differences of the blended logits."""
     worst, scale, place = -1.0, 0.0, ("", 0, 0, 0)
     changed = pixels = 0
-    before = np.zeros((classes, classes), dtype=np.int64)
-    after = np.zeros_like(before)
+    before, after = np.zeros((256, 256), np.int64), np.zeros((256, 256), np.int64)
     truths = 0
     for sample in samples:
-        expected, got = (predict(run, sample.image, spec) for run in (reference, candidate))
+        expected, got = (infer_logits(engine, sample.image) for engine in (reference, candidate))
         difference = np.abs(expected - got)
         difference[~np.isfinite(got)] = np.inf
         at = np.unravel_index(int(difference.argmax()), difference.shape)
@@ -168,7 +161,8 @@ def compare(
         pixels += labels[0].size
         if sample.truth is not None:
             truths += 1
-            before += count_confusion(labels[0], sample.truth, classes)
-            after += count_confusion(labels[1], sample.truth, classes)
-    scores = [float(np.nanmean(class_iou(c))) for c in (before, after)] if truths else [None, None]
-    return Parity(engine, precision, worst, scale, changed / pixels, scores[0], scores[1], place)
+            before += count_confusion(labels[0], sample.truth, ignore=IGNORE)
+            after += count_confusion(labels[1], sample.truth, ignore=IGNORE)
+    scores = [mean_of_present(score_confusion(c).iou) for c in (before, after)] if truths else [None, None]
+    name, precision = candidate.name, candidate.precision
+    return Parity(name, precision, worst, scale, changed / pixels, scores[0], scores[1], place)

@@ -6,6 +6,7 @@ on it, whatever the weights are.  (Gradients miss what a max pooling happens not
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +64,9 @@ def measure_network(model: nn.Module, channels: int, *, tile: int = 256) -> Netw
 def macs_per_pixel(model: nn.Module, channels: int, tile: int) -> float:
     """Multiply-accumulates per input pixel of one square tile, counted without computing (meta tensors)."""
     counter = FlopCounterMode(display=False)
+    hollow = copy.deepcopy(model).to("meta")
     with torch.no_grad(), counter:
-        model(torch.zeros(1, channels, tile, tile))
+        hollow(torch.zeros(1, channels, tile, tile, device="meta"))
     return counter.get_total_flops() / 2 / tile**2
 
 

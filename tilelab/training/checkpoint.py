@@ -29,7 +29,10 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     step    optimiser steps behind these weights
     scores  validation scores of these weights; empty before the first validation
-    best    step and scores of the best weights so far, for resuming
+    best    step and scores of the best weights so far
+    stale   validations since then, or since the rate was lowered
+    stage   how often a plateau lowered the rate
+    ended   training is over: the last step is done, or patience ran out
     """
 
     format: int = FORMAT
@@ -38,6 +41,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     step: int
     scores: dict[str, Any] = {}
     best: dict[str, Any] = {}
+    stale: int = 0
+    stage: int = 0
+    ended: bool = False
 
 
 @dataclass

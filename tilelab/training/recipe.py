@@ -31,11 +31,16 @@ def _check(condition: bool, message: str) -> None:
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The network: its name (`tilelab.models.build_model`), input channels and the architecture's own options."""
+    """The network: its name (`tilelab.models.build_model`), input channels and the architecture's own options.
+
+    weights
+        File of pre-trained encoder weights, relative to the data folder; empty starts from chance.
+    """
 
     architecture: str
     channels: int = 1
     options: dict[str, Any] = {}
+    weights: str = ""
 
     def __post_init__(self) -> None:
         _check(self.channels >= 1, f"channels must be at least 1, not {self.channels}")
@@ -45,13 +50,21 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One set of images with masks.
 
     images, masks
-        Folders (paired by file name without suffix), or single files; relative to the data folder.
+        Folders (paired by name, without suffix and endings such as ``_mask``), or one image each; relative to the data
+        folder.  Anything that `open_image` reads; stacks count plane by plane.
+    labels
+        Which stored value or colour is which class, ``255:1`` or ``#0000ff:1,#ff0000:2``; all others are class 0.
+        Empty: the stored values are the classes.
+    planes
+        First plane and the one after the last, of each stack.
     limit
-        Use only the first so many pairs, in the order of their names; 0 uses all.
+        Use only the first so many planes, in the order of their names; 0 uses all.
     """
 
     images: str
     masks: str
+    labels: str = ""
+    planes: tuple[int, int] | None = None
     limit: int = 0
 
     def __post_init__(self) -> None:
@@ -156,41 +169,56 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     least    lowest rate of poly and cosine
     power    exponent of poly
     every    steps between falls by `factor`, for step
+    rates    rates after the first, for plateau: the next one after `patience` validations without a better score;
+             when the last has had its turn, training ends
     """
 
-    kind: Literal["constant", "poly", "step", "cosine"] = "constant"
+    kind: Literal["constant", "poly", "step", "cosine", "plateau"] = "constant"
     warmup: int = 0
     least: float = 0.0
     power: float = 0.9
     every: int = 1000
     factor: float = 0.1
+    rates: tuple[float, ...] = ()
+    patience: int = 30
 
     def __post_init__(self) -> None:
         _check(self.warmup >= 0, f"warmup must be at least 0, not {self.warmup}")
         _check(self.every >= 1, f"every must be at least 1, not {self.every}")
         _check(0 < self.factor < 1, f"factor must lie between 0 and 1, not {self.factor}")
+        _check(self.patience >= 1, f"patience must be at least 1, not {self.patience}")
+        _check(all(r > 0 for r in self.rates), f"rates must be positive, not {list(self.rates)}")
+        _check(not self.rates or self.kind == "plateau", f"rates belong to plateau, not to {self.kind}")
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long, and with what arithmetic.
 
-    steps      optimiser steps in all
-    validate   steps between validations; the best by mean IoU is kept
-    precision  arithmetic of the forward pass
-    average    decay of the running average of the weights, which is what is validated and kept; 0 keeps the raw ones
-    threads    CPU threads; 0 leaves the choice to torch
+    steps       optimiser steps in all
+    validate    steps between validations; the best by mean IoU is kept
+    patience    validations without a better score after which training ends; 0 goes on to the last step
+    precision   arithmetic of the forward pass
+    accumulate  pieces that a batch is cut into, to save memory; losses and batch statistics are those of the pieces
+    average     decay of the running average of the weights, which is what is validated and kept; 0 keeps the raw ones
+    device      ``auto`` is a GPU where there is one
+    threads     CPU threads; 0 leaves the choice to torch
     """
 
     steps: int
     validate: int = 100
+    patience: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
     average: float = 0.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
         _check(self.validate >= 1, f"validate must be at least 1, not {self.validate}")
         _check(0 <= self.average < 1, f"average must lie between 0 and 1, not {self.average}")
+        _check(self.patience >= 0, f"patience must be at least 0, not {self.patience}")
+        _check(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
 
 
 class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -237,6 +265,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 len(term.class_weights) in (0, len(self.classes)),
                 f"class_weights of {term.kind} has {len(term.class_weights)} entries for {len(self.classes)} classes",
             )
+        batch, pieces = self.sampling.batch, self.run.accumulate
+        _check(batch % pieces == 0, f"batch of {batch} cannot be cut into {pieces} equal pieces (run.accumulate)")
+        _check(self.inference.activation == "softmax", "training needs the activation softmax")
         _check(self.schedule.warmup < self.run.steps, f"warmup {self.schedule.warmup} must be less than run.steps")
 
     def to_json(self) -> str:

@@ -1,95 +1,111 @@
-"""Scores of a network on labelled images, tile by tile with the lattice and shares that inference uses."""
+"""Scores of an engine on labelled images: the sweep that infers, with a writer that counts instead of storing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from tilelab.geometry import Lattice
-from tilelab.spec import ModelSpec
-from tilelab.training.data import Pair
+from tilelab.engines.base import Engine
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.base import Image
+from tilelab.io.sink import Finished
+from tilelab.metrics.confusion import count_confusion, mean_of_present, score_confusion
+from tilelab.options import Options
+from tilelab.prepare import prepare
+from tilelab.training.pairs import Pair
 from tilelab.training.recipe import IGNORE
+from tilelab.unit import make_unit
 
 Float32 = npt.NDArray[np.float32]
-Runner = Callable[[Float32], Float32]
 
 
-def torch_runner(network: nn.Module, channels: int, *, precision: str = "fp32") -> Runner:
-    """`network`, in evaluation mode and on the CPU, as a function of one normalised tile; ``bf16`` is autocast."""
+class _Writer:
+    """Hands finished rows to a function, with the box of the plane that they fill."""
 
-    def run(tile: Float32) -> Float32:
-        batch = torch.from_numpy(tile)[None, None].expand(1, channels, -1, -1)
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits: Float32 = network(batch)[0].float().numpy()
-        return logits
+    def __init__(self, take: Callable[[Box, Finished], None], box: Box, sweep_axis: int) -> None:
+        self.take = take
+        self.box = box
+        self.axis = sweep_axis
+        self.at = box.start[sweep_axis]
 
-    return run
+    def write(self, rows: Finished) -> int:
+        """Take the next rows."""
+        part = next(part for part in rows if part is not None)
+        stop: int = self.at + part.shape[part.ndim - 3 + self.axis]
+        start, end = list(self.box.start), list(self.box.stop)
+        start[self.axis], end[self.axis] = self.at, stop
+        self.take(Box(tuple(start), tuple(end)), rows)
+        self.at = stop
+        return stop
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-def predict(run: Runner, image: npt.NDArray[Any], spec: ModelSpec) -> Float32:
-    """Blended logits of a whole plane.
+def sweep(engine: Engine, image: Image, take: Callable[[Box, Finished], None], *, logits: bool = False) -> None:
+    """Infer a whole image; `take` gets each box (z, y, x) of finished labels, or of logits.
 
-    Args:
-        run: from one normalised tile, float32 ``(y, x)``, to logits ``(K, y, x)``.
-        image: ``(y, x)``, raw intensities.
-        spec: tile, overlap, window, stride and normalisation.
-
-    Returns:
-        float32 ``(K, y, x)``.
+    Raises:
+        InputError, ModelError, EngineError: as `tilelab.infer`.
     """
-    height, width = image.shape
-    lattice = Lattice.fit((height, width), spec.tile, spec.overlap, stride=spec.stride, window=spec.window)
-    tall, wide = lattice.axes
-    mean, std = np.float32(spec.normalization.mean[0]), np.float32(spec.normalization.std[0])
-    logits = np.zeros((spec.outputs, tall.padded, wide.padded), dtype=np.float32)
-    for j, i in product(range(len(tall)), range(len(wide))):
-        tile = (image[np.ix_(tall.indices(j), wide.indices(i))].astype(np.float32) - mean) / std
-        logits[(slice(None), *lattice[j, i].slices)] += run(tile) * (tall.shares(j)[:, None] * wide.shares(i)[None, :])
-    return logits[:, :height, :width]
+    options = Options(labels=not logits, logits=logits, probabilities=("none",), ignore_pixel_size=True)
+    prepared = prepare(image, engine, options)
+    axis = prepared.plan.frame.sweep_axis
+    for unit in prepared.plan.units:
+        make_unit(prepared.job, engine, unit.box).run(_Writer(take, unit.box, axis))
 
 
-def count_confusion(labels: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.int64]:
-    """Pixels by true class (rows) and predicted class (columns), int64 ``(classes, classes)``; IGNORE is left out."""
-    kept = truth != IGNORE
-    index = truth[kept].astype(np.int64) * classes + labels[kept]
-    return np.bincount(index, minlength=classes**2).reshape(classes, classes)
+def infer_logits(engine: Engine, image: Image) -> Float32:
+    """Blended logits of a plane in memory, float32 ``(K, y, x)``."""
+    result = np.empty((engine.spec.outputs, *image.shape[-2:]), np.float32)
+
+    def take(box: Box, rows: Finished) -> None:
+        assert rows.logits is not None  # noqa: S101  # asked for
+        result[(slice(None), *box.slices[1:])] = rows.logits[:, 0]
+
+    sweep(engine, image, take, logits=True)
+    return result
 
 
-def class_iou(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Intersection over union per class; NaN for one that is neither true nor predicted anywhere."""
-    both = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - both
-    iou: npt.NDArray[np.float64] = np.divide(both, union, out=np.full_like(both, np.nan), where=union > 0)
-    return iou
+def count_pair(engine: Engine, pair: Pair) -> npt.NDArray[np.int64]:
+    """Pixels of a pair by true class (rows) and predicted class (columns), int64 ``(classes, classes)``."""
+    classes = len(engine.spec.classes)
+    counts = np.zeros((256, 256), np.int64)
+
+    def take(box: Box, rows: Finished) -> None:
+        assert rows.labels is not None  # noqa: S101  # asked for
+        truth = pair.mask.read(Box(box.start[1:], box.stop[1:]))
+        counts.__iadd__(count_confusion(rows.labels[0], truth, ignore=IGNORE))
+
+    sweep(engine, pair.image, take)
+    return counts[:classes, :classes]
 
 
-def validate(run: Runner, pairs: Sequence[Pair], spec: ModelSpec) -> dict[str, Any]:
-    """Score the network behind `run` on `pairs`.
+def validate(engine: Engine, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Score `engine` on `pairs`.
 
     Returns:
         ``mean_iou`` and ``iou`` (by class name) of the confusion matrix pooled over the images, ``image_mean_iou`` (the
         mean over images of each one's mean IoU), ``pixel_accuracy``, and ``images``, their number.
+
+    Raises:
+        InputError: there is nothing to score: every pixel is to be ignored.
     """
-    classes = len(spec.classes)
-    pooled = np.zeros((classes, classes), dtype=np.int64)
-    per_image = []
-    for pair in pairs:
-        labels = predict(run, pair.image, spec).argmax(axis=0).astype(np.uint8)
-        confusion = count_confusion(labels, pair.mask, classes)
-        per_image.append(float(np.nanmean(class_iou(confusion))))
-        pooled += confusion
-    iou = class_iou(pooled)
+    matrices = [count_pair(engine, pair) for pair in pairs]
+    pooled = score_confusion(np.sum(matrices, axis=0))
+    if np.isnan(pooled.pixel_accuracy):
+        raise InputError("the validation masks hold no class at all: nothing can be scored")
+    names = [info.name for info in engine.spec.classes]
     return {
-        "mean_iou": round(float(np.nanmean(iou)), 6),
-        "iou": {info.name: round(float(value), 6) for info, value in zip(spec.classes, iou, strict=True)},
-        "image_mean_iou": round(float(np.mean(per_image)), 6),
-        "pixel_accuracy": round(float(np.trace(pooled) / pooled.sum()), 6),
+        "mean_iou": round(mean_of_present(pooled.iou), 6),
+        "iou": {n: None if np.isnan(v) else round(float(v), 6) for n, v in zip(names, pooled.iou, strict=True)},
+        "image_mean_iou": round(
+            float(np.nanmean([mean_of_present(score_confusion(matrix).iou) for matrix in matrices])), 6
+        ),
+        "pixel_accuracy": round(pooled.pixel_accuracy, 6),
         "images": len(pairs),
     }

@@ -1,0 +1,49 @@
+"""A torch network as an `Engine`, so that validation and the parity gate use the very sweep that infers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from tilelab.engines.base import Float32
+from tilelab.spec import ModelSpec, Precision
+
+
+class TorchEngine:
+    """Runs a network as it is; see `tilelab.engines.base.Engine` for the attributes.
+
+    Args:
+        network: in evaluation mode.
+        spec: its description.
+        precision: ``fp32``, or ``bf16`` for autocast.
+        device: where the network is.
+    """
+
+    name = "torch"
+    batch = 1
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, *, precision: Precision = "fp32", device: str = "cpu"):
+        self.network = network
+        self.spec = spec
+        self.tile = spec.tile
+        self.precision = precision
+        self.device = device
+        self._threads = torch.get_num_threads()
+
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """Compute the logits of `tiles` into `out`."""
+        if torch.get_num_threads() != self._threads:  # a property of each thread that calls
+            torch.set_num_threads(self._threads)
+        kind = torch.device(self.device).type
+        batch = torch.from_numpy(tiles).to(self.device, memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+            torch.from_numpy(out).copy_(self.network(batch))
+
+    def versions(self) -> Mapping[str, str]:
+        """The version of torch."""
+        return {"torch": torch.__version__}
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,50 @@
+"""Optimisers, and the running average of the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from tilelab.training.recipe import Optimizer
+
+
+def build_optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:
+    """The recipe's optimiser; weight decay spares biases and normalisation, as is usual."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    spared = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": wanted.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    if wanted.kind == "sgd":
+        return torch.optim.SGD(groups, lr=wanted.rate, momentum=wanted.momentum)
+    if wanted.kind == "adam":
+        return torch.optim.Adam(groups, lr=wanted.rate, betas=wanted.betas)
+    return torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas)
+
+
+class RunningAverage:
+    """An exponential average of a network's weights and statistics (Polyak), which generalises better than the last.
+
+    The decay grows with the steps up to `decay`, so that the beginning is forgotten; 0 follows the network.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        self.network = copy.deepcopy(network) if decay else network
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, steps: int) -> None:
+        """Take in the network's state after so many steps."""
+        if not self.decay:
+            return
+        decay = min(self.decay, steps / (steps + 10))
+        for mean, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore from a checkpoint's tensors."""
+        if self.decay:
+            self.network.load_state_dict(tensors)

@@ -1,0 +1,230 @@
+"""Images with masks, plane by plane, from anything that `open_image` and `open_labels` read.
+
+Small planes are kept in memory, since every step reads from them; large ones are read where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tilelab.errors import InputError
+from tilelab.evaluation.labels import LabelMap, Labels, open_labels
+from tilelab.evaluation.pairs import list_files, match_names, name_of
+from tilelab.geometry import Box
+from tilelab.io.base import Image
+from tilelab.io.open import open_image
+from tilelab.spec import Normalization
+from tilelab.training.recipe import IGNORE, Data
+from tilelab.volume import Volume
+
+Array = npt.NDArray[Any]
+UInt8 = npt.NDArray[np.uint8]
+
+BLOCK = 64
+"""Side of the blocks in which the pixels of each class are counted."""
+_KEPT_PIXELS = 2**26
+_ZARR = ("zarr.json", ".zgroup", ".zarray")
+
+
+class Mask(Protocol):
+    """Class indices of a plane, or `IGNORE`, read region by region."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    def read(self, box: Box) -> UInt8:
+        """A region ``(y, x)``."""
+        ...
+
+
+class ArrayMask:
+    """A mask in memory, uint8 ``(y, x)``."""
+
+    def __init__(self, array: UInt8) -> None:
+        self.array = array
+        self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
+
+    def read(self, box: Box) -> UInt8:
+        """A region ``(y, x)``."""
+        return self.array[box.slices]
+
+
+class StoredMask:
+    """One plane of labels on disk."""
+
+    def __init__(self, labels: Labels, z: int) -> None:
+        self.labels = labels
+        self.z = z
+        self.shape: tuple[int, int] = labels.shape[1:]
+
+    def read(self, box: Box) -> UInt8:
+        """A region ``(y, x)``."""
+        region: UInt8 = self.labels.read(Box((self.z, *box.start), (self.z + 1, *box.stop)))[0]
+        return region
+
+
+class Plane(Image):
+    """One plane of an image, axes ``yx``, or ``cyx`` where it has several channels."""
+
+    def __init__(self, image: Image, z: int = 0) -> None:
+        self.volume = Volume(image)
+        self.z = z
+        many = self.volume.channels > 1
+        self.uri = f"{image.uri}[{z}]" if self.volume.shape[0] > 1 else image.uri
+        self.axes = "cyx" if many else "yx"
+        self.shape = (*((self.volume.channels,) if many else ()), *self.volume.shape[1:])
+        self.chunks = (*((self.volume.channels,) if many else ()), *self.volume.chunks[1:])
+        self.dtype = image.dtype
+        size = self.volume.pixel_size_nm
+        self.pixel_size_nm = None if size is None else size[1:]
+        self.warnings = image.warnings
+
+    def read(self, box: Box) -> Array:
+        """Decode one region."""
+        at, to = box.start[-2:], box.stop[-2:]
+        region = self.volume.read(Box((self.z, *at), (self.z + 1, *to)))[:, 0]
+        return region[box.start[0] : box.stop[0]] if self.axes == "cyx" else region[0]
+
+    def fingerprint(self) -> dict[str, str]:
+        """That of the image, and which plane."""
+        return self.volume.image.fingerprint() | {"z": str(self.z)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image plane and its mask."""
+
+    name: str
+    image: Image
+    mask: Mask
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.mask.shape
+
+
+def make_pair(name: str, image: Array, mask: UInt8) -> Pair:
+    """A pair of arrays, ``(y, x)`` or ``(c, y, x)`` and uint8 ``(y, x)``."""
+    return Pair(name, Plane(open_image(image, axes="cyx"[-image.ndim :])), ArrayMask(mask))
+
+
+def open_pairs(data: Data, root: Path, classes: int) -> list[Pair]:
+    """Find and check the pairs of one set, in the order of their names, stacks plane by plane.
+
+    Raises:
+        InputError: a folder is missing or empty, a file has no partner, sizes differ, or a mask holds a value that is
+            neither a class nor 255; the files are named.
+    """
+    mapping = LabelMap.parse(data.labels) if data.labels else None
+    pairs: list[Pair] = []
+    room = _KEPT_PIXELS
+    for name, image_path, mask_path in _match(root / data.images, root / data.masks):
+        image, labels = open_image(image_path), open_labels(mask_path, mapping)
+        volume = Volume(image)
+        if volume.shape != labels.shape:
+            sizes = [" x ".join(map(str, shape)) for shape in (volume.shape, labels.shape)]
+            raise InputError(f"image {image_path} has {sizes[0]} pixels (z, y, x), its mask {mask_path} {sizes[1]}")
+        start, stop = data.planes or (0, volume.shape[0])
+        if not 0 <= start < stop <= volume.shape[0]:
+            raise InputError(f"planes {start} to {stop} were asked for, {image_path} has {volume.shape[0]}")
+        for z in range(start, stop):
+            mask: Mask = StoredMask(labels, z)
+            plane: Image = Plane(image, z)
+            if (room := room - mask.shape[0] * mask.shape[1]) >= 0:
+                whole = Box.whole(mask.shape)
+                mask = ArrayMask(mask.read(whole))
+                plane = _keep(plane)
+            _check_mask(mask, classes, mask_path)
+            pairs.append(Pair(name if stop - start == 1 else f"{name}[{z}]", plane, mask))
+            if data.limit and len(pairs) == data.limit:
+                return pairs
+    return pairs
+
+
+def _keep(plane: Image) -> Image:
+    """`plane` in memory."""
+    kept = Plane(open_image(plane.read(Box.whole(plane.shape)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm))
+    kept.uri = plane.uri
+    return kept
+
+
+def _match(images: Path, masks: Path) -> list[tuple[str, Path, Path]]:
+    """Name, image and mask of each pair: two single files, or the namesakes of two folders."""
+    single = [_is_single(path) for path in (images, masks)]
+    if all(single):
+        return [(name_of(images), images, masks)]
+    if any(single):
+        raise InputError(f"{images} and {masks} must both be folders, or both be single images")
+    here, there = list_files(images), list_files(masks)
+    if images == masks:  # one folder for both: those with a partner of a longer name are the images
+        here = {n: p for n, p in here.items() if not any(n != m and n.startswith(m) for m in here)}
+        there = {n: p for n, p in there.items() if n not in here}
+    found = match_names(set(here), there)
+    alone = sorted(set(here) - set(found))
+    if alone:
+        raise InputError(f"{here[alone[0]]} has no mask of the same name in {masks}")
+    left = sorted(set(there.values()) - set(found.values()))
+    if left:
+        raise InputError(f"{left[0]} has no image of the same name in {images}")
+    return [(name, here[name], found[name]) for name in sorted(found)]
+
+
+def _is_single(path: Path) -> bool:
+    if not path.exists():
+        raise InputError(f"no such folder or file: {path}")
+    return path.is_file() or any((path / name).exists() for name in _ZARR)
+
+
+def _check_mask(mask: Mask, classes: int, path: Path) -> None:
+    for band in bands(mask):
+        values = np.flatnonzero(np.bincount(band.ravel(), minlength=256))
+        wrong = [v for v in values if v >= classes and v != IGNORE]
+        if wrong:
+            hint = "" if len(values) > 2 else f": if these are masks of 0 and {wrong[0]}, set labels = '{wrong[0]}:1'"
+            raise InputError(
+                f"mask {path} holds {wrong[0]}, which is not a class (0 to {classes - 1}) or {IGNORE}{hint}"
+            )
+
+
+def bands(mask: Mask) -> Iterator[UInt8]:
+    """The mask from top to bottom, `BLOCK` rows at a time."""
+    height, width = mask.shape
+    for top in range(0, height, BLOCK):
+        yield mask.read(Box((top, 0), (min(height, top + BLOCK), width)))
+
+
+def count_blocks(mask: Mask, classes: int) -> npt.NDArray[np.int64]:
+    """Pixels per class in blocks of 64 x 64, int64 ``(classes, rows, columns)``; reads a row of blocks at a time."""
+    edges = np.arange(0, mask.shape[1], BLOCK)
+    rows = [[np.add.reduceat((band == label).sum(axis=0), edges) for label in range(classes)] for band in bands(mask)]
+    return np.array(rows, dtype=np.int64).transpose(1, 0, 2)
+
+
+def measure_normalization(pairs: Sequence[Pair]) -> Normalization:
+    """Mean and standard deviation over all pixels of all images, as constants; per channel where there are several."""
+    count, total, square = 0, np.zeros(1), np.zeros(1)
+    for pair in pairs:
+        plane = Plane(pair.image)
+        height, width = pair.shape
+        for top in range(0, height, 512):
+            box = Box((0, top, 0), (1, min(height, top + 512), width))
+            values = plane.volume.read(box).reshape(plane.volume.channels, -1).astype(np.float64)
+            count += values.shape[1]
+            total = total + values.sum(axis=1)
+            square = square + np.square(values).sum(axis=1)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(square / count - mean**2, 1e-12))
+    return Normalization(
+        mean=tuple(round(float(m), 4) for m in mean),
+        std=tuple(max(1e-6, round(float(d), 4)) for d in deviation),
+        dtype=str(pairs[0].image.dtype),
+    )
