@@ -18,7 +18,7 @@ class Options:
         engine, device, precision, batch, threads: see `tilelab.load_engine`.
         model: what the user says of the model.
         auto_tile: find the fastest tile that the model and `memory_bytes` allow.
-        level, channel: of an image that has several.
+        level, channel, timepoint: of an image that has several.
         pixel_size_nm: of the image, when its file does not say or is wrong.
         ignore_pixel_size: run although the image's pixel size is not the model's.
         rescale: resample the image to the model's pixel size; the result has that pixel size too.
@@ -46,6 +46,7 @@ class Options:
     auto_tile: bool = False
     level: int = 0
     channel: int | None = None
+    timepoint: int | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     ignore_pixel_size: bool = False
     rescale: bool = False

@@ -62,7 +62,7 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
     else:
         from tilelab.io.open import open_image
 
-        opened = open_image(image, level=options.level, channel=options.channel)
+        opened = open_image(image, level=options.level, channel=options.channel, timepoint=options.timepoint)
     notes = list(opened.warnings)
     spatial = opened.axes.replace("c", "")
     if options.pixel_size_nm is not None:

@@ -105,6 +105,10 @@ def infer(
             opened.callback(prepared.image.close)
         for line in prepared.notes:
             note(line)
+        if target.suffix == ".png":
+            from tilelab.io.png_out import check_png
+
+            check_png(prepared.plan.source.shape, target)
         done = finished(target, work, prepared.fingerprint, options.restart)
         clock.mark("start")
         stalls = None

@@ -20,6 +20,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
     add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
+    add("--timepoint", type=int, metavar="N", help="time point of the image, if it has several")
     add("--pixel-size", type=_floats, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
     add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
     add("--rescale", action="store_true", help="resample the image to the model's pixel size")
@@ -72,6 +73,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         auto_tile=args.tile == "auto",
         level=args.level,
         channel=args.channel,
+        timepoint=args.timepoint,
         pixel_size_nm=args.pixel_size,
         ignore_pixel_size=args.ignore_pixel_size,
         rescale=args.rescale,
