@@ -16,7 +16,6 @@ from tilelab.cluster.dispatch import Assign, Attempt, Dispatcher, Failure, Limit
 from tilelab.cluster.start import dashboard_link, start_client
 from tilelab.cluster.task import EngineFacts, Order, describe, run_unit
 from tilelab.engines.base import Float32
-from tilelab.engines.registry import read_model
 from tilelab.errors import ClusterError, EngineError, Incomplete, InputError, ModelError, OutputError, TilelabError
 from tilelab.io.zarr_sink import OmeZarrSink
 from tilelab.journal import Journal
@@ -36,20 +35,22 @@ class Progress(Protocol):
 
 REPORT_SECONDS = 0.5
 REPORTS_PER_SECOND = 200  # of all workers together: what a client and a scheduler take in passing
+LOAD_SECONDS = 20.0  # how long the first worker that has the engine waits for the others; later ones join later
+RESTART_SECONDS = 30.0
 LINGER_SECONDS = 10.0  # how long the end waits for workers that are still at something no longer wanted
 
 
 class RemoteEngine:
     """An engine that is loaded in the workers only; says what they say, computes nothing."""
 
-    def __init__(self, facts: EngineFacts, path: Path | None, warnings: tuple[str, ...]) -> None:
+    def __init__(self, facts: EngineFacts, warnings: tuple[str, ...]) -> None:
         self.name = facts.name
         self.device = facts.device
         self.precision: Precision = parse_precision(facts.precision)
         self.batch = facts.batch
         self.spec = ModelSpec.from_json(facts.spec)
         self.tile = self.spec.tile
-        self.path = path
+        self.model_digest = facts.digest
         self.warnings = warnings
         self._versions = dict(facts.versions)
 
@@ -73,6 +74,7 @@ class Crew:
     options: as each of them understands them.
     unfit: workers that could not load it, and why.
     summary: for the report.
+    task: what a worker does with a unit.
     """
 
     client: Any
@@ -84,6 +86,7 @@ class Crew:
     note: Callable[[str], None]
     unfit: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    task: Callable[[Order, int, int, int], None] = run_unit
 
     def sweep_units(
         self, prepared: Prepared, plan: Plan, sink: OmeZarrSink, journal: Journal, progress: Progress
@@ -114,7 +117,8 @@ class Crew:
         try:
             return sweep.run()
         finally:
-            self.summary |= {"lost": sweep.lost, "units_repeated": sweep.dispatcher.retries}
+            dispatcher = sweep.dispatcher
+            self.summary |= {"lost": sweep.lost, "repeated": dispatcher.retries, "raced": dispatcher.races}
 
 
 @contextlib.contextmanager
@@ -143,8 +147,7 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         for address, why in unfit.items():
             note(f"worker {address} is left out: {why}")
         fitted = replace(fitted, workers=len(addresses) - len(unfit))
-        path = None if model.partition(":")[0] == "identity" else read_model(model).path
-        engine = RemoteEngine(facts, path, warnings)
+        engine = RemoteEngine(facts, warnings)
         yield Crew(client, image, model, facts, engine, fitted, note, unfit, {"count": fitted.workers})
 
 
@@ -161,16 +164,13 @@ def _describe(
     client: Any, addresses: list[str], model: str, options: Options
 ) -> tuple[EngineFacts, tuple[str, ...], dict[str, str]]:
     """Load the engine in every worker; those that cannot are named with the reason."""
-    from distributed import wait
-
     futures = {
         address: client.submit(
             describe, model, options, workers=[address], pure=False, key=f"load-engine-{uuid.uuid4()}"
         )
         for address in addresses
     }
-    with client.as_current(), contextlib.suppress(TimeoutError):
-        wait(list(futures.values()), timeout=options.patience_seconds)
+    _wait(list(futures.values()), options.patience_seconds)
     known: dict[str, EngineFacts] = {}
     warnings: tuple[str, ...] = ()
     unfit: dict[str, str] = {}
@@ -182,13 +182,12 @@ def _describe(
             error = future.exception()
             first = first or error
             unfit[address] = str(error) if isinstance(error, TilelabError) else f"{type(error).__name__}: {error}"
-        else:
-            unfit[address] = f"it did not load the engine within {options.patience_seconds:.0f} s"
     client.cancel(list(futures.values()))
     if not known:
         if isinstance(first, TilelabError):
             raise first
-        raise ClusterError(f"no worker can load the engine: {next(iter(unfit.values()))}")
+        why = next(iter(unfit.values()), f"none has done so within {options.patience_seconds:.0f} s")
+        raise ClusterError(f"no worker can load the engine: {why}")
     reference, facts = next(iter(known.items()))
     for address, other in known.items():
         differ = facts.differences(other)
@@ -198,6 +197,21 @@ def _describe(
                 "make them the same"
             )
     return facts, warnings, unfit
+
+
+def _wait(futures: list[Any], seconds: float) -> None:
+    """Until all are done, or the first one has been for `LOAD_SECONDS`, but not longer than `seconds`."""
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
+    deadline = time.monotonic() + seconds
+    for _ in futures:
+        try:
+            future = done.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return
+        if future.status == "finished":
+            deadline = min(deadline, time.monotonic() + LOAD_SECONDS)
 
 
 class _Sweep:
@@ -214,6 +228,7 @@ class _Sweep:
         self.shown: dict[int, int] = {}  # tiles of each unit in flight that the progress bar has
         self.traces: dict[str, None] = {}
         self.futures: dict[int, Any] = {}
+        self.restarts: list[threading.Thread] = []
         self.resources: dict[str, dict[str, float]] = {}
         self.inbox: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         limits = Limits(patience=crew.options.patience_seconds)
@@ -379,7 +394,7 @@ class _Sweep:
     def _submit(self, attempt: Attempt) -> None:
         self.shown.setdefault(attempt.unit, self._before(attempt))
         future = self.client.submit(
-            run_unit,
+            self.crew.task,
             self.order,
             attempt.unit,
             attempt.start,
@@ -401,13 +416,14 @@ class _Sweep:
 
     def _restart(self, worker: str) -> None:
         """End a hung worker's process; its nanny starts another.  Takes a while, so not in this thread."""
-        self.crew.note(f"worker {worker} hangs: it is restarted, its unit goes to another")
+        self.crew.note(f"worker {worker} hangs and is restarted")
 
         def restart() -> None:
             with contextlib.suppress(Exception):
-                self.client.restart_workers([worker], timeout=60, raise_for_error=False)
+                self.client.restart_workers([worker], timeout=RESTART_SECONDS, raise_for_error=False)
 
-        threading.Thread(target=restart, name="tilelab-restart", daemon=True).start()
+        self.restarts.append(threading.Thread(target=restart, name="tilelab-restart", daemon=True))
+        self.restarts[-1].start()
 
     def _linger(self) -> None:
         """Give workers that are still at something unwanted a moment to stop: the result is about to be renamed."""
@@ -415,6 +431,10 @@ class _Sweep:
         deadline = time.monotonic() + LINGER_SECONDS
         while self.dispatcher.attempts and time.monotonic() < deadline:
             self._receive(0.1)
+        for worker in {attempt.worker for attempt in self.dispatcher.attempts.values()}:
+            self._restart(worker)
+        for thread in self.restarts:
+            thread.join(RESTART_SECONDS)
 
     def _leave(self) -> None:
         with contextlib.suppress(Exception):

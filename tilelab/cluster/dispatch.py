@@ -14,6 +14,7 @@ Only units in flight or in trouble are held: memory depends on the number of wor
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tilelab.geometry import Units
 
 PREFETCH = 2  # rounds of units left below which no worker gets a second one: it would only delay the end
 RACE = 2.0  # a unit is raced when an idle worker needs at most 1 / RACE of the time that its own still does
+UPTAKE = 10.0  # seconds after which a worker that did not take up a unit is taken for busy
 STREAK = 5  # errors in a row after which a worker gets no more units, as long as there are others
 FRUITLESS = 16  # units in a row that fail with nothing finished in between: then it is not the units
 UNWRITABLE = 3  # the same for errors of the output, which no other unit will fare better with
@@ -120,6 +122,7 @@ class Dispatcher:
         left: units neither finished nor given up.
         stopped: why going on is pointless, else None.
         retries: attempts that had to be repeated.
+        races: units that a second worker took up at the end.
     """
 
     def __init__(
@@ -144,7 +147,7 @@ class Dispatcher:
         self.attempts: dict[int, Attempt] = {}
         self.failures: list[Failure] = []
         self.stopped: Failure | None = None
-        self.retries = 0
+        self.retries = self.races = 0
         self.left = len(units) - sum(self._is_finished(unit) for unit in positions)
         self._fresh = self.left
         self._order = (unit for unit in largest_first(units) if not self._is_finished(unit))
@@ -318,7 +321,7 @@ class Dispatcher:
 
     def _relieve(self, now: float) -> None:
         """Nothing is left to hand out: let idle workers take over what waits, and race what is slow."""
-        waiting = [a for a in self.attempts.values() if a.began is None and not a.released and self._is_behind(a)]
+        waiting = [a for a in self.attempts.values() if self._is_waiting(a, now)]
         for worker in list(self._loads[0]):
             if waiting:
                 attempt = waiting.pop()
@@ -332,11 +335,14 @@ class Dispatcher:
             position = self._positions.get(slowest.unit, slowest.start)
             if self._seconds_left(slowest, now, rate) <= RACE * self._tiles(slowest.unit, position) / rate:
                 break
+            self.races += 1
             self._assign(worker, slowest.unit, now)
 
-    def _is_behind(self, attempt: Attempt) -> bool:
-        """Whether another attempt occupies its worker."""
-        return self._workers[attempt.worker].attempts[0] != attempt.number
+    def _is_waiting(self, attempt: Attempt, now: float) -> bool:
+        """Whether it is behind another attempt of its worker, or its worker does not take it up."""
+        if attempt.began is not None or attempt.released:
+            return False
+        return self._workers[attempt.worker].attempts[0] != attempt.number or now - attempt.seen > UPTAKE
 
     def _alone(self) -> Iterator[Attempt]:
         """Running attempts that are not raced."""
@@ -386,12 +392,13 @@ class Dispatcher:
             return  # another one races it
         trouble = self._troubles.setdefault(attempt.unit, _Trouble())
         if cause is not None:
-            if self._positions.get(attempt.unit, attempt.start) > attempt.start:
+            if self._positions.get(attempt.unit, attempt.start) > attempt.start:  # it got on
                 trouble.errors = trouble.deaths = 0
                 trouble.tried.clear()
+            else:
+                trouble.deaths += death
+                trouble.errors += not death
             trouble.tried.add(attempt.worker)
-            trouble.deaths += death
-            trouble.errors += not death
             if trouble.errors >= self.limits.errors or trouble.deaths >= self.limits.deaths:
                 self._give_up(attempt.unit, cause, trouble.errors + trouble.deaths)
                 return
@@ -439,8 +446,10 @@ def largest_first(units: Units) -> Iterator[int]:
     whole = [cuts.size // cuts.extent for cuts in units.cuts]
     for edges in sorted(product((False, True), repeat=len(counts)), key=sum):
         ranges = [range(w, n) if edge else range(w) for edge, w, n in zip(edges, whole, counts, strict=True)]
-        for at in product(*ranges):
-            index = 0
-            for i, n in zip(at, counts, strict=True):
-                index = index * n + i
+        for place in range(math.prod(map(len, ranges))):  # product() would list its ranges first
+            rest, index, weight = place, 0, 1
+            for axis, n in zip(reversed(ranges), reversed(counts), strict=True):
+                rest, i = divmod(rest, len(axis))
+                index += axis[i] * weight
+                weight *= n
             yield index

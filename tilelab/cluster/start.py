@@ -14,8 +14,9 @@ from tilelab.errors import ClusterError
 from tilelab.memory import DEFAULT_LIMIT, available_memory
 from tilelab.options import Options
 
-CONNECT_SECONDS = 30
+CONNECT_SECONDS = 10
 START_SECONDS = 120
+CLOSE_SECONDS = 15
 
 # One big task at a time and nothing kept between tasks: spilling, pausing, stealing and profiling only get in the way.
 # A worker that reaches 95 % of its memory is ended by its nanny, and started anew.
@@ -114,6 +115,7 @@ def _local_cluster(options: Options) -> Iterator[Any]:
                         "dashboard": False,
                         "silence_logs": logging.CRITICAL,
                         "config": config,
+                        "preload": ["tilelab.cluster.preload", *dask.config.get("distributed.worker.preload")],
                     },
                 }
                 for index, slot in enumerate(slots)
@@ -125,7 +127,8 @@ def _local_cluster(options: Options) -> Iterator[Any]:
         try:
             yield cluster
         finally:
-            cluster.close(timeout=10)
+            with contextlib.suppress(TimeoutError):  # the workers end with this process, at the latest
+                cluster.close(timeout=CLOSE_SECONDS)
 
 
 @contextlib.contextmanager

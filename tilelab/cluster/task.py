@@ -57,7 +57,7 @@ class EngineFacts:
             engine.batch,
             engine.spec.to_json(),
             model_digest(engine),
-            tuple(sorted(engine.versions().items())),
+            tuple(engine.versions().items()),
         )
 
     def differences(self, other: EngineFacts) -> list[str]:
