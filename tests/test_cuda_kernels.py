@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tilelab.geometry import AxisTiling
@@ -25,7 +25,7 @@ from tilelab.kernels.reference import SIGMOID, SOFTMAX
 
 pytest.importorskip("numba.cuda")
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-EXAMPLES = 20 if SIMULATED else 60
+EXAMPLES = 40 if SIMULATED else 60
 ARCHITECTURES = [(7, 5), (8, 0), (9, 0), (12, 0)]
 seeds = st.integers(0, 2**32 - 1)
 
@@ -75,12 +75,12 @@ blocks = st.sampled_from([(4, 2), (2, 1), (8, 3)])
     out=st.sampled_from([np.float32, np.float16]),
     channels=st.integers(1, 3),
     repeat=st.booleans(),
-    tile=st.tuples(*[st.integers(1, 17), st.integers(1, 3), st.integers(1, 21)]),
-    size=st.tuples(*[st.integers(1, 20), st.integers(1, 5), st.integers(1, 40)]),
     block=blocks,
 )
-def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, tile, size, block):
+def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, block):
     rng = np.random.default_rng(seed)
+    tile = tuple(int(rng.integers(1, n)) for n in (12, 4, 40))
+    size = tuple(int(rng.integers(1, n)) for n in (20, 6, 60))
     image = (rng.random((1 if repeat else channels, *size)) * 200).astype(dtype)
     axes = [AxisTiling(n, t, 0) for n, t in zip(size, tile, strict=True)]
     count = 3
@@ -121,21 +121,22 @@ def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, 
     seed=seeds,
     classes=st.sampled_from([1, 2, 3, 19]),
     dtype=st.sampled_from([np.float32, np.float16]),
-    tile=st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9)),
-    canvas=st.tuples(st.integers(9, 12), st.integers(1, 4), st.integers(1, 12)),
-    start=st.integers(0, 40),
-    count=st.integers(1, 5),
     block=blocks,
-    data=st.data(),
 )
-def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, tile, canvas, start, count, block, data):
+@example(seed=1, classes=2, dtype=np.float32, block=(4, 2))
+@example(seed=2, classes=19, dtype=np.float16, block=(2, 1))
+def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, block):
+    # sizes come from the seed: hypothesis would mostly draw the least, and blend nothing
     rng = np.random.default_rng(seed)
+    tile = (int(rng.integers(1, 12)), int(rng.integers(1, 4)), int(rng.integers(1, 10)))
+    canvas = (tile[0] + int(rng.integers(0, 3)), int(rng.integers(1, 4)), int(rng.integers(1, 14)))
+    start, count = int(rng.integers(0, 40)), int(rng.integers(1, 6))
     origin = (100, 200)
-    begin = data.draw(st.integers(start, start + tile[0]))
-    end = data.draw(st.integers(begin, start + tile[0]))
+    begin = start + int(rng.integers(0, tile[0] // 2 + 1))
+    end = begin + int(rng.integers((start + tile[0] - begin) // 2, start + tile[0] - begin + 1))
     placement = np.zeros((count + 2, 4), np.int32)
-    placement[:, 0] = origin[0] + rng.integers(-2, 4, count + 2)
-    placement[:, 1] = origin[1] + rng.integers(-8, 12, count + 2)
+    placement[:, 0] = origin[0] + rng.integers(1 - tile[1], canvas[1], count + 2)
+    placement[:, 1] = origin[1] + rng.integers(-tile[2], canvas[2] + 1, count + 2)
     placement[:, 2:] = rng.integers(0, 2, (count + 2, 2))
     shares = [rng.random((2, t)).astype(np.float32) for t in tile]
     logits = rng.normal(size=(count + 1, classes, *tile)).astype(dtype)
@@ -157,18 +158,17 @@ def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, tile, canvas
     seed=seeds,
     classes=st.sampled_from([1, 2, 3, 19]),
     activation=st.sampled_from([SOFTMAX, SIGMOID]),
-    size=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 21)),
-    row=st.integers(0, 20),
     scale=st.sampled_from([0.1, 3.0, 40.0]),
     want_logits=st.booleans(),
     want_probabilities=st.booleans(),
     block=blocks,
 )
 def test_finish_is_equal_to_the_reference(
-    gpu, seed, classes, activation, size, row, scale, want_logits, want_probabilities, block
+    gpu, seed, classes, activation, scale, want_logits, want_probabilities, block
 ):
     rng = np.random.default_rng(seed)
-    n, height, width = size
+    size = n, height, width = tuple(int(rng.integers(1, k)) for k in (5, 4, 40))
+    row = int(rng.integers(0, 20))
     canvas = (rng.normal(size=(classes, n + 2, height, width)) * scale).astype(np.float32)
     canvas[:, :, :, ::5] = 0  # ties
     channels = np.arange(classes + activation)[::-1].copy() if want_probabilities else np.empty(0, np.int64)
