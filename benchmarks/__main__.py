@@ -1,0 +1,102 @@
+"""Measure tilelab: against the bare engine, against the machine, and against what users would pick instead.
+
+    python -m benchmarks                           the short set: minutes
+    python -m benchmarks run --scale full          everything at 9958 x 9959
+    python -m benchmarks run limits scaling        these only; what was measured before is kept
+    python -m benchmarks install-peers             the peers, in an environment of their own
+    python -m benchmarks page                      draw the page and the plots again
+    python -m benchmarks readme                    put the headline table into README.md
+    python -m benchmarks guard [--update]          compare ratios with those in the repository
+
+Results lie in benchmarks/results: README.md, results.json and the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.settings import CACHE, RESULTS, ROOT, SCALES
+from tilelab.errors import TilelabError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = _parse(sys.argv[1:] if argv is None else list(argv))
+    try:
+        return _run(args)
+    except TilelabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    from benchmarks.suite import SUITE
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    names = "; ".join(f"{name}: {entry.title.lower()}" for name, entry in SUITE.items())
+    run = commands.add_parser("run", help="measure", description=f"Measure. {names}.")
+    run.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(SUITE)} (all)")
+    run.add_argument("--scale", choices=tuple(SCALES), default="short", help="how large everything is (%(default)s)")
+    run.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
+    run.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="where model and images are kept")
+    page = commands.add_parser("page", help="draw the page and the plots again")
+    page.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where results.json is")
+    readme = commands.add_parser("readme", help="put the headline table into README.md")
+    readme.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where results.json is")
+    readme.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
+    guard = commands.add_parser("guard", help="compare ratios with those in the repository")
+    guard.add_argument("--update", action="store_true", help="keep the ratios of this machine instead")
+    guard.add_argument("--quick", action="store_true", help="only those that take seconds")
+    commands.add_parser("install-peers", help="install what users would pick instead (7 GB)")
+    args = parser.parse_args(argv or ["run"])
+    if args.command is None:
+        parser.error("which command?")
+    unknown = sorted(set(getattr(args, "names", ())) - set(SUITE))
+    if unknown:
+        run.error(f"no benchmark {unknown[0]!r}: choose among {', '.join(SUITE)}")
+    return args
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "run":
+        from benchmarks.suite import SUITE, run_suite
+
+        ok = run_suite(args.names or list(SUITE), SCALES[args.scale], args.out, args.cache, print)
+        print(f"{args.out / 'README.md'}")
+        return 0 if ok else 1
+    if args.command == "page":
+        from benchmarks.suite import draw
+
+        draw(args.out, print)
+    elif args.command == "readme":
+        from benchmarks.headline import rewrite
+        from benchmarks.suite import load
+
+        rewrite(args.readme, load(args.out))
+    elif args.command == "guard":
+        from benchmarks import guard
+
+        if args.update:
+            guard.update()
+        else:
+            ratios = guard.check(guard.QUICK if args.quick else None)
+            return 0 if all(ratio.holds for ratio in ratios) else 1
+    else:
+        from benchmarks.versus import install_peers
+
+        install_peers(print)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""All benchmarks by name, and the one document that their measurements go to."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import commit, describe_machine, load_average
+from benchmarks.settings import Scale
+from benchmarks.workbench import Workbench
+from tilelab.errors import InputError
+
+FORMAT = 1
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: its title on the page, and the function ``module:name`` that takes a workbench."""
+
+    title: str
+    function: str
+
+    def measure(self, bench: Workbench) -> dict[str, Any]:
+        """Run it; a document ready for JSON."""
+        module, _, name = self.function.partition(":")
+        found: dict[str, Any] = getattr(importlib.import_module(module), name)(bench)
+        return found
+
+
+SUITE = {
+    "efficiency": Benchmark("Against the bare engine", "benchmarks.precision:measure_efficiency"),
+    "precision": Benchmark("Precisions and stages", "benchmarks.precision:measure_precisions"),
+    "limits": Benchmark("Against the machine", "benchmarks.limits:measure_limits"),
+    "scaling": Benchmark("Larger and larger", "benchmarks.scaling:measure_scaling"),
+    "peers": Benchmark("Against what users would pick instead", "benchmarks.versus:measure_peers"),
+}
+
+
+def run_suite(names: Sequence[str], scale: Scale, out: Path, cache: Path, say: Callable[[str], None]) -> bool:
+    """Measure, and write results and page after each benchmark, so that nothing is lost by a later one's failure.
+
+    Returns:
+        Whether all succeeded; one that failed keeps its message in the document.
+    """
+    bench = Workbench(scale, cache, lambda line: say(f"  {line}"))
+    ok = True
+    for name in names:
+        say(f"{name}: {SUITE[name].title.lower()}")
+        section: dict[str, Any] = {
+            "scale": scale.name,
+            "commit": commit(),
+            "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "load_before": load_average(),
+            "machine": describe_machine(),
+        }
+        began = time.perf_counter()
+        try:
+            section["found"] = SUITE[name].measure(bench)
+        except Exception as error:  # noqa: BLE001 - the others are measured all the same
+            ok = False
+            section["failed"] = f"{type(error).__name__}: {error}"
+            say(traceback.format_exc())
+        section["seconds"] = time.perf_counter() - began
+        section["commands"] = bench.take_commands()
+        keep(out, name, section)
+    draw(out, say)
+    return ok
+
+
+def keep(out: Path, name: str, section: dict[str, Any]) -> None:
+    """Put one benchmark's section into the document."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / RESULTS_FILE
+    document = load(out) if path.exists() else {"format": FORMAT, "sections": {}}
+    document["sections"][name] = section
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)
+
+
+def load(out: Path) -> dict[str, Any]:
+    """The document.
+
+    Raises:
+        InputError: there is none, or it is of another format.
+    """
+    path = out / RESULTS_FILE
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"no measurements in {path} ({error}): python -m benchmarks run") from error
+    if document.get("format") != FORMAT:
+        raise InputError(f"{path} has format {document.get('format')}, this is {FORMAT}: measure again")
+    return document
+
+
+def draw(out: Path, say: Callable[[str], None]) -> None:
+    """The page and the plots, from the document."""
+    from benchmarks.page import write_page
+
+    document = load(out)
+    try:
+        from benchmarks.plots import draw_plots
+
+        pictures = draw_plots(document, out)
+    except ModuleNotFoundError as error:
+        say(f"no plots: {error.name} is not installed (pip install -r benchmarks/requirements.txt)")
+        pictures = {}
+    write_page(document, out / "README.md", pictures)

@@ -1,0 +1,112 @@
+"""What every benchmark gets: sizes, the model, images, and a way to run commands that are written down."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.model import Model, plane, prepare_model
+from benchmarks.processes import Outcome, run_process
+from benchmarks.settings import CACHE, ROOT, Scale, Shape
+
+
+class Workbench:
+    """One run of some benchmarks at one scale.
+
+    Attributes:
+        scale: how large everything is.
+        cache: folder for models and images, kept from run to run.
+        say: told one line for each thing that begins.
+    """
+
+    def __init__(self, scale: Scale, cache: Path = CACHE, say: Callable[[str], None] = lambda _: None) -> None:
+        self.scale, self.cache, self.say = scale, cache, say
+        self._commands: list[str] = []
+
+    @cached_property
+    def model(self) -> Model:
+        """The network, in full precision."""
+        self.say("preparing the model")
+        return prepare_model(self.scale, self.cache)
+
+    @cached_property
+    def quantized(self) -> dict[str, Path]:
+        """The network in int8, by engine; an engine is missing where its quantiser is."""
+        from benchmarks.quantize import prepare_quantized
+
+        return prepare_quantized(self.scale, self.cache, self.model, self.say)
+
+    def image(self, shape: Shape) -> Path:
+        """A plane of micrographs."""
+        return plane(self.scale, self.cache, shape)
+
+    def truth(self, shape: Shape) -> Path:
+        """Its labels."""
+        return plane(self.scale, self.cache, shape, truth=True)
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A folder for results, gone afterwards; on the disk that the images are on."""
+        (self.cache / "work").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.cache / "work") as name:
+            yield Path(name)
+
+    def run(self, words: list[str | Path], **limits: Any) -> Outcome:
+        """Run a command from the repository's root, see `run_process`; it is among `commands` afterwards."""
+        line = shlex.join("python" if word == sys.executable else self._short(word) for word in words)
+        if line not in self._commands:
+            self._commands.append(line)
+        return run_process(words, cwd=ROOT, **limits)
+
+    def infer(self, shape: Shape, out: Path, *words: str | Path, model: Path | None = None, **limits: Any) -> Infer:
+        """Run ``tilelab infer`` on a plane, as users do: a process of its own, from its start to the finished result."""
+        report = out.with_suffix(".json")
+        command: list[str | Path] = [sys.executable, "-m", "tilelab", "infer", self.image(shape)]
+        command += ["--model", model or self.model.onnx, "-o", out, "--report", report, "--quiet", *words]
+        outcome = self.run(command, **limits)
+        return Infer(outcome, json.loads(report.read_text()) if report.exists() else None)
+
+    def take_commands(self) -> list[str]:
+        """The commands run since the last call."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _short(self, word: str | Path) -> str:
+        """Without the folders of this machine."""
+        text = str(word)
+        work = str(self.cache / "work")
+        if text.startswith(work):
+            return "/".join(["WORK", *Path(text).relative_to(work).parts[1:]])
+        return text.replace(str(self.cache), "benchmarks/.cache").replace(f"{ROOT}/", "")
+
+
+class Infer:
+    """A run of ``tilelab infer``: its process and its own report."""
+
+    def __init__(self, outcome: Outcome, report: dict[str, Any] | None) -> None:
+        self.outcome = outcome
+        self._report = report
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The run report.
+
+        Raises:
+            RuntimeError: the run failed; says why.
+        """
+        if not self.outcome.ok or self._report is None:
+            raise RuntimeError(f"tilelab infer failed: {self.outcome.reason}")
+        return self._report
+
+    @property
+    def memory_growth(self) -> int:
+        """Bytes above the loaded engine."""
+        memory = self.report["memory"]
+        return int(memory["peak"] - memory["before"])
