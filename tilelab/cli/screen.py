@@ -79,10 +79,15 @@ def summary(report: dict[str, Any]) -> str:
         "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, {tiles['inferred']} tiles{skipped}",
         "time": f"{seconds['wall']:.1f} s, {report['megapixels_per_second']:.2f} MP/s",
         "engine busy": f"{seconds['engine']:.1f} s; waited for {waits}",
-        "memory": f"peak {format_bytes(report['memory']['peak'])}, "
-        f"{format_bytes(max(0, report['memory']['peak'] - report['memory']['before']))} above the loaded engine",
-        "result": report["output"],
     }
+    if "workers" in report:
+        work = report["workers"]
+        rows["workers"] = f"{work.get('lost', 0)} lost, {work.get('repeated', 0)} units repeated"
+    else:
+        memory = report["memory"]
+        above = format_bytes(max(0, memory["peak"] - memory["before"]))
+        rows["memory"] = f"peak {format_bytes(memory['peak'])}, {above} above the loaded engine"
+    rows["result"] = report["output"]
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
 
