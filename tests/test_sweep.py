@@ -307,4 +307,5 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
     expected = {"read": InputError, "engine": MemoryError, "write": OutputError, "interrupt": KeyboardInterrupt}[stage]
     with pytest.raises(expected):
         Unit(job, engine, Box.whole(job.image.shape)).run(collector)
-    assert not [t for t in threading.enumerate() if t.name.startswith("tilelab-")]
+    stages = {f"tilelab-{name}" for name in ("read", "cut", "blend", "write")}
+    assert not stages & {thread.name for thread in threading.enumerate()}

@@ -26,10 +26,16 @@ _GPU_LIBRARIES = ("onnxruntime-gpu", "tensorrt", "numba-cuda")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--engine", metavar="FILE", help="check a compiled engine file against ONNX Runtime, on a drawn micrograph"
+    )
+    parser.add_argument("--onnx", metavar="FILE", help="the network that the engine file was built from")
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine the machine and tell; an `EngineError` when nothing on it can run a model."""
+    if args.engine is not None:
+        return _check_file(args.engine, args.onnx)
     found = examine()
     if args.json:
         print(json.dumps(found, indent=1))
@@ -39,6 +45,17 @@ def run(args: argparse.Namespace) -> int:
         show(found, Console(highlight=False, soft_wrap=False))
     if not any(row["works"] for row in found["engines"]):
         raise EngineError("no engine works here: pip install 'tilelab[cpu]'")
+    return 0
+
+
+def _check_file(path: str, onnx: str | None) -> int:
+    """Whether a compiled engine is right on this machine; an `EngineError` when it is not."""
+    from tilelab.gpu_check import self_check
+
+    report = self_check(path, onnx)
+    print(report)
+    if not report.passed:
+        raise EngineError(f"{path} does not compute what its network does: build it again, in fp32 if need be")
     return 0
 
 
