@@ -110,7 +110,7 @@ def self_check(
         labels, logits = _sweep(image, engine, on_gpu=False)
         expected, truth = _sweep(image, reference, on_gpu=False)
         differs = None
-        if sweep:
+        if sweep and engine.device.startswith("cuda"):
             differs = float((_sweep(image, engine, on_gpu=True)[0] != labels).mean())
         return SelfCheck(
             engine=f"{engine.name} {engine.precision} on {engine.device}",

@@ -133,5 +133,5 @@ def check_device_memory(buffers: DeviceBuffers, engine_bytes: int, free_bytes: i
     raise PlanError(
         f"one unit needs {format_bytes(needed)} of GPU memory "
         f"({', '.join(f'{name} {format_bytes(size)}' for name, size in parts)}), {format_bytes(free_bytes)} are free: "
-        f"lower --lane-width, --batch or --tile"
+        f"raise --lanes, or lower --batch or --tile"
     )

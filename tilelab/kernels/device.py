@@ -146,5 +146,5 @@ def memory_errors(need_bytes: int) -> Iterator[None]:
         free, total = cuda.current_context().get_memory_info()
         raise EngineError(
             f"GPU out of memory: {need_bytes / 2**30:.2f} GiB more were needed, {free / 2**30:.2f} of "
-            f"{total / 2**30:.2f} GiB are free: lower --batch, --lane-width or --tile"
+            f"{total / 2**30:.2f} GiB are free: raise --lanes, or lower --batch or --tile"
         ) from error
