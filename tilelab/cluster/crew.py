@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import queue
 import threading
 import time
@@ -86,7 +87,7 @@ class Crew:
     note: Callable[[str], None]
     unfit: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    task: Callable[[Order, int, int, int], None] = run_unit
+    task: Callable[[str, bytes, int, int, int], None] = run_unit
 
     def sweep_units(
         self, prepared: Prepared, plan: Plan, sink: OmeZarrSink, journal: Journal, progress: Progress
@@ -214,11 +215,22 @@ def _wait(futures: list[Any], seconds: float) -> None:
             deadline = min(deadline, time.monotonic() + LOAD_SECONDS)
 
 
+class _PerKey:
+    """A Dask annotation that differs from task to task; the scheduler asks it."""
+
+    def __init__(self, values: dict[Any, Any]) -> None:
+        self._values = values
+
+    def __call__(self, key: Any) -> Any:
+        return self._values.get(key)
+
+
 class _Sweep:
     """One job on its way: messages in, actions out, in the calling thread."""
 
     def __init__(self, crew: Crew, order: Order, journal: Journal, progress: Callable[[int], None]) -> None:
         self.crew, self.client, self.order = crew, crew.client, order
+        self.parcel = pickle.dumps(order)  # once, not for every unit
         self.journal, self.progress = journal, progress
         self.plan = order.plan
         self.axis = self.plan.frame.sweep_axis
@@ -229,7 +241,7 @@ class _Sweep:
         self.traces: dict[str, None] = {}
         self.futures: dict[int, Any] = {}
         self.restarts: list[threading.Thread] = []
-        self.resources: dict[str, dict[str, float]] = {}
+        self.gpu_workers: set[str] = set()
         self.inbox: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         limits = Limits(patience=crew.options.patience_seconds)
         self.dispatcher = Dispatcher(self.plan.units, self.axis, journal.positions, self.tiles_from, limits)
@@ -345,8 +357,8 @@ class _Sweep:
             return
         self.seen.add(address)
         worker = self.client.scheduler_info()["workers"].get(address, {})
-        if worker.get("resources", {}).get("GPU"):  # counted there, so that what others run does not share it
-            self.resources[address] = {"GPU": 1}
+        if worker.get("resources", {}).get("GPU"):
+            self.gpu_workers.add(address)
         self.dispatcher.join(address)
 
     def _record(self, unit: int, position: int) -> None:
@@ -381,38 +393,53 @@ class _Sweep:
     # actions
 
     def _act(self) -> None:
+        assigned = []
         for action in self.dispatcher.actions(time.monotonic()):
             match action:
                 case Assign(attempt):
-                    self._submit(attempt)
+                    assigned.append(attempt)
                 case Release(attempt):
                     if attempt.number in self.futures:
                         self.futures[attempt.number].release()
                 case Restart(worker):
                     self._restart(worker)
+        # a worker that counts its GPUs is asked for one, so that what others run there does not share it
+        self._submit([a for a in assigned if a.worker in self.gpu_workers], resources={"GPU": 1})
+        self._submit([a for a in assigned if a.worker not in self.gpu_workers])
 
-    def _submit(self, attempt: Attempt) -> None:
-        self.shown.setdefault(attempt.unit, self._before(attempt))
-        future = self.client.submit(
-            self.crew.task,
-            self.order,
-            attempt.unit,
-            attempt.start,
-            attempt.number,
-            key=(f"segment-unit-{self.order.topic}", attempt.unit, attempt.number),
-            workers=[attempt.worker],
-            allow_other_workers=False,
-            resources=self.resources.get(attempt.worker),
-            pure=False,
-        )
-        self.futures[attempt.number] = future
+    def _submit(self, attempts: list[Attempt], **annotations: Any) -> None:
+        """Send units to their workers, in one message however many."""
+        if not attempts:
+            return
+        import dask
 
-        def over(finished: Any, number: int = attempt.number) -> None:
-            if finished.status == "error":
-                error = finished.exception()
-                self.inbox.put({"what": "lost", "attempt": number, "cause": f"{type(error).__name__}: {error}"})
+        keys = [(f"segment-unit-{self.order.topic}", attempt.unit, attempt.number) for attempt in attempts]
+        places = {key: [attempt.worker] for key, attempt in zip(keys, attempts, strict=True)}
+        for attempt in attempts:
+            self.shown.setdefault(attempt.unit, self._before(attempt))
+        with (
+            dask.annotate(workers=_PerKey(places), **annotations),
+            dask.config.set({"distributed.diagnostics.computations.nframes": 0}),  # else it sends our source code along
+        ):
+            futures = self.client.map(
+                self.crew.task,
+                [self.order.topic] * len(attempts),
+                [self.parcel] * len(attempts),
+                [attempt.unit for attempt in attempts],
+                [attempt.start for attempt in attempts],
+                [attempt.number for attempt in attempts],
+                key=keys,
+                pure=False,
+            )
+        for attempt, future in zip(attempts, futures, strict=True):
+            self.futures[attempt.number] = future
 
-        future.add_done_callback(over)
+            def over(finished: Any, number: int = attempt.number) -> None:
+                if finished.status == "error":
+                    error = finished.exception()
+                    self.inbox.put({"what": "lost", "attempt": number, "cause": f"{type(error).__name__}: {error}"})
+
+            future.add_done_callback(over)
 
     def _restart(self, worker: str) -> None:
         """End a hung worker's process; its nanny starts another.  Takes a while, so not in this thread."""

@@ -8,6 +8,7 @@ of small messages, in order, so that no result has to be fetched:
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 import traceback
@@ -117,8 +118,15 @@ class _Bench:
         self.lock = threading.Lock()  # one unit at a time, however many threads the worker has
         self._request: Any = None
         self._engine: Engine | None = None
+        self._orders: dict[str, Order] = {}
         self._topic = ""
         self._job: Job | None = None
+
+    def order(self, topic: str, parcel: bytes) -> Order:
+        """The order in a parcel, unpacked once."""
+        if topic not in self._orders:
+            self._orders = {topic: pickle.loads(parcel)}  # noqa: S301 - from the client that this worker serves
+        return self._orders[topic]
 
     def engine(self, model: str, options: Options) -> Engine:
         """The engine for `model`, loaded once."""
@@ -159,20 +167,33 @@ def describe(model: str, options: Options) -> tuple[EngineFacts, tuple[str, ...]
         return EngineFacts.of(engine), tuple(getattr(engine, "warnings", ()))
 
 
-def run_unit(order: Order, unit: int, start: int, number: int) -> None:
-    """Sweep one unit from position `start`; `number` is that of the attempt.  Everything is told by messages."""
+def run_unit(topic: str, parcel: bytes, unit: int, start: int, number: int) -> None:
+    """Sweep one unit of the order in `parcel` from position `start`.  Everything is told by messages.
+
+    Args:
+        topic: of the order.
+        parcel: the order, pickled by the client.
+        unit: its index.
+        start: sweep position up to which it is on disk.
+        number: of the attempt.
+    """
     from distributed import get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
 
     def tell(what: str, **more: Any) -> None:
-        worker.log_event(order.topic, {"what": what, "attempt": number, "worker": worker.address, **more})
+        worker.log_event(topic, {"what": what, "attempt": number, "worker": worker.address, **more})
 
     def is_wanted() -> bool:
         task = worker.state.tasks.get(key)
         return task is not None and task.state == "executing" and worker.status.name == "running"
 
+    try:
+        order = _bench.order(topic, parcel)
+    except Exception as error:  # noqa: BLE001 - another version of tilelab, most likely
+        tell("refused", why=f"it cannot read the job ({type(error).__name__}: {error})")
+        return
     reporter = _Reporter(order.report_seconds, start, is_wanted, tell)
     try:
         with _bench.lock:

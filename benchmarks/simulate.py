@@ -1,0 +1,300 @@
+"""How far tilelab scales: the real planner and the real dispatcher on a simulated clock, with costs measured here.
+
+    python -m benchmarks.simulate [--measure] [--json scaling.json] [--png scaling.png]
+
+A simulated worker computes 278 megapixels of image per second (a terabyte per hour), give or take `SPREAD`.  The client
+and the scheduler together are one server: every unit sent and every message received takes it some time, one after the
+other.  ``--measure`` measures those times on this machine, with the real client, Dask's real scheduler and real worker
+processes whose engine does nothing; without it, those in `COSTS` are used (measured on two 2.1 GHz cores).
+
+Counted is the time from when all workers have loaded their engine to when the last row is on disk; reading and writing
+are taken as fast enough, and the few coarse levels that the client makes at the end are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tilelab.cluster.crew import REPORT_SECONDS, REPORTS_PER_SECOND
+from tilelab.cluster.dispatch import Action, Assign, Attempt, Dispatcher, Restart
+from tilelab.engines.identity import identity_spec
+from tilelab.engines.overrides import SpecOverrides
+from tilelab.geometry import Units
+from tilelab.io.layout import Layout
+from tilelab.planning import Outputs, Plan, Source, make_plan
+
+PIXELS_PER_SECOND = 278e6
+SPREAD = 0.03  # of the speeds of workers, and of a worker's units
+WORKERS = (1, 4, 16, 64, 256, 1000)
+VOLUMES = {"1 TB": (1000, 31_623, 31_623), "1 PB": (10_000, 316_228, 316_228)}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds.
+
+    submit: of the client and the scheduler for each unit sent.
+    message: of both for each message received.
+    latency: from the client to a worker, and back.
+    start: of a worker for each unit: the output is opened, the first rows are read, the queues fill and run empty.
+    """
+
+    submit: float = 0.0012
+    message: float = 0.0001
+    latency: float = 0.007
+    start: float = 0.025
+
+
+COSTS = Costs()
+
+
+def plan_for(shape: tuple[int, int, int], workers: int) -> Plan:
+    """The plan of a volume that a 2-D network segments slice by slice, tiles of 512 px with an overlap of 64."""
+    spec = identity_spec(2, SpecOverrides(tile=(512, 512), overlap=(64, 64)))
+    source = Source(shape, (1, 2048, 2048), 1, 1)
+    return make_plan(
+        source, spec, Layout.fit(shape), Outputs(True, 1, 0), batch=8, memory_limit=2 << 30, workers=workers
+    )
+
+
+class Simulation:
+    """One job; `run` gives its duration in simulated seconds."""
+
+    def __init__(self, plan: Plan, workers: int, costs: Costs, seed: int = 0) -> None:
+        self.plan, self.workers, self.costs = plan, workers, costs
+        self.units: Units = plan.units
+        self.axis = plan.frame.sweep_axis
+        self.random = random.Random(seed)  # noqa: S311 - a simulation
+        # a worker that has nothing to do twice would take exactly pixels / PIXELS_PER_SECOND
+        self.tile_seconds = plan.pixels / len(plan.lattice) / PIXELS_PER_SECOND
+        self.report_seconds = max(REPORT_SECONDS, workers / REPORTS_PER_SECOND)
+        self.positions: dict[int, int] = {}
+        self.dispatcher = Dispatcher(self.units, self.axis, self.positions, self.tiles)
+        speeds = [max(0.5, self.random.gauss(1, SPREAD)) for _ in range(workers)]
+        self.speed = {f"w{n}": speed * workers / sum(speeds) for n, speed in enumerate(speeds)}
+        self.queues: dict[str, list[Attempt]] = {name: [] for name in self.speed}
+        self.events: list[tuple[float, int, str, Any]] = []
+        self.order = count()
+        self.server_free = 0.0
+        self.server_busy = 0.0
+        self.last_row = 0.0
+
+    def tiles(self, unit: int, start: int) -> int:
+        """Tiles of a unit from a position on."""
+        box = self.units[unit].box
+        first = list(box.start)
+        first[self.axis] = start
+        return self.plan.lattice.count(type(box)(tuple(first), box.stop))
+
+    def at(self, when: float, what: str, about: Any) -> None:
+        """Something will happen."""
+        heapq.heappush(self.events, (when, next(self.order), what, about))
+
+    def serve(self, now: float, seconds: float) -> float:
+        """Occupy the client and scheduler; returns when they are done."""
+        self.server_free = max(self.server_free, now) + seconds
+        self.server_busy += seconds
+        return self.server_free
+
+    def run(self) -> float:
+        """To the end."""
+        for name in self.queues:
+            self.dispatcher.join(name)
+        self.carry_out(self.dispatcher.actions(0.0), 0.0)
+        while not self.dispatcher.finished:
+            now, _, what, about = heapq.heappop(self.events)
+            getattr(self, what)(now, about)
+        return self.last_row
+
+    def carry_out(self, actions: list[Action], now: float) -> None:
+        """What the client does with the dispatcher's word."""
+        for action in actions:
+            if isinstance(action, Restart):
+                raise TypeError("no worker hangs here")
+            sent = self.serve(now, self.costs.submit if isinstance(action, Assign) else self.costs.message)
+            what = "arrive" if isinstance(action, Assign) else "take_back"
+            self.at(sent + self.costs.latency, what, action.attempt)
+
+    def arrive(self, now: float, attempt: Attempt) -> None:
+        """A unit reaches its worker."""
+        queue = self.queues[attempt.worker]
+        queue.append(attempt)
+        if len(queue) == 1:
+            self.begin(now, attempt)
+
+    def take_back(self, now: float, attempt: Attempt) -> None:
+        """A worker learns that an attempt is not wanted."""
+        queue = self.queues[attempt.worker]
+        if attempt in queue:
+            running = queue[0] is attempt
+            queue.remove(attempt)
+            self.tell(now, "ended", attempt)
+            if running and queue:
+                self.begin(now, queue[0])
+
+    def begin(self, now: float, attempt: Attempt) -> None:
+        """A worker takes a unit up, and will be done at a time that is known now."""
+        self.tell(now, "started", attempt)
+        noise = max(0.5, self.random.gauss(1, SPREAD))
+        seconds = self.costs.start + attempt.tiles * self.tile_seconds / self.speed[attempt.worker] * noise
+        self.at(now + seconds, "finish", attempt)
+        if seconds > self.report_seconds:
+            self.at(now + self.report_seconds, "report", (attempt, now, seconds))
+
+    def report(self, now: float, about: tuple[Attempt, float, float]) -> None:
+        """A worker says how far it is."""
+        attempt, began, seconds = about
+        if self.queues[attempt.worker][:1] == [attempt]:
+            part = (now - began) / seconds
+            box = self.units[attempt.unit].box
+            grain = self.plan.layout.grain[self.axis]
+            row = attempt.start + part * (box.stop[self.axis] - attempt.start)
+            self.tell(now, "reported", (attempt, int(part * attempt.tiles), int(row // grain * grain)))
+            if now + self.report_seconds < began + seconds:
+                self.at(now + self.report_seconds, "report", about)
+
+    def finish(self, now: float, attempt: Attempt) -> None:
+        """A unit is on disk."""
+        queue = self.queues[attempt.worker]
+        if not queue or queue[0] is not attempt:
+            return
+        if attempt.unit not in self.positions or self.positions[attempt.unit] < self.units[attempt.unit].box.stop[1]:
+            self.last_row = max(self.last_row, now)
+        queue.pop(0)
+        self.tell(now, "done", attempt)
+        if queue:
+            self.begin(now, queue[0])
+
+    def tell(self, now: float, what: str, about: Any) -> None:
+        """A message on its way to the client, which may have others to read first."""
+        self.at(now + self.costs.latency, "receive", (what, about))
+
+    def receive(self, now: float, message: tuple[str, Any]) -> None:
+        """The client reads a message and acts."""
+        what, about = message
+        when = self.serve(now, self.costs.message)
+        self.at(when, "understand", (what, about))
+
+    def understand(self, now: float, message: tuple[str, Any]) -> None:
+        """The message was read."""
+        what, about = message
+        dispatcher = self.dispatcher
+        if what == "started":
+            dispatcher.started(about.number, now)
+        elif what == "ended":
+            dispatcher.ended(about.number)
+        elif what == "reported":
+            attempt, tiles, row = about
+            self.positions[attempt.unit] = max(row, self.positions.get(attempt.unit, 0))
+            dispatcher.reported(attempt.number, tiles, now)
+        else:
+            self.positions[about.unit] = self.units[about.unit].box.stop[self.axis]
+            dispatcher.done(about.number, now)
+        self.carry_out(dispatcher.actions(now), now)
+
+
+def simulate(name: str, workers: int, costs: Costs, seed: int = 0) -> dict[str, Any]:
+    """One point of the curve."""
+    began = time.perf_counter()
+    plan = plan_for(VOLUMES[name], workers)
+    planned = time.perf_counter()
+    simulation = Simulation(plan, workers, costs, seed)
+    seconds = simulation.run()
+    ideal = plan.pixels / PIXELS_PER_SECOND / workers
+    return {
+        "volume": name,
+        "workers": workers,
+        "units": len(plan.units),
+        "unit_px": [c.extent if len(c) > 1 else c.size for c in plan.units.cuts],
+        "computed_twice": plan.recomputed,
+        "ideal_seconds": ideal,
+        "seconds": seconds,
+        "efficiency": ideal / seconds,
+        "client_busy": simulation.server_busy / seconds,
+        "planning_seconds": planned - began,
+        "simulating_seconds": time.perf_counter() - planned,
+    }
+
+
+def measure(units: int = 2000) -> Costs:
+    """The costs on this machine: real client, scheduler and two worker processes, units that compute nothing."""
+    from benchmarks.idle_units import measure_costs
+
+    return Costs(**measure_costs(units))
+
+
+def draw(points: list[dict[str, Any]], path: Path) -> None:
+    """The curve as a picture."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for name, color, marker in (("1 TB", "#3b6fb6", "o"), ("1 PB", "#c8553d", "s")):
+        mine = [p for p in points if p["volume"] == name]
+        x, y = [p["workers"] for p in mine], [p["efficiency"] for p in mine]
+        axes.plot(x, y, color=color, marker=marker, label=name)
+        for p in mine:
+            if name == "1 TB":
+                axes.annotate(
+                    f"{p['seconds']:.0f} s",
+                    (p["workers"], p["efficiency"]),
+                    xytext=(0, -14),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
+                    color=color,
+                )
+    axes.axhline(0.95, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log", base=4)
+    axes.set_xticks(list(WORKERS), [str(w) for w in WORKERS])
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("workers, 278 MP/s each")
+    axes.set_ylabel("efficiency against ideal")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true", help="measure the costs here first (half a minute)")
+    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS), metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--png", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    costs = measure() if args.measure else COSTS
+    print("costs in ms: " + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in asdict(costs).items()))
+    print(
+        f"{'volume':>6} {'workers':>7} {'units':>8} {'twice':>6} {'ideal':>10} {'takes':>10} {'efficiency':>10} {'client':>6}"
+    )
+    points = []
+    for name in VOLUMES:
+        for workers in args.workers:
+            p = simulate(name, workers, costs)
+            points.append(p)
+            print(
+                f"{name:>6} {workers:7d} {p['units']:8d} {p['computed_twice']:6.2%} {p['ideal_seconds']:8.1f} s "
+                f"{p['seconds']:8.1f} s {p['efficiency']:10.3f} {p['client_busy']:6.1%}",
+                flush=True,
+            )
+    if args.json:
+        args.json.write_text(json.dumps({"costs": asdict(costs), "points": points}, indent=1) + "\n")
+    if args.png:
+        draw(points, args.png)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
