@@ -1,8 +1,8 @@
-"""Ratios that tell when we got slower, whatever the machine: each is measured in turns and compared with guard.json.
+"""Ratios that tell when we got slower, whatever the machine: measured in turns and compared with guard.json.
 
-A ratio is how much of its yardstick something reaches, so higher is better; it fails when it falls below what is kept by
-more than its noise.  A busy machine disturbs both sides of a ratio but not always equally, so a ratio that falls short is
-measured again before it fails.
+A ratio is how much of its yardstick something reaches, so higher is better; it fails when it falls below what is kept
+by more than its noise.  A busy machine disturbs both sides of a ratio but not always equally, so a ratio that falls
+short is measured again before it fails.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def kernel_ratio(name: str, rounds: int = ROUNDS) -> float:
     """Bandwidth of a kernel over that of a plain copy, on one core: the median over rounds of both in turns."""
     kernels = Kernels(width=4096)
     works = {key: kernels.works[key] for key in ("copy", name)}
-    return 1 / _median_ratio(works, rounds) * kernels.moved[name] / kernels.moved["copy"]
+    return kernels.moved[name] / kernels.moved["copy"] / _median_ratio(works, rounds)
 
 
 def sweep_ratio(rounds: int = 3) -> float:
@@ -80,7 +80,7 @@ def sweep_ratio(rounds: int = 3) -> float:
                 ratios.append((time.perf_counter() - began) / run.report["seconds"]["sweep"])
     finally:
         engine.close()
-    return statistics.median(ratios[1:])  # the first one warmed up
+    return float(statistics.median(ratios[1:]))  # the first one warmed up
 
 
 def start_ratio(rounds: int = 3) -> float:
@@ -116,9 +116,7 @@ QUICK = ("blend over copy", "cut over copy", "finish over copy", "bare over swee
 """Those that take seconds and start no process: what the tests check."""
 
 
-def check(
-    names: Collection[str] | None = None, path: Path = KEPT, say: Callable[[str], None] = print
-) -> list[Ratio]:
+def check(names: Collection[str] | None = None, path: Path = KEPT, say: Callable[[str], None] = print) -> list[Ratio]:
     """Measure the ratios of these names (by default all that are kept), again where one falls short; says each.
 
     Raises:

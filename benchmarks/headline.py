@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import bytes_per_pixel, table
+from benchmarks.page import YARDSTICK, bytes_per_pixel, table
 from tilelab.errors import InputError
 
 BEGIN, END = "<!-- headline -->", "<!-- /headline -->"
@@ -21,7 +21,9 @@ def rewrite(readme: Path, document: dict[str, Any]) -> None:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise InputError(f"{readme} has no place for the headline: put {BEGIN} and {END} into it, on lines of their own")
+        raise InputError(
+            f"{readme} has no place for the headline: put {BEGIN} and {END} into it, on lines of their own"
+        )
     body = "\n".join(headline(document)).strip()
     readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
 
@@ -33,7 +35,7 @@ def headline(document: dict[str, Any]) -> list[str]:
         raise InputError("the headline needs the peers: python -m benchmarks run peers")
     found, machine = section["found"], section["machine"]
     size = found["sizes"][-1]
-    base = found["rows"]["MONAI gaussian"]["sizes"].get(size, {"finished": False})
+    base = found["rows"].get(YARDSTICK, {"sizes": {}})["sizes"].get(size, {"finished": False})
     rows = []
     for name, row in found["rows"].items():
         measured = row["sizes"].get(size)
@@ -63,9 +65,9 @@ def headline(document: dict[str, Any]) -> list[str]:
             f"{efficiency['memory_above_engine'] / 2**20:.0f} MiB on top of the loaded engine."
         )
     lines.append(
-        f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']}, whole processes on {machine['cores']} "
-        f"cores of {machine['processor'].split(',')[0]}{busy}; memory above the loaded network; everything else in "
-        "[benchmarks/results](benchmarks/results/README.md)."
+        f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']}, whole processes on "
+        f"{machine['cores']} cores of {machine['processor'].split(',')[0]}{busy}; memory above the loaded network. "
+        "Everything else: [benchmarks/results](benchmarks/results/README.md)."
     )
     if missing:
         lines.append(f"Not measured: {', '.join(missing)}.")

@@ -138,7 +138,7 @@ def measure_limits(bench: Workbench) -> dict[str, Any]:
 
 def measure_formats(bench: Workbench) -> list[dict[str, Any]]:
     """Megapixels per second decoded from and encoded to each format, through the library's own readers and writers."""
-    from benchmarks.mosaic import write_mosaic
+    from benchmarks.mosaic import Mosaic, write_mosaic
     from tilelab.io.convert import convert_image
     from tilelab.io.open import open_image
 
@@ -146,12 +146,13 @@ def measure_formats(bench: Workbench) -> list[dict[str, Any]]:
     shape = (side, side)
     with open_image(bench.image(shape)) as image:
         pixels = np.asarray(image.read(Box.whole(image.shape)))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    plane = Mosaic(shape, [pixels])
     with bench.folder() as folder:
         makers: dict[str, Callable[[Path], object]] = {
-            "TIFF, tiles.tif": lambda path: write_mosaic(_Plane(pixels), path, tile=256),
-            "TIFF, tiles, deflate.tif": lambda path: write_mosaic(_Plane(pixels), path, tile=256, compression="zlib"),
-            "TIFF, tiles, zstd.tif": lambda path: write_mosaic(_Plane(pixels), path, tile=256, compression="zstd"),
+            "TIFF, tiles.tif": lambda path: write_mosaic(plane, path, tile=256),
+            "TIFF, tiles, deflate.tif": lambda path: write_mosaic(plane, path, tile=256, compression="zlib"),
+            "TIFF, tiles, zstd.tif": lambda path: write_mosaic(plane, path, tile=256, compression="zstd"),
             "OME-TIFF, pyramid, deflate.ome.tif": lambda path: convert_image(pixels, path),
             "OME-Zarr, pyramid, sharded, zstd.ome.zarr": lambda path: convert_image(pixels, path),
             "NumPy.npy": lambda path: np.save(path, pixels),
@@ -181,14 +182,3 @@ def measure_formats(bench: Workbench) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-class _Plane:
-    """Pixels in memory, as `write_mosaic` wants them."""
-
-    def __init__(self, pixels: Any) -> None:
-        self.pixels, self.shape = pixels, pixels.shape
-
-    def rows(self, start: int, stop: int) -> Any:
-        """Whole rows."""
-        return self.pixels[start:stop]

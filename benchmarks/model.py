@@ -1,7 +1,7 @@
 """What the benchmarks run on, made by the project itself: a U-Net with a ResNet-18 encoder, and large planes.
 
-The network is trained briefly by `tilelab train` and exported by `tilelab export`: its speed is that of any weights, its
-labels are those of a real segmentation.  Both are made once and kept under ``benchmarks/.cache``.
+The network is trained briefly by `tilelab train` and exported by `tilelab export`: its speed is that of any weights,
+its labels are those of a real segmentation.  Both are made once and kept under ``benchmarks/.cache``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def prepare_model(scale: Scale, cache: Path) -> Model:
     if not (onnx.exists() and weights.exists()):
         _make(root, changes, folder, onnx, weights)
     spec = read_spec(onnx)
-    assert spec is not None  # noqa: S101 - tilelab exported it
+    assert spec is not None
     return Model(onnx, weights, spec, data)
 
 
@@ -95,10 +95,11 @@ def _make(root: Path, changes: list[str], folder: Path, onnx: Path, weights: Pat
 
     run = folder / "run"
     sets = [word for change in changes for word in ("--set", change)]
-    for words in (
+    commands: list[list[str | Path]] = [
         ["train", RECIPE, "--data", root, "-o", run, *sets],
         ["export", run / "best.safetensors", "-o", onnx, "--data", root, "--force"],
-    ):
+    ]
+    for words in commands:
         outcome = run_process([sys.executable, "-m", "tilelab", *words], cwd=ROOT)
         if not outcome.ok:
             raise RuntimeError(f"tilelab {words[0]} failed: {outcome.reason}")
@@ -143,7 +144,7 @@ def plane(scale: Scale, cache: Path, shape: Shape, truth: bool = False) -> Path:
 
 
 def calibration_tiles(scale: Scale, cache: Path, spec: ModelSpec, count: int) -> list[npt.NDArray[np.float32]]:
-    """Normalised training tiles ``(1, channels, *tile)`` for quantisation, at places that depend on nothing but `count`."""
+    """Normalised training tiles ``(1, channels, *tile)`` for quantisation, always the same."""
     root = micrographs(scale, cache)
     planes = [image for image, _ in load_micrographs(root.parent, root.name, "train")]
     rng = np.random.default_rng(0)

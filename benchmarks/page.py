@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.suite import SUITE
 
 MIB = 2**20
+YARDSTICK = "MONAI gaussian"
 
 
 def write_page(document: dict[str, Any], path: Path, pictures: dict[str, str]) -> None:
@@ -36,6 +37,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def _text(*parts: str) -> list[str]:
+    """A paragraph."""
+    return [" ".join(parts), ""]
+
+
 def bytes_per_pixel(row: dict[str, Any]) -> float | None:
     """Growth of memory per pixel of one contender: from the smallest to the largest plane that it finished."""
     points = []
@@ -46,7 +52,7 @@ def bytes_per_pixel(row: dict[str, Any]) -> float | None:
     if not points:
         return None
     (small, first), (large, last) = min(points), max(points)
-    return (last - first) / (large - small) if large > small else last / large
+    return float((last - first) / (large - small) if large > small else last / large)
 
 
 def _machines(sections: dict[str, Any]) -> list[str]:
@@ -55,11 +61,8 @@ def _machines(sections: dict[str, Any]) -> list[str]:
     for text in dict.fromkeys(json.dumps(section["machine"]) for section in sections.values()):
         machine = json.loads(text)
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        lines += [
-            f"{machine['processor']}; {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
-            f"{machine['system']}; Python {machine['python']}; {versions}.",
-            "",
-        ]
+        hardware = f"{machine['processor']}; {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
+        lines += [f"{hardware}; {machine['system']}; Python {machine['python']}; {versions}.", ""]
     return lines
 
 
@@ -78,14 +81,14 @@ def _picture(pictures: dict[str, str], name: str, text: str) -> list[str]:
     return [f"![{text}]({pictures[name]})", ""] if name in pictures else []
 
 
-def _efficiency(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
+def _efficiency(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:  # noqa: ARG001 - has no plot
     seconds, engine = found["seconds"], found["engine"]
     size = " x ".join(map(str, found["image"]))
-    lines = [
-        f"`tilelab infer` on {size} pixels ({found['tiles']['inferred']} tiles, {engine['name']} {engine['precision']}) "
-        "against a process that loads the same engine and runs as many batches on noise: no image, no tiling, no result.",
-        "",
-    ]
+    what = f"{size} pixels ({found['tiles']['inferred']} tiles, {engine['name']} {engine['precision']})"
+    lines = _text(
+        f"`tilelab infer` on {what} against a process that loads the same engine and runs as many batches on noise:",
+        "no image, no tiling, no result.",
+    )
     lines += table(
         ["", "tilelab", "bare engine", "ratio"],
         [
@@ -98,7 +101,8 @@ def _efficiency(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
             ],
         ],
     )
-    text = f"{found['megapixels_per_s']:.2f} MP/s. Memory: {found['memory_above_engine'] / MIB:.0f} MiB above the loaded engine"
+    memory = f"{found['memory_above_engine'] / MIB:.0f} MiB above the loaded engine"
+    text = f"{found['megapixels_per_s']:.2f} MP/s. Memory: {memory}"
     if "tall" in found:
         tall = found["tall"]
         size = " x ".join(map(str, tall["image"]))
@@ -127,9 +131,10 @@ def _precision(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
     size = " x ".join(map(str, found["image"]))
     header = ["engine", "s", "MP/s", "bare engine, MP/s of tiles", "labels as fp32", "mean IoU", "MiB above engine"]
     return [
-        f"A U-Net with a ResNet-18 encoder on {size} pixels; trained briefly on {found['data']}. Times are of whole "
-        "processes; labels are compared with the same engine's fp32, the score is against the truth.",
-        "",
+        *_text(
+            f"A U-Net with a ResNet-18 encoder on {size} pixels; trained briefly on {found['data']}. Times are of",
+            "whole processes; labels are compared with the same engine's fp32, the score is against the truth.",
+        ),
         *table(header, rows),
         *_picture(pictures, "stages", "Share of the wall time per stage"),
     ]
@@ -192,10 +197,11 @@ def _scaling(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         for row in rows
     ]
     return [
-        f"`tilelab infer {' '.join(found['words'])}`. Seconds per tile differ by "
-        f"{max(per_tile) / min(per_tile) - 1:.1%} over all sizes, from the two largest by "
-        f"{abs(per_tile[-1] / per_tile[-2] - 1):.1%}; the most memory is {max(growth) / max(1, min(growth)):.2f} times the least.",
-        "",
+        *_text(
+            f"`tilelab infer {' '.join(found['words'])}`. Seconds per tile differ by",
+            f"{max(per_tile) / min(per_tile) - 1:.1%} over all sizes, by {abs(per_tile[-1] / per_tile[-2] - 1):.1%}",
+            f"between the two largest; the most memory is {max(growth) / max(1, min(growth)):.2f} times the least.",
+        ),
         *table(["image", "MP", "tiles", "process, s", "sweep, s", "ms per tile", "MiB above engine"], body),
         *_picture(pictures, "scaling", "Time per tile and memory as the image grows"),
     ]
@@ -205,7 +211,7 @@ def _peers(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
     limit = found["memory_limit"] / 1e9
     sizes = found["sizes"]
     speed, memory, quality, settings = [], [], [], []
-    base = found["rows"]["MONAI gaussian"]["sizes"]
+    base = found["rows"].get(YARDSTICK, {"sizes": {}})["sizes"]
     for name, row in found["rows"].items():
         if row["missing"]:
             speed.append([name, row["missing"], *["-"] * len(sizes)])
@@ -251,21 +257,28 @@ def _peers(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
             versions = ", ".join(f"{k} {v}" for k, v in told["versions"].items() if k not in ("python", "platform"))
             settings.append([name, told["settings"], versions])
     return [
-        f"Same weights (U-Net, ResNet-18 encoder, trained briefly on {found['data']}), same image, tile {found['tile']}, "
-        f"overlap {found['overlap']}, one tile per batch, each in a process of its own from start to finished result on disk. "
-        "Peers write a plain array of labels; tilelab writes labels and probabilities with all pyramid levels. Images in a "
-        "format that a peer does not read are converted beforehand, off the clock.",
-        "",
+        *_text(
+            f"Same weights (U-Net, ResNet-18 encoder, trained briefly on {found['data']}), same image, tile",
+            f"{found['tile']}, overlap {found['overlap']}, one tile per batch, each in a process of its own from start",
+            "to finished result on disk. Peers write a plain array of labels; tilelab writes labels and probabilities",
+            "with all pyramid levels. Where a peer does not read the image's format, it is converted before, off the",
+            "clock.",
+        ),
         *table(["", *sizes, "times MONAI's speed"], speed),
         *_picture(pictures, "peers", "Speed of all on the largest plane"),
-        f"Memory above the loaded network in MB, its growth per pixel, and what SIGKILL at half time costs on {found['kill']} "
-        f"(s lost of s undisturbed, the same command given again). More than {limit:.0f} GB counts as not finished.",
-        "",
+        *_text(
+            "Memory above the loaded network in MB, its growth per pixel, and what SIGKILL at half time costs",
+            f"on {found['kill']}" if found["kill"] else "(not in this set)",
+            "(s lost of s undisturbed, the same command given again).",
+            f"More than {limit:.0f} GB counts as not finished.",
+        ),
         *table(["", *[f"{size}, MB" for size in sizes], "bytes per pixel", "lost when killed"], memory),
         *_picture(pictures, "memory", "Memory above the loaded network as the image grows"),
-        f"Against fp32 inference of the whole image at once ({found['whole']}): labels, mean IoU with it, probabilities. A seam "
-        "is a jump of that difference from one line of pixels to the next: the largest, and how many times the usual.",
-        "",
+        *_text(
+            f"Against fp32 inference of the whole image at once ({found['whole']}): labels, mean IoU with it,",
+            "probabilities. A seam is a jump of that difference from one line of pixels to the next: the largest, and",
+            "how many times the usual.",
+        ),
         *table(
             ["", "labels agree", "mean IoU", "mean difference", "largest", "largest seam", "times the usual"], quality
         ),

@@ -81,7 +81,9 @@ def _bandwidth(found: dict[str, Any]) -> Any:
     for number, count in enumerate(threads):
         rates = {row["kernel"]: row["gigabytes_per_s"] for row in rows if row["threads"] == count}
         places = [kernels.index(kernel) + number * step for kernel in rates]
-        bars = axes.bar(places, rates.values(), step, label=f"{count} core{'s' * (count > 1)}", color=("#9dc3f0", OURS)[number % 2])
+        bars = axes.bar(
+            places, rates.values(), step, label=f"{count} core{'s' * (count > 1)}", color=("#9dc3f0", OURS)[number % 2]
+        )
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks([k + step * (len(threads) - 1) / 2 for k in range(len(kernels))], kernels)
     axes.set_ylabel("GB/s")

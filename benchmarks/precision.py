@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,17 @@ def measure_efficiency(bench: Workbench) -> dict[str, Any]:
     scale = bench.scale
     image, model = bench.image(scale.main), bench.model.onnx
     words = ["--engine", "openvino", "--precision", fast_precision()]
+    tall = () if scale.tall is None else ("--tall", bench.image(scale.tall))
+    own: list[str | Path] = [image, "--model", model, *tall, "--repeats", str(scale.repeats), "--", *words]
+    bench.note([sys.executable, "-m", "benchmarks.efficiency", *own])
     found = measure(image, model, words, scale.repeats)
     if scale.tall is not None:
-        tall = run_tilelab(bench.image(scale.tall), model, words)
+        report = run_tilelab(bench.image(scale.tall), model, words)
         found["tall"] = {
-            "image": tall["shape"],
-            "seconds": tall["process"],
-            "megapixels_per_s": tall["megapixels"] / tall["process"],
-            "memory_above_engine": tall["memory"]["peak"] - tall["memory"]["before"],
+            "image": report["shape"],
+            "seconds": report["process"],
+            "megapixels_per_s": report["megapixels"] / report["process"],
+            "memory_above_engine": report["memory"]["peak"] - report["memory"]["before"],
         }
     return found
 
@@ -79,8 +83,9 @@ def _bare_rate(bench: Workbench, model: Path, report: dict[str, Any]) -> float:
     scale, engine = bench.scale, report["engine"]
     tile, channels = report["tile"][0], bench.model.spec.channels
     batches = max(1, round(16 * scale.seconds) // engine["batch"])
-    loops = [run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(scale.repeats)]
-    return batches * int(engine["batch"]) * tile**2 / 1e6 / statistics.median(loops)
+    loops: list[float] = [run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(scale.repeats)]
+    pixels: int = batches * engine["batch"] * tile**2
+    return pixels / 1e6 / statistics.median(loops)
 
 
 def fast_precision() -> str:

@@ -45,6 +45,8 @@ class Outcome:
         """Why it did not end well, in a few words."""
         if self.stopped == "memory":
             return f"needed more than the limit, {self.peak / 1e9:.1f} GB"
+        if self.code == -9:
+            return f"killed by the system at {self.peak / 1e9:.1f} GB"
         lines = [line for line in self.errors.splitlines() if line.strip()]
         return lines[-1].strip()[:200] if lines else f"exit code {self.code}"
 

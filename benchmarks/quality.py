@@ -30,7 +30,7 @@ def read_logits(path: Path) -> Float32:
     if path.suffix == ".npy":
         return np.asarray(np.load(path), np.float32)
     image = read_result(path).logits
-    assert image is not None  # noqa: S101 - they were asked for
+    assert image is not None
     return np.asarray(image.read(Box.whole(image.shape)), np.float32)
 
 
@@ -51,14 +51,16 @@ def compare_labels(one: Image, other: Image, classes: int) -> dict[str, float]:
 def softmax(logits: Float32) -> Float32:
     """Probabilities over the first axis."""
     exponentials: Float32 = np.exp(logits - logits.max(axis=0, keepdims=True))
-    return exponentials / exponentials.sum(axis=0, keepdims=True)
+    exponentials /= exponentials.sum(axis=0, keepdims=True)
+    return exponentials
 
 
 def compare_logits(tiled: Float32, whole: Float32) -> dict[str, Any]:
     """What tiling changes: `tiled` against `whole`, the logits of the whole image at once, both ``(classes, y, x)``.
 
-    ``seam`` looks at the difference of probabilities between the two.  Where it jumps from one line of pixels to the next,
-    averaged along the line, there is a seam: ``largest`` is the greatest such jump, ``usual`` the median over all lines.
+    ``seam`` looks at the difference of probabilities between the two.  Where it jumps from one line of pixels to the
+    next, averaged along the line, there is a seam: ``largest`` is the greatest such jump, ``usual`` the median over all
+    lines.
     """
     difference = softmax(tiled) - softmax(whole)
     jumps = np.concatenate(

@@ -28,7 +28,7 @@ class Scale:
         areas: planes of 1, 4 and 16 times the area.
         peers: planes that peers are timed on, smallest first.
         whole: the plane on which results are compared with inference of the whole image at once.
-        kill: the plane on which runs are killed halfway.
+        kill: the plane on which runs are killed halfway; None leaves that out.
         repeats: runs of what is compared closely.
         seconds: how long each kernel and codec is measured.
         drawn: train and test on drawn micrographs even where there are real ones.
@@ -43,7 +43,7 @@ class Scale:
     areas: tuple[Shape, ...]
     peers: tuple[Shape, ...]
     whole: Shape
-    kill: Shape
+    kill: Shape | None = None
     repeats: int
     seconds: float
     drawn: bool = False
@@ -69,7 +69,6 @@ SHORT = Scale(
     areas=((1024, 1024), (2048, 2048), (4096, 4096)),
     peers=((2048, 2048),),
     whole=(1408, 1408),
-    kill=(2048, 2048),
     repeats=2,
     seconds=0.5,
 )

@@ -78,7 +78,7 @@ def keep(out: Path, name: str, section: dict[str, Any]) -> None:
     """Put one benchmark's section into the document."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS_FILE
-    document = load(out) if path.exists() else {"format": FORMAT, "sections": {}}
+    document: dict[str, Any] = load(out) if path.exists() else {"format": FORMAT, "sections": {}}
     document["sections"][name] = section
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")

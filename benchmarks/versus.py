@@ -1,4 +1,4 @@
-"""tilelab against what users would pick instead: same weights, image, tile and overlap, each in a process of its own."""
+"""tilelab against what users would pick instead: same weights, image, tile, overlap; each a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from benchmarks.settings import CACHE, MEMORY_LIMIT, ROOT, Shape
 from benchmarks.workbench import Workbench
 
 ENVIRONMENT = CACHE / "peers" / "venv"
-REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
+INSTALLED = ENVIRONMENT / "installed.txt"
+"""The requirements that the environment was made from, there when it is whole."""
 
-WHOLE = "whole"
-"""The module that does not tile, to compare with."""
+REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ CONTENDERS = (
 )
 
 
+WHOLE = Contender("whole image", "whole", here=True)
+"""Does not tile: what all others are compared with."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One run of a contender: its process, what it says of itself, and where its result is."""
@@ -84,12 +88,12 @@ class Attempt:
         }
 
 
-def measure_peers(bench: Workbench) -> dict[str, Any]:
+def measure_peers(bench: Workbench, contenders: Sequence[Contender] = CONTENDERS) -> dict[str, Any]:
     """Every contender on every plane: time, memory, agreement, seams, and what a kill costs."""
     scale = bench.scale
     rows: dict[str, dict[str, Any]] = {}
     ready = []
-    for contender in CONTENDERS:
+    for contender in contenders:
         reason = why_not(bench, contender)
         rows[contender.name] = {"precision": contender.precision, "missing": reason, "sizes": {}}
         if not reason:
@@ -101,7 +105,8 @@ def measure_peers(bench: Workbench) -> dict[str, Any]:
             with bench.folder() as folder:
                 attempt = segment(bench, contender, shape, folder)
                 rows[contender.name]["sizes"][f"{shape[0]} x {shape[1]}"] = attempt.row(shape[0] * shape[1] / 1e6)
-    for contender in ready:
+    for contender in ready if scale.kill else ():
+        assert scale.kill is not None
         bench.say(f"{contender.name}, killed halfway")
         rows[contender.name]["kill"] = _kill(bench, contender, scale.kill)
     return {
@@ -109,7 +114,7 @@ def measure_peers(bench: Workbench) -> dict[str, Any]:
         "overlap": scale.overlap,
         "sizes": [f"{h} x {w}" for h, w in scale.peers],
         "whole": f"{scale.whole[0]} x {scale.whole[1]}",
-        "kill": f"{scale.kill[0]} x {scale.kill[1]}",
+        "kill": f"{scale.kill[0]} x {scale.kill[1]}" if scale.kill else "",
         "memory_limit": MEMORY_LIMIT,
         "data": bench.model.data,
         "rows": rows,
@@ -119,9 +124,13 @@ def measure_peers(bench: Workbench) -> dict[str, Any]:
 def why_not(bench: Workbench, contender: Contender) -> str:
     """Why a contender cannot run here; empty when it can."""
     if contender.module:
-        if contender.here or interpreter().exists():
+        if contender.here:
             return ""
-        return "not installed: python -m benchmarks install-peers"
+        if not INSTALLED.exists():
+            return "not installed: python -m benchmarks install-peers"
+        if INSTALLED.read_text() != REQUIREMENTS.read_text():
+            return "installed from other requirements: python -m benchmarks install-peers"
+        return ""
     if contender.precision == "int8" and "openvino" not in bench.quantized:
         return "no quantiser is installed"
     return ""
@@ -176,20 +185,19 @@ def install_peers(say: Callable[[str], None]) -> None:
     if not interpreter().exists():
         say(f"making {ENVIRONMENT}")
         subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    pip = [interpreter(), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    pip: list[str | Path] = [interpreter(), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    INSTALLED.unlink(missing_ok=True)
     subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
+    INSTALLED.write_text(REQUIREMENTS.read_text())
 
 
 def _compare(bench: Workbench, ready: list[Contender], rows: dict[str, dict[str, Any]]) -> None:
     """Each contender's logits against those of the whole image at once, in fp32."""
     shape = bench.scale.whole
-    reference = Contender("whole image", WHOLE)
-    if why_not(bench, reference):
-        return
     classes = len(bench.model.spec.classes)
     with bench.folder() as folder:
         bench.say(f"the whole image at once, {shape[0]} x {shape[1]}")
-        whole = segment(bench, reference, shape, folder, logits=True)
+        whole = segment(bench, WHOLE, shape, folder, logits=True)
         if not whole.outcome.ok:
             bench.say(f"that failed: {whole.outcome.reason}")
             return

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -60,13 +60,17 @@ class Workbench:
 
     def run(self, words: list[str | Path], **limits: Any) -> Outcome:
         """Run a command from the repository's root, see `run_process`; it is among `commands` afterwards."""
+        self.note(words)
+        return run_process(words, cwd=ROOT, **limits)
+
+    def note(self, words: Sequence[str | Path]) -> None:
+        """Write a command down."""
         line = shlex.join("python" if word == sys.executable else self._short(word) for word in words)
         if line not in self._commands:
             self._commands.append(line)
-        return run_process(words, cwd=ROOT, **limits)
 
     def infer(self, shape: Shape, out: Path, *words: str | Path, model: Path | None = None, **limits: Any) -> Infer:
-        """Run ``tilelab infer`` on a plane, as users do: a process of its own, from its start to the finished result."""
+        """Run ``tilelab infer`` on a plane as users do: a process of its own, from its start to the result."""
         report = out.with_suffix(".json")
         command: list[str | Path] = [sys.executable, "-m", "tilelab", "infer", self.image(shape)]
         command += ["--model", model or self.model.onnx, "-o", out, "--report", report, "--quiet", *words]

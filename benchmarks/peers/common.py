@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers.NAME JOB.json
 
-A job is a JSON document: ``image`` (uint8 TIFF), ``weights`` (safetensors) and ``onnx`` (the same network), ``encoder``,
-``channels``, ``classes``, ``mean``, ``std``, ``tile``, ``overlap``, ``batch``, ``precision`` (fp32, bf16), ``out`` (a
-folder) and ``logits`` (whether to save them).  What an adapter leaves in ``out``: ``labels.npy`` uint8 ``(y, x)``, and
-``logits.npy`` float32 ``(classes, y, x)`` when asked for.
+A job is a JSON document: ``image`` (uint8 TIFF), ``weights`` (safetensors) and ``onnx`` (the same network),
+``encoder``, ``channels``, ``classes``, ``mean``, ``std``, ``tile``, ``overlap``, ``batch``, ``precision`` (fp32,
+bf16), ``out`` (a folder) and ``logits`` (whether to save them).  What an adapter leaves in ``out``: ``labels.npy``
+uint8 ``(y, x)``, and ``logits.npy`` float32 ``(classes, y, x)`` when asked for.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from benchmarks.peers.common import Clock, Job, load_network, main, normalize, r
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Logits ``(classes, y, x)`` of the job's image."""
     out = Path(job.out).resolve()
     os.chdir(out)  # KonfAI puts its folders into the current one
     with clock.phase("load"):

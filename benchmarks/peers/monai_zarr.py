@@ -9,6 +9,7 @@ from benchmarks.peers.common import Clock, Job, load_network, main, normalize, r
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Labels ``(y, x)`` of the job's image, or logits ``(classes, y, x)`` where they are to be saved."""
     with clock.phase("load"):
         import torch
         from monai.inferers import PatchInferer, SlidingWindowSplitter, ZarrAvgMerger

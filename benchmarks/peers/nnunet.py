@@ -11,6 +11,7 @@ for _folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -19,9 +20,7 @@ def predict(job: Job, clock: Clock) -> Any:
         network = load_network(job)
         architecture = {"network_class_name": "given", "arch_kwargs": {}, "_kw_requires_import": []}
         plan = {"patch_size": [job.tile, job.tile], "batch_size": job.batch, "architecture": architecture}
-        plans = PlansManager(
-            {"dataset_name": "benchmark", "plans_name": "benchmark", "configurations": {"2d": plan}}
-        )
+        plans = PlansManager({"dataset_name": "benchmark", "plans_name": "benchmark", "configurations": {"2d": plan}})
         predictor = nnUNetPredictor(
             tile_step_size=1 - job.overlap / job.tile,
             use_gaussian=True,

@@ -9,6 +9,7 @@ from benchmarks.peers.common import Clock, Job, main, normalize, read_image
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import onnxruntime
 

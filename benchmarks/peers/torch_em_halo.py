@@ -6,6 +6,7 @@ from benchmarks.peers.common import Clock, Job, load_network, main, normalize, r
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import numpy as np
         from torch_em.util.prediction import predict_with_halo
@@ -16,7 +17,7 @@ def predict(job: Job, clock: Clock) -> Any:
         image = read_image(job)
     inner, halo = job.tile - job.overlap, job.overlap // 2
     with clock.phase("infer"):
-        logits = predict_with_halo(
+        return predict_with_halo(
             image,
             network,
             gpu_ids=["cpu"],
@@ -26,7 +27,6 @@ def predict(job: Job, clock: Clock) -> Any:
             preprocess=lambda block: normalize(job, block),  # the default standardises each block by itself
             disable_tqdm=True,
         )
-    return logits
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from benchmarks.peers.common import Clock, Job, load_network, main, normalize, r
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import torch
         import torchio as tio

@@ -8,6 +8,7 @@ STRIDE = 32
 
 
 def predict(job: Job, clock: Clock) -> Any:
+    """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import numpy as np
         import torch

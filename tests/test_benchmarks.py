@@ -1,0 +1,306 @@
+"""The benchmarks at toy size: every number is measured, every table and plot is made of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the benchmarks train their own network")
+
+from benchmarks import guard, headline, page, suite, versus
+from benchmarks.__main__ import main
+from benchmarks.limits import Kernels, measure_limits, take_turns
+from benchmarks.precision import measure_efficiency, measure_precisions
+from benchmarks.processes import run_process
+from benchmarks.quality import compare_labels, compare_logits, softmax
+from benchmarks.scaling import measure_scaling
+from benchmarks.settings import TOY
+from benchmarks.versus import CONTENDERS, Contender, measure_peers
+from benchmarks.workbench import Workbench
+from tilelab.errors import InputError
+from tilelab.io.open import open_image
+
+HERE = [c for c in CONTENDERS if c.name in ("tilelab fp32", "NumPy over ONNX Runtime")]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    with pytest.MonkeyPatch.context() as patch:  # spinning threads of several libraries starve each other
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Workbench(TOY, tmp_path_factory.mktemp("cache"))
+        assert made.model.spec.tile == (TOY.tile, TOY.tile)
+        return made
+
+
+@pytest.fixture(scope="module")
+def document(bench: Workbench) -> dict[str, object]:
+    """A document with every section, as `run_suite` keeps it."""
+    found = {
+        "efficiency": measure_efficiency(bench),
+        "precision": measure_precisions(bench),
+        "limits": measure_limits(bench),
+        "scaling": measure_scaling(bench),
+        "peers": measure_peers(bench, HERE),
+    }
+    sections = {}
+    for name, value in found.items():
+        sections[name] = {
+            "scale": TOY.name,
+            "commit": "0" * 12,
+            "began": "2026-01-01 00:00 UTC",
+            "load_before": 0.0,
+            "machine": suite.describe_machine(),
+            "found": value,
+            "seconds": 1.0,
+            "commands": bench.take_commands(),
+        }
+    return json.loads(json.dumps({"format": suite.FORMAT, "sections": sections}))  # what a file can hold
+
+
+def test_every_benchmark_measures(document: dict) -> None:
+    found = {name: section["found"] for name, section in document["sections"].items()}
+    assert set(found) == set(suite.SUITE)
+    assert found["efficiency"]["ratio"] > 0
+    assert found["efficiency"]["tiles"]["inferred"] == 16
+    rows = {(row["engine"], row["precision"]): row for row in found["precision"]["rows"]}
+    for engine in ("openvino", "onnxruntime"):
+        assert rows[engine, "fp32"]["agreement"] == 1
+        assert rows[engine, "fp32"]["bare_megapixels_per_s"] > 0
+    assert rows["openvino", "fp32"]["mean_iou"] == pytest.approx(rows["onnxruntime", "fp32"]["mean_iou"], abs=0.01)
+    assert {row["kernel"] for row in found["limits"]["kernels"]} == {"copy", "update", "blend", "cut", "finish"}
+    assert all(row["decode_megapixels_per_s"] > 0 for row in found["limits"]["formats"])
+    assert [row["tiles"] for row in found["scaling"]["rows"]] == [4, 16]
+    peers = found["peers"]["rows"]
+    for name in ("tilelab fp32", "NumPy over ONNX Runtime"):
+        (measured,) = peers[name]["sizes"].values()
+        assert measured["finished"]
+        assert measured["megapixels_per_s"] > 0
+    # both blend the same logits, with different windows, at the same places
+    ours, loop = (peers[name]["whole"]["agreement"] for name in ("tilelab fp32", "NumPy over ONNX Runtime"))
+    assert ours == pytest.approx(loop, abs=0.1)
+
+
+def test_killed_runs_are_repeated(document: dict) -> None:
+    rows = document["sections"]["peers"]["found"]["rows"]
+    for name in ("tilelab fp32", "NumPy over ONNX Runtime"):
+        kill = rows[name]["kill"]
+        assert kill["killed_after"] < kill["undisturbed"] + 5
+        assert kill["lost"] == pytest.approx(kill["killed_after"] + kill["again"] - kill["undisturbed"])
+
+
+def test_page_plots_and_headline(document: dict, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / suite.RESULTS_FILE).write_text(json.dumps(document))
+    assert main(["page", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    for entry in suite.SUITE.values():
+        assert f"## {entry.title}" in text
+    for name in ("stages", "bandwidth", "scaling", "peers", "memory"):
+        assert f"({name}.png)" in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    speed = document["sections"]["peers"]["found"]["rows"]["tilelab fp32"]["sizes"]["128 x 136"]["megapixels_per_s"]
+    assert f"{speed:.2f} MP/s" in text
+    assert "busy" not in text
+    readme = tmp_path / "ours.md"
+    readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
+    assert main(["readme", "--out", str(tmp_path), "--readme", str(readme)]) == 0
+    once = readme.read_text()
+    assert once.startswith("before\n<!-- headline -->\n|  |")
+    assert once.endswith("<!-- /headline -->\nafter\n")
+    assert "old" not in once
+    assert main(["readme", "--out", str(tmp_path), "--readme", str(readme)]) == 0
+    assert readme.read_text() == once
+
+
+def test_no_machine_paths_in_results(document: dict, bench: Workbench) -> None:
+    text = json.dumps([section["commands"] for section in document["sections"].values()])
+    assert "tilelab infer" in text
+    assert str(Path(__file__).parents[1]) not in text
+    assert sys.executable not in text
+    assert str(bench.cache) not in text
+
+
+def test_a_busy_machine_is_said(document: dict, tmp_path: Path) -> None:
+    busy = json.loads(json.dumps(document))
+    busy["sections"]["limits"]["load_before"] = 5.5
+    page.write_page(busy, tmp_path / "page.md", {})
+    assert "busy (load 5.5)" in (tmp_path / "page.md").read_text()
+
+
+def test_headline_needs_peers_and_markers(document: dict, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs the peers"):
+        headline.headline({"sections": {}})
+    (tmp_path / "plain.md").write_text("no markers")
+    with pytest.raises(InputError, match="no place for the headline"):
+        headline.rewrite(tmp_path / "plain.md", document)
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: Workbench) -> dict[str, object]:
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr("benchmarks.limits.measure_limits", broken)
+    monkeypatch.setattr("benchmarks.scaling.measure_scaling", lambda bench: {"words": [], "rows": []})
+    monkeypatch.setattr(suite, "draw", lambda out, say: None)
+    assert not suite.run_suite(["limits", "scaling"], TOY, tmp_path, tmp_path, lambda line: None)
+    sections = suite.load(tmp_path)["sections"]
+    assert sections["limits"]["failed"] == "ValueError: no such luck"
+    assert sections["scaling"]["found"] == {"words": [], "rows": []}
+
+
+def test_sections_are_kept_from_run_to_run(tmp_path: Path) -> None:
+    suite.keep(tmp_path, "limits", {"found": 1})
+    suite.keep(tmp_path, "peers", {"found": 2})
+    suite.keep(tmp_path, "limits", {"found": 3})
+    assert suite.load(tmp_path)["sections"] == {"limits": {"found": 3}, "peers": {"found": 2}}
+    with pytest.raises(InputError, match="no measurements"):
+        suite.load(tmp_path / "nowhere")
+
+
+def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "install-peers" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["run", "nothing"])
+    assert "efficiency" in capsys.readouterr().err
+
+
+# --- processes
+
+
+def test_process_memory_is_watched_and_limited(tmp_path: Path) -> None:
+    hold = "import time; held = bytearray(200 << 20); time.sleep(30)"
+    stopped = run_process([sys.executable, "-c", hold], cwd=tmp_path, memory_limit=150 << 20)
+    assert stopped.stopped == "memory"
+    assert not stopped.ok
+    assert stopped.seconds < 25
+    assert "more than the limit" in stopped.reason
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    assert run_process([sys.executable, "-c", child], cwd=tmp_path, memory_limit=150 << 20).stopped == "memory"
+
+
+def test_process_can_be_killed_and_can_fail(tmp_path: Path) -> None:
+    killed = run_process([sys.executable, "-c", "import time; time.sleep(30)"], cwd=tmp_path, kill_after=0.3)
+    assert (killed.stopped, killed.code) == ("asked", -9)
+    failed = run_process([sys.executable, "-c", "raise SystemExit('no disk')"], cwd=tmp_path)
+    assert (failed.ok, failed.reason) == (False, "no disk")
+    good = run_process([sys.executable, "-c", "print('done')"], cwd=tmp_path)
+    assert (good.ok, good.output.strip()) == (True, "done")
+
+
+# --- quality
+
+
+def test_labels_are_compared() -> None:
+    one = np.zeros((700, 10), np.uint8)
+    other = one.copy()
+    other[:70] = 1
+    scores = compare_labels(open_image(one), open_image(other), 3)
+    assert scores["agreement"] == pytest.approx(0.9)
+    assert scores["mean_iou"] == pytest.approx((0.9 + 0) / 2)
+
+
+def test_a_seam_is_found() -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(2, 64, 64)).astype(np.float32)
+    same = compare_logits(whole, whole)
+    assert same["seam"] == {"largest": 0.0, "usual": 0.0}
+    smooth = whole + rng.normal(scale=0.01, size=whole.shape).astype(np.float32)
+    assert compare_logits(smooth, whole)["seam"]["largest"] < 2 * compare_logits(smooth, whole)["seam"]["usual"]
+    seamed = smooth.copy()
+    seamed[0, :, 32:] += 1
+    found = compare_logits(seamed, whole)["seam"]
+    assert found["largest"] > 10 * found["usual"]
+    np.testing.assert_allclose(softmax(whole).sum(axis=0), 1, atol=1e-6)
+
+
+# --- kernels and guard
+
+
+def test_kernels_move_what_is_counted() -> None:
+    kernels = Kernels(threads=2, width=256, tile=64)
+    try:
+        times = take_turns(kernels.works, 0.01)
+    finally:
+        kernels.close()
+    assert set(times) == set(kernels.moved)
+    assert all(len(taken) >= 3 and min(taken) > 0 for taken in times.values())
+
+
+def test_guard_compares_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.4, 0.41, 0.42])
+    monkeypatch.setattr(guard, "MEASURES", {"a": lambda: 0.9, "b": lambda: next(values)})
+    kept = tmp_path / "guard.json"
+    kept.write_text(json.dumps({"a": {"ratio": 1.0, "noise": 0.2}, "b": {"ratio": 1.0, "noise": 0.5}}))
+    lines: list[str] = []
+    ratios = {ratio.name: ratio for ratio in guard.check(path=kept, say=lines.append)}
+    assert ratios["a"].holds
+    assert not ratios["b"].holds  # it was measured three times
+    assert ratios["b"].measured == 0.42
+    assert [line.split()[-1] for line in lines] == ["holds", "FELL"]
+    assert [ratio.name for ratio in guard.check(("a",), kept, lines.append)] == ["a"]
+    kept.write_text(json.dumps({"c": {"ratio": 1.0, "noise": 0.2}}))
+    with pytest.raises(InputError, match="'c', which is not measured"):
+        guard.read_kept(kept)
+    with pytest.raises(InputError, match="--update"):
+        guard.read_kept(tmp_path / "none.json")
+
+
+def test_guard_keeps_its_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MEASURES", {"a": lambda: 0.5})
+    kept = tmp_path / "guard.json"
+    kept.write_text(json.dumps({"a": {"ratio": 1.0, "noise": 0.2}}))
+    guard.update(kept, lambda line: None)
+    assert guard.read_kept(kept) == {"a": {"ratio": 0.5, "noise": 0.2}}
+
+
+def test_nothing_got_slower() -> None:
+    """The quick ratios, against those in the repository: medians in turns, three attempts, more than half is noise."""
+    lines: list[str] = []
+    ratios = guard.check(guard.QUICK, say=lines.append)
+    assert len(ratios) == len(guard.QUICK)
+    assert all(ratio.holds for ratio in ratios), "\n".join(lines)
+
+
+# --- peers
+
+
+def test_peers_that_are_not_installed_are_named(
+    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versus, "INSTALLED", tmp_path / "installed.txt")
+    reason = versus.why_not(bench, Contender("MONAI gaussian", "monai_gaussian"))
+    assert reason == "not installed: python -m benchmarks install-peers"
+    (tmp_path / "installed.txt").write_text("torch==1.0\n")
+    assert "other requirements" in versus.why_not(bench, Contender("MONAI gaussian", "monai_gaussian"))
+
+
+def test_a_peer_that_needs_too_much_does_not_finish(bench: Workbench, tmp_path: Path) -> None:
+    (contender,) = (c for c in CONTENDERS if c.here)
+    row = versus.segment(bench, contender, (128, 136), tmp_path, memory_limit=1 << 20).row(1.0)
+    assert not row["finished"]
+    assert "limit" in row["reason"]
+
+
+def test_every_peer_is_pinned() -> None:
+    lines = [line for line in versus.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+    assert all("==" in line for line in lines)
+    for name in ("monai", "nnunetv2", "torch-em", "tiler", "torchio", "konfai"):
+        assert any(line.split("==")[0].split("[")[0] == name for line in lines), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contender", [c for c in CONTENDERS if c.module and not c.here], ids=lambda c: c.name)
+def test_every_installed_peer_runs(contender: Contender, bench: Workbench, tmp_path: Path) -> None:
+    reason = versus.why_not(bench, contender)
+    if reason:
+        pytest.skip(reason)
+    attempt = versus.segment(bench, contender, (128, 136), tmp_path, logits=True)
+    assert attempt.outcome.ok, attempt.outcome.errors
+    assert np.load(attempt.labels).shape == (128, 136)
+    assert np.load(attempt.logits).shape == (3, 128, 136)
