@@ -6,6 +6,8 @@ of them (the engine), in the caller's.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
 from collections import deque
@@ -17,6 +19,21 @@ T = TypeVar("T")
 
 class Stopped(Exception):
     """Another stage failed; this one has nothing left to do."""
+
+
+@contextlib.contextmanager
+def prompt_handover() -> Iterator[None]:
+    """Let threads take the interpreter from each other after 0.2 ms instead of 5.
+
+    After each batch the engine's thread needs it back from whichever stage holds it: that wait cost 5 % of a run on two
+    cores.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class Flow:

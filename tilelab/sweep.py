@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError
-from tilelab.flow import Channel, Flow
+from tilelab.flow import Channel, Flow, prompt_handover
 from tilelab.geometry import AxisTiling, Box, Frame, Lattice
 from tilelab.io.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
@@ -123,6 +123,7 @@ class Unit:
     def __len__(self) -> int:
         return len(self.rows) * len(self.cross_tiles) * len(self.col_tiles)
 
+    @prompt_handover()
     def run(
         self,
         writer: UnitWriter,
