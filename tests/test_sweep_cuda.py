@@ -249,7 +249,5 @@ def test_planned_memory_counts_every_buffer():
 def test_too_little_device_memory_is_refused_with_its_parts():
     buffers = make_buffers(Network(None, (512, 512), outputs=2).spec)
     check_device_memory(buffers, 1 << 20, 1 << 40)
-    with pytest.raises(
-        PlanError, match=r"needs .* MiB of GPU memory \(canvas .*100.0 MiB are free: raise --lanes"
-    ):
+    with pytest.raises(PlanError, match=r"needs .* MiB of GPU memory \(canvas .*100.0 MiB are free: raise --lanes"):
         check_device_memory(buffers, 1 << 20, 100 << 20)
