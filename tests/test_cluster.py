@@ -440,7 +440,7 @@ def cluster(environment):
             n_workers=4,
             threads_per_worker=1,
             memory_limit="800MB",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: 8787 may be taken
             silence_logs=60,
             env=environment,
         ) as made,
@@ -620,7 +620,15 @@ def test_an_interrupted_client_says_how_to_go_on(picture, tmp_path, environment,
 
 
 def dask_command(what, *words):
-    return [sys.executable, "-m", f"distributed.cli.dask_{what}", *map(str, words), "--no-dashboard"]
+    return [
+        sys.executable,
+        "-m",
+        f"distributed.cli.dask_{what}",
+        *map(str, words),
+        "--no-dashboard",
+        "--dashboard-address",
+        "127.0.0.1:0",
+    ]
 
 
 def test_a_lost_scheduler_leaves_what_was_done(picture, tmp_path, environment, broken):
