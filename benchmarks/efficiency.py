@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The bare engine, with nothing of tilelab's but the silencing of telemetry: what a careful user would write. Prints loading and loop seconds and the
+# The bare engine, as a careful user would write it, with telemetry silenced. Prints loading and loop seconds and the
 # most memory it had.
 BARE = """
 import sys, time

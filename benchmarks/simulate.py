@@ -278,7 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     costs = measure() if args.measure else COSTS
     print("costs in ms: " + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in asdict(costs).items()))
     print(
-        f"{'volume':>6} {'workers':>7} {'units':>8} {'twice':>6} {'ideal':>10} {'takes':>10} {'efficiency':>10} {'client':>6}"
+        f"{'volume':>6} {'workers':>7} {'units':>8} {'twice':>6} {'ideal':>10} {'takes':>10} {'efficiency':>10} "
+        f"{'client':>6}"
     )
     points = []
     for name in VOLUMES:
