@@ -24,6 +24,7 @@ from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
 
 from tilelab.errors import InputError, ModelError, ResumeError  # noqa: E402
+from tilelab.geometry import Box  # noqa: E402
 from tilelab.spec import ClassInfo, ModelSpec, Normalization  # noqa: E402
 from tilelab.training import losses  # noqa: E402
 from tilelab.training.augment import Symmetry, blur, change_intensity  # noqa: E402
@@ -556,3 +557,172 @@ def test_a_checkpoint_is_as_readable_as_any_file(trained: Path) -> None:
     assert (trained / BEST).stat().st_mode == plain.stat().st_mode
     assert not list(trained.glob("*.partial"))
     assert os.access(trained / BEST, os.R_OK)
+
+
+# --- what the loop can do besides
+
+
+@pytest.fixture(scope="module")
+def small(recipe_file: Path) -> Any:
+    """A function from overrides to a short recipe."""
+
+    def change(*overrides: str) -> Recipe:
+        return load_recipe(str(recipe_file), ["run.steps=6", "run.validate=3", "run.average=0.0", *overrides])
+
+    return change
+
+
+def test_a_batch_in_pieces_gives_the_same_weights(discs: Path, tmp_path: Path, small: Any) -> None:
+    """Without batch statistics, and with a loss that is a mean over pixels, pieces add up to the whole."""
+    plain = ["network.options.norm=none", "network.options.dropout=0.0", "optimizer.kind=sgd", "optimizer.rate=0.02"]
+    found = []
+    for pieces in (1, 4):
+        output = tmp_path / str(pieces)
+        train(small(*plain, f"run.accumulate={pieces}"), discs, output)
+        found.append(load_checkpoint(output / LAST).part("model"))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_pieces_must_divide_the_batch(small: Any) -> None:
+    with pytest.raises(RecipeError, match="batch of 4 cannot be cut into 3"):
+        small("run.accumulate=3")
+
+
+def test_patience_ends_training_and_the_end_is_remembered(discs: Path, tmp_path: Path, small: Any) -> None:
+    # with so small a rate nothing changes, so only the first validation is ever better
+    recipe = small("run.steps=60", "optimizer.rate=1e-12", "run.patience=3", "optimizer.kind=sgd")
+    train(recipe, discs, tmp_path)
+    header = load_checkpoint(tmp_path / LAST).header
+    assert header.ended
+    assert header.stale == 3
+    assert header.step < 60
+    train(recipe, discs, tmp_path, report=lambda _: pytest.fail("trained again"))
+
+
+def test_plateau_lowers_the_rate_then_ends(discs: Path, tmp_path: Path, small: Any) -> None:
+    changes = ["run.steps=300", "optimizer.rate=1e-12", "optimizer.kind=sgd", "schedule.kind=plateau"]
+    recipe = small(*changes, "schedule.rates=[1e-13]", "schedule.patience=2")
+    rates: list[float] = []
+    train(recipe, discs, tmp_path, report=lambda p: rates.append(p.rate))
+    assert sorted(set(rates), reverse=True) == [1e-12, 1e-13]
+    assert rates == sorted(rates, reverse=True)
+    header = load_checkpoint(tmp_path / LAST).header
+    assert header.ended
+    assert header.stage == 2
+    assert rates.count(1e-13) == 6
+
+
+def test_side_outputs_are_supervised(discs: Path, tmp_path: Path, small: Any) -> None:
+    recipe = small("network.architecture=casenet:resnet18", "network.options={}", "inference.tile=64", "run.steps=3")
+    seen: list[float] = []
+    train(recipe, discs, tmp_path, report=lambda p: seen.append(p.loss))
+    checkpoint = load_checkpoint(tmp_path / BEST)
+    assert checkpoint.header.spec.stride == 8
+    assert load_network(checkpoint)(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+    assert seen[0] > 1.0  # two maps of two classes: twice log 2 and more
+
+
+def test_pretrained_weights_are_where_training_begins(discs: Path, tmp_path: Path, small: Any) -> None:
+    from safetensors.torch import save_file
+
+    from tilelab.models import build_model
+
+    encoder = build_model("unet:resnet18", 1, 2).encoder
+    save_file(encoder.state_dict(), discs / "encoder.safetensors")
+    changes = ["network.architecture=unet:resnet18", "network.options={}", "run.steps=1", "optimizer.rate=1e-12"]
+    said: list[str] = []
+    train(small(*changes, "network.weights=encoder.safetensors"), discs, tmp_path, note=said.append)
+    assert "120 tensors matched, 0 missing, 0 unused" in said[0]
+    learned = load_checkpoint(tmp_path / LAST).part("model")
+    torch.testing.assert_close(learned["encoder.layer1.0.conv1.weight"], encoder.layer1[0].conv1.weight)
+    with pytest.raises(ModelError, match="no weights file"):
+        train(small(*changes, "network.weights=none.pth"), discs, tmp_path / "other")
+
+
+def test_the_log_is_read_by_tensorboard_and_drawn(trained: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(trained / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("mean_iou")] == [10, 20, 30, 40]
+    assert "iou/disc" in events.Tags()["scalars"]
+    if (trained / "curves.png").exists():
+        with Image.open(trained / "curves.png") as picture:
+            assert picture.size[0] > 500
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(discs: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """Over gloo, each with half of every batch; without batch statistics the averaged gradients are the same."""
+    changes = [
+        "run.steps=6",
+        "run.validate=3",
+        "run.threads=1",
+        "network.options.norm=none",
+        "network.options.dropout=0.0",
+    ]
+    words = ["-m", "tilelab", "train", str(recipe_file), *(w for c in changes for w in ("--set", c)), "-o"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, *words, str(tmp_path / "two")], check=True, capture_output=True)
+    subprocess.run([sys.executable, *words, str(tmp_path / "one")], check=True, capture_output=True)
+    one, two = (load_checkpoint(tmp_path / name / LAST) for name in ("one", "two"))
+    for name, value in one.part("model").items():
+        torch.testing.assert_close(two.part("model")[name], value, atol=2e-4, rtol=1e-2)
+    assert two.header.scores["mean_iou"] == pytest.approx(one.header.scores["mean_iou"], abs=0.01)
+
+
+# --- data as downloaded
+
+
+def test_stacks_and_inverted_masks(tmp_path: Path) -> None:
+    """The layout of ISBI 2012: two stacks, truth black on membranes, the last slices held back."""
+    import tifffile
+
+    discs_and_masks = [draw_discs(seed, 40) for seed in range(5)]
+    tifffile.imwrite(tmp_path / "train-volume.tif", np.stack([image for image, _ in discs_and_masks]))
+    tifffile.imwrite(tmp_path / "train-labels.tif", np.stack([255 * (1 - mask) for _, mask in discs_and_masks]))
+    data = load_recipe("pmcanet-isbi2012").train
+    pairs = open_pairs(msgspec.structs.replace(data, planes=(1, 4)), tmp_path, 2)
+    assert [pair.name for pair in pairs] == [f"train-volume[{z}]" for z in (1, 2, 3)]
+    for pair, (image, mask) in zip(pairs, discs_and_masks[1:4], strict=True):
+        np.testing.assert_array_equal(pair.image[...], image)
+        np.testing.assert_array_equal(pair.mask.read(Box.whole(pair.shape)), mask)
+    with pytest.raises(InputError, match="planes 0 to 25 were asked for"):
+        open_pairs(data, tmp_path, 2)
+
+
+def test_planes_too_large_to_keep_are_read_where_they_lie(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Data("train/images", "train/masks")
+    kept = sampler(open_pairs(data, discs, 2))
+    monkeypatch.setattr("tilelab.training.pairs._KEPT_PIXELS", 0)
+    lazy_pairs = open_pairs(data, discs, 2)
+    assert not any(isinstance(pair.mask, ArrayMask) for pair in lazy_pairs)
+    lazy = sampler(lazy_pairs)
+    for step in range(3):
+        for a, b in zip(kept.batch(step), lazy.batch(step), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_native_colour_masks_say_what_their_copies_say(real_data: Path) -> None:
+    recipe = load_recipe("nasa-segmentation")
+    native = open_pairs(recipe.train, real_data / "superalloy_native", 3)
+    plain = {pair.name: pair for pair in open_pairs(Data("train/images", "train/masks"), real_data / "superalloy", 3)}
+    assert len(native) == 2
+    for pair in native:
+        np.testing.assert_array_equal(pair.image[...], plain[pair.name].image[...])
+        whole = Box.whole(pair.shape)
+        np.testing.assert_array_equal(pair.mask.read(whole), plain[pair.name].mask.read(whole))
+
+
+def test_statistics_of_each_image_are_those_that_inference_uses() -> None:
+    dark, bright = (np.clip(draw_discs(0)[0].astype(int) + shift, 0, 255).astype(np.uint8) for shift in (-60, 60))
+    mask = np.zeros_like(dark)
+    pairs = [make_pair("dark", dark, mask), make_pair("bright", bright, mask)]
+    normalization = Normalization(kind="mean-std")
+    crops = CropSampler(pairs, 1, 2, Sampling(crop=96, batch=1), Augmentation(flips=False), normalization, 0)
+    for step in range(6):
+        crop, _ = crops.crop(step, 0)
+        assert abs(crop.mean()) < 1e-3
+        assert crop.std() == pytest.approx(1, abs=1e-3)
