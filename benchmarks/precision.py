@@ -43,12 +43,12 @@ def measure_efficiency(bench: Workbench) -> dict[str, Any]:
 
 
 def measure_precisions(bench: Workbench) -> dict[str, Any]:
-    """Every engine and precision: speed, agreement of labels with the same engine's fp32, score, stages."""
+    """Every engine and precision: speed, agreement of labels with the first one's, which is fp32, score, stages."""
     rows: list[dict[str, Any]] = []
     shape, classes = bench.scale.main, len(bench.model.spec.classes)
     truth = open_image(bench.truth(shape))
     with bench.folder() as folder:
-        full: dict[str, Path] = {}
+        first: Path | None = None
         for engine, precision in LADDER:
             row: dict[str, Any] = {"engine": engine, "precision": precision}
             rows.append(row)
@@ -63,17 +63,17 @@ def measure_precisions(bench: Workbench) -> dict[str, Any]:
                 row["missing"] = run.outcome.reason
                 continue
             report = run.report
-            full.setdefault(engine, out)
+            first = first or out
             labels = labels_of(out)
             row |= {
                 "seconds": report["seconds"] | {"process": run.outcome.seconds},
                 "megapixels_per_s": report["megapixels"] / run.outcome.seconds,
                 "bare_megapixels_per_s": _bare_rate(bench, model, report),
-                "agreement": compare_labels(labels, labels_of(full[engine]), classes)["agreement"],
+                "agreement": compare_labels(labels, labels_of(first), classes)["agreement"],
                 "mean_iou": compare_labels(labels, truth, classes)["mean_iou"],
                 "memory_growth": run.memory_growth,
             }
-            if out != full[engine]:
+            if out != first:
                 shutil.rmtree(out)
     return {"image": list(shape), "classes": classes, "data": bench.model.data, "rows": rows}
 

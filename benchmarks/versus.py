@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -108,7 +107,8 @@ def measure_peers(bench: Workbench, contenders: Sequence[Contender] = CONTENDERS
     for contender in ready if scale.kill else ():
         assert scale.kill is not None
         bench.say(f"{contender.name}, killed halfway")
-        rows[contender.name]["kill"] = _kill(bench, contender, scale.kill)
+        row = rows[contender.name]
+        row["kill"] = _kill(bench, contender, scale.kill, row["sizes"].get(f"{scale.kill[0]} x {scale.kill[1]}"))
     return {
         "tile": scale.tile,
         "overlap": scale.overlap,
@@ -212,20 +212,20 @@ def _compare(bench: Workbench, ready: list[Contender], rows: dict[str, dict[str,
                     rows[contender.name]["whole"] = row | labels
 
 
-def _kill(bench: Workbench, contender: Contender, shape: Shape) -> dict[str, Any]:
-    """Seconds that SIGKILL at half time costs, when the same command is given again."""
+def _kill(bench: Workbench, contender: Contender, shape: Shape, known: dict[str, Any] | None) -> dict[str, Any]:
+    """Seconds that SIGKILL at half time costs, when the same command is given again; `known` is an undisturbed run."""
+    if known is None:
+        with bench.folder() as folder:
+            known = segment(bench, contender, shape, folder).row(shape[0] * shape[1] / 1e6)
+    if not known["finished"]:
+        return {"lost": None, "reason": known["reason"]}
+    undisturbed = known["seconds"] + known["outside_seconds"]
     with bench.folder() as folder:
-        undisturbed = segment(bench, contender, shape, folder)
-        if not undisturbed.outcome.ok:
-            return {"lost": None, "reason": undisturbed.outcome.reason}
-        for path in list(folder.iterdir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        first = segment(bench, contender, shape, folder, kill_after=undisturbed.outcome.seconds / 2)
+        first = segment(bench, contender, shape, folder, kill_after=undisturbed / 2)
         again = segment(bench, contender, shape, folder)
-        total = undisturbed.outcome.seconds
-        return {
-            "undisturbed": total,
-            "killed_after": first.outcome.seconds,
-            "again": again.outcome.seconds,
-            "lost": first.outcome.seconds + again.outcome.seconds - total if again.outcome.ok else None,
-        }
+    return {
+        "undisturbed": undisturbed,
+        "killed_after": first.outcome.seconds,
+        "again": again.outcome.seconds,
+        "lost": first.outcome.seconds + again.outcome.seconds - undisturbed if again.outcome.ok else None,
+    }
