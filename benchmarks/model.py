@@ -28,6 +28,9 @@ TILE = 512  # of the recipe
 SET = "superalloy"
 _DRAWN = {"train": 4, "val": 2}  # micrographs per split
 
+# As in the recipe: grey levels, and the range of the factor about a tile's mean.
+_BRIGHTNESS, _CONTRAST = 64, (0.6, 1.7)
+
 UInt8 = npt.NDArray[np.uint8]
 
 
@@ -144,7 +147,10 @@ def plane(scale: Scale, cache: Path, shape: Shape, truth: bool = False) -> Path:
 
 
 def calibration_tiles(scale: Scale, cache: Path, spec: ModelSpec, count: int) -> list[npt.NDArray[np.float32]]:
-    """Normalised training tiles ``(1, channels, *tile)`` for quantisation, always the same."""
+    """Normalised training tiles ``(1, channels, *tile)`` for quantisation, always the same.
+
+    Brightness and contrast vary as in training: a range measured on the training images alone would clip others.
+    """
     root = micrographs(scale, cache)
     planes = [image for image, _ in load_micrographs(root.parent, root.name, "train")]
     rng = np.random.default_rng(0)
@@ -153,7 +159,9 @@ def calibration_tiles(scale: Scale, cache: Path, spec: ModelSpec, count: int) ->
     for index in range(count):
         mosaic = Mosaic((4 * spec.tile[0], 4 * spec.tile[1]), [planes[index % len(planes)]])
         y, x = rng.integers(0, 3 * spec.tile[0], 2)
-        raw = mosaic.rows(int(y), int(y) + spec.tile[0])[:, int(x) : int(x) + spec.tile[1]]
-        tile = ((raw.astype(np.float32) - mean) / std)[None, None]
+        raw = mosaic.rows(int(y), int(y) + spec.tile[0])[:, int(x) : int(x) + spec.tile[1]].astype(np.float32)
+        shift, contrast = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS), np.exp(rng.uniform(*np.log(_CONTRAST)))
+        raw = np.clip((raw - raw.mean()) * contrast + raw.mean() + shift, 0, 255).astype(np.float32)
+        tile = ((raw - mean) / std)[None, None]
         tiles.append(np.ascontiguousarray(np.repeat(tile, spec.channels, axis=1)))
     return tiles

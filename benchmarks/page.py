@@ -31,9 +31,9 @@ def write_page(document: dict[str, Any], path: Path, pictures: dict[str, str]) -
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1) -> list[str]:
+    """A Markdown table; the first `text` columns are text, the others are numbers."""
+    lines = [f"| {' | '.join(header)} |", "|---" * text + "|---:" * (len(header) - text) + "|"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
@@ -262,7 +262,7 @@ def _peers(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
             )
         told = next((m for m in row["sizes"].values() if m["finished"]), None)
         if told:
-            versions = ", ".join(f"{k} {v}" for k, v in told["versions"].items() if k not in ("python", "platform"))
+            versions = ", ".join(f"{package} {version}" for package, version in told["versions"].items())
             settings.append([name, told["settings"], versions])
     return [
         *_text(
@@ -290,7 +290,7 @@ def _peers(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         *table(
             ["", "labels agree", "mean IoU", "mean difference", "largest", "largest seam", "times the usual"], quality
         ),
-        *table(["", "settings", "versions"], settings),
+        *table(["", "settings", "versions"], settings, 3),
     ]
 
 

@@ -152,7 +152,10 @@ def segment(
             said = {
                 "seconds": report["seconds"],
                 "memory": report["memory"],
-                "versions": report["versions"] | {report["engine"]["name"]: report["engine"][report["engine"]["name"]]},
+                "versions": {
+                    "tilelab": report["versions"]["tilelab"],
+                    "openvino": str(report["engine"]["openvino"]).partition("-")[0],
+                },
                 "settings": "OpenVINO, hann, labels and probabilities with all pyramid levels as OME-Zarr",
             }
         return Attempt(run.outcome, said, out, out)
