@@ -28,8 +28,9 @@ Work = Callable[[], object]
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator,unused-ignore]
 def _update(target, source, factor, first, last):  # type: ignore[no-untyped-def]
-    for i in range(first, last):
-        target[i] += source[i] * factor
+    here, there = target[first:last], source[first:last]
+    for i in range(here.size):
+        here[i] += there[i] * factor
 
 
 class Kernels:

@@ -68,7 +68,7 @@ def run_suite(names: Sequence[str], scale: Scale, out: Path, cache: Path, say: C
             section["failed"] = f"{type(error).__name__}: {error}"
             say(traceback.format_exc())
         section["seconds"] = time.perf_counter() - began
-        section["commands"] = bench.take_commands()
+        section["commands"] = [f"python -m benchmarks run {name} --scale {scale.name}", *bench.take_commands()]
         keep(out, name, section)
     draw(out, say)
     return ok
