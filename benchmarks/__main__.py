@@ -1,7 +1,7 @@
 """Measure tilelab: against the bare engine, against the machine, and against what users would pick instead.
 
     python -m benchmarks                           the short set: minutes
-    python -m benchmarks run --scale full          everything at 9958 x 9959
+    python -m benchmarks run --scale full          everything at 9958 x 9959: more than an hour
     python -m benchmarks run limits scaling        these only; what was measured before is kept
     python -m benchmarks install-peers             the peers, in an environment of their own
     python -m benchmarks page                      draw the page and the plots again
@@ -49,6 +49,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--scale", choices=tuple(SCALES), default="short", help="how large everything is (%(default)s)")
     run.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
     run.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="where model and images are kept")
+    run.add_argument(
+        "--contenders", default="", metavar="A,B", help="only those whose names begin so, e.g. tilelab,MONAI"
+    )
     page = commands.add_parser("page", help="draw the page and the plots again")
     page.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where results.json is")
     readme = commands.add_parser("readme", help="put the headline table into README.md")
@@ -71,7 +74,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "run":
         from benchmarks.suite import SUITE, run_suite
 
-        ok = run_suite(args.names or list(SUITE), SCALES[args.scale], args.out, args.cache, print)
+        contenders = tuple(args.contenders.split(","))
+        ok = run_suite(args.names or list(SUITE), SCALES[args.scale], args.out, args.cache, print, contenders)
         print(f"{args.out / 'README.md'}")
         return 0 if ok else 1
     if args.command == "page":

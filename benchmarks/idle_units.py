@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from tilelab.cluster.crew import Crew, _Sweep
-from tilelab.cluster.task import EngineFacts, Order
+from tilelab.cluster.shared_sweep import SharedSweep
+from tilelab.cluster.task import EngineFacts, Order, Part, part_of
 from tilelab.engines.registry import load_engine
 from tilelab.geometry import Box, Frame, Lattice
 from tilelab.io.layout import Layout
@@ -38,7 +38,7 @@ from tilelab.volume import Volume
 
 WORKERS_PER_PROCESS = 32
 TALK = 20  # reports of a talkative unit
-Task = Callable[[str, bytes, int, int, int], None]
+Task = Callable[[str, bytes, Part], None]
 
 
 @contextlib.contextmanager
@@ -84,7 +84,6 @@ async def serve(address: str, count: int) -> None:
 def run_units(client: Any, plan: Plan, task: Task, report_seconds: float = 0.5) -> tuple[float, float]:
     """All units of `plan`, through the real client; wall seconds, and CPU seconds of this process."""
     facts = EngineFacts("idle", "cpu", "fp32", 1, plan.spec.to_json(), "", ())
-    crew = Crew(client, "", "", facts, None, Options(), lambda line: None, task=task)  # type: ignore[arg-type] # noqa: ARG005
     ones = np.ones(2, np.float32)
     order = Order(
         topic=f"tilelab-idle-{time.monotonic_ns()}",
@@ -102,7 +101,7 @@ def run_units(client: Any, plan: Plan, task: Task, report_seconds: float = 0.5) 
     )
     positions: dict[int, int] = {}
     journal = SimpleNamespace(positions=positions, record=positions.__setitem__)
-    sweep = _Sweep(crew, order, journal, lambda tiles: None)  # type: ignore[arg-type] # noqa: ARG005
+    sweep = SharedSweep(client, order, journal, lambda tiles: None, lambda line: None, task=task)  # type: ignore[arg-type] # noqa: ARG005
     began, cpu = time.perf_counter(), time.process_time()
     sweep.run()
     return time.perf_counter() - began, time.process_time() - cpu
@@ -120,35 +119,35 @@ class Sleep:
     def __init__(self, per_tile: float, start: float = 0.0, talk: int = 0) -> None:
         self.per_tile, self.start, self.talk = per_tile, start, talk
 
-    def __call__(self, topic: str, parcel: bytes, unit: int, start: int, number: int) -> None:
+    def __call__(self, topic: str, parcel: bytes, part: Part) -> None:
         """See `tilelab.cluster.task.run_unit`."""
         from distributed import get_worker
 
         order = _order(parcel)
         worker, plan = get_worker(), order.plan
         key = worker.get_current_task()
-        box, axis = plan.units[unit].box, plan.frame.sweep_axis
-        first = list(box.start)
-        first[axis] = start
-        tiles = plan.lattice.count(Box(tuple(first), box.stop))
+        axis, grain = plan.frame.sweep_axis, plan.layout.grain[plan.frame.sweep_axis]
+        tiles = plan.lattice.count(part_of(plan.units[part.unit].box, axis, part.start, part.stop))
 
         def tell(what: str, **more: Any) -> None:
-            worker.log_event(topic, {"what": what, "attempt": number, "worker": worker.address, **more})
+            worker.log_event(topic, {"what": what, "attempt": part.number, "worker": worker.address, **more})
 
         tell("started")
         for _ in range(self.talk):
-            tell("report", tiles=0, position=0)
+            tell("report", tiles=0, position=part.start)
         began = time.perf_counter()
         seconds = self.start + self.per_tile * tiles
+        rows = part.stop - part.start
+        pause = min(order.report_seconds, seconds * grain / rows) if part.eager else order.report_seconds
         while (left := began + seconds - time.perf_counter()) > 0:
-            time.sleep(min(left, order.report_seconds))
+            time.sleep(min(left, pause))
             task = worker.state.tasks.get(key)
             if task is None or task.state != "executing":
                 tell("ended")
                 return
-            if left > order.report_seconds:
-                part = (time.perf_counter() - began) / seconds
-                tell("report", tiles=int(part * tiles), position=start)
+            if left > pause:
+                done = (time.perf_counter() - began) / seconds
+                tell("report", tiles=int(done * tiles), position=int((part.start + done * rows) // grain * grain))
         tell("done", **vars(Stalls()))
 
 

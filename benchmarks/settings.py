@@ -20,7 +20,7 @@ class Scale:
     """One size of everything; shapes are rows and columns in pixels.
 
     Attributes:
-        name: ``toy`` (tests), ``short`` (minutes) or ``full``.
+        name: ``toy`` (tests), ``short`` (minutes), ``medium`` (half an hour) or ``full`` (more than one).
         tile, overlap: of the model, and of every peer.
         steps: of training; more only make a better model, not a faster one.
         main: the plane of efficiency, precision and stages.
@@ -72,6 +72,16 @@ SHORT = Scale(
     repeats=2,
     seconds=0.5,
 )
+MEDIUM = Scale(
+    name="medium",
+    main=(9958, 9959),
+    areas=((2490, 2490), (4979, 4979), (9958, 9959)),
+    peers=((2048, 2048), (4096, 4096)),
+    whole=(1408, 1408),
+    kill=(2048, 2048),
+    repeats=2,
+    seconds=1.0,
+)
 FULL = Scale(
     name="full",
     main=(9958, 9959),
@@ -83,4 +93,4 @@ FULL = Scale(
     repeats=3,
     seconds=2.0,
 )
-SCALES = {scale.name: scale for scale in (TOY, SHORT, FULL)}
+SCALES = {scale.name: scale for scale in (TOY, SHORT, MEDIUM, FULL)}

@@ -26,6 +26,7 @@ from typing import Any
 
 from tilelab.cluster.crew import REPORT_SECONDS, REPORTS_PER_SECOND
 from tilelab.cluster.dispatch import Action, Assign, Attempt, Dispatcher, Restart
+from tilelab.cluster.task import part_of
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.geometry import Units
@@ -78,7 +79,10 @@ class Simulation:
         self.tile_seconds = plan.pixels / len(plan.lattice) / PIXELS_PER_SECOND
         self.report_seconds = max(REPORT_SECONDS, workers / REPORTS_PER_SECOND)
         self.positions: dict[int, int] = {}
-        self.dispatcher = Dispatcher(self.units, self.axis, self.positions, self.tiles)
+        self.grain = plan.layout.grain[self.axis]
+        self.dispatcher = Dispatcher(
+            self.units, plan.frame, self.grain, self.positions, self.positions.__setitem__, self.tiles
+        )
         speeds = [max(0.5, self.random.gauss(1, SPREAD)) for _ in range(workers)]
         self.speed = {f"w{n}": speed * workers / sum(speeds) for n, speed in enumerate(speeds)}
         self.queues: dict[str, list[Attempt]] = {name: [] for name in self.speed}
@@ -86,14 +90,10 @@ class Simulation:
         self.order = count()
         self.server_free = 0.0
         self.server_busy = 0.0
-        self.last_row = 0.0
 
-    def tiles(self, unit: int, start: int) -> int:
-        """Tiles of a unit from a position on."""
-        box = self.units[unit].box
-        first = list(box.start)
-        first[self.axis] = start
-        return self.plan.lattice.count(type(box)(tuple(first), box.stop))
+    def tiles(self, unit: int, start: int, stop: int) -> int:
+        """Tiles of a unit between two positions."""
+        return self.plan.lattice.count(part_of(self.units[unit].box, self.axis, start, stop))
 
     def at(self, when: float, what: str, about: Any) -> None:
         """Something will happen."""
@@ -110,10 +110,11 @@ class Simulation:
         for name in self.queues:
             self.dispatcher.join(name)
         self.carry_out(self.dispatcher.actions(0.0), 0.0)
+        now = 0.0
         while not self.dispatcher.finished:
             now, _, what, about = heapq.heappop(self.events)
             getattr(self, what)(now, about)
-        return self.last_row
+        return now
 
     def carry_out(self, actions: list[Action], now: float) -> None:
         """What the client does with the dispatcher's word."""
@@ -147,28 +148,27 @@ class Simulation:
         noise = max(0.5, self.random.gauss(1, SPREAD))
         seconds = self.costs.start + attempt.tiles * self.tile_seconds / self.speed[attempt.worker] * noise
         self.at(now + seconds, "finish", attempt)
-        if seconds > self.report_seconds:
-            self.at(now + self.report_seconds, "report", (attempt, now, seconds))
+        pause = self.report_seconds
+        if attempt.eager:
+            pause = min(pause, seconds * self.grain / (attempt.stop - attempt.start))
+        if seconds > pause:
+            self.at(now + pause, "report", (attempt, now, seconds, pause))
 
-    def report(self, now: float, about: tuple[Attempt, float, float]) -> None:
+    def report(self, now: float, about: tuple[Attempt, float, float, float]) -> None:
         """A worker says how far it is."""
-        attempt, began, seconds = about
+        attempt, began, seconds, pause = about
         if self.queues[attempt.worker][:1] == [attempt]:
             part = (now - began) / seconds
-            box = self.units[attempt.unit].box
-            grain = self.plan.layout.grain[self.axis]
-            row = attempt.start + part * (box.stop[self.axis] - attempt.start)
-            self.tell(now, "reported", (attempt, int(part * attempt.tiles), int(row // grain * grain)))
-            if now + self.report_seconds < began + seconds:
-                self.at(now + self.report_seconds, "report", about)
+            row = attempt.start + part * (attempt.stop - attempt.start)
+            self.tell(now, "reported", (attempt, int(part * attempt.tiles), int(row // self.grain * self.grain)))
+            if now + pause < began + seconds:
+                self.at(now + pause, "report", about)
 
     def finish(self, now: float, attempt: Attempt) -> None:
-        """A unit is on disk."""
+        """A part is on disk."""
         queue = self.queues[attempt.worker]
         if not queue or queue[0] is not attempt:
             return
-        if attempt.unit not in self.positions or self.positions[attempt.unit] < self.units[attempt.unit].box.stop[1]:
-            self.last_row = max(self.last_row, now)
         queue.pop(0)
         self.tell(now, "done", attempt)
         if queue:
@@ -194,10 +194,8 @@ class Simulation:
             dispatcher.ended(about.number)
         elif what == "reported":
             attempt, tiles, row = about
-            self.positions[attempt.unit] = max(row, self.positions.get(attempt.unit, 0))
-            dispatcher.reported(attempt.number, tiles, now)
+            dispatcher.reported(attempt.number, tiles, max(row, attempt.start), now)
         else:
-            self.positions[about.unit] = self.units[about.unit].box.stop[self.axis]
             dispatcher.done(about.number, now)
         self.carry_out(dispatcher.actions(now), now)
 

@@ -43,13 +43,20 @@ SUITE = {
 }
 
 
-def run_suite(names: Sequence[str], scale: Scale, out: Path, cache: Path, say: Callable[[str], None]) -> bool:
+def run_suite(
+    names: Sequence[str],
+    scale: Scale,
+    out: Path,
+    cache: Path,
+    say: Callable[[str], None],
+    contenders: tuple[str, ...] = ("",),
+) -> bool:
     """Measure, and write results and page after each benchmark, so that nothing is lost by a later one's failure.
 
     Returns:
         Whether all succeeded; one that failed keeps its message in the document.
     """
-    bench = Workbench(scale, cache, lambda line: say(f"  {line}"))
+    bench = Workbench(scale, cache, lambda line: say(f"  {line}"), contenders)
     ok = True
     for name in names:
         say(f"{name}: {SUITE[name].title.lower()}")

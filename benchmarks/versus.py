@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,9 @@ class Attempt:
         }
 
 
-def measure_peers(bench: Workbench, contenders: Sequence[Contender] = CONTENDERS) -> dict[str, Any]:
+def measure_peers(bench: Workbench) -> dict[str, Any]:
     """Every contender on every plane: time, memory, agreement, seams, and what a kill costs."""
+    contenders = [c for c in CONTENDERS if c.name.startswith(bench.contenders)]
     scale = bench.scale
     rows: dict[str, dict[str, Any]] = {}
     ready = []

@@ -24,10 +24,17 @@ class Workbench:
         scale: how large everything is.
         cache: folder for models and images, kept from run to run.
         say: told one line for each thing that begins.
+        contenders: how the names begin of those that are compared.
     """
 
-    def __init__(self, scale: Scale, cache: Path = CACHE, say: Callable[[str], None] = lambda _: None) -> None:
-        self.scale, self.cache, self.say = scale, cache, say
+    def __init__(
+        self,
+        scale: Scale,
+        cache: Path = CACHE,
+        say: Callable[[str], None] = lambda _: None,
+        contenders: tuple[str, ...] = ("",),
+    ) -> None:
+        self.scale, self.cache, self.say, self.contenders = scale, cache, say, contenders
         self._commands: list[str] = []
 
     @cached_property

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tilelab.errors import TilelabError as TilelabError
     from tilelab.io.open import open_image as open_image
     from tilelab.io.result import read_result as read_result
+    from tilelab.lazy_array import map_tiles as map_tiles
     from tilelab.options import Options as Options
     from tilelab.run import infer as infer
     from tilelab.run import plan as plan
@@ -32,6 +33,7 @@ _HOMES = {
     "TilelabError": "errors",
     "infer": "run",
     "load_engine": "engines.registry",
+    "map_tiles": "lazy_array",
     "open_image": "io.open",
     "plan": "run",
     "read_result": "io.result",

@@ -85,7 +85,7 @@ def _statistics(
     """Offset and spread per channel, from blocks spread evenly over the image; in a fixed order, so always the same."""
     samples: list[npt.NDArray[Any]] = []
     taken = 0
-    for box in _sample(volume):
+    for box in sample_boxes(volume):
         block = volume.read(box).reshape(volume.channels, -1)
         if block.dtype.kind == "f":
             block = block[:, np.isfinite(block).all(axis=0)]  # the sweep will name what is not
@@ -100,7 +100,7 @@ def _statistics(
     return values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64), taken
 
 
-def _sample(volume: Volume) -> list[Box]:
+def sample_boxes(volume: Volume) -> list[Box]:
     """All of a small image; of a large one, blocks on a regular grid."""
     extent = (1, SAMPLE_BLOCK, SAMPLE_BLOCK)
     counts = [math.ceil(n / e) for n, e in zip(volume.shape, extent, strict=True)]

@@ -148,7 +148,8 @@ def make_plan(
         cuts = _cut(source, spec, layout, outputs, lattice, frame, batch, limit, lanes, spans)
         if workers > 1:
             free = {2: lanes, frame.sweep_axis: spans} | ({} if flat else {1: None})
-            cuts = share_out(lattice, cuts, grain, [a for a, forced in free.items() if forced is None], workers)
+            axes = [a for a, forced in free.items() if forced is None]
+            cuts = share_out(lattice, cuts, grain, axes, frame.sweep_axis, workers)
     units = Units(cuts)
     widest = Box.whole(tuple(c.extent if len(c) > 1 else c.size for c in cuts))
     memory = estimate_memory(source, spec, layout, outputs, lattice, frame, batch, widest)

@@ -1,13 +1,18 @@
-"""Which worker computes which unit next, and what happens when one dies: pure bookkeeping on a clock that is passed in.
+"""Which worker computes what next, and what happens when one dies: pure bookkeeping on a clock that is passed in.
 
     join / leave            +------------+   Assign(attempt)
-    started / reported  --> | Dispatcher | --> Release(attempt)      carried out by a cluster (`tilelab.cluster.crew`)
+    started / reported  --> | Dispatcher | --> Release(attempt)      carried out by the client (`SharedSweep`)
     done / failed           +------------+   Restart(worker)         or by a simulated one (`benchmarks/simulate.py`)
 
 Every worker has one unit to compute and, while many are left, one more waiting, so that it need not wait for an answer.
 A unit that was lost goes on from what is on disk, on another worker if there is one.  When none are left to hand out,
-idle workers take over waiting units and race those that would take much longer: two workers may write the same shard,
-as both write the same bytes, whole files at a time.
+idle workers take over waiting units and then help with running ones: they begin in the middle, so that both parts end
+at the same time, or where the last finished row is if the unit has come to a halt.  Rows may be computed twice then,
+even at once: both write the same bytes, whole files at a time.
+
+        unit       |=== on disk ===>......first worker......|......helper......|
+                 start          position                  where a             stop
+                                (recorded)                shard begins
 
 Only units in flight or in trouble are held: memory depends on the number of workers, not on that of units.
 """
@@ -16,15 +21,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from tilelab.geometry import Units
+from tilelab.geometry import Frame, Units
 
 PREFETCH = 2  # rounds of units left below which no worker gets a second one: it would only delay the end
-RACE = 2.0  # a unit is raced when an idle worker needs at most 1 / RACE of the time that its own still does
 UPTAKE = 10.0  # seconds after which a worker that did not take up a unit is taken for busy
+SLOW = 2.0  # how much longer than anew a unit must still take before it is begun anew beside it
 STREAK = 5  # errors in a row after which a worker gets no more units, as long as there are others
 FRUITLESS = 16  # units in a row that fail with nothing finished in between: then it is not the units
 UNWRITABLE = 3  # the same for errors of the output, which no other unit will fare better with
@@ -46,11 +51,12 @@ class Limits:
 
 @dataclass(slots=True)
 class Attempt:
-    """A unit on a worker.
+    """A unit, or a part of one, on a worker.
 
-    start: sweep position it begins at.
-    tiles: to infer from there; `done` of them are.
+    start, stop: sweep positions; what lies before `position` is on disk.
+    tiles: to infer; `done` of them are.
     seen: time of the last sign of life.
+    eager: one of the last: its worker should say at once what is on disk.
     began: time when the worker took it up; None while it waits.
     released: no longer wanted; the worker has not confirmed yet.
     """
@@ -59,11 +65,17 @@ class Attempt:
     unit: int
     worker: str
     start: int
+    stop: int
     tiles: int
     seen: float
+    eager: bool = False
+    position: int = -1
     began: float | None = None
     done: int = 0
     released: bool = False
+
+    def __post_init__(self) -> None:
+        self.position = self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,7 @@ class Restart:
 
 
 Action = Assign | Release | Restart
+_Part = tuple[int, int, int]  # a unit, and two sweep positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,15 @@ class _Worker:
 
 
 @dataclass(slots=True)
-class _Trouble:
+class _State:
+    """A unit in flight or in trouble.
+
+    attempts: live ones that were not released.
+    islands: parts on disk that lie behind a gap.
+    """
+
+    attempts: list[int] = field(default_factory=list)
+    islands: list[tuple[int, int]] = field(default_factory=list)
     errors: int = 0
     deaths: int = 0
     tried: set[str] = field(default_factory=set)
@@ -122,38 +143,42 @@ class Dispatcher:
         left: units neither finished nor given up.
         stopped: why going on is pointless, else None.
         retries: attempts that had to be repeated.
-        races: units that a second worker took up at the end.
+        helped: attempts that helped with a unit that was running already.
     """
 
     def __init__(
         self,
         units: Units,
-        sweep_axis: int,
+        frame: Frame,
+        grain: int,
         positions: Mapping[int, int],
-        tiles: Callable[[int, int], int],
+        record: Callable[[int, int], None],
+        tiles: Callable[[int, int, int], int],
         limits: Limits | None = None,
     ) -> None:
         """Begin or continue.
 
         Args:
             units: all of the job's.
-            sweep_axis: along which a unit has a position.
-            positions: up to where each unit is on disk, kept up to date by the caller before it calls `reported`.
-            tiles: number of tiles of a unit from a position on.
+            frame: says which axis is swept.
+            grain: units may be parted at multiples of it, pixels on the sweep axis.
+            positions: up to where each unit is on disk; changed by `record` only.
+            record: called with a unit and the position up to which all of it is on disk now.
+            tiles: number of tiles of a unit from one position to another.
             limits: how much is put up with.
         """
-        self._units, self._axis, self._positions, self._tiles = units, sweep_axis, positions, tiles
+        self._units, self._axis, self._grain = units, frame.sweep_axis, grain
+        self._positions, self._record, self._tiles = positions, record, tiles
         self.limits = limits or Limits()
         self.attempts: dict[int, Attempt] = {}
         self.failures: list[Failure] = []
         self.stopped: Failure | None = None
-        self.retries = self.races = 0
+        self.retries = self.helped = 0
         self.left = len(units) - sum(self._is_finished(unit) for unit in positions)
         self._fresh = self.left
         self._order = (unit for unit in largest_first(units) if not self._is_finished(unit))
         self._again: deque[int] = deque()
-        self._of_unit: dict[int, list[int]] = {}
-        self._troubles: dict[int, _Trouble] = {}
+        self._states: dict[int, _State] = {}
         self._workers: dict[str, _Worker] = {}
         self._loads: tuple[dict[str, None], ...] = ({}, {}, {})  # workers with 0, 1, 2 attempts
         self._benched: dict[str, None] = {}
@@ -187,8 +212,7 @@ class Dispatcher:
             return
         for number in list(known.attempts):
             attempt = self._end(number)
-            if not attempt.released:
-                self._lost(attempt, cause if attempt.began is not None else None, death=True)
+            self._lost(attempt, cause if attempt.began is not None else None, death=True)
         self._forget(worker)
 
     def started(self, number: int, now: float) -> None:
@@ -197,33 +221,29 @@ class Dispatcher:
         if attempt is not None:
             attempt.began = attempt.seen = now
 
-    def reported(self, number: int, tiles: int, now: float) -> None:
-        """A worker has inferred so many tiles of an attempt; `positions` is up to date."""
+    def reported(self, number: int, tiles: int, position: int, now: float) -> None:
+        """A worker has inferred so many tiles of an attempt, and what lies before `position` is on disk."""
         attempt = self.attempts.get(number)
         if attempt is None:
             return
         attempt.seen, attempt.done = now, tiles
         if attempt.began is None:
             attempt.began = now
-        if self._positions.get(attempt.unit, 0) > attempt.start:
-            self._fruitless = self._unwritable = 0
+        if position > attempt.position:
+            attempt.position = position
+            self._cover(attempt.unit, attempt.start, position)
 
     def done(self, number: int, now: float) -> None:
-        """A unit is finished, and on disk; `positions` is up to date."""
+        """An attempt is finished, and on disk."""
         if number not in self.attempts:
             return
         attempt = self._end(number)
         worker = self._workers[attempt.worker]
-        worker.streak = self._fruitless = self._unwritable = 0
+        worker.streak = 0
         if attempt.began is not None and now > attempt.began:
             rate = attempt.tiles / (now - attempt.began)
             worker.rate = rate if not worker.rate else (worker.rate + rate) / 2
-        if attempt.released:  # it was finished before the message reached it
-            return
-        self.left -= 1
-        self._troubles.pop(attempt.unit, None)
-        for other in self._of_unit.get(attempt.unit, ()):
-            self._release(self.attempts[other])
+        self._cover(attempt.unit, attempt.start, attempt.stop)
 
     def failed(self, number: int, cause: str, *, unwritable: bool = False) -> None:
         """An attempt ended with an error; `unwritable` when that is the output's."""
@@ -245,9 +265,7 @@ class Dispatcher:
     def ended(self, number: int) -> None:
         """An attempt that was released has stopped; one that was not is simply made again."""
         if number in self.attempts:
-            attempt = self._end(number)
-            if not attempt.released:
-                self._lost(attempt, None, death=False)
+            self._lost(self._end(number), None, death=False)
 
     def refuse(self, worker: str) -> None:
         """A worker cannot do this job at all: it gets nothing more, ever."""
@@ -264,7 +282,7 @@ class Dispatcher:
         if not self.finished:
             self._hand_out(now)
             if self._loads[0] and not self._fresh and not self._again:
-                self._relieve(now)
+                self._help_out(now)
         actions, self._actions = self._actions, []
         return actions
 
@@ -278,65 +296,72 @@ class Dispatcher:
                 self.leave(name, f"its worker was not heard of for {now - seen:.0f} s")
                 self._actions.append(Restart(name))
 
-    # inside
+    # handing out
 
     def _hand_out(self, now: float) -> None:
         """A unit for every idle worker, and a second one while there are many."""
         for worker in list(self._loads[0]):
-            unit = self._next_unit(worker)
-            if unit is not None:
-                self._assign(worker, unit, now)
+            part = self._next_part(worker)
+            if part is not None:
+                self._assign(worker, part, now)
             elif not self._again:
                 break
         while self._loads[1] and self._fresh > PREFETCH * len(self._workers):
             worker = next(iter(self._loads[1]))
-            unit = self._next_unit(worker)
-            if unit is None:
+            part = self._next_part(worker)
+            if part is None:
                 break
-            self._assign(worker, unit, now)
+            self._assign(worker, part, now)
 
-    def _next_unit(self, worker: str) -> int | None:
-        """A unit to repeat if this worker has not failed at it yet, else a fresh one, else one nobody else may do."""
-        for unit in self._again:
-            if worker not in self._troubles[unit].tried:
+    def _next_part(self, worker: str) -> _Part | None:
+        """What to repeat if this worker has not failed at it yet, else a fresh unit, else what nobody else may do."""
+        for unit in list(self._again):
+            gap = self._gap(unit)
+            if gap is None:
                 self._again.remove(unit)
-                return unit
+            elif worker not in self._states[unit].tried:
+                self._again.remove(unit)
+                return unit, *gap
         for unit in self._order:
             self._fresh -= 1
-            return unit
+            return unit, self._position(unit), self._stop(unit)
+        others = set(self._workers).difference(self._benched)
         for unit in self._again:
-            if self._troubles[unit].tried.issuperset(w for w in self._workers if w not in self._benched):
+            gap = self._gap(unit)
+            if gap is not None and self._states[unit].tried >= others:
                 self._again.remove(unit)
-                return unit
+                return unit, *gap
         return None
 
-    def _assign(self, worker: str, unit: int, now: float) -> None:
-        start = self._positions.get(unit, self._units[unit].box.start[self._axis])
+    def _assign(self, worker: str, part: _Part, now: float) -> None:
+        unit, start, stop = part
         self._number += 1
-        attempt = Attempt(self._number, unit, worker, start, self._tiles(unit, start), now)
+        eager = self._fresh <= PREFETCH * len(self._workers)
+        attempt = Attempt(self._number, unit, worker, start, stop, self._tiles(unit, start, stop), now, eager)
         self.attempts[attempt.number] = attempt
-        self._of_unit.setdefault(unit, []).append(attempt.number)
+        state = self._states.setdefault(unit, _State())
+        state.attempts.append(attempt.number)
         self._move(worker, attempt.number)
         self._actions.append(Assign(attempt))
+        if unit not in self._again and self._gap(unit) is not None:
+            self._again.append(unit)
 
-    def _relieve(self, now: float) -> None:
-        """Nothing is left to hand out: let idle workers take over what waits, and race what is slow."""
+    # the end of a job
+
+    def _help_out(self, now: float) -> None:
+        """Nothing is left to hand out: let idle workers take over what waits, and part what runs."""
         waiting = [a for a in self.attempts.values() if self._is_waiting(a, now)]
         for worker in list(self._loads[0]):
             if waiting:
                 attempt = waiting.pop()
                 self._release(attempt)
-                self._assign(worker, attempt.unit, now)
+                self._assign(worker, (attempt.unit, attempt.start, attempt.stop), now)
                 continue
-            rate = self._workers[worker].rate
-            slowest = max(self._alone(), key=lambda a: self._seconds_left(a, now, rate), default=None)
-            if not rate or slowest is None:
+            part = self._part_to_help_with(worker, now)
+            if part is None:
                 break
-            position = self._positions.get(slowest.unit, slowest.start)
-            if self._seconds_left(slowest, now, rate) <= RACE * self._tiles(slowest.unit, position) / rate:
-                break
-            self.races += 1
-            self._assign(worker, slowest.unit, now)
+            self.helped += 1
+            self._assign(worker, part, now)
 
     def _is_waiting(self, attempt: Attempt, now: float) -> bool:
         """Whether it is behind another attempt of its worker, or its worker does not take it up."""
@@ -344,36 +369,154 @@ class Dispatcher:
             return False
         return self._workers[attempt.worker].attempts[0] != attempt.number or now - attempt.seen > UPTAKE
 
-    def _alone(self) -> Iterator[Attempt]:
-        """Running attempts that are not raced."""
-        return (
-            a
-            for a in self.attempts.values()
-            if a.began is not None and not a.released and len(self._of_unit[a.unit]) == 1
-        )
+    def _part_to_help_with(self, worker: str, now: float) -> _Part | None:
+        """The rear of the attempt that would take longest: as much as all workers together have too much.
 
-    def _seconds_left(self, attempt: Attempt, now: float, rate: float) -> float:
-        """Until a running attempt ends at its own pace; before its first tiles, as long as it has taken, at least."""
+        So that all end at the same time an attempt keeps what it can do until then, and a helper goes from one to the
+        next; but no helper takes so much that it would itself be the last.
+        """
+        running = [a for a in self.attempts.values() if a.began is not None and not a.released]
+        rate = self._workers[worker].rate or _mean_rate(running, now)
+        if not running or not rate:
+            return None
+        outlooks = [self._outlook(a, now, rate) for a in running]
+        seconds, attempt, at, end = max(outlooks, key=lambda outlook: outlook[0])
+        if not seconds:
+            return None
+        own, helpers = (end - at) / seconds, rate * (attempt.stop - attempt.start) / attempt.tiles  # rows per second
+        together = (end - at) * helpers / (helpers + own)
+        left = [((e - p) * a.tiles / (a.stop - a.start), s) for s, a, p, e in outlooks if s]
+        speed = sum(tiles / s for tiles, s in left) + rate * max(1, len(self._workers) - len(left))
+        fair = sum(tiles for tiles, _ in left) / speed  # seconds until the end, if nobody had to wait
+        rows = min(together, max(self._grain, own * (seconds - fair)))
+        parted = max(round((end - rows) / self._grain) * self._grain, math.ceil(at / self._grain) * self._grain)
+        if attempt.position < parted < end:
+            return attempt.unit, parted, end
+        if end > attempt.position and seconds > SLOW * (end - attempt.position) / helpers:
+            return attempt.unit, attempt.position, end
+        return None
+
+    def _outlook(self, attempt: Attempt, now: float, rate: float) -> tuple[float, Attempt, float, int]:
+        """Seconds until an attempt ends at its own pace, where it is, and where the part ends that only it is at."""
+        state = self._states[attempt.unit]
+        rows = attempt.stop - attempt.start
+        at = max(attempt.position, attempt.start + rows * attempt.done / attempt.tiles)
+        others = (self.attempts[n] for n in state.attempts if n != attempt.number)
+        begins = [a.start for a in others if a.start >= attempt.position] + [start for start, _ in state.islands]
+        end = min([attempt.stop, *(b for b in begins if b >= at)])
         elapsed = now - (now if attempt.began is None else attempt.began)
-        if attempt.done:
-            return elapsed * (attempt.tiles - attempt.done) / attempt.done
-        return max(elapsed, attempt.tiles / rate if rate else 0.0)
+        if at > attempt.start:
+            pace = (at - attempt.start) / elapsed if elapsed > 0 else rows * rate / attempt.tiles
+        else:  # nothing heard yet: as others, or slower if that time has passed
+            pace = rows / max(elapsed, attempt.tiles / rate)
+        if any(b <= at for b in begins):  # somebody is at this part already
+            return 0.0, attempt, at, end
+        return max(0.0, end - at) / pace, attempt, at, end
+
+    # what is on disk
+
+    def _cover(self, unit: int, start: int, stop: int) -> None:
+        """Rows ``start:stop`` of a unit are on disk: record what is without a gap from its beginning."""
+        state = self._states.get(unit)
+        if state is None:  # finished, or given up
+            return
+        position = known = self._position(unit)
+        islands = [(a, b) for a, b in state.islands if not (start <= a and b <= stop)] + [(start, stop)]
+        state.islands = []
+        for first, last in sorted(islands):
+            if first <= position:
+                position = max(position, last)
+            else:
+                state.islands.append((first, last))
+        if position > known:
+            self._fruitless = self._unwritable = 0
+            self._record(unit, position)
+        if position >= self._stop(unit):
+            self._close(unit)
+            return
+        for number in list(state.attempts):
+            attempt = self.attempts[number]
+            if self._next_gap(unit, attempt.position, attempt.stop, ()) is None:
+                self._release(attempt)
+
+    def _gap(self, unit: int) -> tuple[int, int] | None:
+        """The first rows of a unit that are neither on disk nor being computed."""
+        live = [self.attempts[number] for number in self._states[unit].attempts]
+        return self._next_gap(unit, self._position(unit), self._stop(unit), [(a.start, a.stop) for a in live])
+
+    def _next_gap(self, unit: int, start: int, stop: int, taken: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+        """The first rows between `start` and `stop` that are neither on disk nor `taken`."""
+        at = max(start, self._position(unit))
+        for first, last in sorted([*taken, *self._states[unit].islands]):
+            if first > at:
+                break
+            at = max(at, last)
+        begins = [first for first, _ in [*taken, *self._states[unit].islands] if first > at]
+        return (at, min([stop, *begins])) if at < stop else None
+
+    def _close(self, unit: int) -> None:
+        """A unit needs no more work."""
+        for number in list(self._states[unit].attempts):
+            self._release(self.attempts[number])
+        if unit in self._again:
+            self._again.remove(unit)
+        del self._states[unit]
+        self.left -= 1
+
+    def _position(self, unit: int) -> int:
+        return self._positions.get(unit, self._units[unit].box.start[self._axis])
+
+    def _stop(self, unit: int) -> int:
+        return self._units[unit].box.stop[self._axis]
+
+    def _is_finished(self, unit: int) -> bool:
+        return self._position(unit) >= self._stop(unit)
+
+    # the end of an attempt
 
     def _release(self, attempt: Attempt) -> None:
         """Take an attempt back; it keeps its place until the worker has confirmed."""
         attempt.released = True
-        self._of_unit[attempt.unit] = [n for n in self._of_unit[attempt.unit] if n != attempt.number]
+        self._states[attempt.unit].attempts.remove(attempt.number)
         self._actions.append(Release(attempt))
 
     def _end(self, number: int) -> Attempt:
         attempt = self.attempts.pop(number)
         self._move(attempt.worker, -number)
-        rest = [n for n in self._of_unit.get(attempt.unit, ()) if n != number]
-        if rest:
-            self._of_unit[attempt.unit] = rest
-        else:
-            self._of_unit.pop(attempt.unit, None)
+        if not attempt.released:
+            self._states[attempt.unit].attempts.remove(number)
         return attempt
+
+    def _lost(self, attempt: Attempt, cause: str | None, *, death: bool) -> None:
+        """An attempt has to be repeated, or its unit given up; without a cause it was nobody's fault."""
+        if attempt.released:
+            return
+        state = self._states[attempt.unit]
+        if cause is not None:
+            if attempt.position > attempt.start:  # it got on
+                state.errors = state.deaths = 0
+                state.tried.clear()
+            else:
+                state.deaths += death
+                state.errors += not death
+            state.tried.add(attempt.worker)
+            if state.errors >= self.limits.errors or state.deaths >= self.limits.deaths:
+                self._give_up(attempt.unit, cause, state.errors + state.deaths)
+                return
+        if self._gap(attempt.unit) is not None:
+            self.retries += 1
+            if attempt.unit not in self._again:
+                self._again.append(attempt.unit)
+
+    def _give_up(self, unit: int, cause: str, attempts: int) -> None:
+        failure = Failure(unit, cause, attempts)
+        self.failures.append(failure)
+        self._close(unit)
+        self._fruitless += 1
+        if self._fruitless >= FRUITLESS:
+            self.stopped = failure
+
+    # workers
 
     def _move(self, name: str, number: int) -> None:
         """Add attempt `number` to a worker, or remove ``-number``."""
@@ -385,34 +528,6 @@ class Dispatcher:
             worker.attempts.remove(-number)
         if name not in self._benched:
             self._loads[min(2, len(worker.attempts))][name] = None
-
-    def _lost(self, attempt: Attempt, cause: str | None, *, death: bool) -> None:
-        """An attempt has to be repeated, or its unit given up; without a cause it was nobody's fault."""
-        if self._of_unit.get(attempt.unit):
-            return  # another one races it
-        trouble = self._troubles.setdefault(attempt.unit, _Trouble())
-        if cause is not None:
-            if self._positions.get(attempt.unit, attempt.start) > attempt.start:  # it got on
-                trouble.errors = trouble.deaths = 0
-                trouble.tried.clear()
-            else:
-                trouble.deaths += death
-                trouble.errors += not death
-            trouble.tried.add(attempt.worker)
-            if trouble.errors >= self.limits.errors or trouble.deaths >= self.limits.deaths:
-                self._give_up(attempt.unit, cause, trouble.errors + trouble.deaths)
-                return
-        self.retries += 1
-        self._again.append(attempt.unit)
-
-    def _give_up(self, unit: int, cause: str, attempts: int) -> None:
-        failure = Failure(unit, cause, attempts)
-        self.failures.append(failure)
-        self._troubles.pop(unit, None)
-        self.left -= 1
-        self._fruitless += 1
-        if self._fruitless >= FRUITLESS:
-            self.stopped = failure
 
     def _bench(self, worker: str) -> None:
         """No more units for this worker, unless no other is left."""
@@ -435,9 +550,11 @@ class Dispatcher:
                 self._workers[name].streak = 0
                 self._loads[min(2, len(self._workers[name].attempts))][name] = None
 
-    def _is_finished(self, unit: int) -> bool:
-        position = self._positions.get(unit)
-        return position is not None and position >= self._units[unit].box.stop[self._axis]
+
+def _mean_rate(running: Sequence[Attempt], now: float) -> float:
+    """Tiles per second of one worker, as far as is known; what one without a past is expected to do."""
+    rates = [a.done / (now - a.began) for a in running if a.began is not None and a.done and now > a.began]
+    return sum(rates) / len(rates) if rates else 0.0
 
 
 def largest_first(units: Units) -> Iterator[int]:

@@ -12,6 +12,7 @@ import pickle
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from tilelab import __version__
 from tilelab.engines.base import Engine
 from tilelab.errors import OutputError, TilelabError
+from tilelab.geometry import Box
 from tilelab.io.sink import Finished, UnitWriter
 from tilelab.io.zarr_sink import OmeZarrSink
 from tilelab.options import Options
@@ -111,6 +113,23 @@ class Order:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a worker is sent: rows of a unit.
+
+    number: of the attempt.
+    unit: its index.
+    start, stop: sweep positions.
+    eager: say at once what is on disk.
+    """
+
+    number: int
+    unit: int
+    start: int
+    stop: int
+    eager: bool
+
+
 class _Bench:
     """What a worker process keeps between units: one engine, one opened job, and the right to use them."""
 
@@ -167,15 +186,13 @@ def describe(model: str, options: Options) -> tuple[EngineFacts, tuple[str, ...]
         return EngineFacts.of(engine), tuple(getattr(engine, "warnings", ()))
 
 
-def run_unit(topic: str, parcel: bytes, unit: int, start: int, number: int) -> None:
-    """Sweep one unit of the order in `parcel` from position `start`.  Everything is told by messages.
+def run_unit(topic: str, parcel: bytes, part: Part) -> None:
+    """Sweep a unit of the order in `parcel`, or a part of one.  Everything is told by messages.
 
     Args:
         topic: of the order.
         parcel: the order, pickled by the client.
-        unit: its index.
-        start: sweep position up to which it is on disk.
-        number: of the attempt.
+        part: what to sweep.
     """
     from distributed import get_worker
 
@@ -183,7 +200,7 @@ def run_unit(topic: str, parcel: bytes, unit: int, start: int, number: int) -> N
     key = worker.get_current_task()
 
     def tell(what: str, **more: Any) -> None:
-        worker.log_event(topic, {"what": what, "attempt": number, "worker": worker.address, **more})
+        worker.log_event(topic, {"what": what, "attempt": part.number, "worker": worker.address, **more})
 
     def is_wanted() -> bool:
         task = worker.state.tasks.get(key)
@@ -194,7 +211,7 @@ def run_unit(topic: str, parcel: bytes, unit: int, start: int, number: int) -> N
     except Exception as error:  # noqa: BLE001 - another version of tilelab, most likely
         tell("refused", why=f"it cannot read the job ({type(error).__name__}: {error})")
         return
-    reporter = _Reporter(order.report_seconds, start, is_wanted, tell)
+    reporter = _Reporter(order.report_seconds, part, is_wanted, tell)
     try:
         with _bench.lock:
             if not is_wanted():
@@ -205,7 +222,7 @@ def run_unit(topic: str, parcel: bytes, unit: int, start: int, number: int) -> N
             if differ:
                 tell("refused", why="; ".join(differ))
                 return
-            stalls = _sweep(order, engine, unit, start, reporter)
+            stalls = _sweep(order, engine, part, reporter)
         tell("done", **vars(stalls))
     except Unwanted:
         tell("ended")
@@ -218,12 +235,20 @@ def run_unit(topic: str, parcel: bytes, unit: int, start: int, number: int) -> N
         )
 
 
-def _sweep(order: Order, engine: Engine, unit: int, start: int, reporter: _Reporter) -> Stalls:
+def _sweep(order: Order, engine: Engine, part: Part, reporter: _Reporter) -> Stalls:
     job, axis = _bench.job(order, engine), order.plan.frame.sweep_axis
-    box = order.plan.units[unit].box
+    box = part_of(order.plan.units[part.unit].box, axis, part.start, part.stop)
     sink = OmeZarrSink.open(order.output)
-    writer = _WhileThere(sink, sink.writer(box, start, axis))
-    return make_unit(job, engine, box, start).run(writer, reporter.durable, reporter.progress)
+    writer = _WhileThere(sink, sink.writer(box, part.start, axis))
+    return make_unit(job, engine, box).run(writer, reporter.durable, reporter.progress)
+
+
+def part_of(box: Box, axis: int, start: int, stop: int) -> Box:
+    """The part of a unit between two sweep positions."""
+    return Box(
+        tuple(start if a == axis else n for a, n in enumerate(box.start)),
+        tuple(stop if a == axis else n for a, n in enumerate(box.stop)),
+    )
 
 
 def with_threads(options: Options) -> Options:
@@ -238,9 +263,9 @@ def with_threads(options: Options) -> Options:
 class _Reporter:
     """Tells how a unit advances, not more often than agreed."""
 
-    def __init__(self, seconds: float, start: int, is_wanted: Any, tell: Any) -> None:
+    def __init__(self, seconds: float, part: Part, is_wanted: Callable[[], bool], tell: Callable[..., None]) -> None:
         self._seconds, self._is_wanted, self._tell = seconds, is_wanted, tell
-        self._tiles, self._position = 0, start
+        self._tiles, self._position, self._eager = 0, part.start, part.eager
         self._last = time.monotonic()
         self._lock = threading.Lock()
 
@@ -254,12 +279,12 @@ class _Reporter:
     def durable(self, position: int) -> None:
         """Rows up to `position` are on disk; called from the writing thread."""
         self._position = position
-        self._report()
+        self._report(at_once=self._eager)
 
-    def _report(self) -> None:
+    def _report(self, *, at_once: bool = False) -> None:
         with self._lock:
             now = time.monotonic()
-            if now - self._last >= self._seconds:
+            if at_once or now - self._last >= self._seconds:
                 self._last = now
                 self._tell("report", tiles=self._tiles, position=self._position)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -121,7 +121,8 @@ class Trainer:
             self.header = state.header
             self.network.load_state_dict(state.part("model"))
             note(f"continuing after step {state.header.step}")
-        self.network.to(group.device).to(memory_format=torch.channels_last)
+        self.network.to(group.device)
+        cast("Any", self.network).to(memory_format=torch.channels_last)  # not in the types of torch before 2.14
         self.parallel = group.wrap(self.network)
         self.average = RunningAverage(self.network, recipe.run.average)
         self.optimizer = build_optimizer(self.network, recipe.optimizer)
