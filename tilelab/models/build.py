@@ -13,6 +13,7 @@ from torch import nn
 from tilelab.errors import ModelError
 from tilelab.models.casenet import CaseNet
 from tilelab.models.pmcanet import PmcaNet
+from tilelab.models.smp import import_smp
 from tilelab.models.unet import UNet
 
 # Decoders of segmentation_models_pytorch by our names; each takes any encoder of it, or of timm as ``tu-NAME``.
@@ -91,7 +92,7 @@ def _import_class(module: str, attribute: str) -> Callable[..., nn.Module]:
 def _build_decoder(
     name: str, decoder: str, encoder: str, channels: int, classes: int, options: dict[str, Any]
 ) -> nn.Module:
-    import segmentation_models_pytorch as smp
+    smp = import_smp()
 
     known = smp.encoders.get_encoder_names()
     if encoder not in known and not encoder.startswith("tu-"):

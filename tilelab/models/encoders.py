@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError
+from tilelab.models.smp import import_smp
 
 # What other tools put before an encoder's own names, outermost first; CEM500K's momentum encoder keeps the query's.
 _PREFIXES = ("module.encoder_q.", "module.", "model.", "encoder.", "backbone.")
@@ -23,7 +24,7 @@ def build_encoder(name: str, channels: int, *, depth: int, output_stride: int) -
     Raises:
         ModelError: no such encoder (the known ones are listed), or it cannot be dilated.
     """
-    import segmentation_models_pytorch as smp
+    smp = import_smp()
 
     known = smp.encoders.get_encoder_names()
     if name not in known and not name.startswith("tu-"):
