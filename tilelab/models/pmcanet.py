@@ -94,8 +94,10 @@ class PmcaNet(nn.Module):
         bins: cells per side of each pyramid level.
         attention: gate of a level; ``none`` leaves the pyramid out.
         fusion: of the levels.
+        depth: stages of the encoder that are used, 4 or 5; ``compact`` is ``resnet50`` with 4.
         width: channels of the decoder.
         low_width: channels that the low-level features are reduced to; 0 leaves them out.
+        low_stride: of the low-level features and so of the decoder, 4, or 2 for structures of a few pixels.
     """
 
     def __init__(
@@ -107,19 +109,23 @@ class PmcaNet(nn.Module):
         bins: Sequence[int] = (1, 2, 3, 6),
         attention: Attention = "laca",
         fusion: Fusion = "maf",
+        depth: Literal[4, 5] = 5,
         width: int = 256,
         low_width: int = 48,
+        low_stride: Literal[2, 4] = 4,
     ):
         super().__init__()
+        if depth not in (4, 5) or low_stride not in (2, 4):
+            raise ModelError(f"depth is 4 or 5 and low_stride 2 or 4, not {depth} and {low_stride}")
         if encoder == "compact":
-            self.encoder = build_encoder("resnet50", channels, depth=4, output_stride=STRIDE)
-        else:
-            self.encoder = build_encoder(encoder, channels, depth=5, output_stride=STRIDE)
+            encoder, depth = "resnet50", 4
+        self.encoder = build_encoder(encoder, channels, depth=depth, output_stride=STRIDE)
         features = self.encoder.out_channels
+        self.low_level = 1 if low_stride == 2 else 2
         self.attention: nn.Module = nn.Identity()
         if attention != "none":
             self.attention = PyramidAttention(features[-1], bins, attention, fusion)
-        self.low = _conv(features[2], low_width, 1) if low_width else None
+        self.low = _conv(features[self.low_level], low_width, 1) if low_width else None
         self.decoder = nn.Sequential(_conv(features[-1] + low_width, width, 3), _conv(width, width, 3))
         self.head = nn.Conv2d(width, outputs, 1)
 
@@ -129,7 +135,7 @@ class PmcaNet(nn.Module):
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"height and width must be multiples of {STRIDE}, not {height} and {width}")
         features = self.encoder(x)
-        low = features[2]
+        low = features[self.low_level]
         x = enlarge(self.attention(features[-1]), low.shape[2], low.shape[3])
         if self.low is not None:
             x = torch.cat([x, self.low(low)], dim=1)
