@@ -125,11 +125,13 @@ def _sink(prepared: Prepared, plan: Plan, work: Path) -> OmeZarrSink:
         logits=plan.outputs.logits,
         axes="zyx" if stack else "yx",
         pixel_size_nm=size,
+        origin_px=prepared.image.origin_px,
         name=Path(prepared.image.uri).name,
         metadata={
             "tilelab": __version__,
             "model": spec.name or spec.architecture,
             "fingerprint": prepared.fingerprint,
             "normalization": prepared.normalization,
+            **({} if (region := prepared.fingerprint["input"].get("region")) is None else {"region": region}),
         },
     )

@@ -73,6 +73,8 @@ def map_tiles(
         )
     if options.rescale:
         raise ModelError("map_tiles does not resample: resample the array first, or use infer")
+    if options.region is not None:
+        raise ModelError("map_tiles takes no region: slice the array first, array[z0:z1, y0:y1, x0:x1]")
     if output not in ("labels", "probabilities"):
         raise ModelError(f"map_tiles gives labels or probabilities, not {output!r}")
     spec = read_spec(model, options.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tilelab.engines.base import Engine
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
+from tilelab.io.region import Region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class Options:
         model: what the user says of the model.
         auto_tile: find the fastest tile that the model and `memory_bytes` allow.
         level, channel, timepoint: of an image that has several.
+        region: the part of the image that is segmented as if it were the image, in pixels of that level:
+            ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane), an end may be left out; or pairs of numbers and None.
         pixel_size_nm: of the image, when its file does not say or is wrong.
         ignore_pixel_size: run although the image's pixel size is not the model's.
         rescale: resample the image to the model's pixel size; the result has that pixel size too.
@@ -47,6 +50,7 @@ class Options:
     level: int = 0
     channel: int | None = None
     timepoint: int | None = None
+    region: Region | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     ignore_pixel_size: bool = False
     rescale: bool = False

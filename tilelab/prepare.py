@@ -18,6 +18,7 @@ from tilelab.errors import InputError, ModelError
 from tilelab.geometry import Box
 from tilelab.io.base import Image
 from tilelab.io.layout import Layout
+from tilelab.io.region import RegionImage, crop
 from tilelab.journal import Fingerprint
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.normalize import normalization_constants
@@ -58,11 +59,17 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
         ModelError: its pixel size differs from the model's by more than 10 %.
     """
     if isinstance(image, Image):
-        opened = image
+        opened = image if options.region is None else crop(image, options.region)
     else:
         from tilelab.io.open import open_image
 
-        opened = open_image(image, level=options.level, channel=options.channel, timepoint=options.timepoint)
+        opened = open_image(
+            image,
+            level=options.level,
+            channel=options.channel,
+            timepoint=options.timepoint,
+            region=options.region,
+        )
     notes = list(opened.warnings)
     spatial = opened.axes.replace("c", "")
     if options.pixel_size_nm is not None:
@@ -205,12 +212,17 @@ def _digest(data: bytes) -> str:
 def open_mask(mask: str | Path, volume: Volume) -> Volume:
     """Open a mask for `volume`; one plane stands for every slice of a stack.
 
+    Where `volume` is a region of an image, the mask may be of the region or of that image.
+
     Raises:
         InputError: it cannot be read, or has another size.
     """
     from tilelab.io.open import open_image
 
-    opened = Volume(open_image(mask))
+    image = open_image(mask)
+    if isinstance(volume.image, RegionImage):
+        image = _same_region(image, volume.image)
+    opened = Volume(image)
     if opened.shape[0] == 1:
         opened = _EverySlice(opened.image, volume.shape[0])
     if opened.channels != 1 or opened.shape != volume.shape:
@@ -219,6 +231,15 @@ def open_mask(mask: str | Path, volume: Volume) -> Volume:
             f"{' x '.join(map(str, volume.image.shape))} ({volume.image.axes}): they must have the same size"
         )
     return opened
+
+
+def _same_region(mask: Image, part: RegionImage) -> Image:
+    """The region of a `mask` that is as large as the image that `part` is of; any other mask as it is."""
+    whole, stack = Volume(part.whole).shape, Volume(mask).shape
+    if stack[1:] != whole[1:] or stack[0] not in (1, whole[0]):
+        return mask
+    ends = dict(zip(part.axes, zip(part.box.start, part.box.stop, strict=True), strict=True))
+    return crop(mask, [ends.get(a, (0, 1)) if stack[0] > 1 or a != "z" else (0, 1) for a in mask.axes if a != "c"])
 
 
 class _EverySlice(Volume):

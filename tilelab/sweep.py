@@ -201,8 +201,9 @@ class Unit:
         image, frame = self.job.image, self.job.frame
         first, stop = _seen(self.sweep, self.rows)
         block = block_rows(self.sweep.step, frame.sweep_first(image.chunks)[0])
+        phase = frame.sweep_first(image.chunk_phase)[0]
         while first < stop:
-            last = min(stop, (first // block + 1) * block)
+            last = min(stop, ((first + phase) // block + 1) * block - phase)
             box = frame.box((first, last), self.cross_seen, self.cols_seen)
             raw = image.read(box)
             if raw.dtype.kind == "f" and not kernels.all_finite(np.ascontiguousarray(raw)):

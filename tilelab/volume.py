@@ -17,7 +17,7 @@ class Volume:
     Attributes:
         image: what is read.
         channels: 1 for an image without a channel axis.
-        shape, chunks: in pixels on (z, y, x).
+        shape, chunks, chunk_phase: in pixels on (z, y, x); see `Image`.
         dtype: of the image.
         pixel_size_nm: on (z, y, x), z = 0 for a plane; None when unknown.
     """
@@ -29,6 +29,8 @@ class Volume:
         self.channels = sizes.get("c", 1)
         self.shape = (sizes.get("z", 1), sizes["y"], sizes["x"])
         self.chunks = (max(1, chunks.get("z", 1)), max(1, chunks["y"]), max(1, chunks["x"]))
+        phase = dict(zip(image.axes, image.chunk_phase, strict=True)) if image.chunk_phase else {}
+        self.chunk_phase = (phase.get("z", 0), phase.get("y", 0), phase.get("x", 0))
         self.dtype: np.dtype[Any] = image.dtype
         size = image.pixel_size_nm
         self.pixel_size_nm = None if size is None else ((0.0, *size) if "z" not in image.axes else tuple(size))

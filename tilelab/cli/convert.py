@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from tilelab.cli.run_arguments import parse_region
 from tilelab.cli.screen import say
 from tilelab.errors import Interrupted
 from tilelab.memory import format_bytes
@@ -20,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", type=int, default=0, metavar="N", help="resolution level of the source (0, the finest)")
     add("--channel", type=int, metavar="N", help="one channel of several, or one colour as it is")
     add("--timepoint", type=int, metavar="N", help="one time point of several")
+    add(
+        "--region",
+        type=parse_region,
+        metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="this part alone (for planes Y0:Y1,X0:X1; an end may be left out, as in 100:)",
+    )
     add("--axes", metavar="LETTERS", help="what the stored axes mean, of t c z y x s, where that is not stated")
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
     add("--overwrite", action="store_true", help="replace DST if it exists")
@@ -39,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
             timepoint=args.timepoint,
             axes=args.axes,
             pixel_size_nm=args.pixel_size,
+            region=args.region,
             overwrite=args.overwrite,
             progress=None if args.quiet or not sys.stderr.isatty() else _show_progress(),
             note=say,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
+from tilelab.io.region import Ends
 from tilelab.memory import parse_bytes
 from tilelab.options import Options
 from tilelab.spec import PRECISIONS
@@ -21,6 +22,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
     add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
     add("--timepoint", type=int, metavar="N", help="time point of the image, if it has several")
+    add(
+        "--region",
+        type=parse_region,
+        metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="segment this part as if it were the image: tiles begin at its corner, its edges are reflected, "
+        "statistics are its own; for planes Y0:Y1,X0:X1; an end may be left out, as in 100:",
+    )
     add("--pixel-size", type=_floats, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
     add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
     add("--rescale", action="store_true", help="resample the image to the model's pixel size")
@@ -74,6 +82,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         level=args.level,
         channel=args.channel,
         timepoint=args.timepoint,
+        region=args.region,
         pixel_size_nm=args.pixel_size,
         ignore_pixel_size=args.ignore_pixel_size,
         rescale=args.rescale,
@@ -100,6 +109,17 @@ def parse_memory(text: str) -> int:
     try:
         return parse_bytes(text)
     except PlanError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse_region(text: str) -> tuple[Ends, ...]:
+    """A region, for argparse."""
+    from tilelab.errors import InputError
+    from tilelab.io.region import parse_region as parse
+
+    try:
+        return parse(text)
+    except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

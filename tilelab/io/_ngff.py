@@ -23,6 +23,7 @@ class Multiscale:
         units: unit by axis letter, where given.
         paths: array of every level within the group, finest first.
         scales: size of a pixel per axis, in units, for every level; None where none is given.
+        translations: where the first pixel lies, in units, for every level; None where no scale is given.
         name: of the image; may be empty.
     """
 
@@ -31,6 +32,7 @@ class Multiscale:
     units: Mapping[str, str]
     paths: tuple[str, ...]
     scales: tuple[tuple[float, ...] | None, ...]
+    translations: tuple[tuple[float, ...] | None, ...]
     name: str
 
     def scale_nm(self, level: int) -> dict[str, float]:
@@ -40,6 +42,13 @@ class Multiscale:
             return {}
         sizes = {a: length_nm(s, self.units[a]) for a, s in zip(self.axes, scale, strict=True) if a in self.units}
         return {letter: size for letter, size in sizes.items() if size is not None and letter in "zyx"}
+
+    def offset_px(self, level: int) -> dict[str, float]:
+        """Where the first pixel lies, in pixels of that level by axis letter."""
+        scale, shift = self.scales[level], self.translations[level]
+        if scale is None or shift is None:
+            return {}
+        return {a: t / s for a, t, s in zip(self.axes, shift, scale, strict=True) if a in "zyx" and t and s > 0}
 
 
 def ome_attributes(group: GroupNode) -> Mapping[str, Any]:
@@ -74,15 +83,22 @@ def _parse(image: dict[str, Any], version: str) -> Multiscale:
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
     letters = "".join(_letter(axis) for axis in named)
     units = {a: str(axis["unit"]) for a, axis in zip(letters, named, strict=True) if axis.get("unit")}
-    common = _scale(image.get("coordinateTransformations"), len(letters))
-    scales = []
+    count = len(letters)
+    common, shifted = _transformation(image.get("coordinateTransformations"), count)
+    scales: list[tuple[float, ...] | None] = []
+    translations: list[tuple[float, ...] | None] = []
     for dataset in datasets:
-        own = _scale(dataset.get("coordinateTransformations"), len(letters))
-        if own is not None and common is not None:
-            own = tuple(a * b for a, b in zip(own, common, strict=True))
-        scales.append(own or common)
+        own, shift = _transformation(dataset.get("coordinateTransformations"), count)
+        if own is None and common is None:
+            scales.append(None)
+            translations.append(None)
+            continue
+        outer = common or (1.0,) * count
+        scales.append(tuple(a * b for a, b in zip(own or (1.0,) * count, outer, strict=True)))
+        translations.append(tuple(t * b + u for t, b, u in zip(shift, outer, shifted, strict=True)))
+    name = str(image.get("name", ""))
     return Multiscale(
-        version or str(image.get("version", "?")), letters, units, paths, tuple(scales), str(image.get("name", ""))
+        version or str(image.get("version", "?")), letters, units, paths, tuple(scales), tuple(translations), name
     )
 
 
@@ -94,12 +110,19 @@ def _letter(axis: Mapping[str, Any]) -> str:
     return {"time": "t", "channel": "c"}.get(str(axis.get("type")), "?")
 
 
-def _scale(transformations: Any, axes: int) -> tuple[float, ...] | None:
-    """The scale among coordinate transformations."""
-    for step in transformations or []:
-        if step["type"] == "scale" and "scale" in step:
-            scale = tuple(float(v) for v in step["scale"])
-            if len(scale) != axes:
-                raise ValueError(f"a scale has {len(scale)} entries for {axes} axes")
-            return scale
-    return None
+def _transformation(steps: Any, axes: int) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
+    """The scale among coordinate transformations, None without one, and the translation after it."""
+    scale: tuple[float, ...] | None = None
+    shift = (0.0,) * axes
+    for step in steps or []:
+        for kind in ("scale", "translation"):
+            if step["type"] != kind or kind not in step:
+                continue
+            values = tuple(float(v) for v in step[kind])
+            if len(values) != axes:
+                raise ValueError(f"a {kind} has {len(values)} entries for {axes} axes")
+            if kind == "scale":
+                scale = scale or values
+            else:
+                shift = values
+    return scale, shift

@@ -27,6 +27,7 @@ def multiscale(
     method: str,
     levels: int,
     prefix: str = "",
+    origin_px: Sequence[float] = (),
 ) -> dict[str, Any]:
     """One entry of ``multiscales``.
 
@@ -38,9 +39,11 @@ def multiscale(
         method: how a level was made from the one before.
         levels: how many there are.
         prefix: of the arrays' paths, e.g. ``labels/classes/``.
+        origin_px: where the first pixel lies, in pixels per spatial axis; empty means at 0.
     """
     space = [axis for axis in axes if axis != "c"]
     size = dict(zip(space, pixel_size_nm or (1.0,) * len(space), strict=True))
+    origin = dict(zip(space, origin_px or (0.0,) * len(space), strict=True))
     unit = {} if pixel_size_nm is None else {"unit": "nanometer"}
     datasets = []
     for level in range(levels):
@@ -53,7 +56,7 @@ def multiscale(
                     {"type": "scale", "scale": [1.0 if a == "c" else size[a] * times[a] for a in axes]},
                     {
                         "type": "translation",
-                        "translation": [0.0 if a == "c" else size[a] * (times[a] - 1) / 2 for a in axes],
+                        "translation": [0.0 if a == "c" else size[a] * (origin[a] + (times[a] - 1) / 2) for a in axes],
                     },
                 ],
             }

@@ -118,10 +118,11 @@ def _units(image: Image, layout: Layout, channels: int) -> Iterator[tuple[Box, i
 
 def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
     """The rows of `box` (z, y, x), ``(c, z, rows, x)`` at a time; the next ones are read meanwhile."""
+    phase = image.chunk_phase[image.axes.index("y")] if image.chunk_phase else 0
 
     def read(y: int) -> Array:
         start, stop = list(box.start), list(box.stop)
-        start[1], stop[1] = y, min(box.stop[1], y + rows)
+        start[1], stop[1] = y, min(box.stop[1], ((y + phase) // rows + 1) * rows - phase)
         region = dict(zip("zyx", zip(start, stop, strict=True), strict=True))
         count = image.shape[0] if "c" in image.axes else 1
         ends = zip(*(region.get(axis, (0, count)) for axis in image.axes), strict=True)
@@ -129,7 +130,7 @@ def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
         return pixels.reshape(count, stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
 
     with ThreadPoolExecutor(1, "tilelab-read") as reader:
-        positions = range(box.start[1], box.stop[1], rows)
+        positions = [box.start[1], *range(rows - phase, box.stop[1], rows)]
         ahead = reader.submit(read, positions[0])
         for y in [*positions[1:], None]:
             block = ahead.result()
@@ -146,7 +147,15 @@ def _write_metadata(
         replace_file(array.path / "zarr.json", [_encode(array.metadata())], scratch)
     high = float(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else 1.0
     shown = [_ome.channel(f"channel {i}", "#ffffff", 0.0, high) for i in range(arrays[0].channels)]
-    scales = _ome.multiscale(layout, image.axes, image.pixel_size_nm, name=name, method="mean", levels=len(arrays))
+    scales = _ome.multiscale(
+        layout,
+        image.axes,
+        image.pixel_size_nm,
+        name=name,
+        method="mean",
+        levels=len(arrays),
+        origin_px=image.origin_px,
+    )
     replace_file(root / "zarr.json", [_encode(_ome.group({"ome": _ome.image(scales, shown)}))], scratch)
 
 

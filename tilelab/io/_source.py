@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Source(abc.ABC):
         dtype: as stored, native byte order.
         chunks: what one read decodes, per stored axis; 1 on every axis where any region costs just itself.
         scale_nm: nanometres per pixel by axis letter; axes of unknown size are absent.
+        offset_px: where the first pixel lies in the format's coordinates, in pixels by axis letter; absent is 0.
         rgb: the samples are red, green, blue and what else there may be.
         samples: how many of the samples, from the first, are light; None for all, others (alpha) are ignored.
         lut: what stored values stand for (palettes, min-is-white), indexed by them; None when they are grey values.
@@ -46,6 +48,7 @@ class Source(abc.ABC):
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
     scale_nm: Mapping[str, float]
+    offset_px: Mapping[str, float] = MappingProxyType({})
     rgb: bool = False
     samples: int | None = None
     lut: Array | None = None

@@ -84,6 +84,8 @@ class SourceImage(Image):
         stored = source.dtype if source.lut is None else source.lut.dtype
         self.dtype = image_dtype(stored, source.uri)
         self.pixel_size_nm, assumed = _pixel_size(source, self.axes, pixel_size_nm)
+        if any(source.offset_px.values()):
+            self.origin_px = tuple(float(source.offset_px.get(a, 0.0)) for a in self.axes if a != "c")
         self.warnings = source.warnings + assumed
         chosen = {"level": level or None, "channel": channel, "timepoint": timepoint, "axes": axes}
         self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)

@@ -59,6 +59,7 @@ class ZarrSource(Source):
             self.axes = image.axes
             self.levels = tuple(array.shape for array in levels)
             self.scale_nm = image.scale_nm(level)
+            self.offset_px = image.offset_px(level)
             self.format = f"OME-Zarr {image.version}"
             documents.append(group.document)
             if image.scales[level] is not None and not image.units and set(image.scales[level] or ()) != {1.0}:

@@ -27,6 +27,9 @@ class Image(abc.ABC):
         dtype: uint8, uint16 or float32 (other types are converted by the reader, by a stated rule).
         chunks: what one read decodes, per axis; reading less than a chunk costs a whole one.
         pixel_size_nm: nanometres per pixel for each spatial axis (without ``c``), or None when unknown.
+        origin_px: where the first pixel lies in the coordinates of what this is a part of (a region, a volume with an
+            offset), in pixels of this image, per spatial axis; empty means at 0.
+        chunk_phase: how far inside a chunk the image begins, per axis; empty means that chunks begin with it.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
     """
 
@@ -36,6 +39,8 @@ class Image(abc.ABC):
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
     pixel_size_nm: tuple[float, ...] | None = None
+    origin_px: tuple[float, ...] = ()
+    chunk_phase: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @abc.abstractmethod

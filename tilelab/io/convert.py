@@ -20,6 +20,7 @@ from tilelab.errors import InputError, OutputError
 from tilelab.io._zarr_array import output_error
 from tilelab.io._zarr_meta import find_node
 from tilelab.io.open import open_image
+from tilelab.io.region import Region
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -33,6 +34,7 @@ def convert_image(
     timepoint: int | None = None,
     axes: str | None = None,
     pixel_size_nm: float | Sequence[float] | None = None,
+    region: Region | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -43,7 +45,7 @@ def convert_image(
         source: anything that `open_image` reads.
         destination: ``NAME.zarr`` (OME-Zarr 0.5, sharded, zstd) or ``NAME.tif``, ``NAME.tiff`` (OME-TIFF, tiles,
             deflate, BigTIFF where it needs to be).
-        level, channel, timepoint, axes, pixel_size_nm: as for `open_image`; the pixel size is kept.
+        level, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are kept.
         overwrite: replace a file, or a Zarr folder, that is there.
         progress: called with pixels done and pixels in all, for the finest level.
         note: called with each of the image's warnings.
@@ -63,7 +65,13 @@ def convert_image(
         raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
     _check_destination(source, path, to_tiff, overwrite)
     with open_image(
-        source, level=level, channel=channel, timepoint=timepoint, axes=axes, pixel_size_nm=pixel_size_nm
+        source,
+        level=level,
+        channel=channel,
+        timepoint=timepoint,
+        axes=axes,
+        pixel_size_nm=pixel_size_nm,
+        region=region,
     ) as image:
         if note is not None:
             for line in image.warnings:

@@ -21,6 +21,7 @@ from tilelab.io._files import ReadOnlyFile
 from tilelab.io._source import Source
 from tilelab.io._view import SourceImage
 from tilelab.io.base import Image
+from tilelab.io.region import Region, crop
 
 KNOWN_FORMATS = "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, PNG, JPEG, .npy, or a folder of slices"
 
@@ -35,6 +36,7 @@ def open_image(
     timepoint: int | None = None,
     axes: str | None = None,
     pixel_size_nm: float | Sequence[float] | None = None,
+    region: Region | None = None,
 ) -> Image:
     """Open an image lazily; nothing is decoded until a region is read.
 
@@ -45,11 +47,23 @@ def open_image(
         timepoint: which of several time points.
         axes: what the stored axes mean, one letter each of ``t c z y x s`` (s: colour), where that is not stated.
         pixel_size_nm: nanometres per pixel, instead of what is stated; one value, or one per spatial axis.
+        region: the part to open, in pixels of that level: ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane, ends may
+            be left out), or pairs of numbers and None.
 
     Raises:
-        InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel or
-            time point.
+        InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel,
+            time point or region.
     """
+    if region is not None:
+        whole = open_image(
+            uri, level=level, channel=channel, timepoint=timepoint, axes=axes, pixel_size_nm=pixel_size_nm
+        )
+        try:
+            return crop(whole, region)
+        except InputError:
+            if whole is not uri:
+                whole.close()
+            raise
     if isinstance(uri, Image):
         if level or any(v is not None for v in (channel, timepoint, axes, pixel_size_nm)):
             raise InputError(f"{uri.uri} is open already: level, channel and the like are chosen when it is opened")

@@ -29,6 +29,9 @@ class ResampledImage(Image):
         self.shape = tuple(max(1, round(n / s)) for n, s in zip(image.shape, self._steps, strict=True))
         self.chunks = tuple(max(1, round(n / s)) for n, s in zip(image.chunks, self._steps, strict=True))
         self.pixel_size_nm = pixel_size_nm
+        origin = image.origin_px or (0.0,) * len(spatial)
+        # the centre of the first pixel lies between those of the pixels it is made of
+        self.origin_px = tuple((o + (s - 1) / 2) / s for o, s in zip(origin, steps.values(), strict=True))
 
     def read(self, box: Box) -> Array:
         """Resample one region; see `Image.read`."""

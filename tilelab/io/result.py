@@ -39,6 +39,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
         logits: number of logit channels, 0 for none.
         layout: levels, shards and chunks.
         metadata: what the caller wanted kept: model, versions, options.
+        origin_px: where the first pixel lies in what the image was a part of, in pixels on `axes`; empty means at 0.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
     logits: int
     layout: Layout
     metadata: dict[str, Any]
+    origin_px: tuple[float, ...] = ()
 
     def arrays(self, root: Path, what: What) -> tuple[ShardedArray, ...]:
         """The arrays of one kind under `root`, finest level first; none when the result has none of it."""

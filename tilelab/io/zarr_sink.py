@@ -71,6 +71,7 @@ class OmeZarrSink:
         logits: int = 0,
         axes: Literal["yx", "zyx"] = "yx",
         pixel_size_nm: Sequence[float] | None = None,
+        origin_px: Sequence[float] = (),
         name: str = "",
         metadata: dict[str, Any] | None = None,
         threads: int = 1,
@@ -86,6 +87,7 @@ class OmeZarrSink:
             logits: number of logit channels to write, 0 for none.
             axes: of the labels.
             pixel_size_nm: nanometres per pixel on `axes`; None when unknown.
+            origin_px: where the first pixel lies, in pixels on `axes`; empty means at 0.
             name: of the image, for viewers.
             metadata: kept in the root's attributes: model, versions, options.
             threads: that compress, per writer.
@@ -107,6 +109,7 @@ class OmeZarrSink:
             logits=logits,
             layout=layout,
             metadata=metadata or {},
+            origin_px=tuple(float(o) for o in origin_px),
         )
         sink = cls(path, info, threads)
         if (sink.partial / "zarr.json").exists():
@@ -178,7 +181,14 @@ class OmeZarrSink:
 
         def scales(axes: str, method: str, prefix: str = "", levels: int = layout.levels) -> dict[str, Any]:
             return _ome.multiscale(
-                layout, axes, info.pixel_size_nm, name=info.name, method=method, levels=levels, prefix=prefix
+                layout,
+                axes,
+                info.pixel_size_nm,
+                name=info.name,
+                method=method,
+                levels=levels,
+                prefix=prefix,
+                origin_px=info.origin_px,
             )
 
         classes = info.classes
