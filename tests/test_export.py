@@ -25,8 +25,8 @@ from tilelab.models.build import initialise  # noqa: E402
 from tilelab.spec import METADATA_KEY, ClassInfo, ModelSpec  # noqa: E402
 from tilelab.training.checkpoint import Checkpoint, Header, load_checkpoint, save_checkpoint  # noqa: E402
 from tilelab.training.engine import TorchEngine  # noqa: E402
-from tilelab.training.loop import describe  # noqa: E402
 from tilelab.training.recipe import load_recipe  # noqa: E402
+from tilelab.training.segmentation import describe  # noqa: E402
 
 CLASSES = tuple(ClassInfo(name, "#000000") for name in ("a", "b", "c"))
 SPEC = ModelSpec(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import torch
@@ -24,8 +24,8 @@ from tilelab.training.recipe import Recipe
 FORMAT = 1
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a checkpoint says beside its tensors.
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far a training is.
 
     step    optimiser steps behind these weights
     scores  validation scores of these weights; empty before the first validation
@@ -36,9 +36,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     format: int = FORMAT
-    recipe: Recipe
-    spec: ModelSpec
-    step: int
+    step: int = 0
     scores: dict[str, Any] = {}
     best: dict[str, Any] = {}
     stale: int = 0
@@ -46,11 +44,21 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ended: bool = False
 
 
+class Header(State, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a segmentation's checkpoint says beside its tensors."""
+
+    recipe: Recipe
+    spec: ModelSpec
+
+
+H = TypeVar("H", bound=State)
+
+
 @dataclass
-class Checkpoint:
+class Checkpoint(Generic[H]):
     """Header and tensors; the tensors' names begin with ``model.``, ``average.`` or ``optimizer.``."""
 
-    header: Header
+    header: H
     tensors: dict[str, torch.Tensor] = field(repr=False)
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
@@ -58,7 +66,7 @@ class Checkpoint:
         return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(name + ".")}
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint[H]) -> None:
     """Write `path` atomically: it is the old file or the new one, never half of one."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     partial = path.with_name(path.name + ".partial")
@@ -74,8 +82,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     partial.replace(path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint.
+def load_checkpoint(path: Path) -> Checkpoint[Header]:
+    """A segmentation's checkpoint; see `read_checkpoint`."""
+    return read_checkpoint(path, Header)
+
+
+def read_checkpoint(path: Path, kind: type[H]) -> Checkpoint[H]:
+    """Read and check a checkpoint with a header of `kind`.
 
     Raises:
         ModelError: no such file, not a tilelab checkpoint, or of another format.
@@ -91,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if text is None:
         raise ModelError(f"{path} holds weights but no tilelab header: it was not written by `tilelab train`")
     try:
-        header = msgspec.json.decode(text, type=Header)
+        header = msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ModelError(f"{path}: header is not valid: {error}") from error
     if header.format != FORMAT:
@@ -99,7 +112,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(header, tensors)
 
 
-def load_network(checkpoint: Checkpoint) -> nn.Module:
+def load_network(checkpoint: Checkpoint[Header]) -> nn.Module:
     """The network of a checkpoint, in evaluation mode: its averaged weights where it has them."""
     recipe = checkpoint.header.recipe
     network = build_model(

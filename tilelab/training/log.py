@@ -6,7 +6,7 @@ Where training resumes, rows beyond its checkpoint are cut off, so that the log 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ class TrainingLog:
 
     Args:
         folder: where.
-        classes: class names, one IoU column each.
+        scores: names of the scores, one column each.
         after: keep rows up to this step of an earlier, interrupted run; 0 begins anew.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], after: int):
+    def __init__(self, folder: Path, scores: Sequence[str], after: int):
         self.folder = folder
         self.path = folder / CSV
-        self.columns = ["step", "loss", "rate", "mean_iou", "image_mean_iou", "pixel_accuracy"]
-        self.columns += [f"iou {name}" for name in classes]
+        self.columns = ["step", "loss", "rate", *scores]
         self.rows: list[dict[str, Any]] = []
         if after and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -38,22 +37,16 @@ class TrainingLog:
             writer.writerows(self.rows)
         self.events = _open_events(folder / EVENTS, after)
 
-    def write(self, step: int, loss: float, rate: float, scores: dict[str, Any]) -> None:
+    def write(self, step: int, loss: float, rate: float, scores: Mapping[str, float | None]) -> None:
         """Append one row; it is on disk when this returns."""
-        row = {
-            "step": step,
-            "loss": f"{loss:.6f}",
-            "rate": f"{rate:.3g}",
-            **{key: scores[key] for key in ("mean_iou", "image_mean_iou", "pixel_accuracy")},
-            **{f"iou {name}": value for name, value in scores["iou"].items()},
-        }
+        row: dict[str, Any] = {"step": step, "loss": f"{loss:.6f}", "rate": f"{rate:.3g}", **scores}
         self.rows.append(row)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
         if self.events is not None:
             for name in self.columns[1:]:
                 if row[name] is not None:
-                    self.events.add_scalar(name.replace("iou ", "iou/"), float(row[name]), step)
+                    self.events.add_scalar(name.replace(" ", "/", 1), float(row[name]), step)
             self.events.flush()
         draw_curves(self.folder / CURVES, self.rows, self.columns)
 
@@ -73,7 +66,10 @@ def _open_events(folder: Path, after: int) -> Any:
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Loss, and scores by class, over the steps, as a PNG; nothing where matplotlib is not installed."""
+    """Loss and scores over the steps, as a PNG; nothing where matplotlib is not installed.
+
+    Of the scores (from the fourth column on) the decisive first one is drawn thick, and those of each class.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -85,10 +81,10 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[st
     left, right = figure.subplots(1, 2)
     left.plot(steps, [float(row["loss"]) for row in rows], marker=".", color="black")
     left.set(xlabel="step", ylabel="training loss")
-    for name in ("mean_iou", *(c for c in columns if c.startswith("iou "))):
+    for name in (columns[3], *(c for c in columns[4:] if " " in c)):
         values = [float(row[name]) if row[name] not in (None, "") else float("nan") for row in rows]
-        style = {"color": "black", "linewidth": 2} if name == "mean_iou" else {}
-        right.plot(steps, values, marker=".", label=name.removeprefix("iou ").replace("_iou", " IoU"), **style)
-    right.set(xlabel="step", ylabel="IoU on validation", ylim=(0, 1))
+        style = {"color": "black", "linewidth": 2} if name == columns[3] else {}
+        right.plot(steps, values, marker=".", label=name.replace("_", " ").replace("iou", "IoU"), **style)
+    right.set(xlabel="step", ylabel="on validation", ylim=(0, 1))
     right.legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=110)

@@ -1,4 +1,8 @@
-"""Losses over logits ``(B, K, H, W)`` and class indices ``(B, H, W)``; pixels of `IGNORE` take no part."""
+"""Losses over logits ``(B, K, H, W)`` and class indices ``(B, H, W)``; pixels of `IGNORE` take no part.
+
+With softmax the K outputs are the classes.  With sigmoid they are the classes but the background, each a yes or no of
+its own: output k says whether a pixel is of class k + 1.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from tilelab.training.recipe import IGNORE, LossTerm
+from tilelab.spec import Activation
+from tilelab.training.sections import IGNORE, LossTerm
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
@@ -22,20 +27,6 @@ def balanced_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.
     return cross_entropy(logits, target, weight)
 
 
-def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice coefficient, averaged over the classes; sums run over the whole batch.
-
-    A class that is absent from the batch has no truth to overlap with; it counts only through what is predicted of it.
-    """
-    valid = (target != IGNORE)[:, None]
-    truth = functional.one_hot(target.masked_fill(target == IGNORE, 0), logits.shape[1]).movedim(-1, 1) * valid
-    probability = logits.softmax(dim=1) * valid
-    both = (probability * truth).sum(dim=(0, 2, 3))
-    total = probability.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
-    # one pixel in the numerator and denominator keeps an absent, unpredicted class at a loss of zero
-    return (1 - (2 * both + 1) / (total + 1)).mean()
-
-
 def focal(
     logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, weight: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -46,18 +37,81 @@ def focal(
     return ((1 - chosen) ** gamma * entropy).sum() / (target != IGNORE).sum().clamp(min=1)
 
 
-def weighted_sum(terms: Sequence[LossTerm], logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def dice(probability: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """One minus the soft Dice coefficient, averaged over the outputs; sums run over the whole batch.
+
+    A class that is absent from the batch has no truth to overlap with; it counts only through what is predicted of it.
+
+    Args:
+        probability: of each output, ``(B, K, H, W)``.
+        truth: 0 or 1, likewise.
+        valid: where to look, bool ``(B, 1, H, W)``.
+    """
+    probability, truth = probability * valid, truth * valid
+    both = (probability * truth).sum(dim=(0, 2, 3))
+    total = probability.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    # one pixel in the numerator and denominator keeps an absent, unpredicted class at a loss of zero
+    return (1 - (2 * both + 1) / (total + 1)).mean()
+
+
+def binary_cross_entropy(
+    logits: torch.Tensor,
+    truth: torch.Tensor,
+    valid: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    gamma: float = 0.0,
+) -> torch.Tensor:
+    """Cross-entropy of each output's yes or no, averaged over pixels and outputs (by the outputs' weights).
+
+    With a `gamma` it is the binary focal loss: scaled by ``(1 - p) ** gamma``, p the probability of what is true.
+    Other arguments as `dice`.
+    """
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    if gamma:
+        entropy = (1 - torch.exp(-entropy)) ** gamma * entropy
+    per_output = (entropy * valid).sum(dim=(0, 2, 3)) / valid.sum().clamp(min=1)
+    return per_output.mean() if weight is None else (per_output * weight).sum() / weight.sum()
+
+
+def balanced_binary_cross_entropy(logits: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy in which the yes and the no of an output weigh the same, however few the pixels of one.
+
+    An output all of whose pixels are the same in this batch is averaged plainly.  Arguments as `dice`.
+    """
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    sides = torch.stack([truth * valid, (1 - truth) * valid])
+    counts = sides.sum(dim=(1, 3, 4))  # (2, K)
+    means = (entropy * sides).sum(dim=(1, 3, 4)) / counts.clamp(min=1)
+    per_output: torch.Tensor = means.sum(dim=0) / (counts > 0).sum(dim=0).clamp(min=1)
+    return per_output.mean()
+
+
+def weighted_sum(
+    terms: Sequence[LossTerm], logits: torch.Tensor, target: torch.Tensor, activation: Activation = "softmax"
+) -> torch.Tensor:
     """The recipe's loss, a scalar."""
     logits = logits.float()
+    valid = (target != IGNORE)[:, None]
+    sigmoid = activation == "sigmoid"
+    outputs = torch.arange(logits.shape[1], device=logits.device) + sigmoid
+    truth = (target[:, None] == outputs[:, None, None]).to(logits.dtype)
     total = logits.new_zeros(())
     for term in terms:
         weight = logits.new_tensor(term.class_weights) if term.class_weights else None
-        if term.kind == "cross-entropy":
-            value = cross_entropy(logits, target, weight)
+        if term.kind == "dice":
+            value = dice(logits.sigmoid() if sigmoid else logits.softmax(dim=1), truth, valid)
+        elif term.kind == "cross-entropy":
+            value = (
+                binary_cross_entropy(logits, truth, valid, weight) if sigmoid else cross_entropy(logits, target, weight)
+            )
         elif term.kind == "balanced-cross-entropy":
-            value = balanced_cross_entropy(logits, target)
-        elif term.kind == "dice":
-            value = dice(logits, target)
+            value = (
+                balanced_binary_cross_entropy(logits, truth, valid)
+                if sigmoid
+                else balanced_cross_entropy(logits, target)
+            )
+        elif sigmoid:
+            value = binary_cross_entropy(logits, truth, valid, weight, term.gamma)
         else:
             value = focal(logits, target, term.gamma, weight)
         total = total + term.weight * value

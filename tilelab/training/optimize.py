@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from tilelab.training.recipe import Optimizer
+from tilelab.training.sections import Optimizer
 
 
 def build_optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:

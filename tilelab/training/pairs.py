@@ -20,7 +20,7 @@ from tilelab.geometry import Box
 from tilelab.io.base import Image
 from tilelab.io.open import open_image
 from tilelab.spec import Normalization
-from tilelab.training.recipe import IGNORE, Data
+from tilelab.training.sections import IGNORE, Data
 from tilelab.volume import Volume
 
 Array = npt.NDArray[Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tilelab.training.recipe import Schedule
+from tilelab.training.sections import Schedule
 
 
 def rate_at(step: int, steps: int, rate: float, schedule: Schedule, stage: int = 0) -> float:

@@ -17,7 +17,7 @@ from tilelab.metrics.confusion import count_confusion, mean_of_present, score_co
 from tilelab.options import Options
 from tilelab.prepare import prepare
 from tilelab.training.pairs import Pair
-from tilelab.training.recipe import IGNORE
+from tilelab.training.sections import IGNORE
 from tilelab.unit import make_unit
 
 Float32 = npt.NDArray[np.float32]

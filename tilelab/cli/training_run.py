@@ -1,0 +1,103 @@
+"""What `tilelab train` and `tilelab pretrain` have in common: arguments, a bar, one line per validation, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilelab.errors import Interrupted, OutputError
+
+if TYPE_CHECKING:
+    from tilelab.training.loop import Progress
+    from tilelab.training.recipe import BaseRecipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("recipe", help="a .toml file, or the name of a shipped recipe")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the recipe's data paths are relative to "
+                        "(default: the recipe's own folder)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="checkpoints and log (default: runs/NAME)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="change one key of the recipe, e.g. run.steps=200; may be repeated")  # fmt: skip
+    parser.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
+
+
+def require_torch() -> None:
+    """Refuse where the extra is not installed.
+
+    Raises:
+        OutputError: torch is missing.
+    """
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise OutputError("training needs torch: install tilelab[train]") from None
+
+
+def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[..., Path]) -> Path:
+    """Train with `start` (`train` or `pretrain`); returns the file of the best weights.
+
+    Raises:
+        Interrupted: the user stopped it; what is needed to go on is on disk.
+    """
+    from tilelab.training.loop import LAST
+
+    root = args.data or (Path(args.recipe).parent if Path(args.recipe).suffix else Path())
+    output = args.output or Path("runs") / recipe.name
+    screen = Screen()
+    try:
+        return start(recipe, root, output, restart=args.restart, report=screen.show, note=print)
+    except KeyboardInterrupt:
+        rest = "the same command resumes it" if (output / LAST).exists() else "nothing was saved yet"
+        raise Interrupted(f"training stopped; {rest}") from None
+    finally:
+        screen.stop()
+
+
+class Screen:
+    """One line per validation on stdout; on a terminal, a bar with the loss and the time left below them."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def show(self, progress: Progress) -> None:
+        """Move on."""
+        if self._bar is None and sys.stderr.isatty():
+            self._start(progress)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress.step, loss=f"loss {progress.loss:.4f}")
+        if progress.scores is not None:
+            line = f"step {progress.step}/{progress.steps}  rate {progress.rate:.2e}  {progress.summary}"
+            if self._bar is not None and sys.stdout.isatty():
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+
+    def _start(self, progress: Progress) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("", total=progress.steps, completed=progress.step, loss="")
+        self._bar.start()
+
+    def stop(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,156 @@
+"""Training on images with masks, and what the result says of itself."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from tilelab.models.build import initialise
+from tilelab.models.encoders import load_encoder_weights
+from tilelab.models.measure import measure_network
+from tilelab.spec import ModelSpec, Normalization
+from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
+from tilelab.training.data import CropSampler
+from tilelab.training.engine import TorchEngine
+from tilelab.training.loop import BEST, Note, Report, ignore, run_task
+from tilelab.training.losses import weighted_sum
+from tilelab.training.pairs import measure_normalization, open_pairs
+from tilelab.training.recipe import Recipe, RecipeError
+from tilelab.training.validate import validate
+
+
+def train(
+    recipe: Recipe,
+    root: Path,
+    output: Path,
+    *,
+    restart: bool = False,
+    report: Report = ignore,
+    note: Note = ignore,
+) -> Path:
+    """Train as `recipe` says, or go on with what an interrupted call left in `output`.
+
+    Args:
+        recipe: what to train.
+        root: the folder that the recipe's data paths are relative to.
+        output: a folder for checkpoints and log; made if absent.
+        restart: begin anew, even where `output` holds an unfinished training.
+        report: called after every step, by the process that writes.
+        note: called with one line for each thing the user should know.
+
+    Returns:
+        The checkpoint with the best validation score.
+
+    Raises:
+        InputError: the data cannot be read or do not fit together.
+        ModelError: the network cannot be built, or its pre-trained weights do not fit, or the loss is not finite.
+        RecipeError: the crop or the tile does not suit the network.
+        EngineError: a GPU was asked for and there is none.
+        ResumeError: `output` holds a training of another recipe.
+        OutputError: `output` cannot be written.
+    """
+    return run_task(partial(Segmentation, recipe, root), recipe, output, restart=restart, report=report, note=note)
+
+
+class Segmentation:
+    """The task of `train`; see `tilelab.training.loop.Task`."""
+
+    best = BEST
+    header = Header
+
+    def __init__(self, recipe: Recipe, root: Path):
+        self.recipe, self.root = recipe, root
+        self.channels, self.batch = recipe.network.channels, recipe.sampling.batch
+        self.names = [info.name for info in recipe.classes]
+        self.columns = ("mean_iou", "image_mean_iou", "pixel_accuracy", *(f"iou {name}" for name in self.names))
+        pairs = open_pairs(recipe.train, root, len(recipe.classes))
+        self.validation = open_pairs(recipe.validation, root, len(recipe.classes))
+        self.normalization = recipe.normalization or measure_normalization(pairs)
+        self.sampler = CropSampler(
+            pairs,
+            self.channels,
+            len(recipe.classes),
+            recipe.sampling,
+            recipe.augmentation,
+            self.normalization,
+            recipe.seed,
+        )
+        self.network = initialise(
+            recipe.seed, recipe.network.architecture, self.channels, recipe.outputs, **recipe.network.options
+        )
+        self.draw = self.sampler.crop
+
+    def begin(self, note: Note) -> Header:
+        """Load the encoder's weights where the recipe names some; describe the model."""
+        weights = self.recipe.network.weights
+        if weights:
+            note(f"{weights}: {load_encoder_weights(self.network, self.root / weights)}")
+        return Header(recipe=self.recipe, spec=describe(self.recipe, self.network, self.normalization))
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The recipe's."""
+        return weighted_sum(self.recipe.loss, logits, target, self.recipe.inference.activation)
+
+    def validate(self, network: nn.Module, header: Header, device: str) -> dict[str, Any]:
+        """By the sweep that infers."""
+        engine = TorchEngine(network, header.spec, precision=self.recipe.run.precision, device=device)
+        return validate(engine, self.validation)
+
+    def row(self, scores: dict[str, Any]) -> dict[str, float | None]:
+        """As `columns`."""
+        return {name: scores[name] for name in self.columns[:3]} | {
+            f"iou {name}": value for name, value in scores["iou"].items()
+        }
+
+    def describe(self, scores: dict[str, Any]) -> str:
+        """Mean IoU, and that of each class."""
+        classes = "  ".join(f"{name} {'-' if iou is None else f'{iou:.4f}'}" for name, iou in scores["iou"].items())
+        return f"mean IoU {scores['mean_iou']:.4f}  ({classes})"
+
+    def keep(self, path: Path, header: Header, network: nn.Module) -> None:
+        """A checkpoint with the weights alone."""
+        tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+        save_checkpoint(path, Checkpoint(header, tensors))
+
+
+def describe(recipe: Recipe, network: nn.Module, normalization: Normalization) -> ModelSpec:
+    """The model description that inference will read; stride and receptive field are measured.
+
+    Raises:
+        RecipeError: the crop or the tile is not a multiple of the network's stride.
+    """
+    facts = measure_network(network, recipe.network.channels, tile=recipe.inference.tile)
+    use = recipe.inference
+    for key, pixels in (("sampling.crop", recipe.sampling.crop), ("inference.tile", use.tile)):
+        if pixels % facts.stride:
+            raise RecipeError(
+                f"{key} of {pixels} px is not a multiple of {facts.stride}, the stride of {recipe.network.architecture}"
+            )
+    try:
+        return ModelSpec(
+            name=recipe.name,
+            architecture=recipe.network.architecture,
+            axes="yx",
+            channels=recipe.network.channels,
+            classes=recipe.classes,
+            activation=use.activation,
+            normalization=normalization,
+            tile=(use.tile, use.tile),
+            overlap=(use.overlap, use.overlap),
+            window=use.window,
+            stride=facts.stride,
+            receptive_field=facts.receptive_field,
+            pixel_size_nm=None if recipe.pixel_size_nm is None else (recipe.pixel_size_nm, recipe.pixel_size_nm),
+            training={
+                **recipe.provenance,
+                "parameters": facts.parameters,
+                "macs_per_pixel": round(facts.macs_per_pixel),
+            },
+        )
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise RecipeError(f"{recipe.name}: {error}") from error
