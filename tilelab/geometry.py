@@ -338,9 +338,11 @@ class Units:
     def __getitem__(self, index: int) -> Unit:
         if not 0 <= index < len(self):
             raise IndexError(f"unit {index} of {len(self)}")
-        at = np.unravel_index(index, tuple(len(c) for c in self.cuts))
-        ranges = [c[int(i)] for c, i in zip(self.cuts, at, strict=True)]
-        return Unit(index, Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges)))
+        rest, ranges = index, []
+        for cuts in reversed(self.cuts):  # by hand: asked for at every report of every worker
+            rest, i = divmod(rest, len(cuts))
+            ranges.append(cuts[i])
+        return Unit(index, Box(tuple(a for a, _ in reversed(ranges)), tuple(b for _, b in reversed(ranges))))
 
     def __iter__(self) -> Iterator[Unit]:
         return (self[i] for i in range(len(self)))
