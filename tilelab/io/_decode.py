@@ -20,6 +20,7 @@ LARGE_BYTES = 64 * 2**20
 """A decoded piece beyond this is worth a warning; the pieces kept for later take no more, unless one alone does."""
 
 _MOST_THREADS = 8
+_MOST_REQUESTS = 32  # to remote stores at a time: each spends its time waiting
 
 
 class DecodedPieces:
@@ -37,12 +38,12 @@ class DecodedPieces:
 
     def get(self, key: Hashable, nbytes: int, decode: Callable[[], Array], *, keep: bool) -> Array:
         """The piece `key`, of `nbytes` when decoded: the kept one, or a new one from `decode`."""
-        piece = self._find(key)
+        piece = self.find(key)
         if piece is None and nbytes <= LARGE_BYTES // 4:
             piece = self._decode(key, decode, keep)
         elif piece is None:
             with self._large:  # several threads want the same large piece: one decodes it, never two at a time
-                piece = self._find(key)
+                piece = self.find(key)
                 if piece is None:
                     piece = self._decode(key, decode, keep)
         return piece
@@ -53,7 +54,8 @@ class DecodedPieces:
             self._pieces.clear()
             self._bytes = 0
 
-    def _find(self, key: Hashable) -> Array | None:
+    def find(self, key: Hashable) -> Array | None:
+        """The piece `key`, if it is kept."""
         with self._lock:
             if key in self._pieces:
                 self._pieces.move_to_end(key)
@@ -83,18 +85,27 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="tilelab-decode")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+@cache
+def _request_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="tilelab-request")
 
 
-def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool = True) -> None:
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_request_pool.cache_clear)
+
+
+def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool = True, requests: bool = False) -> None:
     """Call `work` on every item, in no particular order, in this thread and others (decoders release the GIL).
 
     The first exception ends it and is raised; nothing runs any more when this returns.  Without `threads` it is a loop,
-    for work that is little more than copying.
+    for work that is little more than copying.  With `requests` the work waits for a remote store: many at a time.
     """
     todo = list(items)
     helpers = min(len(todo), usable_cpus(), _MOST_THREADS) - 1 if threads else 0
+    if requests:
+        helpers = min(len(todo), _MOST_REQUESTS) - 1
+    pool = _request_pool if requests else _pool
     position = itertools.count()
     stopped = threading.Event()
 
@@ -106,7 +117,7 @@ def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool =
                 stopped.set()
                 raise
 
-    futures = [_pool().submit(drain) for _ in range(helpers)]
+    futures = [pool().submit(drain) for _ in range(helpers)]
     try:
         drain()
     finally:

@@ -1,4 +1,4 @@
-"""Positional reads of local files, of the arrays that lie in them as they are, and fingerprints."""
+"""Positional reads of files, of the arrays that lie in them as they are, and fingerprints."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import threading
 import weakref
 from collections.abc import Iterable
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.io._decode import for_each
+from tilelab.io.place import Place
+from tilelab.io.remote import RemoteFile, RemotePath, Stat
 
 Array = npt.NDArray[Any]
 
 _ENDS = 64 * 2**10
+_RUN_BYTES = 4 * 2**20  # read from a remote store in one piece
 _MOST_PER_CALL = 2**30  # Linux reads at most 2 GiB - 4 KiB at once
 
 
@@ -91,7 +94,20 @@ class ReadOnlyFile:
         return len(data)
 
 
-def read_region(file: ReadOnlyFile, offset: int, shape: tuple[int, ...], box: Box, out: Array) -> None:
+OpenFile: TypeAlias = ReadOnlyFile | RemoteFile
+"""What is read at positions: a local file or an object in a remote store."""
+
+
+def open_file(place: str | Place) -> OpenFile:
+    """Open a file for reading at positions; a remote one is not asked for yet.
+
+    Raises:
+        InputError: it does not exist or cannot be read.
+    """
+    return RemoteFile(place) if isinstance(place, RemotePath) else ReadOnlyFile(place)
+
+
+def read_region(file: OpenFile, offset: int, shape: tuple[int, ...], box: Box, out: Array) -> None:
     """Read a region of a C-ordered array that lies uncompressed in `file`.
 
     Args:
@@ -113,12 +129,35 @@ def read_region(file: ReadOnlyFile, offset: int, shape: tuple[int, ...], box: Bo
     first = offset + sum(a * s for a, s in zip(box.start, strides, strict=True))
     target = out.reshape(-1).view(np.uint8).data
     outer = product(*(range(0, n * s, s) for n, s in zip(box.shape[:split], strides[:split], strict=True)))
+    if isinstance(file, RemoteFile):
+        starts = [first + sum(position) for position in outer]
+        _read_runs(file, starts, run, target)
+        return
     for i, position in enumerate(outer):
         file.read_into(first + sum(position), target[i * run : (i + 1) * run])
 
 
-def hash_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What identifies a file's content cheaply: size, modification time, and a hash of its two ends."""
+def _read_runs(file: RemoteFile, starts: list[int], run: int, target: memoryview) -> None:
+    """Read runs of `run` bytes from a remote file into consecutive parts of `target`, many at a time."""
+    each = max(1, _RUN_BYTES // run)
+
+    def read(at: int) -> None:
+        part = [(start, run) for start in starts[at : at + each]]
+        file.fetch(part)
+        for i, (start, count) in enumerate(part, start=at):
+            target[i * run : (i + 1) * run] = file.read(start, count)
+
+    for_each(read, range(0, len(starts), each), requests=True)
+
+
+def hash_file(place: str | os.PathLike[str] | RemotePath) -> dict[str, str]:
+    """What identifies a file's content cheaply: size, modification time (or tag), and a hash of its two ends."""
+    if isinstance(place, RemotePath):
+        remote = RemoteFile(place)
+        ends = hashlib.sha256(remote.read(0, min(_ENDS, remote.size)))
+        ends.update(remote.read(max(0, remote.size - _ENDS), min(_ENDS, remote.size)))
+        return {"bytes": str(remote.size), "tag": _tag(remote.stat), "ends_sha256": ends.hexdigest()}
+    path = place
     file = ReadOnlyFile(path)
     try:
         ends = hashlib.sha256(file.read(0, min(_ENDS, file.size)))
@@ -132,17 +171,44 @@ def hash_file(path: str | os.PathLike[str]) -> dict[str, str]:
         file.close()
 
 
-def hash_stats(paths: Iterable[Path]) -> str:
-    """Hash of name, size and modification time of files; a missing one counts as such."""
+def hash_stats(paths: Iterable[Place]) -> str:
+    """Hash of name, size and modification time (or tag) of files; a missing one counts as such.
+
+    Raises:
+        InputError: a store does not say.
+    """
     total = hashlib.sha256()
-    for path in paths:
-        try:
-            stat = path.stat()
-        except OSError:
-            total.update(f"{path.name} missing\n".encode())
-        else:
-            total.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    listed = list(paths)
+    told: dict[int, str] = {}
+
+    def ask(i: int) -> None:
+        told[i] = _stat_line(listed[i])
+
+    for_each(ask, range(len(listed)), threads=False, requests=any(isinstance(path, RemotePath) for path in listed))
+    for i in range(len(listed)):
+        total.update(told[i].encode())
     return total.hexdigest()
+
+
+def _stat_line(path: Place) -> str:
+    if isinstance(path, RemotePath):
+        try:
+            found = path.store.stat(path.key)
+        except FileNotFoundError:
+            return f"{path.name} missing\n"
+        except OSError as error:
+            raise unreadable(str(path), error) from None
+        return f"{path.name} {found.size} {_tag(found)}\n"
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"{path.name} missing\n"
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n"
+
+
+def _tag(stat: Stat) -> str:
+    """What changes with the content: the store's tag, or its time where there is none."""
+    return stat.tag or f"{stat.modified:.0f}"
 
 
 def unreadable(path: str, error: OSError) -> InputError:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tilelab.geometry import Box
+from tilelab.io._decode import for_each
 from tilelab.io._zarr_array import ShardedArray, encode_chunk
 from tilelab.io.layout import Extent, Layout
+from tilelab.io.place import Place
+from tilelab.io.remote import RemotePath
 from tilelab.kernels.pyramid import cut_chunks
 
 Array = npt.NDArray[Any]
@@ -41,7 +43,7 @@ class Cascade:
         box: Box,
         sweep_axis: int,
         halve: Halve | None,
-        scratch: Path,
+        scratch: Place,
         encode: Encode,
     ) -> None:
         """Begin at the first row of `box` (z, y, x), the unit or what remains of it, with one of `arrays` per level."""
@@ -117,11 +119,14 @@ class _Level:
         self._filled = 0
         return rows
 
-    def write(self, scratch: Path) -> None:
+    def write(self, scratch: Place) -> None:
         """Write the shards that are complete now, which are all."""
-        while self._shards:
-            index, chunks = self._shards.popitem()
-            self._array.write_shard(index, chunks, scratch)
+        shards, self._shards = self._shards, {}
+
+        def write(index: tuple[int, ...]) -> None:
+            self._array.write_shard(index, shards.pop(index), scratch)
+
+        for_each(write, list(shards), threads=False, requests=isinstance(self._array.path, RemotePath))
 
     def _rows(self, block: Array, first: int, count: int) -> Array:
         """`count` rows of ``(n, z, y, x)`` on the sweep axis, a view."""
@@ -129,7 +134,7 @@ class _Level:
         return block[:, part] if self.axis == 0 else block[:, :, part]
 
 
-def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Path) -> None:
+def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Place) -> None:
     """Write one level from the one before it; holds a row of chunks, and a shard in compressed form."""
     shape, limit = coarser.shape_zyx, finer.shape_zyx
     chunk, shard, factor = layout.chunk, coarser.shard_zyx, layout.factor

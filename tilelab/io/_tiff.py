@@ -24,10 +24,12 @@ from tilelab.io._files import hash_file, read_region
 from tilelab.io._source import Source
 from tilelab.io._tiff_layout import Page, read_layout
 from tilelab.io._tiff_log import plain
+from tilelab.io.remote import RemoteFile, RemotePath
 
 Array = npt.NDArray[Any]
 
 _END_OF_JPEG = b"\xff\xd9"
+_TOGETHER = 16  # strips or tiles of a remote file that are asked for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,15 @@ class TiffSource(Source):
         InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
     """
 
-    def __init__(self, path: str, level: int = 0) -> None:
+    def __init__(self, path: str | RemotePath, level: int = 0) -> None:
         layout = read_layout(path, level)
-        self.uri = path
+        self.uri = str(path)
         self.format, self.axes, self.shape, self.dtype = layout.format, layout.axes, layout.shape, layout.dtype
         self.chunks, self.levels, self.scale_nm = layout.chunks, layout.levels, layout.scale_nm
         self.rgb, self.samples, self.lut = layout.rgb, layout.samples, layout.lut
         self.warnings, self.details = layout.warnings, layout.details
         self._layout = layout
+        self._remote = isinstance(path, RemotePath)
         self._kept = DecodedPieces()
 
     def read(self, box: Box) -> Array:
@@ -72,13 +75,19 @@ class TiffSource(Source):
                 self._read_bare(page, int(page.offsets[0]), extent, target)
             else:
                 pieces.extend(self._touched(number, extent, target))
-        for_each(self._place, pieces, threads=self.details["compression"] is not None)
+        if self._remote:
+            groups = [pieces[i : i + _TOGETHER] for i in range(0, len(pieces), _TOGETHER)]
+            for_each(self._place_together, groups, requests=True)
+        else:
+            for_each(self._place, pieces, threads=self.details["compression"] is not None)
         return out
 
     def fingerprint(self) -> dict[str, str]:
-        if len(self._layout.files) == 1:
-            return hash_file(self.uri)
-        hashes = (hash_file(path) for path in sorted(self._layout.files))
+        files = self._layout.files
+        places = [f.place if isinstance(f, RemoteFile) else f.path for _, f in sorted(files.items())]
+        if len(places) == 1:
+            return hash_file(places[0])
+        hashes = (hash_file(place) for place in places)
         return {f"{i}.{name}": value for i, ends in enumerate(hashes) for name, value in ends.items()}
 
     def close(self) -> None:
@@ -114,6 +123,22 @@ class TiffSource(Source):
                 into.append(slice(first - a, last - a))
             index = int(np.ravel_multi_index(at, layout.grid))
             yield _Piece(number, index, (*wanted[1:], samples), target[into[0].start][tuple(into[1:])])
+
+    def _place_together(self, pieces: list[_Piece]) -> None:
+        """Decode neighbouring strips or tiles of a remote file, read with as few requests as possible."""
+        file = self._layout.pages[pieces[0].page].file
+        assert isinstance(file, RemoteFile)  # noqa: S101 - as all are
+        ranges = []
+        for piece in pieces:
+            page = self._layout.pages[piece.page]
+            if page.counts[piece.index] and self._kept.find((piece.page, piece.index)) is None:
+                ranges.append((int(page.offsets[piece.index]), int(page.counts[piece.index])))
+        file.fetch(ranges)
+        try:
+            for piece in pieces:
+                self._place(piece)
+        finally:
+            file.forget(ranges)
 
     def _place(self, piece: _Piece) -> None:
         """Decode a strip or tile and copy the wanted part of it into place."""

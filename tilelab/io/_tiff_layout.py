@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,12 @@ import tifffile
 
 from tilelab.errors import InputError
 from tilelab.io._decode import LARGE_BYTES
-from tilelab.io._files import ReadOnlyFile
+from tilelab.io._files import OpenFile, ReadOnlyFile
 from tilelab.io._source import check_level, whole_piece_warning
 from tilelab.io._tiff_log import collect_notes, plain
 from tilelab.io._tiff_size import pixel_scale
 from tilelab.io._view import luma
+from tilelab.io.remote import RemoteFile, RemotePath
 
 Array = npt.NDArray[Any]
 
@@ -47,7 +48,7 @@ class Page:
     """
 
     number: int
-    file: ReadOnlyFile
+    file: OpenFile
     offsets: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     bare: bool
@@ -96,7 +97,7 @@ class Layout:
     inner: tuple[int, ...] = ()
     pages: tuple[Page, ...] = ()
     stack_offset: int | None = None
-    files: dict[str, ReadOnlyFile] = field(default_factory=dict)
+    files: dict[str, OpenFile] = field(default_factory=dict)
 
     @property
     def page_bytes(self) -> int:
@@ -116,16 +117,17 @@ class Layout:
         return f"the piece at rows {y}:{min(y + height, rows)}, columns {x}:{min(x + width, columns)}"
 
 
-def read_layout(path: str, level: int) -> Layout:
+def read_layout(place: str | RemotePath, level: int) -> Layout:
     """The layout of the first image in a TIFF file.
 
     Raises:
         InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
     """
+    path = str(place)
     layout = Layout(path)
     with collect_notes() as notes:
         try:
-            with tifffile.TiffFile(path) as tiff:
+            with _open_tiff(layout, place) as tiff:
                 _fill(layout, tiff, level)
             if notes.damage:
                 raise InputError(f"{path} is a damaged TIFF file: {notes.damage[0]}")
@@ -142,6 +144,16 @@ def read_layout(path: str, level: int) -> Layout:
     if notes.oddities:
         layout.warnings += (f"{path} describes itself wrongly ({notes.oddities[0]}): check axes and shape",)
     return layout
+
+
+def _open_tiff(layout: Layout, place: str | RemotePath) -> tifffile.TiffFile:
+    """The file in tifffile's hands; a remote one is in `layout` already, and has no companions."""
+    if not isinstance(place, RemotePath):
+        return tifffile.TiffFile(place)
+    file = layout.files[layout.path] = RemoteFile(place)
+    if file.size == 0:
+        raise InputError(f"{layout.path} is empty (0 bytes)")
+    return tifffile.TiffFile(cast("Any", file.stream()), name=layout.path, _multifile=False)
 
 
 def _close(layout: Layout) -> None:
@@ -264,10 +276,12 @@ def _set_pages(layout: Layout, series: tifffile.TiffPageSeries) -> None:
 
 def _locate(layout: Layout, page: tifffile.TiffPage | tifffile.TiffFrame) -> Page:
     """Where the pixels of `page` are."""
-    path = str(page.parent.filehandle.path)
-    if path not in layout.files:
-        layout.files[path] = ReadOnlyFile(path)
-    file = layout.files[path]
+    file = layout.files.get(layout.path)
+    if not isinstance(file, RemoteFile):
+        path = str(page.parent.filehandle.path)
+        if path not in layout.files:
+            layout.files[path] = ReadOnlyFile(path)
+        file = layout.files[path]
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
     number, needed, found = int(page.index) + 1, math.prod(layout.grid), min(len(offsets), len(counts))
     ends = offsets[:found] + counts[:found]

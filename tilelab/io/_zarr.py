@@ -1,11 +1,11 @@
-"""Zarr arrays and OME-Zarr images in local folders."""
+"""Zarr arrays and OME-Zarr images in local folders and remote stores."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,14 @@ from tilelab.io._ngff import Multiscale, find_multiscale, ome_attributes
 from tilelab.io._source import Source, check_level, whole_piece_warning
 from tilelab.io._zarr_chunks import ChunkReader, ForeignReader
 from tilelab.io._zarr_meta import ArrayNode, GroupNode, find_node
+from tilelab.io._zarr_remote import RemoteChunkReader
+from tilelab.io.place import Place, as_place
+from tilelab.io.remote import RemotePath
 
 Array = npt.NDArray[Any]
 
 _MOST_STATS = 1024
+_MOST_REMOTE_STATS = 64
 
 
 class ZarrSource(Source):
@@ -35,14 +39,15 @@ class ZarrSource(Source):
         InputError: there is no such thing, or its metadata are damaged.
     """
 
-    def __init__(self, path: str, level: int = 0) -> None:
-        self.uri = path
-        node, image, group = _find_image(Path(path))
+    def __init__(self, path: str | RemotePath, level: int = 0) -> None:
+        place = as_place(path)
+        path = self.uri = str(path)
+        node, image, group = _find_image(place)
         self._group = group
         documents = []
         if image is None or group is None:
             if not isinstance(node, ArrayNode):
-                raise _no_image(Path(path), node)
+                raise _no_image(place, node)
             check_level(path, level, 1)
             self.axes = named_axes(node.names, node.shape)
             self.rgb = self.axes.endswith("s")
@@ -67,7 +72,12 @@ class ZarrSource(Source):
         self.shape, self.dtype, self.chunks = node.shape, node.dtype, node.chunk
         self._node = node
         self._documents = [*documents, node.document]
-        self._reader = ForeignReader(node) if node.codec is None else ChunkReader(node, node.codec)
+        self._reader: ChunkReader | ForeignReader
+        if node.codec is None:
+            self._reader = ForeignReader(node)
+        else:
+            kind = RemoteChunkReader if isinstance(node.path, RemotePath) else ChunkReader
+            self._reader = kind(node, node.codec)
         nbytes = math.prod(self.chunks) * self.dtype.itemsize
         if nbytes > LARGE_BYTES:
             self.warnings += (whole_piece_warning(path, nbytes),)
@@ -81,11 +91,12 @@ class ZarrSource(Source):
         return self._reader.read(box)
 
     def fingerprint(self) -> dict[str, str]:
-        """Hash of the metadata, and of size and modification time of up to 1024 chunk files spread over the array."""
+        """Hash of the metadata, and of size and time of chunk files spread over the array (1024, or 64 remote ones)."""
         metadata = hashlib.sha256(b"\n".join(self._documents)).hexdigest()
         grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
         count = math.prod(grid)
-        chosen = sorted({i * count // min(count, _MOST_STATS) for i in range(min(count, _MOST_STATS))})
+        asked = min(count, _MOST_REMOTE_STATS if isinstance(self._node.path, RemotePath) else _MOST_STATS)
+        chosen = sorted({i * count // asked for i in range(asked)})
         files = (self._node.file(tuple(int(v) for v in np.unravel_index(i, grid))) for i in chosen)
         return {"metadata_sha256": metadata, "chunks_sha256": hash_stats(files)}
 
@@ -93,16 +104,17 @@ class ZarrSource(Source):
         self._reader.clear()
 
 
-def is_zarr(path: Path) -> bool:
+def is_zarr(path: Place) -> bool:
     """Whether the folder `path` is a Zarr node, or lies inside one's hierarchy as something that should be."""
     return any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")) or ".zarr" in path.suffixes
 
 
-def _find_image(path: Path) -> tuple[ArrayNode | GroupNode | None, Multiscale | None, GroupNode | None]:
+def _find_image(path: Place) -> tuple[ArrayNode | GroupNode | None, Multiscale | None, GroupNode | None]:
     """What is at `path`, the image that it is or belongs to, and the group that describes that."""
     node = find_node(path)
     if isinstance(node, ArrayNode):
-        for parent, _ in zip(path.absolute().parents, range(3), strict=False):
+        parents: Iterable[Place] = path.absolute().parents
+        for parent, _ in zip(parents, range(3), strict=False):
             group = find_node(parent)
             image = find_multiscale(group) if isinstance(group, GroupNode) else None
             if image and isinstance(group, GroupNode) and path.absolute() in [group.path / p for p in image.paths]:
@@ -112,9 +124,9 @@ def _find_image(path: Path) -> tuple[ArrayNode | GroupNode | None, Multiscale | 
         image = find_multiscale(node)
         if image is not None:
             return node, image, node
-        members = _members(node)
-        if "bioformats2raw.layout" in ome_attributes(node) and "0" in members:
+        if "bioformats2raw.layout" in ome_attributes(node) and find_node(path / "0") is not None:
             return _find_image(path / "0")
+        members = _members(node)
         if len(members) == 1:
             return _find_image(path / members[0])
     return node, None, None
@@ -136,10 +148,10 @@ def _level_array(group: GroupNode, image: Multiscale, level: int) -> ArrayNode:
     return node
 
 
-def _no_image(path: Path, node: GroupNode | None) -> InputError:
+def _no_image(path: Place, node: GroupNode | None) -> InputError:
     """Why `path` cannot be opened, and what could be instead."""
     if node is None:
-        if not path.is_dir():
+        if not path.is_dir() and not (isinstance(path, RemotePath) and not path.store.lists):
             return InputError(f"{path} does not exist")
         return InputError(f"{path} is no Zarr: it has no zarr.json, .zarray or .zgroup")
     labels = ome_attributes(node).get("labels")

@@ -1,4 +1,4 @@
-"""One Zarr v3 array in a local folder, of the kind that a result is made of: sharded, zstd, fill value 0.
+"""One Zarr v3 array, local or remote, of the kind that a result is made of: sharded, zstd, fill value 0.
 
 Writing a shard through zarr-python costs several times what zstd does (asyncio per chunk, with the GIL held), beside an
 engine that wants every core, and importing it costs more than writing a small result.  The format is simple, so shards
@@ -14,6 +14,7 @@ the same, a file is a bare chunk.  Everything here is plain Zarr: the tests read
 from __future__ import annotations
 
 import errno
+import io
 import math
 import uuid
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,9 @@ import numpy.typing as npt
 
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
+from tilelab.io._decode import for_each
+from tilelab.io.place import Place
+from tilelab.io.remote import RemoteFile, RemotePath
 
 ZSTD_LEVEL = 1
 """Labels and probabilities that a network made of real micrographs take 0.9 and 1.2 to 2.6 ns per pixel and shrink to
@@ -44,7 +48,7 @@ class ShardedArray:
     """A Zarr array: where it is and how it is cut.
 
     Attributes:
-        path: folder with its ``zarr.json``.
+        path: folder with its ``zarr.json``, local or remote.
         shape: extent per axis.
         dtype: uint8 or float32.
         chunk: what is compressed as one piece, per axis.
@@ -52,7 +56,7 @@ class ShardedArray:
         axes: one letter per axis.
     """
 
-    path: Path
+    path: Place
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk: tuple[int, ...]
@@ -102,13 +106,13 @@ class ShardedArray:
         """Chunks per shard on each axis."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
 
-    def write_shard(self, index: tuple[int, ...], chunks: Sequence[bytes | None], scratch: Path) -> None:
+    def write_shard(self, index: tuple[int, ...], chunks: Sequence[bytes | None], scratch: Place) -> None:
         """Write one shard; it appears whole or not at all.
 
         Args:
             index: position (c, z, y, x) in the grid of shards; 0 on an axis that the array lacks.
             chunks: its chunks in C order, encoded (`encode_chunk`); None where there is nothing but zeros.
-            scratch: folder for the unfinished file, on the same file system.
+            scratch: folder for the unfinished file, on the same file system; not used in a remote store.
 
         Raises:
             OutputError: the disk is full or the folder is unwritable.
@@ -128,15 +132,19 @@ class ShardedArray:
             InputError: a file is unreadable or corrupt.
         """
         out = np.zeros(box.shape, self.dtype)
-        for at in _overlapping(box, self.shard):
+
+        def read_shard(at: tuple[int, ...]) -> None:
             origin = tuple(i * s for i, s in zip(at, self.shard, strict=True))
             inside = box.intersect(Box(origin, tuple(o + s for o, s in zip(origin, self.shard, strict=True))))
             try:
                 self._read_shard(at, origin, inside, out, box.start)
             except FileNotFoundError:
-                continue  # nothing but zeros
+                return  # nothing but zeros
             except (OSError, ValueError, RuntimeError) as error:
-                raise InputError(f"{self._file(at)} is corrupt or unreadable: {error}") from error
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{self._file(at)} is corrupt or unreadable: {reason}") from error
+
+        for_each(read_shard, _overlapping(box, self.shard), threads=False, requests=isinstance(self.path, RemotePath))
         return out
 
     def read_channel(self, channel: int, box: Box) -> npt.NDArray[Any]:
@@ -150,7 +158,9 @@ class ShardedArray:
     ) -> None:
         """Decode the chunks of one shard that lie in `inside` into `out`, whose first pixel is `base`."""
         nd = len(self.shape)
-        with self._file(at).open("rb") as file:
+        with _open_shard(
+            self._file(at), 0 if self.chunk == self.shard else 16 * math.prod(self.shard_grid) + 4
+        ) as file:
             ranges = None if self.chunk == self.shard else _read_index(file, self.shard_grid)
             local = Box(
                 *(tuple(i - o for i, o in zip(end, origin, strict=True)) for end in (inside.start, inside.stop))
@@ -172,7 +182,7 @@ class ShardedArray:
                     tuple(slice(a - f, e - f) for a, e, f in zip(part.start, part.stop, first, strict=True))
                 ]
 
-    def _file(self, index: tuple[int, ...]) -> Path:
+    def _file(self, index: tuple[int, ...]) -> Place:
         """Where a shard is."""
         return self.path.joinpath("c", *map(str, index))
 
@@ -189,14 +199,21 @@ def decode_chunk(encoded: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape)
 
 
-def replace_file(path: Path, pieces: Iterable[bytes], scratch: Path) -> None:
+def replace_file(path: Place, pieces: Iterable[bytes], scratch: Place) -> None:
     """Write a file so that it appears whole or not at all, replacing what was there.
 
     It survives the death of the process from then on (the page cache is the kernel's); a power failure may take it.
+    In a remote store that is how every object is written.
 
     Raises:
         OutputError: the disk is full or a folder is unwritable.
     """
+    if isinstance(path, RemotePath) or isinstance(scratch, RemotePath):
+        try:
+            path.write_bytes(b"".join(pieces))
+        except OSError as error:
+            raise output_error(path, error) from None
+        return
     unfinished = scratch / uuid.uuid4().hex
     try:
         try:
@@ -214,11 +231,22 @@ def replace_file(path: Path, pieces: Iterable[bytes], scratch: Path) -> None:
         raise output_error(path, error) from error
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Place, error: OSError) -> OutputError:
     """What `error` means for the one who writes to `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"cannot write {path}: the disk is full; free some space and run the same command again")
     return OutputError(f"cannot write {path}: {error.strerror or error}")
+
+
+def _open_shard(path: Place, index_bytes: int) -> Any:
+    """The file of a shard, opened for reading; a remote one comes with its index, or whole if it has none."""
+    if not isinstance(path, RemotePath):
+        return path.open("rb")
+    if not index_bytes:
+        return io.BytesIO(path.read_bytes())
+    file = RemoteFile(path)
+    file.fetch_tail(index_bytes)
+    return file.stream()
 
 
 def _open_new(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Reading regions of a Zarr array in a local folder.
+"""Reading regions of a Zarr array.
 
 The codecs in common use are undone here, in threads: zarr-python takes several times as long per chunk, much of it with
 the GIL held, and importing it takes longer than opening an image.  Anything else is left to it.
@@ -21,9 +21,10 @@ import numpy.typing as npt
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io._decode import DecodedPieces, for_each
-from tilelab.io._files import ReadOnlyFile
+from tilelab.io._files import OpenFile, ReadOnlyFile
 from tilelab.io._zarr_array import crc32c
 from tilelab.io._zarr_meta import ArrayNode, ChunkCodec
+from tilelab.io.remote import RemotePath
 
 Array = npt.NDArray[Any]
 
@@ -38,11 +39,11 @@ _DECODE: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """A chunk, where its bytes are, and the region of it that is wanted."""
 
     chunk: tuple[int, ...]
-    file: ReadOnlyFile
+    file: OpenFile
     offset: int
     count: int
     wanted: Box
@@ -63,12 +64,13 @@ class ChunkReader:
     def read(self, box: Box) -> Array:
         """Decode a region that lies inside; raises InputError where a file is unreadable or corrupt."""
         node = self._node
-        out = np.full(box.shape, node.fill, node.dtype)
-        pieces: list[_Piece] = []
+        out = self._blank(box)
+        pieces: list[Piece] = []
         files: list[ReadOnlyFile] = []
         try:
-            for cell in _overlapping(box, node.grid):
+            for cell in overlapping(box, node.grid):
                 path = node.file(cell)
+                assert not isinstance(path, RemotePath)  # noqa: S101 - see `RemoteChunkReader`
                 if not path.is_file():
                     continue  # absent: the fill value
                 file = ReadOnlyFile(path)
@@ -81,20 +83,24 @@ class ChunkReader:
                 file.close()
         return out
 
+    def _blank(self, box: Box) -> Array:
+        """A region of which no chunk is there."""
+        return np.full(box.shape, self._node.fill, self._node.dtype)
+
     def clear(self) -> None:
         """Forget what was kept."""
         self._kept.clear()
 
-    def _piece(self, cell: tuple[int, ...], file: ReadOnlyFile, box: Box) -> _Piece:
+    def _piece(self, cell: tuple[int, ...], file: OpenFile, box: Box) -> Piece:
         """The chunk `cell`, which is a file of its own."""
-        return _Piece(cell, file, 0, file.size, box.intersect(_cell_box(cell, self._node.chunk)))
+        return Piece(cell, file, 0, file.size, box.intersect(cell_box(cell, self._node.chunk)))
 
-    def _shard_pieces(self, shard: tuple[int, ...], file: ReadOnlyFile, box: Box) -> list[_Piece]:
+    def _shard_pieces(self, shard: tuple[int, ...], file: OpenFile, box: Box) -> list[Piece]:
         """The chunks of one shard that have a pixel in `box`."""
         index = self._index(shard, file)
         first = tuple(s * n for s, n in zip(shard, self._shard_grid, strict=True))
         pieces = []
-        for chunk in _overlapping(box.intersect(_cell_box(shard, self._node.grid)), self._node.chunk):
+        for chunk in overlapping(box.intersect(cell_box(shard, self._node.grid)), self._node.chunk):
             offset, count = (int(v) for v in index[tuple(c - f for c, f in zip(chunk, first, strict=True))])
             if offset == count == _ABSENT:
                 continue
@@ -102,10 +108,10 @@ class ChunkReader:
                 raise InputError(
                     f"{file.path} is truncated: chunk {chunk} ends at byte {offset + count} of {file.size}"
                 )
-            pieces.append(_Piece(chunk, file, offset, count, box.intersect(_cell_box(chunk, self._node.chunk))))
+            pieces.append(Piece(chunk, file, offset, count, box.intersect(cell_box(chunk, self._node.chunk))))
         return pieces
 
-    def _index(self, shard: tuple[int, ...], file: ReadOnlyFile) -> Array:
+    def _index(self, shard: tuple[int, ...], file: OpenFile) -> Array:
         """The index of a shard, uint64 ``(*chunks per axis, 2)``; the last few are kept."""
         with self._lock:
             index = self._indexes.get(shard)
@@ -124,18 +130,21 @@ class ChunkReader:
                 self._indexes.popitem(last=False)
         return index
 
-    def _place(self, piece: _Piece, box: Box, out: Array) -> None:
+    def _place(self, piece: Piece, box: Box, out: Array) -> None:
         """Decode one chunk and copy the wanted part of it into place."""
         node = self._node
-        cell = _cell_box(piece.chunk, node.chunk)
+        cell = cell_box(piece.chunk, node.chunk)
         whole = piece.wanted.shape == cell.intersect(Box.whole(node.shape)).shape
         decoded = self._kept.get(piece.chunk, self._chunk_bytes, lambda: self._decode(piece), keep=not whole)
-        target = out[tuple(slice(a - o, b - o) for a, b, o in zip(*_ends(piece.wanted), box.start, strict=True))]
-        target[...] = decoded[
-            tuple(slice(a - o, b - o) for a, b, o in zip(*_ends(piece.wanted), cell.start, strict=True))
-        ]
+        self._copy(decoded, cell, piece.wanted, box, out)
 
-    def _decode(self, piece: _Piece) -> Array:
+    @staticmethod
+    def _copy(decoded: Array, cell: Box, wanted: Box, box: Box, out: Array) -> None:
+        """Copy the part `wanted` of a decoded chunk, which is at `cell`, into the region `box`."""
+        target = out[tuple(slice(a - o, b - o) for a, b, o in zip(*_ends(wanted), box.start, strict=True))]
+        target[...] = decoded[tuple(slice(a - o, b - o) for a, b, o in zip(*_ends(wanted), cell.start, strict=True))]
+
+    def _decode(self, piece: Piece) -> Array:
         """The pixels of one chunk, ``chunk`` shape, as stored."""
         data = piece.file.read(piece.offset, piece.count)
         try:
@@ -146,7 +155,7 @@ class ChunkReader:
             order = self._codec.order
             stored = np.frombuffer(data, self._codec.dtype).reshape([self._node.chunk[i] for i in order])
         except (RuntimeError, ValueError) as error:
-            region = _cell_box(piece.chunk, self._node.chunk).intersect(Box.whole(self._node.shape))
+            region = cell_box(piece.chunk, self._node.chunk).intersect(Box.whole(self._node.shape))
             raise InputError(f"{piece.file.path} is corrupt: its region {region} cannot be decoded: {error}") from error
         return stored.transpose(np.argsort(order))
 
@@ -163,29 +172,38 @@ class ForeignReader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                store = zarr.storage.LocalStore(node.path, read_only=True)
+                if isinstance(node.path, RemotePath):
+                    store: Any = node.path.store.zarr_store(node.path.key)
+                else:
+                    store = zarr.storage.LocalStore(node.path, read_only=True)
                 self._array: Any = zarr.open_array(store, mode="r", zarr_format=node.version)
-            except Exception as error:
-                raise InputError(f"{node.path} cannot be opened: {error}") from error
+            except Exception as error:  # noqa: BLE001 - zarr-python and stores raise many kinds
+                raise self._refusal("cannot be opened", error) from None
 
     def read(self, box: Box) -> Array:
         """Decode a region that lies inside; raises InputError where it cannot be decoded."""
         try:
             pixels = np.asarray(self._array[box.slices])
-        except Exception as error:
-            raise InputError(f"{self._path} is corrupt: its region {box} cannot be decoded: {error}") from error
+        except Exception as error:  # noqa: BLE001 - codecs and stores raise many kinds
+            raise self._refusal(f"is corrupt: its region {box} cannot be decoded", error) from None
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
     def clear(self) -> None:
         """Nothing is kept."""
 
+    def _refusal(self, what: str, error: Exception) -> InputError:
+        path = self._path
+        if isinstance(path, RemotePath) and type(error).__module__.startswith("obstore"):  # its text may hold secrets
+            return InputError(f"{path} cannot be read: {path.store.explain(error)}")
+        return InputError(f"{path} {what}: {error}")
 
-def _overlapping(box: Box, extent: tuple[int, ...]) -> product[tuple[int, ...]]:
+
+def overlapping(box: Box, extent: tuple[int, ...]) -> product[tuple[int, ...]]:
     """Grid positions of the cells of `extent` that have a pixel in `box`."""
     return product(*(range(a // e, -(-b // e)) for a, b, e in zip(box.start, box.stop, extent, strict=True)))
 
 
-def _cell_box(cell: tuple[int, ...], extent: tuple[int, ...]) -> Box:
+def cell_box(cell: tuple[int, ...], extent: tuple[int, ...]) -> Box:
     """The region of a grid cell, which may reach beyond the array."""
     return Box(
         tuple(i * e for i, e in zip(cell, extent, strict=True)),

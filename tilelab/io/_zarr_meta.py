@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tilelab.errors import InputError
+from tilelab.io.place import Place
 
 _V3_DTYPES = {"bool", "float16", "float32", "float64", *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64))}
 _DECODERS = {"zstd", "gzip", "zlib", "blosc"}
@@ -36,7 +37,7 @@ class ArrayNode:
     """A Zarr array.
 
     Attributes:
-        path: its folder.
+        path: its folder, local or remote.
         version: 2 or 3.
         shape: extent per axis.
         dtype: of the pixels, native byte order; object for what is no number.
@@ -52,7 +53,7 @@ class ArrayNode:
         document: the metadata as it is on disk, for the fingerprint.
     """
 
-    path: Path
+    path: Place
     version: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -72,7 +73,7 @@ class ArrayNode:
         """Whether a file holds several chunks and an index of them."""
         return self.grid != self.chunk
 
-    def file(self, index: tuple[int, ...]) -> Path:
+    def file(self, index: tuple[int, ...]) -> Place:
         """Where the shard (or chunk) `index` is."""
         return self.path / self.separator.join((*self.prefix, *map(str, index)))
 
@@ -88,34 +89,41 @@ class GroupNode:
         document: the metadata as it is on disk.
     """
 
-    path: Path
+    path: Place
     version: int
     attributes: dict[str, Any] = field(default_factory=dict)
     document: bytes = b""
 
 
-def find_node(path: Path) -> ArrayNode | GroupNode | None:
+def find_node(path: Place) -> ArrayNode | GroupNode | None:
     """The array or group at `path`; None when there is neither.
 
     Raises:
         InputError: there is one, but its metadata are damaged.
     """
+    denied: InputError | None = None
     for name, parse in (("zarr.json", _node_v3), (".zarray", _array_v2), (".zgroup", _group_v2)):
         try:
             document = (path / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise InputError(f"{path / name} cannot be read: {error.strerror}") from error
+            refusal = InputError(f"{path / name} cannot be read: {error.strerror}")
+            if error.errno != errno.EACCES:
+                raise refusal from error
+            denied = denied or refusal  # a store that does not let us list it says so of what it lacks, too
+            continue
         try:
             return parse(path, document, json.loads(document))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path / name} is damaged or not understood: {reason}") from error
+    if denied is not None:
+        raise denied
     return None
 
 
-def _node_v3(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode | GroupNode:
+def _node_v3(path: Place, document: bytes, meta: dict[str, Any]) -> ArrayNode | GroupNode:
     if meta["node_type"] == "group":
         return GroupNode(path, 3, dict(meta.get("attributes") or {}), document)
     _refuse_pickles(path, meta["codecs"])
@@ -171,7 +179,7 @@ def _codec_v3(codecs: list[dict[str, Any]], dtype: np.dtype[Any], axes: int) -> 
     return ChunkCodec(stored, order, names[1] if names[1:] else None)
 
 
-def _array_v2(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode:
+def _array_v2(path: Place, document: bytes, meta: dict[str, Any]) -> ArrayNode:
     shape, chunk = (tuple(int(n) for n in meta[key]) for key in ("shape", "chunks"))
     filters, compressor = meta.get("filters") or [], meta.get("compressor")
     _refuse_pickles(path, [*filters, compressor or {}])
@@ -200,12 +208,12 @@ def _array_v2(path: Path, document: bytes, meta: dict[str, Any]) -> ArrayNode:
     )
 
 
-def _group_v2(path: Path, document: bytes, meta: dict[str, Any]) -> GroupNode:
+def _group_v2(path: Place, document: bytes, meta: dict[str, Any]) -> GroupNode:
     attributes = _attributes_v2(path)
     return GroupNode(path, int(meta["zarr_format"]), attributes, document + json.dumps(attributes).encode())
 
 
-def _attributes_v2(path: Path) -> dict[str, Any]:
+def _attributes_v2(path: Place) -> dict[str, Any]:
     try:
         return dict(json.loads((path / ".zattrs").read_bytes()))
     except FileNotFoundError:
@@ -224,7 +232,7 @@ def _fill(value: Any, dtype: np.dtype[Any]) -> Any:
     return dtype.type(0 if value is None else value)
 
 
-def _refuse_pickles(path: Path, codecs: list[dict[str, Any]]) -> None:
+def _refuse_pickles(path: Place, codecs: list[dict[str, Any]]) -> None:
     """Unpickling runs code that the file brings along."""
     names = [str(codec.get("id", codec.get("name", ""))) for codec in codecs]
     if any("pickle" in name for name in names):

@@ -22,6 +22,9 @@ from tilelab.io._source import Source
 from tilelab.io._view import SourceImage
 from tilelab.io.base import Image
 from tilelab.io.region import Region, crop
+from tilelab.io.remote import SCHEMES
+from tilelab.io.remote_access import clean_uri
+from tilelab.io.remote_open import open_remote, remote_place
 
 KNOWN_FORMATS = "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, PNG, JPEG, .npy, or a folder of slices"
 
@@ -41,7 +44,8 @@ def open_image(
     """Open an image lazily; nothing is decoded until a region is read.
 
     Args:
-        uri: path of a file or folder (also ``file://``), or an array; an `Image` is returned as it is.
+        uri: path of a file or folder (also ``file://``); ``s3://``, ``gs://``, ``https://`` of a Zarr or TIFF; or an
+            array; an `Image` is returned as it is.
         level: resolution level, 0 is the finest.
         channel: which channel of several; for colours, the sample to take as it is instead of making it grey.
         timepoint: which of several time points.
@@ -72,6 +76,8 @@ def open_image(
         from tilelab.io._array import ArraySource
 
         source: Source = ArraySource(uri, level)
+    elif (place := remote_place(uri)) is not None:
+        source = open_remote(place, level)
     else:
         path = _local_path(uri)
         reader = _find_reader(path)
@@ -114,7 +120,9 @@ def describe(uri: Any) -> dict[str, Any]:
     Raises:
         InputError: as `open_image`.
     """
-    if isinstance(uri, str | os.PathLike):
+    if isinstance(uri, str | os.PathLike) and (place := remote_place(uri)) is not None:
+        source = open_remote(place, 0)
+    elif isinstance(uri, str | os.PathLike):
         path = _local_path(uri)
         reader = _find_reader(path)
         if reader is None:
@@ -182,7 +190,7 @@ def _local_path(uri: str | os.PathLike[str]) -> str:
         return path
     parts = urlsplit(path)
     if parts.scheme != "file":
-        raise InputError(f"{path} is remote: images are read from local files and folders, copy it first")
+        raise InputError(f"{clean_uri(path)} is of an unknown kind: known are file, {', '.join(SCHEMES)}")
     return unquote(parts.path)
 
 

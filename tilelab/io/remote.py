@@ -89,12 +89,13 @@ class RemoteStore:
             lambda: [bytes(b) for b in obstore.get_ranges(self._access.store, key, starts=starts, ends=ends)]
         )
 
-    def get_tail(self, key: str, count: int) -> tuple[bytes, Stat]:
-        """The last `count` bytes, or all when there are fewer."""
+    def get_tail(self, key: str, count: int | None = None) -> tuple[bytes, Stat]:
+        """The last `count` bytes; all when there are fewer, or for None."""
         import obstore
 
         def tail() -> tuple[bytes, Stat]:
-            result = obstore.get(self._access.store, key, options={"range": {"suffix": count}})
+            options: Any = None if count is None else {"range": {"suffix": count}}
+            result = obstore.get(self._access.store, key, options=options)
             stat = Stat.of(result.meta)
             return bytes(result.bytes()), stat
 
@@ -142,7 +143,7 @@ class RemoteStore:
 
         return self._try(put)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def keys(self, prefix: str) -> Iterator[str]:
         """The keys below the folder `prefix`, a page at a time."""
         import obstore
 
@@ -330,7 +331,7 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Whether there is anything below."""
-        return self.store.lists and next(self.store.list(self.key), None) is not None
+        return self.store.lists and next(self.store.keys(self.key), None) is not None
 
     def exists(self) -> bool:
         """Whether there is an object of this name, or anything below."""
@@ -354,7 +355,7 @@ class RemotePath:
 
     def remove_tree(self) -> None:
         """Remove everything below, and the object of this name."""
-        self.store.delete([self.key, *self.store.list(self.key)])
+        self.store.delete([self.key, *self.store.keys(self.key)])
 
     def _at(self, key: str) -> RemotePath:
         other = RemotePath(self._root, key)
@@ -408,8 +409,8 @@ class RemoteFile:
         """Bytes; raises as `stat`."""
         return self.stat.size
 
-    def fetch_tail(self, count: int) -> None:
-        """Read the last `count` bytes and the size in one request, and keep them for one `read`.
+    def fetch_tail(self, count: int | None = None) -> None:
+        """Read the last `count` bytes (all for None) and the size in one request, and keep them for one `read`.
 
         Raises:
             FileNotFoundError: there is no such object.

@@ -17,8 +17,12 @@ from tilelab.io import _ome
 from tilelab.io._zarr_array import ShardedArray
 from tilelab.io.base import Array, Image
 from tilelab.io.layout import Layout
+from tilelab.io.place import Place, as_place
+from tilelab.io.remote import RemotePath
 from tilelab.spec import ClassInfo
 
+UNFINISHED = ".tilelab/zarr.json"
+"""Where a remote result keeps its root's ``zarr.json`` until it is finished."""
 ATTRIBUTE = "tilelab"
 """Key of `ResultInfo` among the attributes of the root group."""
 
@@ -53,7 +57,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any]
     origin_px: tuple[float, ...] = ()
 
-    def arrays(self, root: Path, what: What) -> tuple[ShardedArray, ...]:
+    def arrays(self, root: Place, what: What) -> tuple[ShardedArray, ...]:
         """The arrays of one kind under `root`, finest level first; none when the result has none of it."""
         layout, skip = self.layout, 3 - len(self.axes)
         folder = {"labels": root / "labels" / _ome.LABEL, "probabilities": root, "logits": root / "logits"}[what]
@@ -100,27 +104,27 @@ class Result:
     """A segmentation, opened for reading.
 
     Attributes:
-        path: the OME-Zarr folder.
+        path: the OME-Zarr folder, local or remote.
         info: what it says of itself: classes, axes, pixel size, metadata.
         labels: uint8 class indices per level, finest first, axes ``info.axes``; empty when there are none.
         probabilities: uint8 ``round(255 p)`` per level, axes ``c`` + ``info.axes``; empty when there are none.
         logits: float32, axes ``c`` + ``info.axes``; None when there are none.
     """
 
-    path: Path
+    path: Place
     info: ResultInfo
     labels: tuple[LevelImage, ...]
     probabilities: tuple[LevelImage, ...]
     logits: LevelImage | None
 
 
-def read_result(path: str | Path) -> Result:
-    """Open a result, finished or not (what an unfinished one lacks reads as 0).
+def read_result(path: str | Place) -> Result:
+    """Open a result; a local one may be unfinished (what it lacks reads as 0), a remote one must be finished.
 
     Raises:
         InputError: it does not exist or was not written by tilelab.
     """
-    root = Path(path)
+    root = as_place(path)
     info = read_info(root)
     scales = [info.layout.scale(level)[3 - len(info.axes) :] for level in range(info.layout.levels)]
 
@@ -135,16 +139,18 @@ def read_result(path: str | Path) -> Result:
     return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None)
 
 
-def read_info(root: Path) -> ResultInfo:
-    """What the result at `root` says of itself.
+def read_info(root: Place, document: str = "zarr.json") -> ResultInfo:
+    """What the result at `root` says of itself, in its file `document`.
 
     Raises:
         InputError: it does not exist or was not written by tilelab.
     """
     try:
-        attributes = json.loads((root / "zarr.json").read_bytes())["attributes"]
+        attributes = json.loads((root / document).read_bytes())["attributes"]
         return msgspec.convert(attributes[ATTRIBUTE], ResultInfo)
     except FileNotFoundError as error:
+        if isinstance(root, RemotePath) and (root / UNFINISHED).is_file():
+            raise InputError(f"the result at {root} is not finished: run the command that began it again") from None
         raise InputError(
             f"no tilelab result at {root}: {'it has no zarr.json' if root.is_dir() else 'no such folder'}"
         ) from error

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tilelab.geometry import Box
+from tilelab.io.place import Place, as_place
+from tilelab.io.remote import RemotePath
 
 UInt8 = npt.NDArray[np.uint8]
 
 
-def partial_path(path: str | Path) -> Path:
-    """Where the result `path` is while it is unfinished."""
-    path = Path(path)
-    return path.with_name(path.name + ".partial")
+def partial_path(path: str | Place) -> Place:
+    """Where the result `path` is while it is unfinished; stores cannot rename, so a remote one is in its place."""
+    path = as_place(path)
+    return path if isinstance(path, RemotePath) else path.with_name(path.name + ".partial")
 
 
 class Finished(NamedTuple):

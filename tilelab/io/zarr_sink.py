@@ -12,6 +12,9 @@ the label image (or else of the logits): the same pixels under two names, nothin
 Unfinished rows live in memory only: one row of chunks per level as pixels, everything else compressed.  A file appears
 whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported; no fsync is made,
 so a power failure can.
+
+In a remote store everything is at its final place at once, under ``OUT``; only the root's ``zarr.json``, without which
+there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -35,11 +37,14 @@ from tilelab.io import _ome
 from tilelab.io._levels import Cascade, Halve, make_level
 from tilelab.io._zarr_array import output_error, replace_file
 from tilelab.io.layout import Extent, Layout
-from tilelab.io.result import ATTRIBUTE, WHATS, ResultInfo, What, read_info
+from tilelab.io.place import Place, as_place
+from tilelab.io.remote import RemotePath
+from tilelab.io.result import ATTRIBUTE, UNFINISHED, WHATS, ResultInfo, What, read_info
 from tilelab.io.sink import Finished, partial_path
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.spec import ClassInfo
 
+_SCRATCH = ".tilelab/writing"
 _HALVE: dict[What, Halve] = {"labels": halve_mode, "probabilities": halve_mean}
 
 
@@ -53,8 +58,8 @@ class OmeZarrSink:
         threads: that compress, per writer; the bytes do not depend on it.
     """
 
-    def __init__(self, path: str | Path, info: ResultInfo, threads: int = 1) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place, info: ResultInfo, threads: int = 1) -> None:
+        self.path = as_place(path)
         self.partial = partial_path(path)
         self.info = info
         self.threads = threads
@@ -62,7 +67,7 @@ class OmeZarrSink:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | Place,
         layout: Layout,
         *,
         classes: Sequence[ClassInfo],
@@ -100,7 +105,7 @@ class OmeZarrSink:
         if axes == "yx" and not layout.shape[0] == layout.chunk[0] == 1:
             raise ValueError(f"axes 'yx' do not fit {layout}")
         info = ResultInfo(
-            name=name or Path(path).name.removesuffix(".zarr").removesuffix(".ome"),
+            name=name or as_place(path).name.removesuffix(".zarr").removesuffix(".ome"),
             axes=axes,
             pixel_size_nm=None if pixel_size_nm is None else tuple(float(p) for p in pixel_size_nm),
             classes=tuple(classes),
@@ -112,23 +117,42 @@ class OmeZarrSink:
             origin_px=tuple(float(o) for o in origin_px),
         )
         sink = cls(path, info, threads)
-        if (sink.partial / "zarr.json").exists():
+        if cls.begun(path):
             raise OutputError(f"{sink.partial} holds an unfinished result: continue it, or begin anew with --restart")
         # The root's description comes last: with it, everything is there.
         for relative, content in sink._documents():
             text = json.dumps(content, indent=1).encode()
-            target = sink.partial / relative
+            target = sink.description if relative == "zarr.json" else sink.partial / relative
             replace_file(target, [text], sink._scratch)
         return sink
 
     @classmethod
-    def open(cls, path: str | Path, threads: int = 1) -> OmeZarrSink:
+    def begun(cls, path: str | Place) -> bool:
+        """Whether there is an unfinished result of `path`.
+
+        Raises:
+            OutputError: a store does not say.
+        """
+        unfinished = partial_path(path)
+        try:
+            return (unfinished / _description(unfinished)).is_file()
+        except OSError as error:
+            raise output_error(unfinished, error) from error
+
+    @classmethod
+    def open(cls, path: str | Place, threads: int = 1) -> OmeZarrSink:
         """Take up the unfinished result of `path`, after a kill or in another process.
 
         Raises:
             InputError: there is none.
         """
-        return cls(path, read_info(partial_path(path)), threads)
+        unfinished = partial_path(path)
+        return cls(path, read_info(unfinished, _description(unfinished)), threads)
+
+    @property
+    def description(self) -> Place:
+        """The root's ``zarr.json`` of the unfinished result."""
+        return self.partial / _description(self.partial)
 
     @property
     def grain(self) -> Extent:
@@ -145,7 +169,7 @@ class OmeZarrSink:
         May be called again after a kill.
 
         Returns:
-            ``path``, ``levels``, ``files`` and ``bytes`` on disk.
+            ``path`` and ``levels``; of a local result also ``files`` and ``bytes`` on disk.
 
         Raises:
             OutputError: the disk is full, or something exists at the final name.
@@ -155,9 +179,15 @@ class OmeZarrSink:
             arrays = self.info.arrays(self.partial, what)
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
                 make_level(finer, coarser, layout, halve, self._scratch)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        if isinstance(self.partial, RemotePath) or isinstance(self.path, RemotePath):
+            try:
+                (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
+            except OSError as error:
+                raise output_error(self.path, error) from None
+            return {"path": str(self.path), "levels": layout.levels}
+        shutil.rmtree(self.partial / _SCRATCH, ignore_errors=True)
         with contextlib.suppress(OSError):  # a journal may be there
-            self._scratch.parent.rmdir()
+            (self.partial / _SCRATCH).parent.rmdir()
         files = [f.stat().st_size for f in self.partial.rglob("*") if f.is_file()]
         try:
             if self.path.exists():
@@ -168,16 +198,17 @@ class OmeZarrSink:
         return {"path": str(self.path), "levels": layout.levels, "files": len(files), "bytes": sum(files)}
 
     @property
-    def _scratch(self) -> Path:
+    def _scratch(self) -> Place:
         """Where files are until they are whole."""
-        return self.partial / ".tilelab" / "writing"
+        return self.partial / _SCRATCH
 
     def _documents(self) -> Iterable[tuple[str, dict[str, Any]]]:
         """Every ``zarr.json`` with its path, the root's last."""
         info, layout = self.info, self.info.layout
         for what in WHATS:
             for array in info.arrays(self.partial, what):
-                yield f"{array.path.relative_to(self.partial).as_posix()}/zarr.json", array.metadata()
+                folder = str(array.path)[len(str(self.partial)) + 1 :].replace("\\", "/")
+                yield f"{folder}/zarr.json", array.metadata()
 
         def scales(axes: str, method: str, prefix: str = "", levels: int = layout.levels) -> dict[str, Any]:
             return _ome.multiscale(
@@ -208,6 +239,11 @@ class OmeZarrSink:
         else:
             ome = _ome.image(scales("c" + info.axes, "none", "logits/", levels=1), raw)
         yield "zarr.json", _ome.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
+
+
+def _description(unfinished: Place) -> str:
+    """Where the root's ``zarr.json`` is under an unfinished result."""
+    return UNFINISHED if isinstance(unfinished, RemotePath) else "zarr.json"
 
 
 class ZarrUnitWriter:
