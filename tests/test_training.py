@@ -287,7 +287,7 @@ def test_crops_depend_on_seed_step_and_index_alone() -> None:
 
 def test_normalization_is_that_of_all_pixels() -> None:
     a, b = np.array([[0, 10]], np.uint8), np.array([[20, 30, 40, 50]], np.uint8)
-    found = measure_normalization([make_pair("a", a, a), make_pair("b", b, b)])
+    found = measure_normalization([make_pair("a", a, a).image, make_pair("b", b, b).image])
     values = np.concatenate([a.ravel(), b.ravel()])
     assert found.mean[0] == pytest.approx(values.mean(), abs=1e-3)
     assert found.std[0] == pytest.approx(values.std(), abs=1e-3)

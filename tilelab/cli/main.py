@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",
     "eval": "score a segmentation against the truth",
     "train": "train a model from a recipe",
+    "pretrain": "train an encoder on images in one folder per class",
     "export": "turn a trained checkpoint into an engine file",
     "demo": "segment a drawn sample with a bundled model and score it",
     "doctor": "say which engines and devices work here, and why others do not",

@@ -73,9 +73,10 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
         raise ModelError(f"{type(network).__name__} has no encoder to load {path} into")
     found = {_plain_name(name): tensor for name, tensor in read_weights(path).items()}
     own = encoder.state_dict()
-    matched, missing, adapted = {}, [], []
+    matched, missing, adapted, used = {}, [], [], set()
     for name, tensor in own.items():
-        given = found.get(name)
+        key = _plain_name(name)  # an encoder of timm begins its own names with "model."
+        given = found.get(key)
         fitted = None if given is None else _fit(given, tensor)
         if fitted is None:
             # counters of batches seen are absent from older files and mean nothing to inference
@@ -85,11 +86,12 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
         if given is not None and given.shape != tensor.shape:
             adapted.append(name)
         matched[name] = fitted
+        used.add(key)
     if not matched:
         theirs, ours = next(iter(found), "nothing"), next(iter(own))
         raise ModelError(f"nothing in {path} fits the encoder: it begins with {theirs!r}, the encoder with {ours!r}")
     nn.Module.load_state_dict(encoder, own | matched)
-    unused = [name for name in found if name not in matched and not name.startswith(_CLASSIFIERS)]
+    unused = [name for name in found if name not in used and not name.startswith(_CLASSIFIERS)]
     return WeightsReport(tuple(matched), tuple(missing), tuple(unused), tuple(adapted))
 
 

@@ -42,14 +42,14 @@ class Square:
     start: tuple[int, int]
     extent: int
 
-    def inside(self, shape: tuple[int, int]) -> tuple[Box, tuple[npt.NDArray[np.int64], ...]]:
+    def inside(self, shape: tuple[int, int]) -> tuple[Box, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """The smallest box of a plane that holds it, and its pixels in that box, for indexing."""
         rows, columns = (
             reflect(np.arange(at, at + self.extent, dtype=np.int64), size)
             for at, size in zip(self.start, shape, strict=True)
         )
         box = Box((int(rows.min()), int(columns.min())), (int(rows.max()) + 1, int(columns.max()) + 1))
-        return box, np.ix_(rows - box.start[0], columns - box.start[1])
+        return box, ((rows - box.start[0])[:, None], columns - box.start[1])
 
 
 class Source:
@@ -86,7 +86,7 @@ class Source:
         box, index = square.inside(self.shape)
         region = self.volume.read(Box((0, *box.start), (1, *box.stop)))[:, 0]
         white = full_scale(self.volume.dtype)
-        image = resize(torch.from_numpy(region[:, *index].astype(np.float32) / np.float32(white)), size)
+        image = resize(torch.from_numpy(region[:, index[0], index[1]].astype(np.float32) / np.float32(white)), size)
         mask = None if labels is None else resize_labels(torch.from_numpy(labels.read(box)[index]), size)
         if augmentation.flips:
             symmetry = Symmetry.draw(rng)

@@ -145,7 +145,9 @@ def run_task(
         torch.set_num_threads(recipe.run.threads)
     with join(recipe.run.device) as group:
         task = make()
-        Trainer(task, output, group, restart=restart, note=note).run(report)
+        trainer = Trainer(task, output, group, restart=restart, note=note)
+        if not trainer.header.ended:
+            trainer.run(report)
         return output / task.best
 
 
@@ -185,8 +187,6 @@ class Trainer(Generic[H]):
     def run(self, report: Report) -> None:
         """Train to the end."""
         task, group, run = self.task, self.group, self.task.recipe.run
-        if self.header.ended:
-            return
         log = TrainingLog(self.output, task.columns, after=self.header.step) if group.first else None
         losses: list[float] = []
         with Batches(task.draw, group.share(task.batch), self.header.step) as batches:

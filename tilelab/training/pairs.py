@@ -5,7 +5,7 @@ Small planes are kept in memory, since every step reads from them; large ones ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,7 +142,7 @@ def open_pairs(data: Data, root: Path, classes: int) -> list[Pair]:
             if (room := room - mask.shape[0] * mask.shape[1]) >= 0:
                 whole = Box.whole(mask.shape)
                 mask = ArrayMask(mask.read(whole))
-                plane = _keep(plane)
+                plane = load_plane(plane)
             _check_mask(mask, classes, mask_path)
             pairs.append(Pair(name if stop - start == 1 else f"{name}[{z}]", plane, mask))
             if data.limit and len(pairs) == data.limit:
@@ -150,7 +150,7 @@ def open_pairs(data: Data, root: Path, classes: int) -> list[Pair]:
     return pairs
 
 
-def _keep(plane: Image) -> Image:
+def load_plane(plane: Image) -> Image:
     """`plane` in memory."""
     kept = Plane(open_image(plane.read(Box.whole(plane.shape)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm))
     kept.uri = plane.uri
@@ -209,22 +209,39 @@ def count_blocks(mask: Mask, classes: int) -> npt.NDArray[np.int64]:
     return np.array(rows, dtype=np.int64).transpose(1, 0, 2)
 
 
-def measure_normalization(pairs: Sequence[Pair]) -> Normalization:
-    """Mean and standard deviation over all pixels of all images, as constants; per channel where there are several."""
+def measure_normalization(images: Iterable[Image]) -> Normalization:
+    """Mean and standard deviation over all pixels of all planes, as constants; per channel where there are several.
+
+    Raises:
+        InputError: the images have different numbers of channels or types; two are named.
+    """
     count, total, square = 0, np.zeros(1), np.zeros(1)
-    for pair in pairs:
-        plane = Plane(pair.image)
-        height, width = pair.shape
+    first: Plane | None = None
+    for image in images:
+        plane = Plane(image)
+        first = first or plane
+        for what, here, there in (
+            ("channels", plane.volume.channels, first.volume.channels),
+            ("type", plane.dtype, first.dtype),
+        ):
+            if here != there:
+                raise InputError(
+                    f"{plane.uri} has {what} {here}, {first.uri} {there}: convert them, or set normalization.kind = "
+                    "'mean-std' where only the type differs"
+                )
+        height, width = plane.shape[-2:]
         for top in range(0, height, 512):
             box = Box((0, top, 0), (1, min(height, top + 512), width))
             values = plane.volume.read(box).reshape(plane.volume.channels, -1).astype(np.float64)
             count += values.shape[1]
             total = total + values.sum(axis=1)
             square = square + np.square(values).sum(axis=1)
+    if first is None:
+        raise InputError("there is no image to measure")
     mean = total / count
     deviation = np.sqrt(np.maximum(square / count - mean**2, 1e-12))
     return Normalization(
         mean=tuple(round(float(m), 4) for m in mean),
         std=tuple(max(1e-6, round(float(d), 4)) for d in deviation),
-        dtype=str(pairs[0].image.dtype),
+        dtype=str(first.dtype),
     )

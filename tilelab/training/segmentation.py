@@ -70,7 +70,7 @@ class Segmentation:
         self.columns = ("mean_iou", "image_mean_iou", "pixel_accuracy", *(f"iou {name}" for name in self.names))
         pairs = open_pairs(recipe.train, root, len(recipe.classes))
         self.validation = open_pairs(recipe.validation, root, len(recipe.classes))
-        self.normalization = recipe.normalization or measure_normalization(pairs)
+        self.normalization = recipe.normalization or measure_normalization(pair.image for pair in pairs)
         self.sampler = CropSampler(
             pairs,
             self.channels,

@@ -1,0 +1,158 @@
+"""Images in one folder per class, opened when they are first needed: there may be a hundred thousand of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from tilelab.errors import InputError
+from tilelab.io.base import Image
+from tilelab.io.open import open_image
+from tilelab.spec import Normalization
+from tilelab.training.crops import Source
+from tilelab.training.pairs import Plane, load_plane
+from tilelab.training.sections import ImageFolders
+from tilelab.volume import Volume
+
+_NOT_IMAGES = {".txt", ".md", ".json", ".csv", ".xml", ".yaml", ".yml", ".ini", ".db", ".html", ".pdf", ".py"}
+_KEPT_PIXELS = 2**27
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+def find_classes(pattern: str, root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
+    """The folder of each class, in alphabetical order or in that of `wanted`.
+
+    Args:
+        pattern: a folder of folders, or a path in which one ``*`` stands for the class (``*/train/images``).
+        root: what it is relative to.
+        wanted: names of the classes; empty takes all.
+
+    Raises:
+        InputError: a folder is missing, or there are fewer than two.
+    """
+    first, star, rest = pattern.partition("*")
+    if not star:
+        first, rest = f"{pattern}/", ""
+    if "*" in rest or (first and not first.endswith("/")) or (rest and not rest.startswith("/")):
+        raise InputError(f"{pattern!r} must name a folder, or stand for several by one * between slashes")
+    base = root / first
+    if not base.is_dir():
+        raise InputError(f"no such folder: {base}")
+    inner = rest.strip("/")
+    found = {path.name: path / inner for path in sorted(base.iterdir()) if not path.name.startswith(".")}
+    found = {name: path for name, path in found.items() if path.is_dir()}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(f"no folder {base / missing[0] / inner} for the class {missing[0]!r}")
+    if wanted:
+        found = {name: found[name] for name in wanted}
+    if len(found) < 2:
+        raise InputError(f"{base} holds {len(found)} folders of images: two classes are the least")
+    return found
+
+
+def list_images(folders: dict[str, Path]) -> list[Labelled]:
+    """All images of all classes, class by class, in the order of their names.
+
+    Raises:
+        InputError: a class has none.
+    """
+    images: list[Labelled] = []
+    for label, folder in enumerate(folders.values()):
+        paths = [
+            path
+            for path in sorted(folder.iterdir())
+            if not path.name.startswith(".") and path.suffix.lower() not in _NOT_IMAGES
+        ]
+        if not paths:
+            raise InputError(f"{folder} holds no image")
+        open_image(paths[0]).close()  # what is no image at all is better found now than in an hour
+        images += [Labelled(path, label) for path in paths]
+    return images
+
+
+def split_images(
+    data: ImageFolders, root: Path, wanted: Sequence[str], seed: int
+) -> tuple[list[str], list[Labelled], list[Labelled]]:
+    """Names of the classes, the images to train on, and those to validate on.
+
+    Raises:
+        InputError: a folder is missing or empty, both sets have not the same classes, or a class has a single image of
+            which none can be held back.
+    """
+    folders = find_classes(data.train, root, wanted)
+    names, images = list(folders), list_images(folders)
+    if data.validation:
+        return names, images, list_images(find_classes(data.validation, root, names))
+    rng = np.random.default_rng(seed)
+    train, validation = [], []
+    for label, name in enumerate(names):
+        own = [image for image in images if image.label == label]
+        if len(own) < 2:
+            raise InputError(f"{folders[name]} holds one image, of which none can be held back: name data.validation")
+        kept = set(rng.permutation(len(own))[: max(1, round(data.held_back * len(own)))].tolist())
+        validation += [image for i, image in enumerate(own) if i in kept]
+        train += [image for i, image in enumerate(own) if i not in kept]
+    return names, train, validation
+
+
+class Library:
+    """Images by index, small ones kept in memory as far as there is room; safe among threads.
+
+    Args:
+        images: the files.
+        normalization: as in use.
+        channels: input channels of the network.
+    """
+
+    def __init__(self, images: Sequence[Labelled], normalization: Normalization, channels: int):
+        self.images = images
+        self._normalization, self._channels = normalization, channels
+        self._room = _KEPT_PIXELS
+        self._kept: dict[int, Source] = {}
+        self._lock = Lock()
+
+    @contextmanager
+    def open(self, index: int, which: float = 0.0) -> Iterator[Source]:
+        """An image; of a stack, the plane at `which`, from 0 (the first) to less than 1.
+
+        Raises:
+            InputError: it cannot be read.
+            ModelError: its channels or type do not suit.
+        """
+        kept = self._kept.get(index)
+        if kept is not None:
+            yield kept
+            return
+        with open_image(self.images[index].path) as image:
+            _, height, width = Volume(image).shape
+            plane: Image = Plane(image, int(which * Volume(image).shape[0]))
+            with self._lock:
+                keep = plane.uri == image.uri and height * width <= self._room
+                self._room -= height * width if keep else 0
+            if keep:
+                plane = load_plane(plane)
+            source = Source(Volume(plane), self._normalization, self._channels)
+            if keep:
+                self._kept[index] = source
+            yield source
+
+
+def open_some(images: Sequence[Labelled], most: int = 512) -> Iterator[Image]:
+    """The first plane of at most so many images, spread evenly; each is closed when the next is asked for."""
+    count = min(most, len(images))
+    for i in range(count):
+        with open_image(images[i * len(images) // count].path) as image:
+            yield Plane(image)
