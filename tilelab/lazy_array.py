@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tilelab.engines.base import Engine, Float32
 from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError, ModelError
-from tilelab.geometry import Box, Cuts
+from tilelab.geometry import Box, Cuts, reflect
 from tilelab.io.sink import Finished
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.normalize import normalization_constants, sample_boxes
@@ -28,7 +28,7 @@ from tilelab.prepare import open_mask, open_source, plan_image, probability_clas
 from tilelab.spec import ModelSpec
 from tilelab.sweep import Job
 from tilelab.unit import make_unit
-from tilelab.volume import Volume
+from tilelab.volume import Volume, network_input
 
 if TYPE_CHECKING:
     import dask.array
@@ -103,6 +103,10 @@ def map_tiles(
         seen = [
             seen_range(axis, axis.covering(a, b)) for axis, a, b in zip(lattice.axes, box.start, box.stop, strict=True)
         ]
+        if spec.neighbours:
+            around = np.arange(seen[0][0] - spec.neighbours, seen[0][1] + spec.neighbours)
+            slices = reflect(around, volume.shape[0])
+            seen[0] = (int(slices.min()), int(slices.max()) + 1)
         region = where.slices(Box(tuple(a for a, _ in seen), tuple(b for _, b in seen)))
         extent = tuple(box.shape[a] for a in kept)
         shape = (channels, *extent) if output == "probabilities" else extent
@@ -203,7 +207,7 @@ class _Task:
         engine = _engine(self.model, self.options)
         plan = plan_image(volume.image, self.spec, self.options, engine.batch)
         job = Job(
-            image=volume,
+            image=network_input(volume, self.spec),
             lattice=plan.lattice,
             frame=plan.frame,
             mean=constants[0],

@@ -18,6 +18,7 @@ from tilelab.spec import ModelSpec
 BASE_BYTES = 64 << 20  # interpreter, libraries and queues beside the arrays counted below
 BATCHES_AHEAD = 3  # cut batches waiting for the engine
 OUTPUTS = 3  # logits buffers: one being computed, one being blended, one between
+NEIGHBOURED_SLICES = 8  # per neighbour on one side that a unit has at least, if the memory allows
 BLANKS = 4  # different values of blank tiles whose logits are remembered
 
 
@@ -180,7 +181,8 @@ def estimate_memory(
     seen = min(cross + 2 * cross_tile, frame.sweep_first(source.shape)[1]) * min(width + 2 * col_tile, source.shape[2])
     block = block_rows(step, frame.sweep_first(source.chunks)[0])
     # the band and its successor while one is copied to the other, two blocks queued and one being decoded
-    band = source.channels * source.itemsize * seen * (2 * sweep_tile + 4 * block)
+    # (and what neighbouring slices are copied from)
+    band = source.channels * source.itemsize * seen * (2 * sweep_tile + (5 if spec.neighbours else 4) * block)
     tile = 4 * math.prod(lattice.tile) * batch
     return {
         "libraries": BASE_BYTES,
@@ -219,7 +221,10 @@ def _cut(
         grains = math.ceil(size[axis] / grain[axis])
         extent[axis] = math.ceil(grains / (pieces or 1)) * grain[axis]
     if frame.sweep_axis == 1:
-        extent[0] = min(size[0], max(grain[0], source.chunks[0] // grain[0] * grain[0]))
+        # a unit reads its neighbours too: the deeper it is, the fewer slices are decoded for two units
+        chunk = source.chunks[0]
+        deep = max(1, -(-NEIGHBOURED_SLICES * spec.neighbours // chunk)) * chunk
+        extent[0] = min(size[0], max(grain[0], deep // grain[0] * grain[0]))
     cross_axis = 0 if frame.sweep_axis == 1 else 1
 
     def cuts() -> tuple[Cuts, ...]:

@@ -26,7 +26,7 @@ from tilelab.options import Options
 from tilelab.planning import Outputs, Plan, Source, make_plan
 from tilelab.spec import ModelSpec
 from tilelab.sweep import Job
-from tilelab.volume import Volume
+from tilelab.volume import Volume, network_input
 
 PIXEL_SIZE_TOLERANCE = 0.1
 
@@ -124,7 +124,7 @@ def probability_classes(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tupl
 
 def plan_image(image: Image, spec: ModelSpec, options: Options, batch: int = 1, **split: Any) -> Plan:
     """The plan for an opened image; `split` is passed on to `make_plan`."""
-    volume = Volume(image)
+    volume = network_input(Volume(image), spec)
     layout = Layout.fit(volume.shape, volume.pixel_size_nm, "2d" if spec.axes == "yx" else "3d")
     outputs = Outputs(
         options.labels,
@@ -163,7 +163,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     )
     probabilities = probability_classes(spec, options.probabilities)
     job = Job(
-        image=volume,
+        image=network_input(volume, spec),
         lattice=plan.lattice,
         frame=plan.frame,
         mean=mean,

@@ -72,6 +72,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         class; with ``sigmoid`` one per class except the first, which is where every output is below 0.
     channels
         Input channels of the network; a grey image is repeated to fill them.
+    neighbours
+        How many slices on either side a 2-D network sees beside the one it segments (2.5-D): its ``2 n + 1`` channels
+        are slices ``z - n`` to ``z + n`` of a grey stack, reflected at the first and the last.
     tile
         Tile the model was trained or exported for.  With `tile_fixed` no other is allowed; otherwise any multiple of
         `stride` that is at least `tile_min` is.
@@ -92,6 +95,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     architecture: str = ""
     axes: Literal["yx", "zyx"] = "yx"
     channels: int = 1
+    neighbours: int = 0
     classes: tuple[ClassInfo, ...]
     activation: Activation = "softmax"
     normalization: Normalization = Normalization()
@@ -124,6 +128,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 raise ValueError(f"{name} has {len(value)} entries for axes {self.axes!r}: give {n}")
         if self.channels < 1 or self.stride < 1:
             raise ValueError("channels and stride must be at least 1")
+        if self.neighbours < 0 or (self.neighbours and self.axes != "yx"):
+            raise ValueError(f"neighbours {self.neighbours} are for 2-D models (axes yx), and at least 0")
+        if self.neighbours and self.channels != 2 * self.neighbours + 1:
+            raise ValueError(
+                f"{self.neighbours} neighbours on either side make {2 * self.neighbours + 1} channels, "
+                f"the model has {self.channels}"
+            )
         if any(t < 1 or (t > 1 and t % self.stride) for t in self.tile):
             raise ValueError(f"tile {self.tile} is not a multiple of stride {self.stride}")
         if any(not 0 <= o < t for o, t in zip(self.overlap, self.tile, strict=True)):

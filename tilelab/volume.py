@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tilelab.geometry import Box
+from tilelab.errors import ModelError
+from tilelab.geometry import Box, reflect
 from tilelab.io.base import Image
+from tilelab.spec import ModelSpec
 
 
 class Volume:
@@ -42,3 +44,44 @@ class Volume:
         axes = self.image.axes
         region = Box(tuple(start[a] for a in axes), tuple(stop[a] for a in axes))
         return self.image.read(region).reshape(self.channels, *box.shape)
+
+
+class Neighbourhood(Volume):
+    """A grey stack in which every slice has its neighbours as channels: slice ``z + c - n`` is channel `c` of slice z.
+
+    Beyond the first and the last slice the stack is reflected.  A region and the slices around it are read once,
+    however many slices each of them is a neighbour of.
+    """
+
+    def __init__(self, volume: Volume, neighbours: int) -> None:
+        super().__init__(volume.image)
+        self._volume = volume
+        self.neighbours = neighbours
+        self.channels = 2 * neighbours + 1
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Region ``(z, y, x)`` with neighbours, ``(c, z, y, x)``."""
+        around = np.arange(-self.neighbours, self.neighbours + 1)[:, None]
+        index = reflect(np.arange(box.start[0], box.stop[0], dtype=np.int64) + around, self.shape[0])  # (c, z)
+        if not index.size:
+            return np.empty((self.channels, *box.shape), self.dtype)
+        first, last = int(index.min()), int(index.max())
+        slices = self._volume.read(Box((first, *box.start[1:]), (last + 1, *box.stop[1:])))[0]
+        stacked: npt.NDArray[Any] = slices[index - first]
+        return stacked
+
+
+def network_input(volume: Volume, spec: ModelSpec) -> Volume:
+    """`volume` with the channels that the network takes: itself, or with neighbouring slices as channels.
+
+    Raises:
+        ModelError: the network takes neighbours and the image has channels already.
+    """
+    if not spec.neighbours:
+        return volume
+    if volume.channels > 1:
+        raise ModelError(
+            f"the model takes neighbouring slices as channels, {volume.image.uri} has {volume.channels} channels "
+            "of its own: choose one with --channel"
+        )
+    return Neighbourhood(volume, spec.neighbours)

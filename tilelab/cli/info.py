@@ -186,6 +186,7 @@ def _model_rows(model: dict[str, Any]) -> _Rows:
         ("name", spec["name"]),
         ("architecture", spec["architecture"]),
         ("axes", f"{spec['axes']}, {spec['channels']} channel{'s' if spec['channels'] > 1 else ''}"),
+        ("neighbours", _neighbours_text(spec["neighbours"])),
         ("classes", _classes_text(spec["classes"])),
         ("activation", spec["activation"]),
         ("normalization", _normalization_text(spec["normalization"])),
@@ -240,6 +241,10 @@ def _classes_text(classes: list[dict[str, str]]) -> Text:
         text.append("  ", style=f"on {entry['color']}")
         text.append(f" {entry['name']} ({entry['color']})")
     return text
+
+
+def _neighbours_text(count: int) -> str | None:
+    return f"the channels are slices z-{count} to z+{count} of a stack" if count else None
 
 
 def _normalization_text(kind: dict[str, Any]) -> str:

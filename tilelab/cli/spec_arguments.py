@@ -29,6 +29,12 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     add("--activation", choices=get_args(Activation), help="what makes probabilities of the network's outputs")
     add("--model-axes", choices=get_args(Axes), help="axes of a tile")
     add("--channels", type=_positive, metavar="N", help="input channels")
+    add(
+        "--neighbours",
+        type=_whole,
+        metavar="N",
+        help="2.5-D: the input channels are slices z-N to z+N of a stack (reflected at its ends)",
+    )
     add("--stride", type=_positive, metavar="PX", help="total stride: tiles lie at multiples of it")
     add("--model-pixel-size", type=_floats, metavar="NM", help="pixel size of the training images in nanometres")
     add("--model-output", metavar="NAME", help="which output to use, for a network with several")
@@ -51,6 +57,7 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
         activation=args.activation,
         axes=args.model_axes,
         channels=args.channels,
+        neighbours=args.neighbours,
         tile=None if args.tile == "auto" else args.tile,
         overlap=args.overlap,
         window=args.window,
@@ -80,6 +87,10 @@ def _positive(text: str) -> int:
     if len(value) != 1 or value[0] < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value[0]
+
+
+def _whole(text: str) -> int:
+    return 0 if text.strip() == "0" else _positive(text)
 
 
 def _classes(text: str) -> int | tuple[str, ...]:

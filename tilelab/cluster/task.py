@@ -32,7 +32,7 @@ from tilelab.prepare import model_digest, open_mask, open_source
 from tilelab.spec import ModelSpec
 from tilelab.sweep import Job, Stalls
 from tilelab.unit import make_unit
-from tilelab.volume import Volume
+from tilelab.volume import Volume, network_input
 
 Float32 = npt.NDArray[np.float32]
 
@@ -99,7 +99,7 @@ class Order:
         """The job, with image and mask opened."""
         volume = Volume(open_source(self.image, self.options, spec)[0])
         return Job(
-            image=volume,
+            image=network_input(volume, spec),
             lattice=self.plan.lattice,
             frame=self.plan.frame,
             mean=self.mean,

@@ -36,6 +36,7 @@ class SpecOverrides:
         activation: ``softmax`` or ``sigmoid``.
         axes: ``yx`` or ``zyx``.
         channels: of the input.
+        neighbours: slices on either side of the segmented one that are channels of the input.
         tile: pixels per axis, or one number for all.
         overlap: pixels per axis, or one number for all, or a fraction of the tile (a float below 1).
         window: blending window.
@@ -53,6 +54,7 @@ class SpecOverrides:
     activation: Activation | None = None
     axes: Axes | None = None
     channels: int | None = None
+    neighbours: int | None = None
     tile: tuple[int, ...] | None = None
     overlap: tuple[int, ...] | float | None = None
     window: Window | None = None
@@ -131,7 +133,7 @@ def _override(spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
         changes["pixel_size_nm"] = None
     if given.classes is not None or given.colors is not None:
         changes["classes"] = _classes(given, spec)
-    for name in ("activation", "channels", "window", "stride"):
+    for name in ("activation", "channels", "neighbours", "window", "stride"):
         if getattr(given, name) is not None:
             changes[name] = getattr(given, name)
     changes["normalization"] = _normalization(given, spec.normalization)
@@ -159,6 +161,8 @@ def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverride
     if axes is None:
         raise ModelError(f"it takes {source}: tilelab feeds (batch, channels, y, x) or (batch, channels, z, y, x)")
     channels = given.channels or _fixed(source.shape[1:2])
+    if channels is None and given.neighbours:
+        channels = 2 * given.neighbours + 1
     if channels is None:
         raise _missing("how many channels its input has", "--channels N")
     outputs = _fixed(target.shape[1:2])
@@ -182,6 +186,7 @@ def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverride
         name=file.path.stem,
         axes=cast("Axes", axes),
         channels=channels[0] if isinstance(channels, tuple) else channels,
+        neighbours=given.neighbours or 0,
         classes=_classes(given, None, (outputs or (0,))[0] + sigmoid),
         activation="sigmoid" if sigmoid else "softmax",
         normalization=_normalization(given, Normalization()),

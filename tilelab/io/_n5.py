@@ -129,9 +129,9 @@ def _axes(own: Mapping[str, Any], outer: Mapping[str, Any], shape: tuple[int, ..
     """One letter per axis, x last."""
     for document in (own, outer):
         named = document.get("axes")
-        if _fits(named, shape):
+        if isinstance(named, list) and len(named) == len(shape):
             letters = [str(axis).lower() for axis in named][::-1]
-        elif isinstance(document.get("transform"), dict) and _fits(document["transform"].get("axes"), shape):
+        elif _transformed(document, shape):
             letters = [str(axis).lower() for axis in document["transform"]["axes"]]
         else:
             continue
@@ -141,8 +141,11 @@ def _axes(own: Mapping[str, Any], outer: Mapping[str, Any], shape: tuple[int, ..
     return guessed if "s" not in guessed else {3: "zyx", 4: "czyx"}[len(shape)]  # x is last for certain
 
 
-def _fits(values: Any, shape: tuple[int, ...]) -> bool:
-    return isinstance(values, list) and len(values) == len(shape)
+def _transformed(document: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether the document has a transform that names every axis."""
+    transform = document.get("transform")
+    named = transform.get("axes") if isinstance(transform, dict) else None
+    return isinstance(named, list) and len(named) == len(shape)
 
 
 def _scale(document: Mapping[str, Any], axes: str) -> tuple[dict[str, float], dict[str, float]]:
