@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,10 @@ from pathlib import Path
 from tilelab import __version__
 from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.geometry import Cuts
+from tilelab.io.place import Place, remove_tree
 from tilelab.io.sink import Sink, partial_path
 from tilelab.io.zarr_sink import OmeZarrSink
-from tilelab.journal import Journal
+from tilelab.journal import Journal, open_journal
 from tilelab.options import Options
 from tilelab.planning import Plan
 from tilelab.prepare import Prepared, plan_image
@@ -26,8 +27,8 @@ SweepUnits = Callable[[Prepared, Plan, OmeZarrSink, Journal, Progress], Stalls]
 
 def execute(
     prepared: Prepared,
-    target: Path,
-    work: Path,
+    target: Place,
+    work: Place,
     options: Options,
     progress: Progress,
     note: Callable[[str], None],
@@ -38,7 +39,7 @@ def execute(
     Args:
         prepared: the job.
         target: the result's final name, for messages.
-        work: the OME-Zarr folder; unfinished it has another name.
+        work: the OME-Zarr folder; unfinished it has another name, but for a remote one.
         options: of the run.
         progress: told how far it is.
         note: told what the user should know.
@@ -51,8 +52,9 @@ def execute(
     plan = prepared.plan
     unfinished = partial_path(work)
     try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        journal = Journal(unfinished, prepared.fingerprint, {"extents": [c.extent for c in plan.units.cuts]})
+        if isinstance(unfinished, Path):
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+        journal = open_journal(unfinished, prepared.fingerprint, {"extents": [c.extent for c in plan.units.cuts]})
     except OSError as error:
         raise OutputError(f"cannot write {unfinished}: {error.strerror or error}") from error
     try:
@@ -66,18 +68,19 @@ def execute(
             note(f"continuing {target}: {done / plan.tiles:.0%} was finished by an earlier run")
         progress.start(plan, done)
         stalls = (sweep or sweep_units)(prepared, plan, sink, journal, progress)
-        if options.restart and work.exists():
-            shutil.rmtree(work)
+        if options.restart and isinstance(work, Path):
+            remove_tree(work)
         if os.name == "nt":  # an open file keeps its folder from being renamed
             journal.close()
         sink.finalize()
-        Journal.remove(work)
+        journal.finish(work)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None
     except TilelabError:
         if not journal.positions:  # nothing was finished, so nothing is lost
             journal.close()
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_tree(unfinished)
         raise
     finally:
         journal.close()
@@ -110,8 +113,8 @@ def _tiles_done(prepared: Prepared, plan: Plan, positions: dict[int, int]) -> in
     return done
 
 
-def _sink(prepared: Prepared, plan: Plan, work: Path) -> OmeZarrSink:
-    if (partial_path(work) / "zarr.json").exists():
+def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
+    if OmeZarrSink.begun(work):
         return OmeZarrSink.open(work)
     spec = plan.spec
     stack = "z" in prepared.image.axes

@@ -3,6 +3,7 @@
 It lives in ``OUT.partial/.tilelab``: ``job.json`` (the fingerprint and how the work was split), ``progress`` (one line
 per band of rows that is on disk) and ``lock``; all of it goes when the result is finished.
 A line is written with one system call after its data: what a line claims, a SIGKILL cannot take back.
+For remote results see `tilelab.journal_remote`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from tilelab.errors import OutputError, ResumeError
+from tilelab.io.place import Place, remove_tree
+from tilelab.io.remote import RemotePath
 
 FOLDER = ".tilelab"
 Fingerprint = Mapping[str, Mapping[str, str]]
@@ -32,6 +34,29 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
             if old.get(name) != new.get(name)
         ]
     return found
+
+
+def check_same_job(result: Place, before: Fingerprint, now: Fingerprint) -> None:
+    """Refuse to continue what another job began.
+
+    Raises:
+        ResumeError: it names the fields that differ.
+    """
+    changed = differences(before, now)
+    if changed:
+        raise ResumeError(
+            f"{result} was begun by a different job ({'; '.join(changed)}): "
+            "repeat that job, choose another output, or begin anew with --restart"
+        )
+
+
+def open_journal(partial: Place, fingerprint: Fingerprint, split: Mapping[str, Any]) -> Journal:
+    """The journal of the unfinished result at `partial`; raises as `Journal`."""
+    if isinstance(partial, RemotePath):
+        from tilelab.journal_remote import RemoteJournal
+
+        return RemoteJournal(partial, fingerprint, split)
+    return Journal(partial, fingerprint, split)
 
 
 class Journal:
@@ -56,25 +81,29 @@ class Journal:
             self.split = dict(split)
             _write_atomically(self.folder / "job.json", {"fingerprint": fingerprint, "split": self.split})
         else:
-            changed = differences(known["fingerprint"], fingerprint)
-            if changed:
+            try:
+                check_same_job(partial, known["fingerprint"], fingerprint)
+            except ResumeError:
                 self.close()
-                raise ResumeError(
-                    f"{partial} was begun by a different job ({'; '.join(changed)}): "
-                    "repeat that job, choose another output, or begin anew with --restart"
-                )
+                raise
             self.split = known["split"]
             self._load()
         self._log = os.open(self.folder / "progress", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     @staticmethod
     @contextlib.contextmanager
-    def held(partial: Path) -> Iterator[None]:
+    def held(partial: Place) -> Iterator[None]:
         """Hold the lock of an unfinished result, whatever its job, e.g. to remove it.
 
         Raises:
             OutputError: another run holds it.
         """
+        if isinstance(partial, RemotePath):
+            from tilelab.journal_remote import RemoteJournal
+
+            with RemoteJournal.lease(partial):
+                yield
+            return
         with _lock(partial / FOLDER / "lock", partial):
             yield
 
@@ -99,10 +128,15 @@ class Journal:
         self.positions[unit] = position
         os.write(self._log, f"{unit} {position}\n".encode())
 
+    def finish(self, result: Place) -> None:
+        """The result is finished: the journal goes."""
+        self.remove(result)
+
     @staticmethod
-    def remove(result: Path) -> None:
+    def remove(result: Place) -> None:
         """Remove the journal of a result that is finished."""
-        shutil.rmtree(result / FOLDER, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(result / FOLDER)
 
     def close(self) -> None:
         """Give the lock back; the result stays resumable."""

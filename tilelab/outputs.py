@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
+from tilelab.io.place import Place, remove_tree
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_open import remote_place
 from tilelab.io.sink import partial_path
 from tilelab.journal import FOLDER, Fingerprint, Journal, differences
 
 SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png")
 
 
-def output_path(image: Any, out: str | Path | None) -> Path:
+def output_path(image: Any, out: str | Place | None) -> Place:
     """Where the result goes: `out`, or a name made from the image's, in the current folder.
 
     Raises:
-        OutputError: the format is unknown, or the result would overwrite the image.
+        OutputError: the format is unknown, or cannot be written there, or the result would overwrite the image.
     """
-    source = Path(str(image)) if isinstance(image, str | Path) else None
+    source: Place | None = None
+    if isinstance(image, str | Path | RemotePath):
+        source = remote_place(image) or Path(str(image))
     if out is None:
         if source is None:
             raise OutputError("an array has no name to derive the output's from: give one")
@@ -31,7 +35,9 @@ def output_path(image: Any, out: str | Path | None) -> Path:
         if source.resolve() == target.resolve():
             target = Path(f"{stem}.labels.ome.zarr")
         return target
-    target = Path(out).expanduser()
+    if (remote := remote_place(out)) is not None:
+        return _check_remote(remote, source)
+    target = Path(str(out)).expanduser()
     if not target.name.endswith(SUFFIXES):
         raise OutputError(
             f"{target} is of an unknown format: name it {', '.join(SUFFIXES[:1] + SUFFIXES[2:3])} or .png"
@@ -41,19 +47,49 @@ def output_path(image: Any, out: str | Path | None) -> Path:
     return target
 
 
-def work_path(target: Path) -> Path:
+def _check_remote(target: RemotePath, source: Place | None) -> RemotePath:
+    if not target.writable:
+        raise OutputError(f"{target} cannot be written, web servers are read only: choose s3://, gs:// or a local path")
+    if not target.name.endswith(".zarr"):
+        raise OutputError(
+            f"{target}: results in remote stores are OME-Zarr; write NAME.ome.zarr there and convert it afterwards"
+        )
+    if isinstance(source, RemotePath) and (source == target or source in target.parents or target in source.parents):
+        raise OutputError(f"{target} is the input, or holds it, or lies inside: choose another output")
+    return target
+
+
+def work_path(target: Place) -> Place:
     """Where the OME-Zarr result is made: `target` itself, or a hidden folder beside a file."""
-    return target if target.name.endswith(".zarr") else target.with_name(f".{target.name}.work")
+    return (
+        target
+        if isinstance(target, RemotePath) or target.name.endswith(".zarr")
+        else target.with_name(f".{target.name}.work")
+    )
 
 
-def finished(target: Path, work: Path, fingerprint: Fingerprint, restart: bool) -> bool:
+def present(path: Place) -> bool:
+    """Whether something has the final name; a remote result has it from the start, so there it must be finished.
+
+    Raises:
+        OutputError: a store does not say.
+    """
+    if not isinstance(path, RemotePath):
+        return path.exists()
+    try:
+        return (path / "zarr.json").is_file()
+    except OSError as error:
+        raise OutputError(f"cannot use {path}: {error.strerror}") from None
+
+
+def finished(target: Place, work: Place, fingerprint: Fingerprint, restart: bool) -> bool:
     """Whether the result is there already; clears the way when it may.
 
     Raises:
         OutputError: something else is there.
     """
     for path in {target, work}:
-        if not path.exists():
+        if not present(path):
             continue
         known = _known_fingerprint(path)
         changed = None if known is None else differences(known, fingerprint)
@@ -69,18 +105,36 @@ def finished(target: Path, work: Path, fingerprint: Fingerprint, restart: bool) 
             raise OutputError(f"{path} exists and {why}: choose another output with -o, or replace it with --restart")
         if known is None and path.is_dir():
             raise OutputError(f"{path} was not made by tilelab and is not removed: choose another output with -o")
-    if restart:
+    if isinstance(work, RemotePath):
+        _clear_remote(work, restart)
+    elif restart:
         unfinished = partial_path(work)
         if (unfinished / FOLDER).is_dir():
             with Journal.held(unfinished):
-                shutil.rmtree(unfinished)
+                remove_tree(unfinished)
         if work != target and work.exists():
-            shutil.rmtree(work)
+            remove_tree(work)
     return False
 
 
-def convert_result(work: Path, target: Path) -> None:
+def _clear_remote(result: RemotePath, restart: bool) -> None:
+    """Make room for a remote result: with `restart`, what is there goes before the work begins, not after it."""
+    try:
+        begun, known = (result / FOLDER).is_dir(), present(result)
+        if not begun and not known and result.is_dir():
+            raise OutputError(f"{result} holds objects that tilelab did not write: choose another output with -o")
+        if restart and (begun or known):
+            with Journal.held(result):
+                (result / "zarr.json").unlink()  # without it nobody takes the rest for a result
+                result.remove_tree()
+    except OSError as error:
+        raise OutputError(f"cannot use {result}: {error.strerror}") from None
+
+
+def convert_result(work: Place, target: Place) -> None:
     """The finished OME-Zarr `work` as the file that was asked for."""
+    assert isinstance(work, Path)  # noqa: S101 - remote results are OME-Zarr
+    assert isinstance(target, Path)  # noqa: S101
     if target.suffix == ".png":
         from tilelab.io.png_out import write_png
 
@@ -89,21 +143,25 @@ def convert_result(work: Path, target: Path) -> None:
         from tilelab.io.tiff_out import write_tiff
 
         write_tiff(work, target)
-    shutil.rmtree(work)
+    remove_tree(work)
 
 
-def begun_fingerprint(target: Path, work: Path) -> Fingerprint | None:
+def begun_fingerprint(target: Place, work: Place) -> Fingerprint | None:
     """The fingerprint of what an earlier run left, finished or not."""
     for path in (target, work, partial_path(work)):
-        if path.exists() and (known := _known_fingerprint(path)) is not None:
+        if (isinstance(path, RemotePath) or path.exists()) and (known := _known_fingerprint(path)) is not None:
             return known
     return None
 
 
-def _known_fingerprint(path: Path) -> Fingerprint | None:
+def _known_fingerprint(path: Place) -> Fingerprint | None:
     """The fingerprint in a finished result; None for anything else."""
     try:
-        if path.is_dir():
+        if isinstance(path, RemotePath):
+            from tilelab.io.result import UNFINISHED, read_info
+
+            metadata = read_info(path, "zarr.json" if present(path) else UNFINISHED).metadata
+        elif path.is_dir():
             from tilelab.io.result import read_info
 
             metadata = read_info(path).metadata

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from tilelab import __version__
+from tilelab.io.place import Place
 from tilelab.memory import peak_memory
 from tilelab.prepare import Prepared
 from tilelab.sweep import Stalls
@@ -28,7 +28,7 @@ class Clock:
         self.last = now
 
 
-def make_report(prepared: Prepared, target: Path, stalls: Stalls | None, clock: Clock, memory: int) -> dict[str, Any]:
+def make_report(prepared: Prepared, target: Place, stalls: Stalls | None, clock: Clock, memory: int) -> dict[str, Any]:
     """Everything worth keeping of a run, ready for JSON."""
     plan, engine = prepared.plan, prepared.engine
     stalls = stalls or Stalls()

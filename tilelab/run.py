@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tilelab.cluster.devices import is_distributed
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import read_spec
+from tilelab.io.place import Place
 from tilelab.memory import resident_memory
 from tilelab.options import Options, load
-from tilelab.outputs import begun_fingerprint, convert_result, finished, output_path, work_path
+from tilelab.outputs import begun_fingerprint, convert_result, finished, output_path, present, work_path
 from tilelab.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Run:
     already_finished: the result was there, nothing was computed.
     """
 
-    path: Path
+    path: Place
     report: dict[str, Any] = field(repr=False)
     already_finished: bool = False
 
@@ -44,7 +45,7 @@ class Run:
 def infer(
     image: Any,
     model: str | Path | Engine,
-    out: str | Path | None = None,
+    out: str | Place | None = None,
     *,
     options: Options | None = None,
     overview: str | Path | None = None,
@@ -57,7 +58,7 @@ def infer(
         image: path or URI of anything `open_image` reads, an `Image`, a NumPy or Dask array.
         model: path of a model, name of a bundled one, or a loaded engine (which is then the caller's to close).
         out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
-            ``.png``.
+            ``.png``; or ``s3://.../NAME.ome.zarr``, ``gs://...``.
         options: everything else.
         overview: PNG to draw, the image with the segmentation over it.
         progress: told how far the run is.
@@ -105,19 +106,19 @@ def infer(
             opened.callback(prepared.image.close)
         for line in prepared.notes:
             note(line)
-        if target.suffix == ".png":
+        if isinstance(target, Path) and target.suffix == ".png":
             from tilelab.io.png_out import check_png
 
             check_png(prepared.plan.source.shape, target)
         done = finished(target, work, prepared.fingerprint, options.restart)
         clock.mark("start")
         stalls = None
-        if not done and (options.restart or not work.exists()):
+        if not done and (options.restart or not present(work)):
             sweep = None if crew is None else crew.sweep_units
             stalls = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
         if overview is not None:
-            if work.exists():
+            if present(work):
                 from tilelab.io.overview import write_overview
 
                 write_overview(prepared.image, work, overview)

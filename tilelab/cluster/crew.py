@@ -16,6 +16,7 @@ from tilelab.cluster.start import dashboard_link, start_client
 from tilelab.cluster.task import EngineFacts, Order, describe
 from tilelab.engines.base import Float32
 from tilelab.errors import ClusterError, EngineError, InputError, ModelError, TilelabError
+from tilelab.io.remote_access import clean_uri
 from tilelab.io.zarr_sink import OmeZarrSink
 from tilelab.journal import Journal
 from tilelab.options import Options
@@ -141,11 +142,18 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
 
 def _absolute(path: str | Path) -> str:
     """A local path that means the same in a worker; names and addresses stay."""
-    return (
-        str(path)
-        if "://" in str(path) or not Path(path).expanduser().exists()
-        else str(Path(path).expanduser().resolve())
-    )
+    if "://" in str(path):
+        return _Address(path)
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else str(path)
+
+
+class _Address(str):
+    """An address as workers need it; in what Dask logs of its tasks it appears without user, password and signature."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(clean_uri(self))
 
 
 def _describe(

@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,9 @@ from tilelab import __version__
 from tilelab.engines.base import Engine
 from tilelab.errors import OutputError, TilelabError
 from tilelab.geometry import Box
+from tilelab.io._zarr_array import output_error
+from tilelab.io.place import Place
+from tilelab.io.remote import RemotePath
 from tilelab.io.sink import Finished, UnitWriter
 from tilelab.io.zarr_sink import OmeZarrSink
 from tilelab.options import Options
@@ -92,7 +94,7 @@ class Order:
     gain: Float32
     activation: int
     channels: npt.NDArray[np.int64]
-    output: Path
+    output: Place
     report_seconds: float
 
     def job(self, spec: ModelSpec) -> Job:
@@ -296,14 +298,24 @@ class _WhileThere:
     """
 
     def __init__(self, sink: OmeZarrSink, writer: UnitWriter) -> None:
-        self._description = sink.partial / "zarr.json"
+        self._description = sink.description
+        self._pause = 1.0 if isinstance(self._description, RemotePath) else 0.0  # asking a store takes time
+        self._asked = -1.0
         self._writer = writer
 
     def write(self, rows: Finished) -> int:
         """See `UnitWriter.write`."""
-        if not self._description.exists():
+        if time.monotonic() - self._asked >= self._pause and not self._is_there():
             raise OutputError(f"{self._description.parent} was finished or removed while this worker was at it")
         return self._writer.write(rows)
+
+    def _is_there(self) -> bool:
+        try:
+            return self._description.is_file()
+        except OSError as error:
+            raise output_error(self._description, error) from None
+        finally:
+            self._asked = time.monotonic()
 
     def close(self) -> None:
         """See `UnitWriter.close`."""

@@ -18,6 +18,7 @@ from tilelab.geometry import Box
 from tilelab.io._drawing import draw_scale_bar, frame, paint, visible_colors
 from tilelab.io._zarr_array import output_error
 from tilelab.io.base import Image
+from tilelab.io.place import Place
 from tilelab.io.result import LevelImage, Result, read_result
 
 UInt8 = npt.NDArray[np.uint8]
@@ -30,7 +31,7 @@ _CONTRAST = (0.3, 99.7)
 """Percentiles of the image that become black and white."""
 
 
-def write_overview(image: Image, result: str | Path, out: str | Path, *, max_side: int = 1600) -> Path:
+def write_overview(image: Image, result: str | Place, out: str | Path, *, max_side: int = 1600) -> Path:
     """Draw a result over its image.
 
     Of a stack the middle slice is drawn.  All of that slice is read once: for an image that is itself a pyramid, hand
