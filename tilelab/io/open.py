@@ -2,8 +2,8 @@
 
 What a path is, is decided by its first bytes, not by its name:
 
-    file      TIFF, BigTIFF, OME-TIFF; PNG; JPEG; .npy
-    folder    Zarr 2 and 3, OME-Zarr; a folder of such files, one slice each
+    file      TIFF, BigTIFF, OME-TIFF; PNG; JPEG; .npy; HDF5 (``file.h5`` or ``file.h5::/path/in/file``); MRC
+    folder    Zarr 2 and 3, OME-Zarr; N5; neuroglancer precomputed; a folder of image files, one slice each
 
 and in Python any array with ``shape``, ``dtype`` and slicing (NumPy, Dask, Zarr, xarray, h5py, ...).
 """
@@ -20,13 +20,17 @@ from tilelab.errors import InputError
 from tilelab.io._files import ReadOnlyFile
 from tilelab.io._source import Source
 from tilelab.io._view import SourceImage
+from tilelab.io._volumes import find_file_reader, find_folder_reader, split_member
 from tilelab.io.base import Image
 from tilelab.io.region import Region, crop
 from tilelab.io.remote import SCHEMES
 from tilelab.io.remote_access import clean_uri
 from tilelab.io.remote_open import open_remote, remote_place
 
-KNOWN_FORMATS = "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, PNG, JPEG, .npy, or a folder of slices"
+KNOWN_FORMATS = (
+    "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, N5, neuroglancer precomputed, HDF5, MRC, PNG, JPEG, .npy, "
+    "or a folder of slices"
+)
 
 _TIFF_VERSIONS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -205,14 +209,18 @@ def _find_reader(path: str) -> Callable[[str, int], Source] | None:
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir() raises for what can be no path
         from tilelab.io._zarr import ZarrSource, is_zarr
 
-        return ZarrSource if is_zarr(Path(path)) else None
-    file = ReadOnlyFile(path)
+        return ZarrSource if is_zarr(Path(path)) else find_folder_reader(Path(path))
+    name, member = split_member(path)
+    file = ReadOnlyFile(name)
     try:
         if file.size == 0:
-            raise InputError(f"{path} is empty (0 bytes)")
+            raise InputError(f"{name} is empty (0 bytes)")
         head = file.read(0, min(16, file.size))
+        volume = find_file_reader(name, file)
     finally:
         file.close()
+    if member and getattr(volume, "format", "") != "HDF5":
+        raise InputError(f"{path}: only HDF5 files hold datasets, {name} is of another format")
     if head[:4] in _TIFF_VERSIONS:
         from tilelab.io._tiff import TiffSource
 
@@ -225,6 +233,8 @@ def _find_reader(path: str) -> Callable[[str, int], Source] | None:
         from tilelab.io._npy import NpySource
 
         return NpySource
+    if volume is not None:
+        return volume
     if Path(path).name in ("zarr.json", ".zarray", ".zgroup", ".zattrs"):
         raise InputError(f"{path} is a part of {Path(path).parent}: give that folder")
     raise InputError(f"{path} is of an unknown format: known are {KNOWN_FORMATS}")
