@@ -1,12 +1,16 @@
 """Measure tilelab: against the bare engine, against the machine, and against what users would pick instead.
 
     python -m benchmarks                           the short set: minutes
-    python -m benchmarks run --scale full          everything at 9958 x 9959: more than an hour
+    python -m benchmarks run --scale full          everything at 9958 x 9959: about an hour
+    python -m benchmarks run --scale full --minutes 30 --resume
+                                                   go on, for so long: what takes longer is estimated, and said to be
     python -m benchmarks run limits scaling        these only; what was measured before is kept
+    python -m benchmarks prepare --scale full      model and images, so that a run has nothing to do but measure
     python -m benchmarks install-peers             the peers, in an environment of their own
     python -m benchmarks page                      draw the page and the plots again
     python -m benchmarks readme                    put the headline table into README.md
     python -m benchmarks guard [--update]          compare ratios with those in the repository
+    python -m benchmarks models                    every architecture from training to inference, one table
 
 Results lie in benchmarks/results: README.md, results.json and the plots.
 """
@@ -18,9 +22,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.settings import CACHE, RESULTS, ROOT, SCALES
 from tilelab.errors import TilelabError
+
+if TYPE_CHECKING:
+    from benchmarks.workbench import Workbench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +54,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     names = "; ".join(f"{name}: {entry.title.lower()}" for name, entry in SUITE.items())
     run = commands.add_parser("run", help="measure", description=f"Measure. {names}.")
     run.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(SUITE)} (all)")
-    run.add_argument("--scale", choices=tuple(SCALES), default="short", help="how large everything is (%(default)s)")
+    prepare = commands.add_parser("prepare", help="make the model and the images")
+    for command in (run, prepare):
+        command.add_argument(
+            "--scale", choices=tuple(SCALES), default="short", help="how large everything is (%(default)s)"
+        )
+        command.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="where model and images are kept")
+        command.add_argument(
+            "--checkpoint", type=Path, metavar="FILE", help="weights of a trained unet:resnet18 (trains some, briefly)"
+        )
     run.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
-    run.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="where model and images are kept")
+    run.add_argument("--minutes", type=float, metavar="N", help="estimate or leave out what would take longer")
+    run.add_argument("--resume", action="store_true", help="go on with what an earlier run of this scale has measured")
     run.add_argument(
         "--contenders", default="", metavar="A,B", help="only those whose names begin so, e.g. tilelab,MONAI"
     )
@@ -60,6 +77,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     guard = commands.add_parser("guard", help="compare ratios with those in the repository")
     guard.add_argument("--update", action="store_true", help="keep the ratios of this machine instead")
     guard.add_argument("--quick", action="store_true", help="only those that take seconds")
+    models = commands.add_parser("models", help="every architecture from training to inference, one table")
+    models.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where models.md goes")
     commands.add_parser("install-peers", help="install what users would pick instead (7 GB)")
     args = parser.parse_args(argv or ["run"])
     if args.command is None:
@@ -74,10 +93,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "run":
         from benchmarks.suite import SUITE, run_suite
 
-        contenders = tuple(args.contenders.split(","))
-        ok = run_suite(args.names or list(SUITE), SCALES[args.scale], args.out, args.cache, print, contenders)
+        ok = run_suite(args.names or list(SUITE), _workbench(args), args.out, print)
         print(f"{args.out / 'README.md'}")
         return 0 if ok else 1
+    if args.command == "prepare":
+        _workbench(args).prepare()
+        return 0
     if args.command == "page":
         from benchmarks.suite import draw
 
@@ -95,11 +116,29 @@ def _run(args: argparse.Namespace) -> int:
         else:
             ratios = guard.check(guard.QUICK if args.quick else None)
             return 0 if all(ratio.holds for ratio in ratios) else 1
+    elif args.command == "models":
+        from benchmarks.models import write_table
+
+        write_table(args.out / "models.md", say=print)
     else:
-        from benchmarks.versus import install_peers
+        from benchmarks.contenders import install_peers
 
         install_peers(print)
     return 0
+
+
+def _workbench(args: argparse.Namespace) -> Workbench:
+    from benchmarks.workbench import Workbench
+
+    return Workbench(
+        SCALES[args.scale],
+        args.cache,
+        lambda line: print(f"  {line}", flush=True),
+        tuple(getattr(args, "contenders", "").split(",")),
+        checkpoint=args.checkpoint,
+        minutes=getattr(args, "minutes", None),
+        resume=getattr(args, "resume", False),
+    )
 
 
 if __name__ == "__main__":

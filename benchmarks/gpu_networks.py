@@ -103,7 +103,7 @@ def make_engine(kind: str, network: Any, spec: Any, batch: int, precision: str, 
     from tilelab.engines.registry import load_engine
 
     if kind == "aotinductor":
-        from tilelab.engines.aotinductor import compile_package
+        from tilelab.engines.aotinductor_build import compile_package
 
         path = compile_package(network, spec, folder / "n.pt2", batch=batch, precision=precision)
         return load_engine(path, engine=kind, device="cuda:0")
@@ -116,7 +116,7 @@ def make_engine(kind: str, network: Any, spec: Any, batch: int, precision: str, 
     torch.onnx.export(network, (example,), path, dynamo=True, external_data=False, verbose=False)
     embed_spec(path, spec)
     if kind == "tensorrt":
-        from tilelab.engines.ort_gpu import convert_to_half
+        from tilelab.engines.half import convert_to_half
         from tilelab.engines.tensorrt_build import build_engine
 
         if precision == "fp16":

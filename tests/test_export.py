@@ -16,9 +16,10 @@ pytest.importorskip("onnxruntime")
 
 from tilelab.engines.registry import availability, load_engine, read_spec  # noqa: E402
 from tilelab.errors import EngineError, ModelError, OutputError  # noqa: E402
-from tilelab.exporting import export, parity  # noqa: E402
+from tilelab.exporting import parity  # noqa: E402
+from tilelab.exporting.export import Place, export_model  # noqa: E402
 from tilelab.exporting.onnx_file import write_onnx  # noqa: E402
-from tilelab.exporting.parity import ParityError, Sample, check_parity, compare  # noqa: E402
+from tilelab.exporting.parity import ParityError, Reference, Sample, check_parity, compare  # noqa: E402
 from tilelab.io.open import open_image  # noqa: E402
 from tilelab.models import build_model  # noqa: E402
 from tilelab.models.build import initialise  # noqa: E402
@@ -48,6 +49,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def reference(network: Any, samples: list[Sample]) -> Reference:
+    return Reference(lambda spec: TorchEngine(network, spec), samples)
 
 
 def randomise(network: torch.nn.Module) -> torch.nn.Module:
@@ -141,7 +146,7 @@ def test_exporting_twice_gives_the_same_bytes(network: Any, written: Path, tmp_p
 
 def test_parity_of_a_faithful_file(network: Any, written: Path, samples: list[Sample]) -> None:
     for tile in (None, 32, 52):
-        found = check_parity(network, written, samples, engine="onnxruntime", precision="fp32", tile=tile)
+        found = check_parity(reference(network, samples), written, engine="onnxruntime", tile=tile)
         assert found.failure() is None
         assert found.changed == 0
         assert found.iou_before == found.iou_after
@@ -152,7 +157,7 @@ def test_the_gate_sees_one_wrong_weight(network: Any, written: Path, samples: li
     other.load_state_dict(network.state_dict())
     with torch.no_grad():
         other.head.bias[1] += 0.05
-    found = check_parity(other, written, samples, engine="onnxruntime", precision="fp32")
+    found = check_parity(reference(other, samples), written, engine="onnxruntime", precision="fp32")
     failure = found.failure()
     assert failure is not None
     assert "fp32" in failure
@@ -172,7 +177,7 @@ def test_the_gate_names_the_worst_place(samples: list[Sample]) -> None:
             logits[:, 2, 40, 77] = torch.nan
             return logits
 
-    found = compare(TorchEngine(Good(), spec), TorchEngine(Bad(), spec), samples)
+    found = compare(reference(Good(), samples), TorchEngine(Bad(), spec))
     assert found.worst == ("noise", 2, 40, 77)
     assert "y=40 x=77 of noise, class 2" in str(found.failure())
 
@@ -180,7 +185,7 @@ def test_the_gate_names_the_worst_place(samples: list[Sample]) -> None:
 def test_export_writes_a_file_that_runs(checkpoint: Path, samples: list[Sample], tmp_path: Path) -> None:
     said: list[str] = []
     output = tmp_path / "deep" / "m.onnx"
-    done = export.export_checkpoint(checkpoint, output, samples, free_size=True, report=said.append)
+    done = export_model(checkpoint, output, samples, place=Place(free_size=True), report=said.append)
     spec = read_spec(output)
     assert spec == done.spec
     assert spec is not None
@@ -202,7 +207,7 @@ def test_what_fails_is_not_written(
     monkeypatch.setattr(parity, "TOLERANCES", strict)
     output = tmp_path / "out" / "m.onnx"
     with pytest.raises(ParityError, match="fp32"):
-        export.export_checkpoint(checkpoint, output, samples)
+        export_model(checkpoint, output, samples)
     assert not list(output.parent.iterdir())
 
 
@@ -214,24 +219,30 @@ def test_a_precision_that_fails_is_not_permitted_and_an_asked_one_is_an_error(
     strict = {**parity.TOLERANCES, "bf16": parity.Tolerance(0.0, 0.0, -1.0)}
     monkeypatch.setattr(parity, "TOLERANCES", strict)
     said: list[str] = []
-    done = export.export_checkpoint(checkpoint, tmp_path / "m.onnx", samples, report=said.append)
+    done = export_model(checkpoint, tmp_path / "m.onnx", samples, report=said.append)
     assert "bf16" not in done.spec.precisions
     assert any("bf16 is not permitted" in line for line in said)
     with pytest.raises(ParityError, match="bf16"):
-        export.export_checkpoint(checkpoint, tmp_path / "n.onnx", samples, precisions=["bf16"])
+        export_model(checkpoint, tmp_path / "n.onnx", samples, require=["bf16"])
     assert not (tmp_path / "n.onnx").exists()
 
 
 def test_requests_that_cannot_be_met(checkpoint: Path, samples: list[Sample], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"\.onnx"):
-        export.export_checkpoint(checkpoint, tmp_path / "m.engine", samples)
+        export_model(checkpoint, tmp_path / "m.h5", samples)
     (tmp_path / "m.onnx").touch()
     with pytest.raises(OutputError, match="--force"):
-        export.export_checkpoint(checkpoint, tmp_path / "m.onnx", samples)
+        export_model(checkpoint, tmp_path / "m.onnx", samples)
     with pytest.raises(ModelError, match="multiple of stride"):
-        export.export_checkpoint(checkpoint, tmp_path / "n.onnx", samples, tile=63)
-    with pytest.raises(EngineError, match="int8"):
-        export.export_checkpoint(checkpoint, tmp_path / "n.onnx", samples, precisions=["int8"])
+        export_model(checkpoint, tmp_path / "n.onnx", samples, place=Place(tile=63))
+    with pytest.raises(EngineError, match=r"no engine on this machine computes n\.onnx in int8"):
+        export_model(checkpoint, tmp_path / "n.onnx", samples, require=["int8"])
+    with pytest.raises(EngineError, match=r"hold fp32, fp16, int8, not bf16: .* --require"):
+        export_model(checkpoint, tmp_path / "n.onnx", samples, precision="bf16")
+    with pytest.raises(ModelError, match="--calibrate"):
+        export_model(checkpoint, tmp_path / "n.onnx", samples, precision="int8")
+    with pytest.raises(ModelError, match=r"no file .*gone.onnx"):
+        export_model(tmp_path / "gone.onnx", tmp_path / "n.onnx", samples)
 
 
 def test_a_network_that_sees_its_whole_tile_keeps_it(checkpoint: Path, samples: list[Sample], tmp_path: Path) -> None:
@@ -241,7 +252,7 @@ def test_a_network_that_sees_its_whole_tile_keeps_it(checkpoint: Path, samples: 
     )
     save_checkpoint(checkpoint, Checkpoint(header, loaded.tensors))
     with pytest.raises(ModelError, match="whole tile"):
-        export.export_checkpoint(checkpoint, tmp_path / "m.onnx", samples, free_size=True)
+        export_model(checkpoint, tmp_path / "m.onnx", samples, place=Place(free_size=True))
 
 
 # --- what is bundled

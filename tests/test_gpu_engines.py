@@ -7,9 +7,10 @@ the GPU providers, so that bindings, shapes, types and options are really used; 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import zipfile
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import fake_gpu
@@ -18,7 +19,17 @@ import numpy as np
 import pytest
 from tiny_models import make_spec, save_conv, save_half, save_nan, save_unet
 
-from tilelab.engines import aotinductor, nvidia, ort_cuda, ort_gpu, ort_rtx, ort_tensorrt
+from tilelab.engines import (
+    aotinductor,
+    aotinductor_build,
+    aotinductor_cuda,
+    nvidia,
+    ort_cuda,
+    ort_gpu,
+    ort_rtx,
+    ort_tensorrt,
+)
+from tilelab.engines.machine import cpu_features
 from tilelab.engines.registry import choose, load_engine, read_model, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError
 
@@ -284,13 +295,12 @@ def test_probes_say_what_works(library, monkeypatch, module):
         assert f"has no {module.PROVIDER.provider}: reinstall it" in module.probe().reason
 
 
-@pytest.mark.parametrize("module", [ort_cuda, ort_tensorrt, ort_rtx, aotinductor])
+@pytest.mark.parametrize("module", [ort_cuda, ort_tensorrt, ort_rtx])
 def test_probes_are_quick_and_plain_without_a_gpu(module, monkeypatch):
     """Here for real: no package or no driver, and no library is imported to find that out."""
     if not nvidia.driver_problem():
         pytest.skip("there is a GPU")
     ort_gpu.probe.cache_clear()
-    aotinductor.probe.cache_clear()
     monkeypatch.setattr(ort_gpu, "import_onnxruntime", lambda: pytest.fail("imported"))
     reason = module.probe().reason
     assert "not installed" in reason or "no NVIDIA driver" in reason
@@ -311,7 +321,7 @@ def make_network():
 def write_package(path, **changes):
     """A package as torch lays it out, with our description but without code."""
     torch = pytest.importorskip("torch")
-    facts = {"torch": str(torch.__version__), "device": "cpu", "capability": None, "batch": 2, "precision": "fp32"}
+    facts = {"torch": str(torch.__version__), "device": "cuda", "capability": (9, 0), "batch": 2, "precision": "fp32"}
     compiled = aotinductor.Compiled(**(facts | {"dtype": "float32"} | changes))
     fields = {"tilelab": make_spec().to_json(), "tilelab_compiled": msgspec.json.encode(compiled).decode()}
     with zipfile.ZipFile(path, "w") as out:
@@ -322,22 +332,27 @@ def write_package(path, **changes):
 
 @pytest.fixture
 def loader(monkeypatch, gpu):
-    """torch's loader of compiled code gives the network itself."""
+    """torch's loader of compiled code gives the network itself; the fake GPU's arrays are torch's."""
     inductor = pytest.importorskip("torch._inductor")
+    import torch
+
+    engine = aotinductor_cuda.AotInductorCudaEngine
     aotinductor.probe.cache_clear()
     monkeypatch.setattr(inductor, "aoti_load_package", lambda path, device_index: make_network())
+    monkeypatch.setattr(engine, "_tensor", lambda self, array: torch.from_numpy(array))
+    monkeypatch.setattr(engine, "_in_order", lambda self: nullcontext())
     yield
     aotinductor.probe.cache_clear()
 
 
-def check_package(path):
+def check_package(path, device):
     import torch
 
     assert read_spec(path) == make_spec()
     file = read_model(path)
     assert (file.format, file.precision, file.inputs[0].shape) == ("aotinductor", "fp32", (2, 1, 32, 32))
     engine = load_engine(path)
-    assert (engine.name, engine.batch, engine.device) == ("aotinductor", 2, "cuda:0")
+    assert (engine.name, engine.batch, engine.device) == ("aotinductor", 2, device)
     tiles, out = run(engine)
     with torch.no_grad():
         expected = make_network()(torch.from_numpy(tiles)).numpy()
@@ -347,19 +362,42 @@ def check_package(path):
 
 
 def test_a_package_describes_itself_and_computes(loader, tmp_path):
-    check_package(write_package(tmp_path / "n.pt2"))
+    check_package(write_package(tmp_path / "n.pt2"), "cuda:0")
+
+
+def test_a_package_for_the_cpu_runs_there_and_nowhere_else(loader, tmp_path):
+    path = write_package(tmp_path / "n.pt2", device="cpu", capability=None, cpu=cpu_features())
+    check_package(path, "cpu")
+    frozen = np.zeros((2, 1, 32, 32), np.float32)
+    frozen.flags.writeable = False
+    load_engine(path).run(frozen, np.empty((2, 2, 32, 32), np.float32))
+    with pytest.raises(EngineError, match="it was compiled for cpu"):
+        load_engine(path, device="cuda")
+    with pytest.raises(EngineError, match="it was compiled for cuda"):
+        load_engine(write_package(tmp_path / "g.pt2"), device="cpu")
+    with pytest.raises(EngineError, match=r"was compiled for a CPU with avx9000, this one has .*: export it again"):
+        load_engine(write_package(tmp_path / "c.pt2", device="cpu", capability=None, cpu="avx9000"))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::Warning")
-def test_a_network_is_compiled_for_real(gpu, tmp_path):
-    if shutil.which("g++") is None and shutil.which("c++") is None:
+def test_a_network_is_compiled_for_real(tmp_path):
+    if aotinductor_build.find_compiler() is None:
         pytest.skip("AOTInductor needs a C++ compiler")
     path = tmp_path / "n.pt2"
-    aotinductor.probe.cache_clear()
-    aotinductor.compile_package(make_network(), make_spec(), path, batch=2, target="cpu")
-    check_package(path)
-    aotinductor.probe.cache_clear()
+    aotinductor_build.compile_package(make_network(), make_spec(), path, batch=2, target="cpu")
+    check_package(path, "cpu")
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            assert b"site-packages" not in archive.read(name)
+            assert str(Path.home()).encode() not in archive.read(name)
+
+
+def test_compiling_needs_a_compiler(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(aotinductor_build.shutil, "which", lambda name: None)
+    with pytest.raises(EngineError, match=r"needs a C\+\+ compiler and finds none: install g\+\+"):
+        aotinductor_build.compile_package(make_network(), make_spec(), tmp_path / "n.pt2", batch=2, target="cpu")
 
 
 def test_a_package_for_something_else_is_refused(loader, tmp_path):
@@ -382,6 +420,8 @@ def test_a_package_for_something_else_is_refused(loader, tmp_path):
 def test_a_package_must_be_named_so(tmp_path):
     pytest.importorskip("torch")
     with pytest.raises(OutputError, match=r"needs a name that ends with .pt2"):
-        aotinductor.compile_package(None, make_spec(), tmp_path / "m.onnx", batch=1, target="cpu")
+        aotinductor_build.compile_package(None, make_spec(), tmp_path / "m.onnx", batch=1, target="cpu")
     with pytest.raises(EngineError, match="compiles for fp32, fp16, bf16, not int8"):
-        aotinductor.compile_package(None, make_spec(), tmp_path / "m.pt2", batch=1, precision="int8", target="cpu")
+        aotinductor_build.compile_package(
+            None, make_spec(), tmp_path / "m.pt2", batch=1, precision="int8", target="cpu"
+        )

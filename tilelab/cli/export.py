@@ -1,75 +1,204 @@
-"""`tilelab export CHECKPOINT -o FILE.onnx`: write an engine file and prove that it says what the network says."""
+"""`tilelab export SOURCE -o FILE`: write an engine file and prove that it says what the network says."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from tilelab.errors import OutputError
+from tilelab.errors import EngineError, InputError
 from tilelab.geometry import WINDOWS
-from tilelab.spec import PRECISIONS, parse_precision
+from tilelab.spec import PRECISIONS, ModelSpec, parse_precision
 
 if TYPE_CHECKING:
     from tilelab.exporting.parity import Sample
-    from tilelab.training.recipe import Recipe
+    from tilelab.exporting.source import CheckpointSource, OnnxSource
+    from tilelab.io.base import Image
+
+_ABOUT = """\
+The suffix of FILE is its format:
+  .onnx    for ONNX Runtime, OpenVINO and, as a source, for the others (fp32, fp16, int8)
+  .xml     OpenVINO, with a .bin beside it (fp32, fp16, int8)
+  .engine  TensorRT, for the GPU of this machine (fp32, fp16, int8)
+  .pt2     AOTInductor, for the GPU or CPU of this machine; from a checkpoint (fp32, fp16, bf16)
+
+--precision is the arithmetic that the file holds.  Engines may compute an fp32 .onnx or .xml in less (bf16 on CPUs,
+fp16 on GPUs); every such precision that this machine has is tried as well, and what passes is permitted to
+`tilelab infer --precision auto`.  fp16 is simulated where no engine here computes it.
+
+Before FILE gets its name, `tilelab infer`'s own sweep runs it on images and its blended result is compared with the
+network in fp32: the greatest difference of a logit, the share of pixels whose label changed and, where there is truth,
+the change of mean IoU.  A file that differs too much is not written.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors file written by `tilelab train`")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder of the checkpoint's recipe: compare on "
-                        "its validation images (default: on a drawn micrograph)")  # fmt: skip
-    parser.add_argument("--tile", type=int, metavar="PX", help="tile size (default: the recipe's)")
-    parser.add_argument("--overlap", type=int, metavar="PX", help="overlap (default: the recipe's)")
-    parser.add_argument("--window", choices=WINDOWS, help="blending window (default: the recipe's)")
-    parser.add_argument("--free-size", action="store_true", help="leave height and width free")
-    parser.add_argument("--precision", action="append", default=[], metavar="P", help="prove this precision too, or "
-                        f"fail ({', '.join(PRECISIONS)}; default: those this machine has)")  # fmt: skip
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _ABOUT
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a .safetensors checkpoint of `tilelab train`, or "
+                        "an .onnx with a description, as this command writes it")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write: .onnx, "
+                        ".xml, .engine or .pt2")  # fmt: skip
+    parser.add_argument("--precision", metavar="P", help=f"arithmetic of the file ({', '.join(PRECISIONS)}; default: "
+                        "that of SOURCE)")  # fmt: skip
+    parser.add_argument("--require", action="append", default=[], metavar="P", help="fail unless engines here reach "
+                        "this precision, too, with the file")  # fmt: skip
+    parser.add_argument("--calibrate", type=Path, metavar="IMAGES", help="image or folder that int8 takes the ranges "
+                        "of activations from")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    compare = parser.add_argument_group("images to compare on (default: a drawn micrograph)")
+    compare.add_argument("--images", type=Path, metavar="PATH", help="an image, or a folder: 8 of it, of each at most "
+                         "the middle 2048 x 2048 px")  # fmt: skip
+    compare.add_argument("--masks", type=Path, metavar="PATH", help="their truth, so that scores are compared, too")
+    compare.add_argument("--labels", default="", metavar="MAP", help="which stored value of a mask is which class, "
+                         "255:1 or #0000ff:1,#ff0000:2 (default: the values are the classes)")  # fmt: skip
+    compare.add_argument("--data", type=Path, metavar="DIR", help="data folder of the checkpoint's recipe: compare on "
+                         "its validation set")  # fmt: skip
+    tiles = parser.add_argument_group("tiles (default: as the source says)")
+    tiles.add_argument("--tile", type=int, metavar="PX", help="tile size")
+    tiles.add_argument("--overlap", type=int, metavar="PX", help="overlap")
+    tiles.add_argument("--window", choices=WINDOWS, help="blending window")
+    tiles.add_argument("--free-size", action="store_true", help="leave height and width free, in .onnx and .xml")
+    compiled = parser.add_argument_group("compiled files (.engine, .pt2)")
+    compiled.add_argument("--device", default="auto", metavar="D", help="compile for this: cuda:N, or cpu for .pt2 "
+                          "(default: the first GPU, else the CPU)")  # fmt: skip
+    compiled.add_argument("--batch", type=_batch, metavar="N", help="tiles per run; .engine also takes "
+                          "LEAST,BEST,MOST (default: 8 on a GPU, 1 on a CPU)")  # fmt: skip
+    compiled.add_argument("--hardware-compatibility", choices=_compatibilities(), default="this", help="GPUs that an "
+                          ".engine runs on: this model, its compute capability, or all from Ampere on, "
+                          "slower (%(default)s)")  # fmt: skip
+    compiled.add_argument("--timing-cache", type=Path, metavar="FILE", help="where TensorRT keeps what it timed "
+                          "(default: in the user's cache folder)")  # fmt: skip
+
+
+def _compatibilities() -> tuple[str, ...]:
+    from tilelab.engines.plan_file import Compatibility
+
+    return get_args(Compatibility)
+
+
+def _batch(text: str) -> int | tuple[int, ...]:
+    numbers = tuple(int(word) for word in text.split(","))
+    if len(numbers) not in (1, 3) or min(numbers) < 1 or list(numbers) != sorted(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor LEAST,BEST,MOST")
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, check, and print what was written."""
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise OutputError("exporting needs torch: install tilelab[train]") from None
-    from tilelab.exporting.export import export_checkpoint
-    from tilelab.training.checkpoint import load_checkpoint
+    from tilelab.exporting.export import Place, export_model
+    from tilelab.exporting.source import open_source
+    from tilelab.exporting.write import Request
 
-    precisions = [parse_precision(text) for text in args.precision]
-    samples = gather_samples(load_checkpoint(args.checkpoint).header.recipe, args.data)
-    done = export_checkpoint(
-        args.checkpoint,
-        args.output,
-        samples,
-        tile=args.tile,
-        overlap=args.overlap,
-        window=args.window,
-        free_size=args.free_size,
-        precisions=precisions,
-        force=args.force,
-        report=print,
-    )
-    spec = done.spec
-    size = "fixed" if spec.tile_fixed else f"free, at least {spec.tile_min}, multiples of {spec.stride}"
-    written = f"wrote {done.path} ({done.path.stat().st_size / 1e6:.2f} MB)"
-    print(f"{written}, tile {spec.tile} {size}, precisions {', '.join(spec.precisions)}")
+    precision = None if args.precision is None else parse_precision(args.precision)
+    source = open_source(args.source)
+    with _BuildBar() as bar:
+        done = export_model(
+            source,
+            args.output,
+            lambda spec: gather_samples(source, spec, args),
+            precision=precision,
+            place=Place(tile=args.tile, overlap=args.overlap, window=args.window, free_size=args.free_size),
+            request=Request(
+                calibration=_calibration(args.calibrate),
+                device=args.device,
+                batch=args.batch,
+                compatibility=args.hardware_compatibility,
+                timing_cache=args.timing_cache or _timing_cache(args.output, args.device),
+                progress=bar.show,
+            ),
+            require=[parse_precision(text) for text in args.require],
+            force=args.force,
+            report=lambda line: print(line, flush=True),
+        )
+    file, spec = done.file, done.spec
+    opset = f", opset {file.opset}" if file.opset else ""
+    print(f"wrote {done.path} ({file.size_bytes / 1e6:.2f} MB): {file.format}{opset}, {file.precision}")
+    print(f"  input {'; '.join(map(str, file.inputs))}; output {'; '.join(map(str, file.outputs))}")
+    size = " (fixed)" if spec.tile_fixed else f", or any multiple of {spec.stride} from {_size(spec.tile_min or ())}"
+    print(f"  tile {_size(spec.tile)}{size}, overlap {_size(spec.overlap)}; permits {', '.join(spec.precisions)}")
     return 0
 
 
-def gather_samples(recipe: Recipe, root: Path | None) -> list[Sample]:
-    """The images to compare on: the recipe's validation set, or a drawn micrograph where there is no data."""
-    from tilelab.exporting.parity import Sample
-    from tilelab.geometry import Box
-    from tilelab.training.pairs import open_pairs
+def gather_samples(
+    source: CheckpointSource | OnnxSource, spec: ModelSpec, args: argparse.Namespace
+) -> Sequence[Sample]:
+    """The images to compare on.
 
-    if root is not None:
-        pairs = open_pairs(recipe.validation, root, len(recipe.classes))
-        return [Sample(pair.name, pair.image, pair.mask.read(Box.whole(pair.shape))) for pair in pairs]
+    Raises:
+        InputError: flags that contradict each other, or images that are not there.
+    """
+    from tilelab.exporting.samples import drawn_sample, user_samples, validation_samples
+
+    if args.images is not None and args.data is not None:
+        raise InputError("--images and --data both say what to compare on: leave one out")
+    if args.images is None and (args.masks is not None or args.labels):
+        raise InputError("--masks and --labels are about --images: give those, too")
+    if args.images is not None:
+        return user_samples(args.images, args.masks, args.labels, spec)
+    if args.data is not None:
+        if source.recipe is None:
+            raise InputError(f"--data needs the recipe of a checkpoint, {source.path} has none: give --images")
+        return validation_samples(source.recipe, args.data)
+    return [drawn_sample(spec)]
+
+
+def _calibration(path: Path | None) -> Sequence[Image]:
+    if path is None:
+        return ()
+    from tilelab.exporting.samples import find_images, middle_plane
     from tilelab.io.open import open_image
-    from tilelab.sample import draw_superalloy
 
-    return [Sample("drawn micrograph", open_image(draw_superalloy((768, 768))[0], axes="yx"))]
+    return [middle_plane(open_image(file)) for file in find_images(path).values()]
+
+
+def _timing_cache(output: Path, device_name: str) -> Path | None:
+    """The user's own, for this version of TensorRT and this GPU."""
+    if output.suffix != ".engine":
+        return None
+    from tilelab.engines.registry import availability
+    from tilelab.engines.tensorrt_build import default_timing_cache
+
+    found = availability("tensorrt")
+    if found.reason:
+        raise EngineError(found.reason)
+    from tilelab.kernels import device
+
+    index = 0 if device_name == "auto" else device.parse_index(device_name)
+    return default_timing_cache(found.version, device.select(index).capability)
+
+
+class _BuildBar:
+    """TensorRT's progress, on a terminal: its phases, one after the other."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _BuildBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, phase: str, done: int, total: int) -> None:
+        """Draw how far `phase` is."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=total)
+        self._bar.update(self._tasks[phase], completed=done, total=total)
+
+
+def _size(extent: Sequence[int]) -> str:
+    return " x ".join(map(str, extent))

@@ -1,13 +1,14 @@
-"""Networks compiled ahead of time by PyTorch (AOTInductor, .pt2) for one kind of GPU; the only engine that needs torch.
+"""Networks compiled ahead of time by PyTorch (AOTInductor, .pt2), for one kind of GPU or for the CPU.
 
-A .pt2 is an archive of machine code: load only what you trust.  It runs with the torch version and on the GPU
-architecture that it was made for.
+The only engine that needs torch.  A .pt2 is an archive of machine code: load only what you trust.  It runs with the
+torch version and on the GPU architecture or the kind of CPU that it was made for.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,22 +16,28 @@ from typing import Any
 
 import msgspec
 
-from tilelab.engines.device_engine import DeviceEngine
-from tilelab.engines.loading import Availability, LoadRequest, Target, explain, size_text
+from tilelab.engines.loading import Array, Availability, FileEngine, LoadRequest, Target, explain, size_text
+from tilelab.engines.machine import cpu_features
 from tilelab.engines.model_file import ModelFile, Port
 from tilelab.engines.nvidia import driver_problem, gpu_count
-from tilelab.errors import EngineError, ModelError, OutputError
-from tilelab.kernels import device
+from tilelab.errors import EngineError, ModelError
 from tilelab.spec import METADATA_KEY, ModelSpec, Precision
 
-_COMPILED_KEY = "tilelab_compiled"
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+COMPILED_KEY = "tilelab_compiled"
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 class Compiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a package was compiled for: torch version, kind of device, GPU capability, fixed batch, type of its ports.
+    """What a package was compiled for.
 
-    `capability` is None for a CPU.
+    Attributes:
+        torch: its version.
+        device: ``cuda`` or ``cpu``.
+        capability: of the GPU; None for a CPU.
+        cpu: instruction sets of the CPU; empty for a GPU.
+        batch: tiles per run.
+        precision: of the arithmetic.
+        dtype: of what goes in and comes out.
     """
 
     torch: str
@@ -39,6 +46,7 @@ class Compiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     batch: int
     precision: Precision
     dtype: str
+    cpu: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -48,10 +56,8 @@ def probe() -> Availability:
         found = version("torch")
     except PackageNotFoundError:
         return Availability("", "torch is not installed: pip install tilelab[train]")
-    problem = driver_problem()
-    if problem:
-        return Availability(found, problem)
-    return Availability(found, targets=tuple(Target(f"cuda:{i}", p) for i in range(gpu_count()) for p in _PRECISIONS))
+    devices = ["cpu"] if driver_problem() else ["cpu", *(f"cuda:{i}" for i in range(gpu_count()))]
+    return Availability(found, targets=tuple(Target(device, p) for device in devices for p in PRECISIONS))
 
 
 def read_package(path: Path) -> ModelFile:
@@ -68,6 +74,7 @@ def read_package(path: Path) -> ModelFile:
         inputs=(Port("tiles", compiled.dtype, (compiled.batch, spec.channels, *spec.tile)),),
         outputs=(Port("logits", compiled.dtype, (compiled.batch, spec.outputs, *spec.tile)),),
         precision=compiled.precision,
+        device=compiled.device,
         description=spec.to_json(),
         producer=f"torch {compiled.torch}",
     )
@@ -81,8 +88,8 @@ def _read_metadata(path: Path) -> tuple[ModelSpec, Compiled]:
             for name in archive.namelist():
                 if name.endswith("_metadata.json"):
                     fields = json.loads(archive.read(name))
-                    if METADATA_KEY in fields and _COMPILED_KEY in fields:
-                        compiled = msgspec.json.decode(fields[_COMPILED_KEY], type=Compiled)
+                    if METADATA_KEY in fields and COMPILED_KEY in fields:
+                        compiled = msgspec.json.decode(fields[COMPILED_KEY], type=Compiled)
                         return ModelSpec.from_json(fields[METADATA_KEY]), compiled
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror or error}") from error
@@ -91,134 +98,88 @@ def _read_metadata(path: Path) -> tuple[ModelSpec, Compiled]:
     raise ModelError(f"{path} does not describe its model: make it with `tilelab export CHECKPOINT -o {path.name}`")
 
 
-def load(request: LoadRequest) -> AotInductorEngine:
+def load(request: LoadRequest) -> FileEngine:
     """A package, ready to run.
 
     Raises:
-        EngineError: it was compiled by another torch or for another GPU.
+        EngineError: it was compiled by another torch, for another GPU or for a CPU with other instructions.
     """
-    return AotInductorEngine(request)
+    if request.device == "cpu":
+        return AotInductorCpuEngine(request)
+    from tilelab.engines.aotinductor_cuda import AotInductorCudaEngine
+
+    return AotInductorCudaEngine(request)
 
 
-class AotInductorEngine(DeviceEngine):
-    """A compiled network."""
+def load_network(request: LoadRequest, device_index: int) -> tuple[Any, Any]:
+    """Torch, and the compiled network of a package; `device_index` is the GPU's number, -1 for the CPU.
+
+    Raises:
+        EngineError: torch is missing or another one, the precision is another, or the code does not load.
+    """
+    path = request.file.path
+    compiled = read_compiled(path)
+    try:
+        import torch
+        import torch._inductor
+    except ImportError as error:
+        raise EngineError(f"{path} needs torch {compiled.torch} ({explain(error)}): pip install torch") from error
+    here = str(torch.__version__)
+    if _minor(here) != _minor(compiled.torch):
+        raise EngineError(f"{path} was compiled by torch {compiled.torch}, here is {here}: export it again")
+    if compiled.precision != request.precision:
+        raise EngineError(f"{path} was compiled for {compiled.precision}: it cannot run in {request.precision}")
+    try:
+        return torch, torch._inductor.aoti_load_package(str(path), device_index=device_index)
+    except Exception as error:  # torch raises plain RuntimeError for everything
+        raise EngineError(f"torch {here} cannot load {path}: {explain(error)}") from error
+
+
+def read_compiled(path: Path) -> Compiled:
+    """What a package was compiled for.
+
+    Raises:
+        ModelError: as `read_package`.
+    """
+    return _read_metadata(path)[1]
+
+
+class AotInductorCpuEngine(FileEngine):
+    """A network compiled for the CPU."""
 
     name = "aotinductor"
 
     def __init__(self, request: LoadRequest) -> None:
         super().__init__(request)
-        path = request.file.path
-        _, compiled = _read_metadata(path)
-        try:
-            import torch
-            import torch._inductor
-        except ImportError as error:
-            raise EngineError(f"{path} needs torch {compiled.torch} ({explain(error)}): pip install torch") from error
-        self._torch: Any = torch
-        here = str(torch.__version__)
-        if _minor(here) != _minor(compiled.torch):
-            raise EngineError(f"{path} was compiled by torch {compiled.torch}, here is {here}: export it again")
-        if compiled.capability is not None and compiled.capability != self.info.capability:
-            built, have = (".".join(map(str, c)) for c in (compiled.capability, self.info.capability))
+        compiled = read_compiled(request.file.path)
+        if compiled.cpu and not set(compiled.cpu.split()) <= set(cpu_features().split()):
             raise EngineError(
-                f"{path} was compiled for compute capability {built}, {self.info.name} has {have}: export it again"
+                f"{request.file.path} was compiled for a CPU with {compiled.cpu}, this one has {cpu_features()}: "
+                "export it again here"
             )
-        if compiled.precision != request.precision:
-            raise EngineError(f"{path} was compiled for {compiled.precision}: it cannot run in {request.precision}")
-        self._place = torch.device(compiled.device, self.index) if compiled.device == "cuda" else torch.device("cpu")
-        try:
-            self._network: Any = torch._inductor.aoti_load_package(
-                str(path), device_index=self.index if compiled.device == "cuda" else -1
-            )
-        except Exception as error:  # torch raises plain RuntimeError for everything
-            raise EngineError(f"torch {here} cannot load {path}: {explain(error)}") from error
-        self._versions = {"torch": here, "gpu": self.info.name, "driver": self.info.driver}
+        self._torch, self._network = load_network(request, -1)
+        self._threads: int = request.threads or self._torch.get_num_threads()
 
-    def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
+    def _compute(self, source: Array, target: Array) -> None:
         torch = self._torch
-        source, target = (torch.as_tensor(array, device=self._place) for array in (tiles, logits))
+        if torch.get_num_threads() != self._threads:  # a property of each thread that calls
+            torch.set_num_threads(self._threads)
+        tiles = torch.from_numpy(source if source.flags.writeable else source.copy())
         try:
             with torch.inference_mode():
-                if self._place.type == "cuda":
-                    stream = torch.cuda.ExternalStream(device.stream_handle(self.stream), self._place)
-                    with torch.cuda.stream(stream):
-                        target.copy_(self._network(source))
-                else:
-                    target.copy_(self._network(source))
+                torch.from_numpy(target).copy_(self._network(tiles))
         except Exception as error:
             raise EngineError(
                 f"AOTInductor failed on a batch of {size_text(self._request.input_shape)}: {explain(error)}"
             ) from error
 
-    def versions(self) -> dict[str, str]:
-        """Of torch, and the GPU and driver it was compiled for."""
-        return dict(self._versions)
+    def versions(self) -> Mapping[str, str]:
+        """Of torch, and the instruction sets that it may use."""
+        return {"torch": str(self._torch.__version__), "cpu": cpu_features()}
 
     def close(self) -> None:
         """Drop the network."""
-        super().close()
         self._network = None
-
-
-def compile_package(
-    network: Any, spec: ModelSpec, output: Path, *, batch: int, precision: Precision = "fp32", target: str = "cuda"
-) -> Path:
-    """Compile a torch network for the first GPU of this machine and write a .pt2.
-
-    Args:
-        network: a ``torch.nn.Module``, ``(B, C, *tile)`` to ``(B, K, *tile)``, float32; it is not changed.
-        spec: its description; tile and batch are compiled in.
-        output: file to write, ending with .pt2.
-        batch: tiles per run.
-        precision: fp32, fp16 or bf16; fp16 networks take and give float16.
-        target: ``cuda``, or ``cpu`` to check the path without a GPU.
-
-    Raises:
-        OutputError: `output` does not end with .pt2.
-        EngineError: `precision` is not one of those.
-        ModelError: torch cannot export or compile the network.
-    """
-    import copy
-
-    import torch
-    import torch._inductor
-
-    if output.suffix != ".pt2":
-        raise OutputError(f"cannot write {output}: AOTInductor needs a name that ends with .pt2")
-    if precision not in _PRECISIONS:
-        raise EngineError(f"AOTInductor compiles for {', '.join(_PRECISIONS)}, not {precision}")
-    inner = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    outer = torch.float16 if precision == "fp16" else torch.float32
-
-    class Ported(torch.nn.Module):
-        """The network with its ports' type."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = copy.deepcopy(network).eval().to(target, inner)
-
-        def forward(self, tiles: Any) -> Any:
-            return self.network(tiles.to(inner)).to(outer).contiguous()
-
-    compiled = Compiled(
-        torch=str(torch.__version__),
-        device=target,
-        capability=torch.cuda.get_device_capability(0) if target == "cuda" else None,
-        batch=batch,
-        precision=precision,
-        dtype=str(outer).removeprefix("torch."),
-    )
-    example = torch.zeros((batch, spec.channels, *spec.tile), dtype=outer, device=target)
-    metadata = {METADATA_KEY: spec.to_json(), _COMPILED_KEY: msgspec.json.encode(compiled).decode()}
-    try:
-        with torch.no_grad():
-            program = torch.export.export(Ported(), (example,))
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(output), inductor_configs={"aot_inductor.metadata": metadata}
-            )
-    except Exception as error:
-        raise ModelError(f"AOTInductor cannot compile {spec.name or 'the network'}: {explain(error)}") from error
-    return output
 
 
 def _minor(torch_version: str) -> str:

@@ -37,6 +37,7 @@ class ModelFile:
         description: the JSON of its `ModelSpec`, or None.
         last_operators: for each output, the operator that makes it.
         opset, producer: of the exporter, where known.
+        device: ``cpu`` or ``cuda`` where the file was compiled for one of them.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class ModelFile:
     last_operators: dict[str, str] = field(default_factory=dict)
     opset: int | None = None
     producer: str = ""
+    device: str | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.engines.device_engine import DeviceEngine
+from tilelab.engines.half import convert_to_half
 from tilelab.engines.loading import Availability, LoadRequest, Target, check_output, explain, size_text
 from tilelab.engines.nvidia import driver_problem, gpu_count
 from tilelab.engines.ort import import_onnxruntime
@@ -198,24 +199,3 @@ class OrtGpuEngine(DeviceEngine):
         """Drop the session."""
         super().close()
         self._binding = self._session = None
-
-
-def convert_to_half(path: Path) -> bytes:
-    """An fp32 ONNX model with its arithmetic in fp16; inputs and outputs stay float32.
-
-    Raises:
-        EngineError: the onnx package is not installed.
-    """
-    try:
-        import onnx
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-    except ImportError as error:
-        raise EngineError(f"fp16 needs the package onnx ({explain(error)}): pip install onnx") from error
-    import warnings
-
-    model = onnx.load(str(path))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells of every weight that it rounds to zero
-        half = convert_float_to_float16(model, keep_io_types=True)
-    data: bytes = half.SerializeToString()
-    return data

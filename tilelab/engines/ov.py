@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tilelab.engines.loading import (
     Array,
@@ -28,17 +31,24 @@ _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "i
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16"}
 
 
-def import_openvino() -> Any:
-    """The library, imported without its telemetry: that forks a process and reports each import to Google Analytics."""
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Import in here what would report each import to Google Analytics, from a process that it forks."""
     blocked = "openvino_telemetry"
     absent = blocked not in sys.modules
     if absent:
-        sys.modules[blocked] = None  # type: ignore[assignment]  # an import of it fails; openvino goes on without
+        sys.modules[blocked] = None  # type: ignore[assignment]  # an import of it fails; its users go on without
     try:
-        import openvino
+        yield
     finally:
         if absent:
             del sys.modules[blocked]
+
+
+def import_openvino() -> Any:
+    """The library, without its telemetry."""
+    with without_telemetry():
+        import openvino
     return openvino
 
 
@@ -180,8 +190,14 @@ class OpenvinoEngine(FileEngine):
         self._tensor: Any = openvino.Tensor
         self._version: str = openvino.__version__
         self._infer: Any = infer
+        self._copy: Array | None = None
 
     def _compute(self, source: Array, target: Array) -> None:
+        if not source.flags.writeable:  # openvino shares memory with arrays that it might write to, and no others
+            if self._copy is None:
+                self._copy = np.empty_like(source)
+            np.copyto(self._copy, source)
+            source = self._copy
         try:
             self._infer.set_input_tensor(self._tensor(source, shared_memory=True))
             self._infer.set_output_tensor(self._index, self._tensor(target, shared_memory=True))
@@ -195,4 +211,4 @@ class OpenvinoEngine(FileEngine):
 
     def close(self) -> None:
         """Drop the compiled model."""
-        self._infer = None
+        self._infer = self._copy = None

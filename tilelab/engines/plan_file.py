@@ -180,6 +180,7 @@ def _model_file(
         description=spec.to_json(),
         last_operators={target: activation},
         producer="TensorRT",
+        device="cuda",
     )
 
 

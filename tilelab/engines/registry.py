@@ -40,6 +40,7 @@ RANKING: tuple[tuple[str, str, Precision], ...] = (
     *(("aotinductor", "cuda", precision) for precision in ("fp16", "bf16", "fp32")),
     ("onnxruntime-cuda", "cuda", "fp16"),
     ("onnxruntime-cuda", "cuda", "fp32"),
+    *(("aotinductor", "cpu", precision) for precision in ("bf16", "fp32", "fp16")),
     ("openvino", "cpu", "int8"),
     ("openvino", "cpu", "bf16"),
     ("openvino", "cpu", "fp32"),
@@ -72,7 +73,8 @@ def load_engine(
     """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
 
     Args:
-        model: path of an .onnx or OpenVINO .xml file, name of a bundled model, ``identity`` or ``identity:K``.
+        model: path of an .onnx, .xml, .engine, .plan or .pt2 file, name of a bundled model, ``identity`` or
+            ``identity:K``.
         engine: ``auto`` or one of `ENGINES`.
         device: ``auto``, or a kind of device (``cpu``), or one of several of a kind (``cuda:1``).
         precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
@@ -224,6 +226,9 @@ def choose(
             if engine == "auto":
                 continue
             reasons[f"{name} does not read {file.path.suffix} files"] = None
+            continue
+        if file.device not in (None, kind):
+            reasons[f"it was compiled for {file.device}"] = None
             continue
         found = availability(name)
         if found.reason:

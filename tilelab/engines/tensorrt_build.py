@@ -61,6 +61,7 @@ def build_engine(
     precision: Precision | None = None,
     options: BuildOptions | None = None,
     progress: Progress | None = None,
+    origin: tuple[str, str] | None = None,
 ) -> PlanHeader:
     """Build an engine file from an ONNX file whose graph has the wanted precision.
 
@@ -70,6 +71,8 @@ def build_engine(
         precision: expected of the graph; None takes what it has.
         options: see `BuildOptions`.
         progress: called as the build advances; an exception in it cancels the build.
+        origin: name and SHA-256 (empty: any) of the ONNX file that the header shall name, by which the engine can be
+            checked later; None is `onnx` itself.
 
     Returns:
         The header that was written.
@@ -110,6 +113,7 @@ def build_engine(
     if plan is None:
         raise EngineError(f"TensorRT {trt.__version__} could not build {onnx} on {info.name}: {log.tell()}")
     _keep_timing_cache(config, options.timing_cache)
+    name, digest = origin or (onnx.name, file.digest())
     header = PlanHeader(
         spec=spec,
         tensorrt=trt.__version__,
@@ -124,8 +128,8 @@ def build_engine(
         input=(source.name, source.dtype),
         output=(target.name, target.dtype),
         activation=file.last_operators.get(target.name, ""),
-        source=onnx.name,
-        source_sha256=file.digest(),
+        source=name,
+        source_sha256=digest,
         tilelab=__version__,
     )
     write_plan(output, header, memoryview(plan))

@@ -1,153 +1,236 @@
-"""From a checkpoint to a verified engine file."""
+"""From a checkpoint or an ONNX file to a verified engine file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from tilelab.engines.onnx_file import embed_spec
-from tilelab.engines.registry import ENGINES, availability
+from tilelab.engines.half import convert_to_half, simulate_half
+from tilelab.engines.model_file import ModelFile
+from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine, read_model
 from tilelab.errors import EngineError, ModelError, OutputError
-from tilelab.exporting.onnx_file import write_onnx
-from tilelab.exporting.parity import Parity, ParityError, Sample, check_parity
+from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare
+from tilelab.exporting.source import CheckpointSource, OnnxSource, open_source
+from tilelab.exporting.write import FORMATS, Request, write_model
 from tilelab.geometry import Window
 from tilelab.spec import ModelSpec, Precision
-from tilelab.training.checkpoint import load_checkpoint, load_network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """How the network is to be tiled; None leaves what it says of itself.  Pixels.
+
+    free_size leaves height and width of an ONNX file free; it is proved at three more sizes.
+    """
+
+    tile: int | None = None
+    overlap: int | None = None
+    window: Window | None = None
+    free_size: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: the file, its description, and every comparison that was made."""
+    """What was written: the file, what it holds, its description, and every comparison that was made."""
 
     path: Path
+    file: ModelFile
     spec: ModelSpec
     checks: tuple[Parity, ...]
 
 
-def export_checkpoint(
-    checkpoint: Path,
+def export_model(
+    source: Path | CheckpointSource | OnnxSource,
     output: Path,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample] | Callable[[ModelSpec], Sequence[Sample]],
     *,
-    tile: int | None = None,
-    overlap: int | None = None,
-    window: Window | None = None,
-    free_size: bool = False,
-    precisions: Sequence[Precision] = (),
+    precision: Precision | None = None,
+    place: Place | None = None,
+    request: Request | None = None,
+    require: Sequence[Precision] = (),
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Export a checkpoint to ONNX and pass it through the parity gate.
+    """Write an engine file and pass it through the parity gate.
 
     Args:
-        checkpoint: written by `tilelab train`.
-        output: an .onnx file; appears only when everything has passed.
-        samples: images to compare on.
-        tile: pixels of the square tile, instead of the recipe's.
-        overlap: likewise.
-        window: likewise.
-        free_size: leave height and width free; it is proved at three sizes.
-        precisions: to be proved beside fp32; one that fails is an error.  Empty: every one that this machine has and
-            that needs no other file, and those that fail are left out of the description.
+        source: a checkpoint of `tilelab train`, or a described ONNX file.
+        output: its suffix is the format; the file appears only when everything has passed.
+        samples: images to compare on, at least one; or what gives them for the description.
+        precision: the arithmetic that the file holds; None is that of the source.
+        place: how it is to be tiled.
+        request: what compilers and quantisers want to know.
+        require: precisions that engines must reach with the file, beside its own; others that they reach are tried
+            too, and permitted if they pass.
         force: replace an existing output.
         report: called with one line per check.
 
     Raises:
-        ModelError: the checkpoint is broken, or its network cannot be exported.
+        ModelError: the source is broken, or its network cannot be exported.
         ParityError: the file does not reproduce the network; nothing is left under the final name.
         OutputError: `output` exists or cannot be written.
-        EngineError: no engine is installed, or a precision asked for is not to be had here.
+        EngineError: a library, device or precision that is needed is not to be had here.
     """
-    if output.suffix != ".onnx":
-        raise OutputError(f"cannot export to {output}: give a name that ends with .onnx")
+    place, request = place or Place(), request or Request()
+    kind = FORMATS.get(output.suffix)
+    if kind is None:
+        raise OutputError(f"cannot export to {output}: give a name that ends with one of {', '.join(FORMATS)}")
     if output.exists() and not force:
         raise OutputError(f"{output} exists: give another name or --force")
-    loaded = load_checkpoint(checkpoint)
-    network = load_network(loaded)
-    spec = _place(loaded.header.spec, tile, overlap, window, free_size)
-    scores = loaded.header.scores
-    spec = msgspec.structs.replace(
-        spec,
-        precisions=("fp32",),
-        training={
-            **spec.training,
-            "steps": loaded.header.step,
-            "seed": loaded.header.recipe.seed,
-            "validation": scores,
-        },
-    )
-    partial = output.with_name(f"{output.stem}.partial.onnx")
-    engines = [name for name in ENGINES if not availability(name).reason]
-    if not engines:
-        raise EngineError("nothing to check the export with: install tilelab[cpu]")
+    if isinstance(source, Path):
+        source = open_source(source)
+    if output.exists() and output.samefile(source.path):
+        raise OutputError(f"{output} is what shall be exported: give another name")
+    held = precision or source.precision
+    if held not in kind.precisions:
+        hint = ": engines compute an fp32 file so where it passes (see --require)" if held == "bf16" else ""
+        raise EngineError(f"{output.suffix} files hold {', '.join(kind.precisions)}, not {held}{hint}")
+    if held != source.precision and source.precision != "fp32":
+        raise ModelError(f"{source.path} holds {source.precision}: export {held} from the fp32 file or the checkpoint")
+    if place.free_size and kind.fixed:
+        raise ModelError(f"{output.suffix} files have their size fixed: leave --free-size out")
+    if held == "int8" and source.precision != "int8" and not request.calibration:
+        raise ModelError("int8 needs images to measure the ranges of activations on: give --calibrate IMAGES")
+    if kind.name != "onnx" and len(availability_of(kind.name)) == 0:
+        reasons = dict.fromkeys(availability(name).reason for name in readers(kind.name))
+        raise EngineError(f"{output.suffix} files cannot be made and checked here: {'; '.join(reasons)}")
+    spec = source.place(place.tile, place.overlap, place.window, free_size=place.free_size)
+    spec = msgspec.structs.replace(spec, precisions=(held,))
+    if kind.fixed:
+        spec = msgspec.structs.replace(spec, tile_fixed=True, tile_min=None)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(network, spec, partial)
-        checks: list[Parity] = []
-
-        def check(engine: str, precision: Precision, size: int | None = None) -> Parity:
-            parity = check_parity(network, partial, samples, engine=engine, precision=precision, tile=size)
-            report(str(parity) + (f" (tile {size})" if size else ""))
-            checks.append(parity)
-            return parity
-
-        for engine in engines:
-            _require(check(engine, "fp32"))
-        for size in _other_sizes(spec) if free_size else ():
-            _require(check(engines[-1], "fp32", size))
-        passed = list(spec.precisions)
-        for precision in precisions or _cheap_precisions(engines):
-            if precision in passed:
-                continue
-            parity = check(_engine_for(engines, precision), precision)
-            failure = parity.failure()
-            if failure is None:
-                passed.append(precision)
-            elif precisions:
-                raise ParityError(failure)
-            else:
-                report(f"{precision} is not permitted: {failure}")
-        spec = msgspec.structs.replace(spec, precisions=tuple(passed))
-        embed_spec(partial, spec)
-        partial.replace(output)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+            partial = Path(folder) / output.name
+            written = write_model(source, spec, held, partial, request, Path(folder))
+            images = samples(spec) if callable(samples) else samples
+            gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
+            passed = gate.pass_all(spec, require)
+            spec = msgspec.structs.replace(spec, precisions=passed)
+            written.describe(spec)
+            for file in reversed(read_model(partial).files):  # the file itself last, when its weights are there
+                file.replace(output.parent / file.name)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return Exported(output, spec, tuple(checks))
+    return Exported(output, read_model(output), spec, tuple(gate.checks))
 
 
-def _place(spec: ModelSpec, tile: int | None, overlap: int | None, window: Window | None, free_size: bool) -> ModelSpec:
-    if free_size and spec.receptive_field is None:
-        raise ModelError(
-            f"{spec.architecture} sees its whole tile, so its output depends on the tile's size: leave --free-size out"
+def readers(name: str) -> list[str]:
+    """The engines that read a format."""
+    return [engine for engine, (_, formats) in ENGINES.items() if name in formats]
+
+
+def availability_of(name: str) -> list[str]:
+    """Those of them that work here and are chosen without being asked for (others build for minutes)."""
+    ranks = {entry[0]: i for i, entry in reversed(list(enumerate(RANKING)))}
+    last_asked = min(ranks[engine] for engine in ("onnxruntime-tensorrt", "onnxruntime-rtx"))
+    return [e for e in readers(name) if ranks[e] < last_asked and not availability(e).reason]
+
+
+@dataclass
+class _Gate:
+    """Every comparison of one file; `checks` keeps them."""
+
+    reference: Reference
+    path: Path
+    threads: int | None
+    request: Request
+    report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.checks: list[Parity] = []
+        self.file = read_model(self.path)
+
+    def pass_all(self, spec: ModelSpec, require: Iterable[Precision]) -> tuple[Precision, ...]:
+        """Check every engine here; returns the precisions that are permitted.
+
+        Raises:
+            ParityError: what must pass does not.
+            EngineError: no engine here can run the file, or one in `require` is not to be had.
+        """
+        held = self.file.precision
+        engines = availability_of(self.file.format)
+        if not engines:
+            raise EngineError("nothing to check the export with: pip install 'tilelab[cpu]'")
+        wanted, passed, native = set(require), {held: None}, False
+        for engine in engines:
+            for precision, device in self._arithmetic(engine).items():
+                must = precision in (held, "fp32") or precision in wanted
+                native = native or precision == "fp16"
+                parity = self._check(engine, precision, device)
+                if self._judge(parity, must=must) and precision != "fp32":
+                    passed[precision] = None
+        if not spec.tile_fixed:
+            for size in _other_sizes(spec):
+                first: Precision = "int8" if held == "int8" else "fp32"
+                self._judge(self._check(engines[-1], first, "auto", size), must=True)
+        if held in ("fp32", "fp16") and self.file.format == "onnx" and not native:
+            simulated = self._simulate_half()
+            if simulated is not None and self._judge(simulated, must=held == "fp16" or "fp16" in wanted):
+                passed["fp16"] = None
+        missing = wanted - set(passed) - {"fp32"}
+        if missing:
+            raise EngineError(
+                f"no engine on this machine computes {self.path.name} in {', '.join(sorted(missing))}, "
+                "so it cannot be proved here: leave it out"
+            )
+        return tuple(passed)
+
+    def _arithmetic(self, engine: str) -> dict[Precision, str]:
+        """What an engine may compute the file in, with the first device for each."""
+        held = self.file.precision
+        found: dict[Precision, str] = {}
+        for target in availability(engine).targets:
+            kind = target.device.partition(":")[0]
+            if target.reason or target.precision in found or self.file.device not in (None, kind):
+                continue
+            compiled = self.file.device is not None
+            if target.precision == held or (not compiled and "int8" not in (held, target.precision)):
+                found[target.precision] = self.request.device if kind == "cuda" and compiled else target.device
+        return found
+
+    def _check(self, engine: str, precision: Precision, device: str, size: int | None = None) -> Parity:
+        parity = check_parity(
+            self.reference,
+            self.path,
+            engine=engine,
+            precision=precision,
+            device=device,
+            tile=size,
+            batch=None if self.file.device else 1,
+            threads=self.threads,
         )
-    side = spec.tile[0] if tile is None else tile
-    over = min(spec.overlap[0], side // 4) if overlap is None else overlap
-    least = max(2 * spec.stride, min(64, side))
-    try:
-        return msgspec.convert(
-            msgspec.to_builtins(spec)
-            | {
-                "tile": (side, side),
-                "overlap": (over, over),
-                "window": window or spec.window,
-                "tile_fixed": not free_size,
-                "tile_min": (least, least) if free_size else None,
-            },
-            ModelSpec,
-        )
-    except msgspec.ValidationError as error:
-        raise ModelError(f"{spec.architecture} cannot be exported so: {error}") from error
+        self.report(str(parity) + (f" (tile {size})" if size else ""))
+        return parity
 
+    def _simulate_half(self) -> Parity | None:
+        """The file with every result rounded to half precision, as a GPU would; None where that cannot be done."""
+        if availability("onnxruntime").reason:
+            return None
+        path = self.path.with_name("simulated.onnx")
+        half = convert_to_half(self.path) if self.file.precision == "fp32" else self.path.read_bytes()
+        path.write_bytes(simulate_half(half))
+        engine = load_engine(path, engine="onnxruntime", device="cpu", precision="fp32", batch=1, threads=self.threads)
+        try:
+            parity = compare(self.reference, engine, file=self.file.precision, name="simulated", precision="fp16")
+        finally:
+            engine.close()
+            path.unlink()
+        self.report(str(parity))
+        return parity
 
-def _require(parity: Parity) -> None:
-    failure = parity.failure()
-    if failure is not None:
-        raise ParityError(failure)
+    def _judge(self, parity: Parity, *, must: bool) -> bool:
+        self.checks.append(parity)
+        failure = parity.failure()
+        if failure is not None and must:
+            raise ParityError(failure)
+        if failure is not None:
+            self.report(f"{parity.precision} is not permitted: {failure}")
+        return failure is None
 
 
 def _other_sizes(spec: ModelSpec) -> list[int]:
@@ -159,20 +242,3 @@ def _other_sizes(spec: ModelSpec) -> list[int]:
         max(least, (side // stride // 2 | 1) * stride),
         side + (stride if side // stride % 2 == 0 else 2 * stride),
     ]
-
-
-def _cheap_precisions(engines: Sequence[str]) -> list[Precision]:
-    """Precisions beside fp32 that some engine has on this machine for an fp32 file; int8 needs a file of its own."""
-    found: list[Precision] = []
-    for engine in engines:
-        for target in availability(engine).targets:
-            if not target.reason and target.precision not in ("fp32", "int8", *found):
-                found.append(target.precision)
-    return found
-
-
-def _engine_for(engines: Sequence[str], precision: Precision) -> str:
-    for engine in engines:
-        if any(t.precision == precision and not t.reason for t in availability(engine).targets):
-            return engine
-    raise EngineError(f"no engine on this machine computes in {precision}, so it cannot be proved here: leave it out")

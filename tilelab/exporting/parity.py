@@ -6,24 +6,23 @@ compared, by the difference of logits, the share of pixels whose label changed a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from tilelab.engines.base import Engine
-from tilelab.engines.registry import load_engine
+from tilelab.engines.registry import load_engine, read_model
 from tilelab.errors import EngineError
 from tilelab.io.base import Image
 from tilelab.metrics.confusion import count_confusion, mean_of_present, score_confusion
-from tilelab.spec import Precision
-from tilelab.training.engine import TorchEngine
+from tilelab.spec import ModelSpec, Precision
 from tilelab.training.recipe import IGNORE
 from tilelab.training.validate import infer_logits
+
+Float32 = npt.NDArray[np.float32]
 
 
 class ParityError(EngineError):
@@ -67,12 +66,13 @@ class Parity:
     """The outcome of one comparison.
 
     Attributes:
-        engine, precision: what was compared with torch fp32.
+        engine, precision: what was compared with the network in fp32.
         logit: greatest difference of a blended logit.
-        scale: greatest magnitude of a blended logit of torch.
+        scale: greatest magnitude of a blended logit of the network.
         changed: share of pixels whose label differs.
-        iou_before, iou_after: mean IoU of torch and of the engine, pooled over the samples; None without truth.
+        iou_before, iou_after: mean IoU of the network and of the engine, pooled over the samples; None without truth.
         worst: where `logit` was found: sample name, class, y, x.
+        file: the arithmetic that the file itself holds.
     """
 
     engine: str
@@ -83,10 +83,16 @@ class Parity:
     iou_before: float | None
     iou_after: float | None
     worst: tuple[str, int, int, int]
+    file: Precision = "fp32"
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """That of the coarser of the file's and the engine's arithmetic."""
+        return TOLERANCES[max(self.file, self.precision, key=list(TOLERANCES).index)]
 
     def failure(self) -> str | None:
         """What is beyond tolerance, in words; None when all is within."""
-        limit = TOLERANCES[self.precision]
+        limit = self.tolerance
         lost = 0.0 if self.iou_before is None or self.iou_after is None else self.iou_before - self.iou_after
         for what, value, most in (
             ("changes logits by up to", self.logit, limit.logit * self.scale),
@@ -96,67 +102,115 @@ class Parity:
             if not value <= most:  # NaN fails
                 name, label, y, x = self.worst
                 return (
-                    f"{self.engine} {self.precision} {what} {value:.3g}, at most {most:.3g} are allowed; "
+                    f"{self._label} {what} {value:.3g}, at most {most:.3g} are allowed; "
                     f"worst at y={y} x={x} of {name}, class {label}"
                 )
         return None
 
+    @property
+    def _label(self) -> str:
+        held = "" if self.file in (self.precision, "fp32") else f" on {self.file} weights"
+        return f"{self.engine} {self.precision}{held}"
+
     def __str__(self) -> str:
-        text = f"{self.engine} {self.precision}: logits within {self.logit:.2g} of {self.scale:.2g}, "
+        text = f"{self._label}: logits within {self.logit:.2g} of {self.scale:.2g}, "
         text += f"labels changed {self.changed:.2e}"
         if self.iou_before is not None and self.iou_after is not None:
             text += f", mean IoU {self.iou_before:.4f} -> {self.iou_after:.4f}"
         return text
 
 
-def check_parity(
-    network: nn.Module,
-    path: Path,
-    samples: Sequence[Sample],
-    *,
-    engine: str,
-    precision: Precision,
-    tile: int | None = None,
-) -> Parity:
-    """Compare an exported file, run by `engine` at `precision`, with `network` in fp32.
+class Reference:
+    """Blended logits of the network itself, in fp32, on the samples; computed once for each way of tiling.
 
     Args:
-        network: in evaluation mode, on the CPU.
-        path: the exported file, with its description.
+        make: the network as an engine for a description.
         samples: at least one image.
+    """
+
+    def __init__(self, make: Callable[[ModelSpec], Engine], samples: Sequence[Sample]) -> None:
+        self.samples = tuple(samples)
+        self._make = make
+        self._known: dict[tuple[object, ...], list[Float32]] = {}
+
+    def logits(self, spec: ModelSpec) -> list[Float32]:
+        """Of every sample, float32 ``(K, y, x)``, tiled as `spec` says."""
+        key = (spec.tile, spec.overlap, spec.window)
+        if key not in self._known:
+            engine = self._make(spec)
+            try:
+                self._known[key] = [infer_logits(engine, sample.image) for sample in self.samples]
+            finally:
+                engine.close()
+        return self._known[key]
+
+
+def check_parity(
+    reference: Reference,
+    path: Path,
+    *,
+    engine: str = "auto",
+    precision: Precision | None = None,
+    device: str = "auto",
+    tile: int | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Parity:
+    """Compare an exported file, run by `engine` at `precision`, with its network in fp32.
+
+    Args:
+        reference: the network on the samples.
+        path: the exported file, with its description.
         engine: name of an engine.
-        precision: asked of the engine.
+        precision: asked of the engine; None is that of the file.
+        device: asked of the engine.
         tile: another tile than the model's, to prove that size is free.
+        batch: tiles per run; None is the engine's choice.
+        threads: of the engine.
 
     Raises:
         EngineError: the engine or precision is not to be had here.
         ModelError: the file cannot be loaded.
     """
+    held = read_model(path).precision
     side = None if tile is None else (tile, tile)
     candidate = load_engine(
-        path, engine=engine, precision=precision, batch=1, tile=side, threads=torch.get_num_threads()
+        path, engine=engine, device=device, precision=precision or held, batch=batch, tile=side, threads=threads
     )
     try:
-        return compare(TorchEngine(network, candidate.spec), candidate, samples)
+        return compare(reference, candidate, file=held)
     finally:
         candidate.close()
 
 
-def compare(reference: Engine, candidate: Engine, samples: Sequence[Sample]) -> Parity:
-    """Infer every sample with both, as `tilelab infer` does, and measure the differences of the blended logits."""
+def compare(
+    reference: Reference,
+    candidate: Engine,
+    *,
+    file: Precision = "fp32",
+    name: str | None = None,
+    precision: Precision | None = None,
+) -> Parity:
+    """Infer every sample, as `tilelab infer` does, and measure the differences of the blended logits.
+
+    Args:
+        reference: the network on the samples.
+        candidate: what is compared with it.
+        file: the arithmetic that the candidate's file holds.
+        name, precision: of the outcome; by default the candidate's.
+    """
     worst, scale, place = -1.0, 0.0, ("", 0, 0, 0)
-    changed = pixels = 0
+    changed = pixels = truths = 0
     before, after = np.zeros((256, 256), np.int64), np.zeros((256, 256), np.int64)
-    truths = 0
-    for sample in samples:
-        expected, got = (infer_logits(engine, sample.image) for engine in (reference, candidate))
+    for sample, expected in zip(reference.samples, reference.logits(candidate.spec), strict=True):
+        got = infer_logits(candidate, sample.image)
         difference = np.abs(expected - got)
         difference[~np.isfinite(got)] = np.inf
         at = np.unravel_index(int(difference.argmax()), difference.shape)
         if difference[at] > worst:
             worst, place = float(difference[at]), (sample.name, int(at[0]), int(at[1]), int(at[2]))
         scale = max(scale, float(np.abs(expected).max()))
-        labels = [logits.argmax(axis=0).astype(np.uint8) for logits in (expected, got)]
+        labels = [_labels(logits, candidate.spec) for logits in (expected, got)]
         changed += int((labels[0] != labels[1]).sum())
         pixels += labels[0].size
         if sample.truth is not None:
@@ -164,5 +218,22 @@ def compare(reference: Engine, candidate: Engine, samples: Sequence[Sample]) -> 
             before += count_confusion(labels[0], sample.truth, ignore=IGNORE)
             after += count_confusion(labels[1], sample.truth, ignore=IGNORE)
     scores = [mean_of_present(score_confusion(c).iou) for c in (before, after)] if truths else [None, None]
-    name, precision = candidate.name, candidate.precision
-    return Parity(name, precision, worst, scale, changed / pixels, scores[0], scores[1], place)
+    return Parity(
+        name or candidate.name,
+        precision or candidate.precision,
+        worst,
+        scale,
+        changed / pixels,
+        scores[0],
+        scores[1],
+        place,
+        file,
+    )
+
+
+def _labels(logits: Float32, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    highest: npt.NDArray[np.uint8] = logits.argmax(axis=0).astype(np.uint8)
+    if spec.activation == "softmax":
+        return highest
+    # with sigmoid, the background is where no output is above 0
+    return np.where(logits.max(axis=0) > 0, highest + np.uint8(1), np.uint8(0))

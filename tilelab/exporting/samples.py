@@ -1,0 +1,112 @@
+"""The images on which an exported file is compared with its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from tilelab.errors import InputError
+from tilelab.evaluation.pairs import list_files, name_of
+from tilelab.exporting.parity import Sample
+from tilelab.geometry import Box
+from tilelab.io.base import Image
+from tilelab.io.open import open_image
+from tilelab.spec import ModelSpec
+from tilelab.training.pairs import Pair, Plane, open_pairs
+from tilelab.training.recipe import Data
+from tilelab.volume import Volume
+
+if TYPE_CHECKING:
+    from tilelab.training.recipe import Recipe
+
+_T = TypeVar("_T")
+
+LARGEST = 2048
+"""Side of the part, px, that is taken from the middle of a larger image: whole logits are held in memory."""
+MOST = 8
+"""Images that are taken from a folder."""
+_FULL_SCALE = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}  # of a data type, in grey levels of uint8
+
+
+def validation_samples(recipe: Recipe, root: Path) -> list[Sample]:
+    """The recipe's validation set, whole.
+
+    Raises:
+        InputError: it is not there, or does not fit the recipe.
+    """
+    return [
+        Sample(pair.name, pair.image, pair.mask.read(Box.whole(pair.shape)))
+        for pair in open_pairs(recipe.validation, root, len(recipe.classes))
+    ]
+
+
+def user_samples(images: Path, masks: Path | None, labels: str, spec: ModelSpec) -> list[Sample]:
+    """The user's own images: at most `MOST`, spread over the folder, of large ones the middle.
+
+    Args:
+        images: an image, or a folder of them; of stacks, the middle slice without masks, and every slice with.
+        masks: the truth, likewise.
+        labels: which stored value is which class (see the recipe's `Data`); empty: the values are the classes.
+        spec: of the model.
+
+    Raises:
+        InputError: nothing is there, or images and masks do not fit each other.
+    """
+    if masks is not None:
+        pairs = open_pairs(Data(str(images.absolute()), str(masks.absolute()), labels), Path(), len(spec.classes))
+        return [_cut_pair(pair) for pair in _spread(pairs)]
+    return [_cut(name, middle_plane(open_image(path))) for name, path in _spread(list(find_images(images).items()))]
+
+
+def drawn_sample(spec: ModelSpec) -> Sample:
+    """A drawn micrograph of at least two and a half tiles each way."""
+    from tilelab.sample import draw_superalloy
+
+    side = max(768, *(5 * n // 2 for n in spec.tile))
+    dtype = spec.normalization.dtype
+    drawn = draw_superalloy((side, side))[0] * np.float32(_FULL_SCALE.get(dtype, 1.0))
+    return Sample("drawn micrograph", open_image(drawn.astype(dtype), axes="yx"))
+
+
+def find_images(path: Path) -> dict[str, Path]:
+    """An image, or those of a folder, by name.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    if not path.exists():
+        raise InputError(f"there is no image or folder {path}")
+    if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs")):
+        return list_files(path)
+    return {name_of(path): path}
+
+
+def middle_plane(image: Image) -> Image:
+    """The middle slice of a volume; a plane is itself."""
+    return Plane(image, Volume(image).shape[0] // 2)
+
+
+def _cut_pair(pair: Pair) -> Sample:
+    box = _middle(pair.shape)
+    return Sample(pair.name, _read(pair.image, box), pair.mask.read(box))
+
+
+def _cut(name: str, image: Image) -> Sample:
+    return Sample(name, _read(image, _middle((image.shape[-2], image.shape[-1]))))
+
+
+def _read(plane: Image, box: Box) -> Image:
+    channels = () if plane.axes == "yx" else (plane.shape[0],)
+    whole = Box((*(0 for _ in channels), *box.start), (*channels, *box.stop))
+    return open_image(np.ascontiguousarray(plane.read(whole)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm)
+
+
+def _middle(shape: tuple[int, int]) -> Box:
+    start = [max(0, (n - LARGEST) // 2) for n in shape]
+    return Box(tuple(start), tuple(min(n, a + LARGEST) for n, a in zip(shape, start, strict=True)))
+
+
+def _spread(found: list[_T]) -> list[_T]:
+    return found if len(found) <= MOST else [found[i * len(found) // MOST] for i in range(MOST)]

@@ -1,0 +1,202 @@
+"""What is exported: a checkpoint with its network in torch, or an ONNX file, which needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from tilelab.engines.base import Engine
+from tilelab.engines.onnx_file import read_onnx
+from tilelab.engines.overrides import SpecOverrides, choose_ports, override_spec, resolve_spec
+from tilelab.engines.registry import load_engine
+from tilelab.errors import EngineError, ModelError
+from tilelab.geometry import Window
+from tilelab.spec import ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from tilelab.training.recipe import Recipe
+
+
+class Source(Protocol):
+    """Something that can be exported.
+
+    Attributes:
+        path: the file.
+        precision: the arithmetic of the network as it is here.
+        recipe: that it was trained by, where known.
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def recipe(self) -> Recipe | None: ...
+
+    def place(
+        self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
+    ) -> ModelSpec:
+        """Its description, for use with another tile, overlap or window; `free_size` leaves height and width free.
+
+        Raises:
+            ModelError: the network does not allow it.
+        """
+        ...
+
+    def reference(self, spec: ModelSpec) -> Engine:
+        """The network itself, on the CPU, tiled as `spec` says."""
+        ...
+
+    def write_onnx(self, spec: ModelSpec, path: Path) -> None:
+        """Write the network as it is to an ONNX file that carries `spec`.
+
+        Raises:
+            ModelError: the network cannot be traced.
+        """
+        ...
+
+
+def open_source(path: Path) -> CheckpointSource | OnnxSource:
+    """A checkpoint or an ONNX file.
+
+    Raises:
+        ModelError: missing, broken, of another format, or without a description.
+        EngineError: it needs torch, which is not installed.
+    """
+    if not path.exists():
+        raise ModelError(f"there is no file {path}: give a checkpoint of `tilelab train` or an .onnx of tilelab export")
+    if path.suffix == ".safetensors":
+        return CheckpointSource(path)
+    if path.suffix == ".onnx":
+        return OnnxSource(path)
+    raise ModelError(
+        f"cannot export {path}: give a .safetensors checkpoint of `tilelab train` or an .onnx of tilelab export"
+    )
+
+
+class CheckpointSource:
+    """A trained network; `network` is its torch module, in evaluation mode."""
+
+    precision: Precision = "fp32"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise EngineError("exporting a checkpoint needs torch: pip install 'tilelab[train]'") from None
+        from tilelab.training.checkpoint import load_checkpoint, load_network
+
+        self.path = path
+        self.threads: int = torch.get_num_threads()
+        loaded = load_checkpoint(path)
+        self.network: Any = load_network(loaded)
+        self.recipe: Recipe | None = loaded.header.recipe
+        spec = loaded.header.spec
+        self._spec = msgspec.structs.replace(
+            spec,
+            precisions=("fp32",),
+            training={
+                **spec.training,
+                "steps": loaded.header.step,
+                "seed": loaded.header.recipe.seed,
+                "validation": loaded.header.scores,
+            },
+        )
+
+    def place(
+        self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
+    ) -> ModelSpec:
+        """See `Source.place`."""
+        spec = self._spec
+        if free_size and spec.receptive_field is None:
+            raise ModelError(
+                f"{spec.architecture} sees its whole tile, so its output depends on the tile's size: "
+                "leave --free-size out"
+            )
+        side = spec.tile[0] if tile is None else tile
+        over = min(spec.overlap[0], side // 4) if overlap is None else overlap
+        least = max(2 * spec.stride, min(64, side))
+        try:
+            return msgspec.convert(
+                msgspec.to_builtins(spec)
+                | {
+                    "tile": (side, side),
+                    "overlap": (over, over),
+                    "window": window or spec.window,
+                    "tile_fixed": not free_size,
+                    "tile_min": (least, least) if free_size else None,
+                },
+                ModelSpec,
+            )
+        except msgspec.ValidationError as error:
+            raise ModelError(f"{spec.architecture} cannot be exported so: {error}") from error
+
+    def reference(self, spec: ModelSpec) -> Engine:
+        """The network in torch."""
+        from tilelab.training.engine import TorchEngine
+
+        return TorchEngine(self.network, spec)
+
+    def write_onnx(self, spec: ModelSpec, path: Path) -> None:
+        """See `Source.write_onnx`."""
+        from tilelab.exporting.onnx_file import write_onnx
+
+        write_onnx(self.network, spec, path)
+
+
+class OnnxSource:
+    """A network in an ONNX file; what it says is what ONNX Runtime computes on the CPU."""
+
+    recipe: Recipe | None = None
+    threads: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = read_onnx(path)
+        if self.file.description is None:
+            raise ModelError(
+                f"{path} does not describe its model, so nothing made of it would: export it from its checkpoint"
+            )
+        if len(self.file.files) > 1:
+            raise ModelError(f"{path} keeps its weights in another file: put them into it (onnx.save) first")
+        self._spec = resolve_spec(self.file)
+        self.input: str = choose_ports(self.file)[0].name
+
+    @property
+    def precision(self) -> Precision:
+        """Of the graph."""
+        return self.file.precision
+
+    def place(
+        self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
+    ) -> ModelSpec:
+        """See `Source.place`; a size that was fixed when the network was traced stays so."""
+        if free_size and self._spec.tile_fixed:
+            raise ModelError(f"{self.path} has its size fixed: export it from its checkpoint with --free-size")
+        sides = None if tile is None else (tile,) * len(self._spec.axes)
+        overs = None if overlap is None else (overlap,) * len(self._spec.axes)
+        return override_spec(self._spec, SpecOverrides(tile=sides, overlap=overs, window=window))
+
+    def reference(self, spec: ModelSpec) -> Engine:
+        """The file in ONNX Runtime, in fp32 or, where it is quantised, in int8."""
+        overrides = SpecOverrides(overlap=spec.overlap, window=spec.window)
+        return load_engine(
+            self.path,
+            engine="onnxruntime",
+            device="cpu",
+            precision="int8" if self.precision == "int8" else "fp32",
+            batch=None,
+            tile=spec.tile,
+            spec_overrides=overrides,
+        )
+
+    def write_onnx(self, spec: ModelSpec, path: Path) -> None:
+        """A copy with another description."""
+        import shutil
+
+        from tilelab.engines.onnx_file import embed_spec
+
+        shutil.copyfile(self.path, path)
+        embed_spec(path, spec)

@@ -1,0 +1,200 @@
+"""Write a network in each format, undecided yet whether it is right."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilelab.engines.half import convert_to_half
+from tilelab.engines.onnx_file import embed_spec, read_onnx
+from tilelab.engines.overrides import choose_ports
+from tilelab.engines.plan_file import Compatibility
+from tilelab.engines.tensorrt_build import BuildOptions, Progress, build_engine
+from tilelab.errors import ModelError
+from tilelab.exporting.calibration import TILES, Variation, draw_tiles
+from tilelab.exporting.source import CheckpointSource, OnnxSource
+from tilelab.io.base import Image
+from tilelab.spec import ModelSpec, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A kind of file: its name among `ModelFile.format`, what it can hold, and whether its size is always fixed."""
+
+    name: str
+    precisions: tuple[Precision, ...]
+    fixed: bool
+
+
+FORMATS = {
+    ".onnx": Format("onnx", ("fp32", "fp16", "int8"), fixed=False),
+    ".xml": Format("openvino", ("fp32", "fp16", "int8"), fixed=False),
+    ".pt2": Format("aotinductor", ("fp32", "fp16", "bf16"), fixed=True),
+    ".engine": Format("tensorrt", ("fp32", "fp16", "int8"), fixed=True),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What quantisers and compilers want to know.
+
+    Attributes:
+        calibration: planes to measure the ranges of activations on, for int8.
+        tiles: how many are cut from them.
+        variation: of their brightness and contrast; None is that of the training, where known.
+        device: a compiled file is for, ``cpu`` or ``cuda:N``; ``auto`` is a GPU where there is one.
+        batch: tiles per run of a compiled file: one number, or for TensorRT least, best and most; None is 8 on a GPU
+            and 1 on a CPU.
+        compatibility, timing_cache: of TensorRT, see `BuildOptions`.
+        progress: called as TensorRT builds.
+    """
+
+    calibration: Sequence[Image] = ()
+    tiles: int = TILES
+    variation: Variation | None = None
+    device: str = "auto"
+    batch: int | tuple[int, int, int] | None = None
+    compatibility: Compatibility = "this"
+    timing_cache: Path | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that may still get another description."""
+
+    describe: Callable[[ModelSpec], None]
+
+
+def write_model(
+    source: CheckpointSource | OnnxSource,
+    spec: ModelSpec,
+    precision: Precision,
+    path: Path,
+    request: Request,
+    scratch: Path,
+) -> Written:
+    """Write `path` in the format of its suffix.
+
+    Args:
+        source: the network.
+        spec: its description, which goes into the file.
+        precision: of the file.
+        path: directly written.
+        request: what quantisers and compilers want to know.
+        scratch: a folder that is removed when the export is over.
+
+    Raises:
+        ModelError: the network cannot be converted so.
+        EngineError: something that is needed is not installed.
+    """
+    if path.suffix == ".pt2":
+        return _write_package(source, spec, precision, path, request)
+    if path.suffix == ".onnx":
+        _write_onnx(source, spec, precision, path, request, scratch)
+        return Written(lambda final: embed_spec(path, final))
+    if path.suffix == ".xml":
+        return _write_openvino(source, spec, precision, path, request, scratch)
+    onnx = scratch / "network.onnx"
+    _write_onnx(source, spec, precision, onnx, request, scratch, symmetric=True)
+    build_engine(
+        onnx,
+        path,
+        precision=precision,
+        options=BuildOptions(
+            batch=request.batch or 8,
+            device="cuda:0" if request.device == "auto" else request.device,
+            compatibility=request.compatibility,
+            timing_cache=request.timing_cache,
+        ),
+        progress=request.progress,
+        origin=(source.path.name, source.file.digest())
+        if isinstance(source, OnnxSource)
+        else (path.with_suffix(".onnx").name, ""),
+    )
+    return Written(lambda final: None)  # noqa: ARG005 - it permits what it was built for
+
+
+def _write_onnx(
+    source: CheckpointSource | OnnxSource,
+    spec: ModelSpec,
+    precision: Precision,
+    path: Path,
+    request: Request,
+    scratch: Path,
+    *,
+    symmetric: bool = False,
+) -> None:
+    if precision == source.precision:
+        source.write_onnx(spec, path)
+        return
+    plain = scratch / "plain.onnx"
+    source.write_onnx(spec, plain)
+    if precision == "fp16":
+        path.write_bytes(convert_to_half(plain))
+    else:
+        from tilelab.exporting.quantize import quantize_onnx
+
+        tiles = draw_tiles(request.calibration, spec, count=request.tiles, variation=_variation(source, request))
+        quantize_onnx(plain, choose_ports(read_onnx(plain))[0].name, tiles, path, symmetric=symmetric)
+    embed_spec(path, spec)
+
+
+def _write_openvino(
+    source: CheckpointSource | OnnxSource,
+    spec: ModelSpec,
+    precision: Precision,
+    path: Path,
+    request: Request,
+    scratch: Path,
+) -> Written:
+    from tilelab.exporting.openvino_file import read_network, write_ir
+    from tilelab.exporting.quantize import quantize_openvino
+
+    plain = scratch / "plain.onnx"
+    source.write_onnx(spec, plain)
+    if precision == "int8" and source.precision != "int8":
+        tiles = draw_tiles(request.calibration, spec, count=request.tiles, variation=_variation(source, request))
+        network = quantize_openvino(plain, spec, tiles)
+    else:
+        network = read_network(plain)
+    half = precision == "fp16"
+    write_ir(network, spec, path, half=half)
+
+    def describe(final: ModelSpec) -> None:
+        again = scratch / "again.xml"
+        write_ir(network, final, again, half=half)
+        for suffix in (".bin", ".xml"):
+            shutil.move(again.with_suffix(suffix), path.with_suffix(suffix))
+
+    return Written(describe)
+
+
+def _write_package(
+    source: CheckpointSource | OnnxSource, spec: ModelSpec, precision: Precision, path: Path, request: Request
+) -> Written:
+    from tilelab.engines.aotinductor_build import compile_package
+    from tilelab.engines.nvidia import gpu_count
+
+    if not isinstance(source, CheckpointSource):
+        raise ModelError(f"a .pt2 is compiled from the network in torch, not from {source.path}: give its checkpoint")
+    target = request.device.partition(":")[0]
+    if target == "auto":
+        target = "cuda" if gpu_count() else "cpu"
+    batch = request.batch or (8 if target == "cuda" else 1)
+    if not isinstance(batch, int):
+        raise ModelError(f"a .pt2 has one batch size, not {batch}: give --batch N")
+    compile_package(source.network, spec, path, batch=batch, precision=precision, target=target)
+    return Written(lambda final: None)  # noqa: ARG005 - it permits what it was compiled for
+
+
+def _variation(source: CheckpointSource | OnnxSource, request: Request) -> Variation:
+    """That asked for, else that of the training, else the default."""
+    if request.variation is not None:
+        return request.variation
+    if source.recipe is None:
+        return Variation()
+    trained = source.recipe.augmentation
+    return Variation(trained.brightness, trained.contrast)
