@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
+from tilelab.io._volumes import split_member
 from tilelab.io.place import Place, remove_tree
 from tilelab.io.remote import RemotePath
 from tilelab.io.remote_open import remote_place
 from tilelab.io.sink import partial_path
 from tilelab.journal import FOLDER, Fingerprint, Journal, differences
 
-SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png")
+SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".precomputed")
 
 
 def output_path(image: Any, out: str | Place | None) -> Place:
@@ -23,7 +24,7 @@ def output_path(image: Any, out: str | Place | None) -> Place:
     """
     source: Place | None = None
     if isinstance(image, str | Path | RemotePath):
-        source = remote_place(image) or Path(str(image))
+        source = remote_place(image) or Path(split_member(str(image))[0])
     if out is None:
         if source is None:
             raise OutputError("an array has no name to derive the output's from: give one")
@@ -39,9 +40,7 @@ def output_path(image: Any, out: str | Place | None) -> Place:
         return _check_remote(remote, source)
     target = Path(str(out)).expanduser()
     if not target.name.endswith(SUFFIXES):
-        raise OutputError(
-            f"{target} is of an unknown format: name it {', '.join(SUFFIXES[:1] + SUFFIXES[2:3])} or .png"
-        )
+        raise OutputError(f"{target} is of an unknown format: name it .ome.zarr, .ome.tif, .png or .precomputed")
     if source is not None and source.resolve() == target.resolve():
         raise OutputError(f"{target} is the input: choose another output")
     return target
@@ -132,13 +131,17 @@ def _clear_remote(result: RemotePath, restart: bool) -> None:
 
 
 def convert_result(work: Place, target: Place) -> None:
-    """The finished OME-Zarr `work` as the file that was asked for."""
+    """The finished OME-Zarr `work` as the file or volume that was asked for."""
     assert isinstance(work, Path)  # noqa: S101 - remote results are OME-Zarr
     assert isinstance(target, Path)  # noqa: S101
     if target.suffix == ".png":
         from tilelab.io.png_out import write_png
 
         write_png(work, target)
+    elif target.suffix == ".precomputed":
+        from tilelab.io.precomputed_out import write_precomputed
+
+        write_precomputed(work, target)
     else:
         from tilelab.io.tiff_out import write_tiff
 
@@ -161,6 +164,10 @@ def _known_fingerprint(path: Place) -> Fingerprint | None:
             from tilelab.io.result import UNFINISHED, read_info
 
             metadata = read_info(path, "zarr.json" if present(path) else UNFINISHED).metadata
+        elif path.suffix == ".precomputed":
+            from tilelab.io.precomputed_out import read_precomputed_metadata
+
+            metadata = read_precomputed_metadata(path)
         elif path.is_dir():
             from tilelab.io.result import read_info
 

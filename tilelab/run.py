@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tilelab.cluster.devices import is_distributed
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import read_spec
+from tilelab.errors import OutputError
 from tilelab.io.place import Place
 from tilelab.memory import resident_memory
 from tilelab.options import Options, load
@@ -58,7 +59,7 @@ def infer(
         image: path or URI of anything `open_image` reads, an `Image`, a NumPy or Dask array.
         model: path of a model, name of a bundled one, or a loaded engine (which is then the caller's to close).
         out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
-            ``.png``; or ``s3://.../NAME.ome.zarr``, ``gs://...``.
+            ``.png``, or ``.precomputed`` (neuroglancer); or ``s3://.../NAME.ome.zarr``, ``gs://...``.
         options: everything else.
         overview: PNG to draw, the image with the segmentation over it.
         progress: told how far the run is.
@@ -110,6 +111,8 @@ def infer(
             from tilelab.io.png_out import check_png
 
             check_png(prepared.plan.source.shape, target)
+        if isinstance(target, Path) and target.suffix == ".precomputed" and not options.labels:
+            raise OutputError(f"{target} would hold the labels: leave --no-labels out, or name it .ome.zarr")
         done = finished(target, work, prepared.fingerprint, options.restart)
         clock.mark("start")
         stalls = None

@@ -17,7 +17,7 @@ from tilelab.errors import OutputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add_run_arguments(parser)
-    parser.add_argument("-o", "--out", metavar="OUT", help="NAME.ome.zarr (default), .ome.tif or .png")
+    parser.add_argument("-o", "--out", metavar="OUT", help="NAME.ome.zarr (default), .ome.tif, .png, .precomputed")
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left at OUT")
     parser.add_argument("--report", metavar="FILE.json", help="write the run report")
     parser.add_argument("--overview", metavar="FILE.png", help="draw the image with the segmentation over it")
