@@ -43,7 +43,7 @@ class TorchEngine:
 
     def versions(self) -> Mapping[str, str]:
         """The version of torch."""
-        return {"torch": torch.__version__}
+        return {"torch": str(torch.__version__)}  # a str of its own kind, which JSON encoders refuse
 
     def close(self) -> None:
         """Nothing to free."""
