@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tilelab.cli.info_network import (
+    CHECKPOINT,
+    architecture_rows,
+    checkpoint_rows,
+    examine_architecture,
+    examine_checkpoint,
+    is_architecture,
+)
 from tilelab.errors import InputError, TilelabError
+from tilelab.io.place import Place
+from tilelab.io.remote_access import clean_uri
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-_MODEL_SUFFIXES = (".onnx", ".xml")
+_MODEL_SUFFIXES = (".onnx", ".xml", ".engine", ".plan", ".pt2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this command."""
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, model (file or bundled name) or result")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, model (file or bundled name), result, "
+                        "checkpoint, or name of an architecture (pmcanet:resnet50)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON list, one document for each PATH")
 
 
@@ -33,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             documents.append(examine(path))
         except TilelabError as error:
             failures.append(error)
-            documents.append({"path": path, "kind": "error", "error": str(error)})
+            documents.append({"path": clean_uri(path), "kind": "error", "error": str(error)})
     if args.json:
         print(json.dumps(documents, indent=1))
     else:
@@ -46,25 +57,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(path: str) -> dict[str, Any]:
-    """What there is to know about one path, as a document; ``kind`` is ``image``, ``model`` or ``result``.
+    """What there is to know about one path, as a document; ``kind`` is ``image``, ``model``,
+    ``result``, ``checkpoint`` or ``architecture``.
 
     Raises:
         TilelabError: it is none of these, or broken.
     """
     from tilelab.engines.registry import bundled_models
+    from tilelab.io.open import describe
+    from tilelab.io.remote_open import remote_place
 
+    if (place := remote_place(path)) is not None:
+        try:
+            return {"path": str(place), "kind": "result", **_examine_result(place)}
+        except InputError:
+            return {"path": str(place), "kind": "image", **describe(path)}
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
     if named or here.suffix.lower() in _MODEL_SUFFIXES:
         return {"path": path, "kind": "model", **_examine_model(path)}
+    if here.suffix == CHECKPOINT and here.is_file():
+        return {"path": path, "kind": "checkpoint", **examine_checkpoint(here)}
+    if is_architecture(path) and not here.exists():
+        return {"path": path, "kind": "architecture", **examine_architecture(path)}
     if here.is_dir() and (here / "zarr.json").is_file():
         try:
             return {"path": path, "kind": "result", **_examine_result(here)}
         except InputError:
             pass  # a Zarr that tilelab did not write: an image like others
-    from tilelab.io.open import describe
-
-    return {"path": path, "kind": "image", **describe(path)}
+    return {"path": clean_uri(path), "kind": "image", **describe(path)}
 
 
 def _examine_model(model: str) -> dict[str, Any]:
@@ -91,7 +112,7 @@ def _examine_model(model: str) -> dict[str, Any]:
     }
 
 
-def _examine_result(path: Path) -> dict[str, Any]:
+def _examine_result(path: Place) -> dict[str, Any]:
     from tilelab.io.result import read_result
 
     result = read_result(path)
@@ -105,9 +126,16 @@ def _examine_result(path: Path) -> dict[str, Any]:
         "labels": info.labels,
         "probabilities": [info.classes[index].name for index in info.probabilities],
         "logits": info.logits,
-        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        **_disk_bytes(path),
         "metadata": info.metadata,
     }
+
+
+def _disk_bytes(path: Place) -> dict[str, int]:
+    """What a local result takes; a store would have to be asked for every object."""
+    if not isinstance(path, Path):
+        return {}
+    return {"bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file())}
 
 
 def _show(documents: list[dict[str, Any]]) -> None:
@@ -117,7 +145,13 @@ def _show(documents: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    tellers = {"image": _image_rows, "model": _model_rows, "result": _result_rows}
+    tellers = {
+        "image": _image_rows,
+        "model": _model_rows,
+        "result": _result_rows,
+        "checkpoint": _checkpoint_rows,
+        "architecture": architecture_rows,
+    }
     for i, document in enumerate(documents):
         if i:
             console.print()
@@ -200,6 +234,13 @@ def _model_rows(model: dict[str, Any]) -> _Rows:
     return rows + [(key.replace("_", " "), _plain(value)) for key, value in spec["training"].items()]
 
 
+def _checkpoint_rows(checkpoint: dict[str, Any]) -> _Rows:
+    own = checkpoint_rows(checkpoint)
+    said = {name for name, _ in own}
+    use = _model_rows(checkpoint | {"file": None})
+    return own + [(name, value) for name, value in use if name not in {*said, "precisions", "macs per pixel"}]
+
+
 def _result_rows(result: dict[str, Any]) -> _Rows:
     from tilelab.memory import format_bytes
 
@@ -222,7 +263,7 @@ def _result_rows(result: dict[str, Any]) -> _Rows:
         ("holds", ", ".join(holds)),
         ("classes", _classes_text(result["classes"])),
         ("levels", _levels_text(result["levels"])),
-        ("on disk", format_bytes(result["bytes"])),
+        ("on disk", format_bytes(result["bytes"]) if "bytes" in result else None),
         ("model", metadata.get("model")),
         ("engine", " ".join(str(engine[key]) for key in ("name", "precision") if key in engine)),
         ("tiles", ", ".join(tiles)),

@@ -31,6 +31,7 @@ _FIRST_WAIT_SECONDS = 0.25
 _FIRST_TRIES = 3  # while the host has never answered: a wrong name is said soon
 _BLOCK_BYTES = 128 * 2**10
 _BLOCKS = 64
+_PAGE = 1000  # objects in one listing or deletion
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class RemoteStore:
 
     def __init__(self, root: str) -> None:
         """Reach ``s3://bucket``, ``gs://bucket`` or ``https://[user:password@]host[?query]``; sends nothing."""
+        self._root = root
         try:
             self._access: Access = open_access(root)
         except ImportError:
@@ -147,9 +149,18 @@ class RemoteStore:
         """The keys below the folder `prefix`, a page at a time."""
         import obstore
 
-        stream = iter(obstore.list(self._access.store, prefix or None, chunk_size=1000))
-        while (page := self._try(lambda: next(stream, None))) is not None:
-            yield from (str(meta["path"]) for meta in page)
+        last: str | None = None
+        while True:  # every page is a listing of its own: one that broke off would look like its end
+
+            def page(after: str | None = last) -> Any:
+                pages = obstore.list(self._access.store, prefix or None, offset=after, chunk_size=_PAGE)
+                return next(iter(pages), [])
+
+            found = self._try(page)
+            yield from (str(meta["path"]) for meta in found)
+            if len(found) < _PAGE:
+                return
+            last = str(found[-1]["path"])
 
     def children(self, prefix: str) -> list[str]:
         """The keys of folders and objects right below the folder `prefix`; none for a web server, which cannot say."""
@@ -165,8 +176,8 @@ class RemoteStore:
         import obstore
 
         todo = list(keys)
-        for at in range(0, len(todo), 1000):
-            part = todo[at : at + 1000]
+        for at in range(0, len(todo), _PAGE):
+            part = todo[at : at + _PAGE]
             try:
                 self._try(lambda part=part: obstore.delete(self._access.store, part))  # type: ignore[misc]
             except FileNotFoundError:
@@ -174,10 +185,9 @@ class RemoteStore:
 
     def zarr_store(self, prefix: str) -> Any:
         """A read-only store for zarr-python at the folder `prefix`."""
-        from obstore.store import PrefixStore
         from zarr.storage import ObjectStore
 
-        return ObjectStore(PrefixStore(self._access.store, prefix), read_only=True)
+        return ObjectStore(open_access(self._root, prefix).store, read_only=True)
 
     def explain(self, error: BaseException) -> str:
         """What an exception that came through `zarr_store` means."""

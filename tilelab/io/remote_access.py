@@ -14,12 +14,13 @@ import configparser
 import datetime
 import os
 import socket
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 TIMEOUT_SECONDS = 60.0
 TRIES = 7
@@ -54,8 +55,8 @@ class Access:
     tries: int
 
 
-def open_access(root: str) -> Access:
-    """Connect to ``s3://bucket``, ``gs://bucket`` or ``https://host``; sends nothing.
+def open_access(root: str, prefix: str | None = None) -> Access:
+    """Connect to ``s3://bucket``, ``gs://bucket`` or ``https://host``, or the folder `prefix` there; sends nothing.
 
     Raises:
         ImportError: obstore is not installed.
@@ -79,19 +80,23 @@ def open_access(root: str) -> Access:
     if parts.scheme == "s3":
         config = _s3_config()
         endpoint = str(config.get("endpoint") or "Amazon S3")
-        store: Any = S3Store(bucket, config=config, **common)
+        store: Any = S3Store(bucket, prefix=prefix, config=config, **common)
         return Access(store, bucket, host_of(endpoint), bool(config.get("skip_signature")), _S3_ADVICE, seconds, tries)
     if parts.scheme == "gs":
         anonymous = not _has_google_credentials()
         config = {"skip_signature": True} if anonymous else {}
         if base := os.environ.get("STORAGE_EMULATOR_HOST"):
             config["base_url"] = base if "://" in base else f"http://{base}"
-        store = GCSStore(bucket, config=config, **common)
+        store = GCSStore(bucket, prefix=prefix, config=config, **common)
         return Access(
             store, bucket, host_of(str(config.get("base_url", "Google"))), anonymous, _GS_ADVICE, seconds, tries
         )
     anonymous = not (parts.username or parts.query)
-    return Access(HTTPStore.from_url(root, **common), "", host_of(root), anonymous, _WEB_ADVICE, seconds, tries)
+    if parts.username:
+        known = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        common["client_options"]["default_headers"] = {"Authorization": f"Basic {b64encode(known).decode()}"}
+    address = urlunsplit((parts.scheme, host_of(root), quote(prefix or ""), parts.query, ""))
+    return Access(HTTPStore.from_url(address, **common), "", host_of(root), anonymous, _WEB_ADVICE, seconds, tries)
 
 
 def host_of(address: str) -> str:
@@ -138,6 +143,8 @@ def _s3_config() -> dict[str, Any]:
     config["region"] = region or "us-east-1"
     if environment.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes"):
         config["skip_signature"] = True
+    elif bool(environment.get("AWS_ACCESS_KEY_ID")) != bool(environment.get("AWS_SECRET_ACCESS_KEY")):
+        raise ValueError("only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set: set both")
     elif environment.get("AWS_ACCESS_KEY_ID") or any(environment.get(name) for name in _ROLES):
         pass
     elif "aws_access_key_id" in profile:
