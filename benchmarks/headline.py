@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import YARDSTICK, bytes_per_pixel, table
+from benchmarks.markdown import busy, table
+from benchmarks.page_peers import bytes_per_pixel, measured_or_estimated, speedup
 from tilelab.errors import InputError
 
 BEGIN, END = "<!-- headline -->", "<!-- /headline -->"
@@ -29,34 +30,36 @@ def rewrite(readme: Path, document: dict[str, Any]) -> None:
 
 
 def headline(document: dict[str, Any]) -> list[str]:
-    """One table of speed, memory and agreement, and a line of what was measured on."""
+    """One table of speed, memory and agreement, and a line of what was measured on.
+
+    Raises:
+        InputError: the peers have not been measured.
+    """
     section = document["sections"].get("peers", {})
     if "found" not in section:
         raise InputError("the headline needs the peers: python -m benchmarks run peers")
     found, machine = section["found"], section["machine"]
     size = found["sizes"][-1]
-    base = found["rows"].get(YARDSTICK, {"sizes": {}})["sizes"].get(size, {"finished": False})
-    rows = []
+    rows, estimated = [], False
     for name, row in found["rows"].items():
-        measured = row["sizes"].get(size)
-        if measured is None:
+        if row["missing"]:
             continue
-        if not measured["finished"]:
-            rows.append([name, measured["reason"], "-", "-", "-"])
+        known, mark = measured_or_estimated(row, size)
+        if known is None:
+            rows.append([name, mark, "-", "-", "-"])
             continue
+        estimated |= bool(mark)
         slope, whole = bytes_per_pixel(row), row.get("whole")
         rows.append(
             [
                 f"**{name}**" if name.startswith("tilelab") else name,
-                f"{measured['seconds']:.0f}",
-                f"{base['seconds'] / measured['seconds']:.1f}" if base["finished"] else "-",
+                f"{mark}{known['seconds']:.0f}",
+                speedup(found, name, size),
                 "-" if slope is None else f"{max(0.0, slope):.1f}",
                 "-" if whole is None else f"{whole['agreement']:.4f}",
             ]
         )
     lines = table(["", f"{size} px, s", "times MONAI", "bytes per pixel", "labels as whole image"], rows)
-    missing = [name for name, row in found["rows"].items() if row["missing"]]
-    busy = f"; the machine was busy, load {section['load_before']:.1f}" if section["load_before"] > 0.5 else ""
     efficiency = document["sections"].get("efficiency", {}).get("found")
     if efficiency:
         lines.append(
@@ -64,11 +67,14 @@ def headline(document: dict[str, Any]) -> list[str]:
             f"{efficiency['ratio_without_start']:.3f} times start-up aside, and "
             f"{efficiency['memory_above_engine'] / 2**20:.0f} MiB on top of the loaded engine."
         )
+    others = busy(section)
     lines.append(
         f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']}, whole processes on "
-        f"{machine['cores']} cores of {machine['processor'].split(',')[0]}{busy}; memory above the loaded network. "
+        f"{machine['cores']} cores of {machine['processor'].split(',')[0]}{f'; {others}' if others else ''}; memory "
+        f"above the loaded network. {'~: estimated from smaller planes. ' * estimated}"
         "Everything else: [benchmarks/results](benchmarks/results/README.md)."
     )
+    missing = [name for name, row in found["rows"].items() if row["missing"]]
     if missing:
         lines.append(f"Not measured: {', '.join(missing)}.")
     return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import random
 import statistics
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def many_workers(count: int) -> Iterator[Any]:
             stack.callback(process.wait)
             stack.callback(process.kill)
             left -= share
-        client.wait_for_workers(count, timeout=120)
+        client.wait_for_workers(count, timeout=300)
         yield client
 
 
@@ -114,10 +115,13 @@ def _order(parcel: bytes) -> Order:
 
 
 class Sleep:
-    """A unit that takes `start` seconds and `per_tile` for each tile; says how far it is every so often."""
+    """A unit that takes `start` seconds and `per_tile` for each tile; says how far it is every so often.
 
-    def __init__(self, per_tile: float, start: float = 0.0, talk: int = 0) -> None:
-        self.per_tile, self.start, self.talk = per_tile, start, talk
+    Workers, and the units of one, differ in speed by `spread`.
+    """
+
+    def __init__(self, per_tile: float, start: float = 0.0, talk: int = 0, spread: float = 0.0) -> None:
+        self.per_tile, self.start, self.talk, self.spread = per_tile, start, talk, spread
 
     def __call__(self, topic: str, parcel: bytes, part: Part) -> None:
         """See `tilelab.cluster.task.run_unit`."""
@@ -136,7 +140,10 @@ class Sleep:
         for _ in range(self.talk):
             tell("report", tiles=0, position=part.start)
         began = time.perf_counter()
-        seconds = self.start + self.per_tile * tiles
+        slower = 1.0
+        for seed in (worker.address, f"{worker.address} {part.number}"):
+            slower *= max(0.5, random.Random(seed).gauss(1, self.spread))  # noqa: S311 - a simulation
+        seconds = self.start + self.per_tile * tiles * slower
         rows = part.stop - part.start
         pause = min(order.report_seconds, seconds * grain / rows) if part.eager else order.report_seconds
         while (left := began + seconds - time.perf_counter()) > 0:

@@ -20,7 +20,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _field(Path("/proc/meminfo"), "MemTotal"),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
     }
@@ -34,9 +34,27 @@ def commit() -> str:
     return head + "+" * bool(head and changed)
 
 
-def load_average() -> float:
-    """Runnable processes over the last minute; far above zero before a run means that others are working too."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+class Others:
+    """What other programs take of the processors meanwhile: times are only as good as the machine is quiet."""
+
+    def __init__(self) -> None:
+        self._began = _used()
+
+    def cores(self) -> float:
+        """Cores that were busy since this was made, on average, for anything but this process and its children."""
+        wall, busy, own = (now - then for now, then in zip(_used(), self._began, strict=True))
+        return max(0.0, (busy - own) / wall) if wall else 0.0
+
+
+def _used() -> tuple[float, float, float]:
+    """Seconds on the clock, of all processors busy or taken by the machine's host, and of this process's own work."""
+    own = os.times()
+    busy = 0.0
+    statistics = Path("/proc/stat")
+    if statistics.exists():
+        user, nice, system, _, _, irq, soft, steal = map(int, statistics.read_text().split("\n", 1)[0].split()[1:9])
+        busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    return own.elapsed, busy, own.user + own.system + own.children_user + own.children_system
 
 
 def _git(*words: str) -> str:

@@ -1,7 +1,8 @@
 """What the benchmarks run on, made by the project itself: a U-Net with a ResNet-18 encoder, and large planes.
 
-The network is trained briefly by `tilelab train` and exported by `tilelab export`: its speed is that of any weights,
-its labels are those of a real segmentation.  Both are made once and kept under ``benchmarks/.cache``.
+The network is trained briefly by `tilelab train` and exported by `tilelab export`, or is a given checkpoint of the same
+architecture: its speed is that of any weights, its labels are those of a real segmentation.  All is made once and kept
+under ``benchmarks/.cache``.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from PIL import Image as Pillow
 from benchmarks.mosaic import Mosaic, data_folder, load_micrographs, write_mosaic
 from benchmarks.processes import run_process
 from benchmarks.settings import ROOT, Scale, Shape
+from tilelab.engines.registry import read_spec
+from tilelab.errors import InputError
 from tilelab.sample import draw_superalloy
 from tilelab.spec import ModelSpec
 
 RECIPE = ROOT / "benchmarks" / "recipe.toml"
 ENCODER = "resnet18"
+ARCHITECTURE = f"unet:{ENCODER}"
 TILE = 512  # of the recipe
 SET = "superalloy"
 _DRAWN = {"train": 4, "val": 2}  # micrographs per split
-
-# As in the recipe: grey levels, and the range of the factor about a tile's mean.
-_BRIGHTNESS, _CONTRAST = 64, (0.6, 1.7)
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -42,7 +43,7 @@ class Model:
         onnx: the exported file.
         weights: the same weights as safetensors, under the names that segmentation_models_pytorch gives them.
         spec: its description.
-        data: what it was trained on, in words.
+        data: how it was trained, in words.
     """
 
     onnx: Path
@@ -66,14 +67,58 @@ class Model:
         }
 
 
-def prepare_model(scale: Scale, cache: Path) -> Model:
-    """Train and export the network, or find what an earlier call made.
+def model_name(scale: Scale, cache: Path, checkpoint: Path | None = None) -> str:
+    """Of the weights that `prepare_model` gives for the same arguments; nothing is trained.
 
     Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    if checkpoint is None:
+        _, changes = _training(scale, cache)
+        key = hashlib.sha256("\n".join([RECIPE.read_text(), *changes]).encode()).hexdigest()
+        return f"{scale.tile}-{key[:12]}"
+    try:
+        return f"given-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
+    except OSError as error:
+        raise InputError(f"cannot read {checkpoint}: {error.strerror}") from error
+
+
+def prepare_model(scale: Scale, cache: Path, checkpoint: Path | None = None) -> Model:
+    """Train and export the network, or find what an earlier call made.
+
+    Args:
+        scale: tile and overlap.
+        cache: where the files are kept.
+        checkpoint: weights to use instead of training some, of `ARCHITECTURE`.
+
+    Raises:
+        InputError: the checkpoint is of another architecture, tile or overlap.
         RuntimeError: training or export failed; its message is repeated.
     """
-    from tilelab.engines.registry import read_spec
+    folder = cache / "models" / model_name(scale, cache, checkpoint)
+    onnx, weights = folder / "unet_r18.onnx", folder / "unet_r18.safetensors"
+    data, changes = _training(scale, cache)
+    if not (onnx.exists() and weights.exists()):
+        folder.mkdir(parents=True, exist_ok=True)
+        root, run = micrographs(scale, cache), folder / "run"
+        if checkpoint is None:
+            _tilelab("train", RECIPE, "--data", root, "-o", run, *(word for c in changes for word in ("--set", c)))
+        _export(checkpoint or run / "best.safetensors", root, onnx, weights)
+        shutil.rmtree(run, ignore_errors=True)
+    spec = read_spec(onnx)
+    assert spec is not None
+    wanted = (ARCHITECTURE, 1, (scale.tile,) * 2, (scale.overlap,) * 2)
+    if (spec.architecture, spec.channels, spec.tile, spec.overlap) != wanted:
+        raise InputError(
+            f"the network is {spec.architecture} with {spec.channels} channels, tile {spec.tile}, overlap "
+            f"{spec.overlap}; the benchmarks compare {ARCHITECTURE} with 1, {wanted[2]}, {wanted[3]}"
+        )
+    words = f"trained briefly on {data}" if checkpoint is None else _history(spec)
+    return Model(onnx, weights, spec, words)
 
+
+def _training(scale: Scale, cache: Path) -> tuple[str, list[str]]:
+    """What the network is trained on, in words, and what is different from the recipe."""
     root = micrographs(scale, cache)
     drawn = root.name.startswith("drawn")
     data = "drawn micrographs" if drawn else f"real micrographs (training images of {root.name})"
@@ -82,34 +127,33 @@ def prepare_model(scale: Scale, cache: Path) -> Model:
         changes += [f"inference.tile={scale.tile}", f"inference.overlap={scale.overlap}"]
         changes += [f"sampling.crop={scale.tile}", "sampling.batch=2", "run.threads=1"]
         changes += [f"run.steps={scale.steps}", f"run.validate={scale.steps}", "schedule.warmup=0"]
-    key = hashlib.sha256("\n".join([RECIPE.read_text(), *changes]).encode()).hexdigest()[:12]
-    folder = cache / "models" / f"{scale.tile}-{key}"
-    onnx, weights = folder / "unet_r18.onnx", folder / "unet_r18.safetensors"
-    if not (onnx.exists() and weights.exists()):
-        _make(root, changes, folder, onnx, weights)
-    spec = read_spec(onnx)
-    assert spec is not None
-    return Model(onnx, weights, spec, data)
+    return data, changes
 
 
-def _make(root: Path, changes: list[str], folder: Path, onnx: Path, weights: Path) -> None:
-    """By the commands that users have."""
+def _history(spec: ModelSpec) -> str:
+    """How a network was trained, as its description tells."""
+    told = spec.training
+    words = f"trained for {told['steps']} steps" if "steps" in told else "trained"
+    words += f" on {told['data']}" if "data" in told else ""
+    score = told.get("validation", {}).get("mean_iou")
+    return words + (f", mean IoU {score:.3f} in validation" if score else "")
+
+
+def _tilelab(*words: str | Path) -> None:
+    """A command that users have."""
+    outcome = run_process([sys.executable, "-m", "tilelab", *words], cwd=ROOT)
+    if not outcome.ok:
+        raise RuntimeError(f"tilelab {words[0]} failed: {outcome.reason}")
+
+
+def _export(checkpoint: Path, root: Path, onnx: Path, weights: Path) -> None:
+    """The network as ONNX, and its weights under segmentation_models_pytorch's names."""
     from safetensors.numpy import load_file, save_file
 
-    run = folder / "run"
-    sets = [word for change in changes for word in ("--set", change)]
-    commands: list[list[str | Path]] = [
-        ["train", RECIPE, "--data", root, "-o", run, *sets],
-        ["export", run / "best.safetensors", "-o", onnx, "--data", root, "--force"],
-    ]
-    for words in commands:
-        outcome = run_process([sys.executable, "-m", "tilelab", *words], cwd=ROOT)
-        if not outcome.ok:
-            raise RuntimeError(f"tilelab {words[0]} failed: {outcome.reason}")
-    tensors = load_file(run / "best.safetensors")
+    _tilelab("export", checkpoint, "-o", onnx, "--data", root, "--force")
+    tensors = load_file(checkpoint)
     part = "average." if any(name.startswith("average.") for name in tensors) else "model."
     save_file({name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}, weights)
-    shutil.rmtree(run)
 
 
 def micrographs(scale: Scale, cache: Path) -> Path:
@@ -144,24 +188,3 @@ def plane(scale: Scale, cache: Path, shape: Shape, truth: bool = False) -> Path:
             write_mosaic(Mosaic(shape, planes), partial)
             partial.replace(path)
     return labels if truth else image
-
-
-def calibration_tiles(scale: Scale, cache: Path, spec: ModelSpec, count: int) -> list[npt.NDArray[np.float32]]:
-    """Normalised training tiles ``(1, channels, *tile)`` for quantisation, always the same.
-
-    Brightness and contrast vary as in training: a range measured on the training images alone would clip others.
-    """
-    root = micrographs(scale, cache)
-    planes = [image for image, _ in load_micrographs(root.parent, root.name, "train")]
-    rng = np.random.default_rng(0)
-    mean, std = np.float32(spec.normalization.mean[0]), np.float32(spec.normalization.std[0])
-    tiles = []
-    for index in range(count):
-        mosaic = Mosaic((4 * spec.tile[0], 4 * spec.tile[1]), [planes[index % len(planes)]])
-        y, x = rng.integers(0, 3 * spec.tile[0], 2)
-        raw = mosaic.rows(int(y), int(y) + spec.tile[0])[:, int(x) : int(x) + spec.tile[1]].astype(np.float32)
-        shift, contrast = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS), np.exp(rng.uniform(*np.log(_CONTRAST)))
-        raw = np.clip((raw - raw.mean()) * contrast + raw.mean() + shift, 0, 255).astype(np.float32)
-        tile = ((raw - mean) / std)[None, None]
-        tiles.append(np.ascontiguousarray(np.repeat(tile, spec.channels, axis=1)))
-    return tiles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -13,7 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)+")
 _POLL = 0.05  # seconds between looks at a process's memory
+
+
+def without_paths(text: str) -> str:
+    """`text` with the folders of absolute paths left out: what a machine's folders are called is nobody's business."""
+    return _PATH.sub("", text)
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Outcome:
         seconds: from before its process was made until it was gone.
         code: its exit code, negative for a signal.
         peak: most bytes resident at a time, of it and its children.
-        stopped: why it was killed from here: ``memory`` or ``asked``; empty when it ended by itself.
+        stopped: why it was killed from here: ``memory``, ``time`` or ``asked``; empty when it ended by itself.
         output, errors: what it printed.
     """
 
@@ -45,10 +52,12 @@ class Outcome:
         """Why it did not end well, in a few words."""
         if self.stopped == "memory":
             return f"needed more than the limit, {self.peak / 1e9:.1f} GB"
+        if self.stopped == "time":
+            return f"not finished after {self.seconds:.0f} s"
         if self.code == -9:
             return f"killed by the system at {self.peak / 1e9:.1f} GB"
         lines = [line for line in self.errors.splitlines() if line.strip()]
-        return lines[-1].strip()[:200] if lines else f"exit code {self.code}"
+        return without_paths(lines[-1].strip())[:200] if lines else f"exit code {self.code}"
 
 
 def run_process(
@@ -56,6 +65,7 @@ def run_process(
     *,
     cwd: Path,
     memory_limit: int | None = None,
+    time_limit: float | None = None,
     kill_after: float | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Outcome:
@@ -65,7 +75,8 @@ def run_process(
         command: program and arguments.
         cwd: folder to run in.
         memory_limit: bytes resident, of it and its children, beyond which it is killed.
-        kill_after: seconds after which it is killed (SIGKILL).
+        time_limit: seconds after which it counts as not finished and is killed.
+        kill_after: seconds after which it is killed on purpose (SIGKILL).
         env: added to this process's environment.
     """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
@@ -79,7 +90,7 @@ def run_process(
             env={**os.environ, **(env or {})},
             start_new_session=True,
         )
-        watch = _Watch(process, memory_limit, None if kill_after is None else began + kill_after)
+        watch = _Watch(process, memory_limit, began, {"time": time_limit, "asked": kill_after})
         watch.start()
         code = process.wait()
         seconds = time.perf_counter() - began
@@ -92,9 +103,12 @@ def run_process(
 class _Watch(threading.Thread):
     """Follows the memory of a process and its children, and kills them all beyond a limit or at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], limit: int | None, deadline: float | None) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], limit: int | None, began: float, ends: Mapping[str, float | None]
+    ) -> None:
         super().__init__(daemon=True)
-        self.process, self.limit, self.deadline = process, limit, deadline
+        self.process, self.limit = process, limit
+        self.ends = {why: began + seconds for why, seconds in ends.items() if seconds is not None}
         self.peak, self.stopped = 0, ""
 
     def run(self) -> None:
@@ -102,8 +116,9 @@ class _Watch(threading.Thread):
             self.peak = max(self.peak, _tree_memory(self.process.pid))
             if self.limit is not None and self.peak > self.limit:
                 self._kill("memory")
-            elif self.deadline is not None and time.perf_counter() >= self.deadline:
-                self._kill("asked")
+            for why, end in self.ends.items():
+                if time.perf_counter() >= end and not self.stopped:
+                    self._kill(why)
             time.sleep(_POLL)
 
     def _kill(self, why: str) -> None:

@@ -1,11 +1,9 @@
 """How far tilelab scales: the real planner and the real dispatcher on a simulated clock, with costs measured here.
 
-    python -m benchmarks.simulate [--measure] [--json scaling.json] [--png scaling.png]
-
 A simulated worker computes 278 megapixels of image per second (a terabyte per hour), give or take `SPREAD`.  The client
 and the scheduler together are one server: every unit sent and every message received takes it some time, one after the
-other.  ``--measure`` measures those times on this machine, with the real client, Dask's real scheduler and real worker
-processes whose engine does nothing; without it, those in `COSTS` are used (measured on two 2.1 GHz cores).
+other.  Those times are measured with the real client, Dask's real scheduler and real workers whose engine does nothing
+(`benchmarks.idle_units`).
 
 Counted is the time from when all workers have loaded their engine to when the last row is on disk; reading and writing
 are taken as fast enough, and the few coarse levels that the client makes at the end are left out.
@@ -13,17 +11,14 @@ are taken as fast enough, and the few coarse levels that the client makes at the
 
 from __future__ import annotations
 
-import argparse
 import heapq
-import json
 import random
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
+from benchmarks.settings import Volume
 from tilelab.cluster.crew import REPORT_SECONDS, REPORTS_PER_SECOND
 from tilelab.cluster.dispatch import Action, Assign, Attempt, Dispatcher, Restart
 from tilelab.cluster.task import part_of
@@ -35,8 +30,7 @@ from tilelab.planning import Outputs, Plan, Source, make_plan
 
 PIXELS_PER_SECOND = 278e6
 SPREAD = 0.03  # of the speeds of workers, and of a worker's units
-WORKERS = (1, 4, 16, 64, 256, 1000)
-VOLUMES = {"1 TB": (1000, 31_623, 31_623), "1 PB": (10_000, 316_228, 316_228)}
+QUIET = 6  # units left per worker above which nobody asks how far a unit is
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,13 @@ class Costs:
     start: of a worker for each unit: the output is opened, the first rows are read, the queues fill and run empty.
     """
 
-    submit: float = 0.0012
-    message: float = 0.0001
-    latency: float = 0.007
-    start: float = 0.025
+    submit: float
+    message: float
+    latency: float
+    start: float
 
 
-COSTS = Costs()
-
-
-def plan_for(shape: tuple[int, int, int], workers: int) -> Plan:
+def plan_for(shape: Volume, workers: int) -> Plan:
     """The plan of a volume that a 2-D network segments slice by slice, tiles of 512 px with an overlap of 64."""
     spec = identity_spec(2, SpecOverrides(tile=(512, 512), overlap=(64, 64)))
     source = Source(shape, (1, 2048, 2048), 1, 1)
@@ -151,8 +142,14 @@ class Simulation:
         pause = self.report_seconds
         if attempt.eager:
             pause = min(pause, seconds * self.grain / (attempt.stop - attempt.start))
-        if seconds > pause:
+        if self.dispatcher.left > QUIET * self.workers:  # what is said meanwhile changes nothing, but takes time
+            self.at(now + seconds / 2, "chatter", int(seconds / pause))
+        elif seconds > pause:
             self.at(now + pause, "report", (attempt, now, seconds, pause))
+
+    def chatter(self, now: float, messages: int) -> None:
+        """So many reports of a unit reach the client."""
+        self.serve(now, messages * self.costs.message)
 
     def report(self, now: float, about: tuple[Attempt, float, float, float]) -> None:
         """A worker says how far it is."""
@@ -200,100 +197,21 @@ class Simulation:
         self.carry_out(dispatcher.actions(now), now)
 
 
-def simulate(name: str, workers: int, costs: Costs, seed: int = 0) -> dict[str, Any]:
-    """One point of the curve."""
+def simulate(volume: str, shape: Volume, workers: int, costs: Costs, seed: int = 0) -> dict[str, Any]:
+    """One point of the curve: a volume, its name and its shape."""
+    plan = plan_for(shape, workers)
     began = time.perf_counter()
-    plan = plan_for(VOLUMES[name], workers)
-    planned = time.perf_counter()
     simulation = Simulation(plan, workers, costs, seed)
     seconds = simulation.run()
     ideal = plan.pixels / PIXELS_PER_SECOND / workers
     return {
-        "volume": name,
+        "volume": volume,
         "workers": workers,
         "units": len(plan.units),
-        "unit_px": [c.extent if len(c) > 1 else c.size for c in plan.units.cuts],
         "computed_twice": plan.recomputed,
         "ideal_seconds": ideal,
         "seconds": seconds,
         "efficiency": ideal / seconds,
-        "client_busy": simulation.server_busy / seconds,
-        "planning_seconds": planned - began,
-        "simulating_seconds": time.perf_counter() - planned,
+        "client_busy": min(1.0, simulation.server_busy / seconds),
+        "simulating_seconds": time.perf_counter() - began,
     }
-
-
-def measure(units: int = 2000) -> Costs:
-    """The costs on this machine: real client, scheduler and two worker processes, units that compute nothing."""
-    from benchmarks.idle_units import measure_costs
-
-    return Costs(**measure_costs(units))
-
-
-def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """The curve as a picture."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for name, color, marker in (("1 TB", "#3b6fb6", "o"), ("1 PB", "#c8553d", "s")):
-        mine = [p for p in points if p["volume"] == name]
-        x, y = [p["workers"] for p in mine], [p["efficiency"] for p in mine]
-        axes.plot(x, y, color=color, marker=marker, label=name)
-        for p in mine:
-            if name == "1 TB":
-                axes.annotate(
-                    f"{p['seconds']:.0f} s",
-                    (p["workers"], p["efficiency"]),
-                    xytext=(0, -14),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                    color=color,
-                )
-    axes.axhline(0.95, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set_xscale("log", base=4)
-    axes.set_xticks(list(WORKERS), [str(w) for w in WORKERS])
-    axes.set_ylim(0, 1.05)
-    axes.set_xlabel("workers, 278 MP/s each")
-    axes.set_ylabel("efficiency against ideal")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", action="store_true", help="measure the costs here first (half a minute)")
-    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS), metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--png", type=Path, metavar="FILE")
-    args = parser.parse_args(argv)
-    costs = measure() if args.measure else COSTS
-    print("costs in ms: " + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in asdict(costs).items()))
-    print(
-        f"{'volume':>6} {'workers':>7} {'units':>8} {'twice':>6} {'ideal':>10} {'takes':>10} {'efficiency':>10} "
-        f"{'client':>6}"
-    )
-    points = []
-    for name in VOLUMES:
-        for workers in args.workers:
-            p = simulate(name, workers, costs)
-            points.append(p)
-            print(
-                f"{name:>6} {workers:7d} {p['units']:8d} {p['computed_twice']:6.2%} {p['ideal_seconds']:8.1f} s "
-                f"{p['seconds']:8.1f} s {p['efficiency']:10.3f} {p['client_busy']:6.1%}",
-                flush=True,
-            )
-    if args.json:
-        args.json.write_text(json.dumps({"costs": asdict(costs), "points": points}, indent=1) + "\n")
-    if args.png:
-        draw(points, args.png)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

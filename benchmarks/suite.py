@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import commit, describe_machine, load_average
-from benchmarks.settings import Scale
+from benchmarks.machine import Others, describe_machine
+from benchmarks.processes import without_paths
 from benchmarks.workbench import Workbench
 from tilelab.errors import InputError
 
@@ -35,49 +35,52 @@ class Benchmark:
 
 
 SUITE = {
-    "efficiency": Benchmark("Against the bare engine", "benchmarks.precision:measure_efficiency"),
     "precision": Benchmark("Precisions and stages", "benchmarks.precision:measure_precisions"),
+    "efficiency": Benchmark("Against the bare engine", "benchmarks.precision:measure_efficiency"),
     "limits": Benchmark("Against the machine", "benchmarks.limits:measure_limits"),
     "scaling": Benchmark("Larger and larger", "benchmarks.scaling:measure_scaling"),
     "peers": Benchmark("Against what users would pick instead", "benchmarks.versus:measure_peers"),
+    "scaleout": Benchmark("On many workers", "benchmarks.scaleout:measure_scaleout"),
 }
+"""In the order in which they are measured: what others share first."""
 
 
-def run_suite(
-    names: Sequence[str],
-    scale: Scale,
-    out: Path,
-    cache: Path,
-    say: Callable[[str], None],
-    contenders: tuple[str, ...] = ("",),
-) -> bool:
+def run_suite(names: Sequence[str], bench: Workbench, out: Path, say: Callable[[str], None]) -> bool:
     """Measure, and write results and page after each benchmark, so that nothing is lost by a later one's failure.
+
+    What the ledger of a run that goes on has is not measured again.
 
     Returns:
         Whether all succeeded; one that failed keeps its message in the document.
     """
-    bench = Workbench(scale, cache, lambda line: say(f"  {line}"), contenders)
-    ok = True
-    for name in names:
+    scale, ok = bench.scale, True
+    for name in sorted(names, key=list(SUITE).index):
+        done = bench.ledger.get(f"benchmark {name}")
+        if done is not None:
+            say(f"{name}: measured {done['began']}")
+            keep(out, name, done)
+            continue
         say(f"{name}: {SUITE[name].title.lower()}")
         section: dict[str, Any] = {
             "scale": scale.name,
-            "commit": commit(),
             "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "load_before": load_average(),
             "machine": describe_machine(),
         }
-        began = time.perf_counter()
+        began, others = time.perf_counter(), Others()
         try:
             section["found"] = SUITE[name].measure(bench)
         except Exception as error:  # noqa: BLE001 - the others are measured all the same
             ok = False
-            section["failed"] = f"{type(error).__name__}: {error}"
+            section["failed"] = without_paths(f"{type(error).__name__}: {error}")
             say(traceback.format_exc())
         section["seconds"] = time.perf_counter() - began
+        section["others"] = others.cores()
         section["commands"] = [f"python -m benchmarks run {name} --scale {scale.name}", *bench.take_commands()]
+        section["commit"] = " and ".join(bench.ledger.commits)
+        if not (section.get("failed") or section["found"].get("left_out")):
+            bench.ledger.put(f"benchmark {name}", section)
         keep(out, name, section)
-    draw(out, say)
+        draw(out, say)
     return ok
 
 

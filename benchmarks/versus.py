@@ -2,218 +2,198 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Outcome
-from benchmarks.quality import compare_labels, compare_logits, labels_of, read_logits
-from benchmarks.settings import CACHE, MEMORY_LIMIT, ROOT, Shape
+from benchmarks.contenders import CONTENDERS, WHOLE, Contender, recall, segment, why_not
+from benchmarks.quality import Float32, compare_labels, compare_logits, labels_of, read_logits
+from benchmarks.settings import MEMORY_LIMIT, Scale, Shape
 from benchmarks.workbench import Workbench
-
-ENVIRONMENT = CACHE / "peers" / "venv"
-INSTALLED = ENVIRONMENT / "installed.txt"
-"""The requirements that the environment was made from, there when it is whole."""
-
-REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Something that segments a plane.
-
-    Attributes:
-        name: as the page calls it.
-        module: under `benchmarks.peers`; empty for tilelab.
-        precision: of the arithmetic.
-        here: runs in this environment; otherwise in the peers'.
-    """
-
-    name: str
-    module: str
-    precision: str = "fp32"
-    here: bool = False
-
-
-CONTENDERS = (
-    Contender("tilelab fp32", ""),
-    Contender("tilelab bf16", "", "bf16"),
-    Contender("tilelab int8", "", "int8"),
-    Contender("MONAI gaussian", "monai_gaussian"),
-    Contender("MONAI gaussian, bf16 channels-last", "monai_gaussian", "bf16"),
-    Contender("MONAI ZarrAvgMerger", "monai_zarr"),
-    Contender("nnU-Net", "nnunet"),
-    Contender("torch-em", "torch_em_halo"),
-    Contender("tiler", "tiler_hann"),
-    Contender("torchio", "torchio_hann"),
-    Contender("KonfAI", "konfai_predict"),
-    Contender("NumPy over ONNX Runtime", "onnx_loop", here=True),
-)
-
-
-WHOLE = Contender("whole image", "whole", here=True)
-"""Does not tile: what all others are compared with."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One run of a contender: its process, what it says of itself, and where its result is."""
-
-    outcome: Outcome
-    said: dict[str, Any]
-    labels: Path
-    logits: Path
-
-    def row(self, megapixels: float) -> dict[str, Any]:
-        """The measurements."""
-        if not self.outcome.ok:
-            return {"finished": False, "reason": self.outcome.reason, "peak": self.outcome.peak}
-        outside = self.said["seconds"].get("convert", 0.0)
-        seconds = self.outcome.seconds - outside
-        return {
-            "finished": True,
-            "seconds": seconds,
-            "outside_seconds": outside,
-            "phases": self.said["seconds"],
-            "megapixels_per_s": megapixels / seconds,
-            "peak": self.said["memory"]["peak"],
-            "growth": self.said["memory"]["peak"] - self.said["memory"]["before"],
-            "versions": self.said["versions"],
-            "settings": self.said["settings"],
-        }
+from tilelab.geometry import AxisTiling
+from tilelab.io.base import Image
 
 
 def measure_peers(bench: Workbench) -> dict[str, Any]:
-    """Every contender on every plane: time, memory, agreement, seams, and what a kill costs."""
-    contenders = [c for c in CONTENDERS if c.name.startswith(bench.contenders)]
+    """Every contender on every plane: time, memory, agreement, seams, and what a kill costs.
+
+    The small planes come first, then those who lead on the largest; what no time is left for is estimated from the
+    smaller planes (`estimate`), and marked so.
+    """
     scale = bench.scale
     rows: dict[str, dict[str, Any]] = {}
     ready = []
-    for contender in contenders:
-        reason = why_not(bench, contender)
-        rows[contender.name] = {"precision": contender.precision, "missing": reason, "sizes": {}}
-        if not reason:
-            ready.append(contender)
-    _compare(bench, ready, rows)
-    for shape in scale.peers:
-        for contender in ready:
-            bench.say(f"{contender.name} on {shape[0]} x {shape[1]}")
-            with bench.folder() as folder:
-                attempt = segment(bench, contender, shape, folder)
-                rows[contender.name]["sizes"][f"{shape[0]} x {shape[1]}"] = attempt.row(shape[0] * shape[1] / 1e6)
-    for contender in ready if scale.kill else ():
-        assert scale.kill is not None
-        bench.say(f"{contender.name}, killed halfway")
-        row = rows[contender.name]
-        row["kill"] = _kill(bench, contender, scale.kill, row["sizes"].get(f"{scale.kill[0]} x {scale.kill[1]}"))
+    for contender in CONTENDERS:
+        if contender.name.startswith(bench.contenders):
+            reason = why_not(bench, contender)
+            rows[contender.name] = {"precision": contender.precision, "missing": reason, "sizes": {}}
+            if not reason:
+                ready.append(contender)
+    race = Race(bench, rows)
+    first, *between, last = scale.peers if len(scale.peers) > 1 else (scale.peers[0], scale.peers[0])
+    race.time(ready, first)
+    race.time([c for c in ready if c.leads], last)
+    race.compare(ready)
+    for shape in between:
+        race.time(ready, shape)
+    if scale.kill:
+        race.kill(ready, scale.kill)
+    race.time(ready, last)
+    for contender in ready:
+        sizes = rows[contender.name]["sizes"]
+        rows[contender.name]["sizes"] = {_name(shape): sizes[_name(shape)] for shape in scale.peers}
     return {
         "tile": scale.tile,
         "overlap": scale.overlap,
-        "sizes": [f"{h} x {w}" for h, w in scale.peers],
-        "whole": f"{scale.whole[0]} x {scale.whole[1]}",
-        "kill": f"{scale.kill[0]} x {scale.kill[1]}" if scale.kill else "",
+        "sizes": [_name(shape) for shape in scale.peers],
+        "whole": _name(scale.whole),
+        "kill": _name(scale.kill) if scale.kill else "",
         "memory_limit": MEMORY_LIMIT,
         "data": bench.model.data,
+        "left_out": race.left_out,
         "rows": rows,
     }
 
 
-def why_not(bench: Workbench, contender: Contender) -> str:
-    """Why a contender cannot run here; empty when it can."""
-    if contender.module:
-        if contender.here:
-            return ""
-        if not INSTALLED.exists():
-            return "not installed: python -m benchmarks install-peers"
-        if INSTALLED.read_text() != REQUIREMENTS.read_text():
-            return "installed from other requirements: python -m benchmarks install-peers"
-        return ""
-    if contender.precision == "int8" and "openvino" not in bench.quantized:
-        return "no quantiser is installed"
-    return ""
+class Race:
+    """The measurements of all contenders, each put into the ledger when it is made.
 
-
-def segment(
-    bench: Workbench, contender: Contender, shape: Shape, folder: Path, *, logits: bool = False, **limits: Any
-) -> Attempt:
-    """Run a contender once; its result lies in `folder`."""
-    limits = {"memory_limit": MEMORY_LIMIT} | limits
-    if not contender.module:
-        words = ["--engine", "openvino", "--precision", contender.precision, *(["--logits"] if logits else [])]
-        model = bench.quantized["openvino"] if contender.precision == "int8" else None
-        out = folder / "out.ome.zarr"
-        run = bench.infer(shape, out, *words, model=model, **limits)
-        said = {}
-        if run.outcome.ok:
-            report = run.report
-            said = {
-                "seconds": report["seconds"],
-                "memory": report["memory"],
-                "versions": {
-                    "tilelab": report["versions"]["tilelab"],
-                    "openvino": str(report["engine"]["openvino"]).partition("-")[0],
-                },
-                "settings": "OpenVINO, hann, labels and probabilities with all pyramid levels as OME-Zarr",
-            }
-        return Attempt(run.outcome, said, out, out)
-    job = bench.model.job() | {
-        "image": str(bench.image(shape)),
-        "batch": 1,
-        "precision": contender.precision,
-        "out": str(folder),
-        "logits": logits,
-    }
-    document = folder / "job.json"
-    document.write_text(json.dumps(job))
-    python = sys.executable if contender.here else interpreter()
-    outcome = bench.run([python, "-m", f"benchmarks.peers.{contender.module}", document], **limits)
-    said = json.loads(outcome.output.splitlines()[-1]) if outcome.ok else {}
-    return Attempt(outcome, said, folder / "labels.npy", folder / "logits.npy")
-
-
-def interpreter() -> Path:
-    """Python of the peers' environment."""
-    return ENVIRONMENT / "bin" / "python"
-
-
-def install_peers(say: Callable[[str], None]) -> None:
-    """Make the peers' environment from the pinned requirements; about 7 GB with torch.
-
-    Raises:
-        subprocess.CalledProcessError: pip could not; its own words are on the terminal.
+    Attributes:
+        left_out: what there was no time for.
     """
-    if not interpreter().exists():
-        say(f"making {ENVIRONMENT}")
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    pip: list[str | Path] = [interpreter(), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    INSTALLED.unlink(missing_ok=True)
-    subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
-    INSTALLED.write_text(REQUIREMENTS.read_text())
+
+    def __init__(self, bench: Workbench, rows: dict[str, dict[str, Any]]) -> None:
+        self.bench, self.rows = bench, rows
+        self.left_out: list[str] = []
+        self._whole: tuple[Float32, Image] | None = None
+
+    def time(self, contenders: list[Contender], shape: Shape) -> None:
+        """Every contender on one plane, or an estimate."""
+        size = _name(shape)
+        for contender in contenders:
+            sizes = self.rows[contender.name]["sizes"]
+            if sizes.get(size, {}).get("finished"):
+                continue
+            expected = estimate(sizes, shape, self.bench.scale)
+            row = self._once(contender, f"on {size}", expected["seconds"], lambda c=contender: self._time(c, shape))
+            if row is None:
+                row = {"finished": False, "reason": "not run, for want of time", "estimate": expected}
+            elif row.get("late"):
+                row["estimate"] = expected
+            sizes[size] = row
+
+    def compare(self, contenders: list[Contender]) -> None:
+        """Each contender's logits against those of the whole image at once, in fp32."""
+        shape = self.bench.scale.whole
+        with self.bench.folder() as folder:
+            for contender in contenders:
+                row = self.rows[contender.name]
+                expected = estimate(row["sizes"], shape, self.bench.scale)["seconds"]
+                found = self._once(
+                    contender, "against the whole image", expected, lambda c=contender: self._compare(c, folder)
+                )
+                if found is not None and "failed" not in found:
+                    row["whole"] = found
+            self._whole = None
+
+    def kill(self, contenders: list[Contender], shape: Shape) -> None:
+        """Kill each halfway, and give the same command again."""
+        for contender in contenders:
+            row = self.rows[contender.name]
+            known = row["sizes"].get(_name(shape))
+            expected = 1.5 * estimate(row["sizes"], shape, self.bench.scale)["seconds"]
+            found = self._once(
+                contender, "killed halfway", expected, lambda c=contender, k=known: _kill(self.bench, c, shape, k)
+            )
+            if found is not None:
+                row["kill"] = found
+
+    def _once(self, contender: Contender, what: str, expected: float, make: Callable[[], Any]) -> Any:
+        """A measurement, from the ledger or made now; None when there is no time for it."""
+        name = f"{contender.name} {what}"
+        if self.bench.ledger.get(name) is None and expected > self.bench.seconds_left:
+            self.bench.say(f"{name}: left out, it would take {expected:.0f} s")
+            self.left_out.append(name)
+            return None
+        found = self.bench.ledger.get(name)
+        if found is None:
+            self.bench.say(name)
+            found = make()
+            if not found.get("late"):  # more time may be given to it
+                self.bench.ledger.put(name, found)
+        return found
+
+    def _time(self, contender: Contender, shape: Shape) -> dict[str, Any]:
+        bench = self.bench
+        with bench.folder() as folder:
+            again = recall(bench, contender, shape)
+            limit = min(bench.scale.peer_seconds, max(1.0, bench.seconds_left))
+            attempt = again or segment(bench, contender, shape, folder, time_limit=limit)
+            return attempt.row(shape[0] * shape[1] / 1e6)
+
+    def _compare(self, contender: Contender, folder: Path) -> dict[str, Any]:
+        bench, shape = self.bench, self.bench.scale.whole
+        if self._whole is None:
+            bench.say(f"the whole image at once, {_name(shape)}")
+            whole = segment(bench, WHOLE, shape, folder, logits=True)
+            if not whole.outcome.ok:
+                raise RuntimeError(f"the whole image at once: {whole.outcome.reason}")
+            self._whole = read_logits(whole.logits), labels_of(whole.labels)
+        logits, labels = self._whole
+        with bench.folder() as other:
+            attempt = segment(bench, contender, shape, other, logits=True)
+            if not attempt.outcome.ok:
+                return {"failed": attempt.outcome.reason}
+            classes = len(bench.model.spec.classes)
+            compared = compare_labels(labels_of(attempt.labels), labels, classes)
+            return compare_logits(read_logits(attempt.logits), logits) | compared
 
 
-def _compare(bench: Workbench, ready: list[Contender], rows: dict[str, dict[str, Any]]) -> None:
-    """Each contender's logits against those of the whole image at once, in fp32."""
-    shape = bench.scale.whole
-    classes = len(bench.model.spec.classes)
-    with bench.folder() as folder:
-        bench.say(f"the whole image at once, {shape[0]} x {shape[1]}")
-        whole = segment(bench, WHOLE, shape, folder, logits=True)
-        if not whole.outcome.ok:
-            bench.say(f"that failed: {whole.outcome.reason}")
-            return
-        expected = read_logits(whole.logits)
-        for contender in ready:
-            bench.say(f"{contender.name} against it")
-            with bench.folder() as other:
-                attempt = segment(bench, contender, shape, other, logits=True)
-                if attempt.outcome.ok:
-                    row = compare_logits(read_logits(attempt.logits), expected)
-                    labels = compare_labels(labels_of(attempt.labels), labels_of(whole.labels), classes)
-                    rows[contender.name]["whole"] = row | labels
+def estimate(sizes: dict[str, Any], shape: Shape, scale: Scale) -> dict[str, Any]:
+    """Time and memory that a plane should take, from the planes that were finished.
+
+    Time is a start and so much for each tile, memory so much for each pixel.  With one plane known it is all taken to
+    be in proportion; with none the time is 0.
+
+    Returns:
+        ``seconds``, ``megapixels_per_s``, ``growth`` in bytes, and the planes it is ``from``.
+    """
+    known = sorted((*_shape(size), row) for size, row in sizes.items() if row["finished"])
+    pixels = shape[0] * shape[1]
+    if not known:
+        return {"seconds": 0.0, "megapixels_per_s": 0.0, "growth": 0.0, "from": []}
+    seconds, growth = (
+        _line([(amount(h, w), row[key]) for h, w, row in known], amount(*shape))
+        for key, amount in (("seconds", lambda h, w: tiles(h, w, scale)), ("growth", lambda h, w: h * w))
+    )
+    return {
+        "seconds": seconds,
+        "megapixels_per_s": pixels / 1e6 / seconds,
+        "growth": growth,
+        "from": [_name((h, w)) for h, w, _ in known],
+    }
+
+
+def tiles(height: int, width: int, scale: Scale) -> int:
+    """That cover a plane."""
+    return math.prod(len(AxisTiling(n, scale.tile, scale.overlap, 1)) for n in (height, width))
+
+
+def _line(points: list[tuple[float, float]], at: float) -> float:
+    """On the line through the first and the last point, or through zero and the only one."""
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else y1 / x1
+    return max(y1 * min(1.0, at / x1), y1 + slope * (at - x1))
+
+
+def _name(shape: Shape) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _shape(size: str) -> Shape:
+    height, _, width = size.partition(" x ")
+    return int(height), int(width)
 
 
 def _kill(bench: Workbench, contender: Contender, shape: Shape, known: dict[str, Any] | None) -> dict[str, Any]:

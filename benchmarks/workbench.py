@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.model import Model, plane, prepare_model
+from benchmarks.ledger import Ledger
+from benchmarks.machine import commit
+from benchmarks.model import Model, model_name, plane, prepare_model
 from benchmarks.processes import Outcome, run_process
 from benchmarks.settings import CACHE, ROOT, Scale, Shape
+
+T = TypeVar("T")
 
 
 class Workbench:
@@ -25,6 +31,7 @@ class Workbench:
         cache: folder for models and images, kept from run to run.
         say: told one line for each thing that begins.
         contenders: how the names begin of those that are compared.
+        ledger: what this run has measured.
     """
 
     def __init__(
@@ -33,15 +40,41 @@ class Workbench:
         cache: Path = CACHE,
         say: Callable[[str], None] = lambda _: None,
         contenders: tuple[str, ...] = ("",),
+        *,
+        checkpoint: Path | None = None,
+        minutes: float | None = None,
+        resume: bool = False,
     ) -> None:
+        """Prepare nothing yet.
+
+        Args:
+            scale, cache, say, contenders: see above.
+            checkpoint: weights to measure with; None for some made here.
+            minutes: for everything; what would take longer is estimated or left out.
+            resume: go on with what an earlier run had measured when it ended.
+        """
         self.scale, self.cache, self.say, self.contenders = scale, cache, say, contenders
+        self._checkpoint, self._resume = checkpoint, resume
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._commands: list[str] = []
 
     @cached_property
     def model(self) -> Model:
         """The network, in full precision."""
         self.say("preparing the model")
-        return prepare_model(self.scale, self.cache)
+        return prepare_model(self.scale, self.cache, self._checkpoint)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Of this scale and this model, kept in the cache."""
+        about = f"{self.scale.name} {model_name(self.scale, self.cache, self._checkpoint)}"
+        path = self.cache / "ledgers" / f"{about.replace(' ', '-')}.json"
+        return Ledger(path, about, commit(), resume=self._resume)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the time given is over."""
+        return self._end - time.monotonic()
 
     @cached_property
     def quantized(self) -> dict[str, Path]:
@@ -57,6 +90,16 @@ class Workbench:
     def truth(self, shape: Shape) -> Path:
         """Its labels."""
         return plane(self.scale, self.cache, shape, truth=True)
+
+    def prepare(self) -> None:
+        """Make the model, its int8 versions and every image, so that a run has nothing to do but measure."""
+        _ = self.quantized
+        scale = self.scale
+        tall = () if scale.tall is None else (scale.tall,)
+        kill = () if scale.kill is None else (scale.kill,)
+        for shape in dict.fromkeys((scale.main, *tall, *scale.areas, *scale.peers, scale.whole, *kill)):
+            self.say(f"the plane of {shape[0]} x {shape[1]}")
+            self.image(shape)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -82,7 +125,30 @@ class Workbench:
         command: list[str | Path] = [sys.executable, "-m", "tilelab", "infer", self.image(shape)]
         command += ["--model", model or self.model.onnx, "-o", out, "--report", report, "--quiet", *words]
         outcome = self.run(command, **limits)
-        return Infer(outcome, json.loads(report.read_text()) if report.exists() else None)
+        run = Infer(outcome, json.loads(report.read_text()) if report.exists() else None)
+        if outcome.ok and not limits.get("kill_after"):
+            measured = {"seconds": outcome.seconds, "peak": outcome.peak, "report": run.report}
+            self.ledger.put(self._infer_name(shape, words, model), measured)
+        return run
+
+    def recall_infer(self, shape: Shape, *words: str | Path, model: Path | None = None) -> Infer | None:
+        """The same run as made before, if it was, by whichever benchmark; its result is gone."""
+        measured = self.ledger.get(self._infer_name(shape, words, model))
+        if measured is None:
+            return None
+        return Infer(Outcome(measured["seconds"], 0, measured["peak"], "", "", ""), measured["report"])
+
+    def _infer_name(self, shape: Shape, words: Sequence[str | Path], model: Path | None) -> str:
+        return f"infer {(model or self.model.onnx).name} {shape[0]}x{shape[1]} {' '.join(map(str, words))}"
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """A measurement, which JSON can hold, from the ledger or made now."""
+        found: T | None = self.ledger.get(name)
+        if found is None:
+            self.say(name)
+            found = make()
+            self.ledger.put(name, found)
+        return found
 
     def take_commands(self) -> list[str]:
         """The commands run since the last call."""

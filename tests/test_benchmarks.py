@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,15 +12,21 @@ import pytest
 
 pytest.importorskip("torch", reason="the benchmarks train their own network")
 
-from benchmarks import guard, headline, page, suite, versus
+from benchmarks import contenders, guard, headline, page, page_peers, suite, versus
 from benchmarks.__main__ import main
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.goals import goals
+from benchmarks.ledger import Ledger
 from benchmarks.limits import Kernels, measure_limits, take_turns
+from benchmarks.machine import Others
 from benchmarks.precision import measure_efficiency, measure_precisions
-from benchmarks.processes import run_process
+from benchmarks.processes import run_process, without_paths
 from benchmarks.quality import compare_labels, compare_logits, softmax
+from benchmarks.scaleout import measure_planning, measure_scaleout
 from benchmarks.scaling import measure_scaling
 from benchmarks.settings import TOY
-from benchmarks.versus import CONTENDERS, Contender, measure_peers
+from benchmarks.simulate import Costs, simulate
+from benchmarks.versus import estimate, measure_peers
 from benchmarks.workbench import Workbench
 from tilelab.errors import InputError
 from tilelab.io.open import open_image
@@ -49,6 +56,7 @@ def document(bench: Workbench) -> dict[str, object]:
         "limits": measure_limits(bench),
         "scaling": measure_scaling(bench),
         "peers": measure_peers(bench),
+        "scaleout": measure_scaleout(bench),
     }
     sections = {}
     for name, value in found.items():
@@ -56,7 +64,7 @@ def document(bench: Workbench) -> dict[str, object]:
             "scale": TOY.name,
             "commit": "0" * 12,
             "began": "2026-01-01 00:00 UTC",
-            "load_before": 0.0,
+            "others": 0.0,
             "machine": suite.describe_machine(),
             "found": value,
             "seconds": 1.0,
@@ -104,12 +112,12 @@ def test_page_plots_and_headline(document: dict, tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     for entry in suite.SUITE.values():
         assert f"## {entry.title}" in text
-    for name in ("stages", "bandwidth", "scaling", "peers", "memory"):
+    for name in ("stages", "bandwidth", "scaling", "peers", "memory", "scaleout"):
         assert f"({name}.png)" in text
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     speed = document["sections"]["peers"]["found"]["rows"]["tilelab fp32"]["sizes"]["128 x 136"]["megapixels_per_s"]
-    assert f"{speed:.2f} MP/s" in text
-    assert "busy" not in text
+    assert f"({speed:.2f})" in text
+    assert "other programs" not in text.lower()
     readme = tmp_path / "ours.md"
     readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
     assert main(["readme", "--out", str(tmp_path), "--readme", str(readme)]) == 0
@@ -131,9 +139,17 @@ def test_no_machine_paths_in_results(document: dict, bench: Workbench) -> None:
 
 def test_a_busy_machine_is_said(document: dict, tmp_path: Path) -> None:
     busy = json.loads(json.dumps(document))
-    busy["sections"]["limits"]["load_before"] = 5.5
+    busy["sections"]["limits"]["others"] = 1.5
     page.write_page(busy, tmp_path / "page.md", {})
-    assert "busy (load 5.5)" in (tmp_path / "page.md").read_text()
+    assert "Other programs took 1.5 cores meanwhile: times are noisy" in (tmp_path / "page.md").read_text()
+
+
+def test_work_of_others_is_noticed_and_ones_own_is_not(tmp_path: Path) -> None:
+    others = Others()
+    run_process([sys.executable, "-c", "sum(range(20_000_000))"], cwd=tmp_path)
+    assert others.cores() < (os.cpu_count() or 1)
+    others._began = tuple(now - then for now, then in zip(others._began, (10, 15, 5), strict=True))
+    assert others.cores() >= 0.9  # 10 seconds in which 15 were used, 5 of them by this process
 
 
 def test_headline_needs_peers_and_markers(document: dict, tmp_path: Path) -> None:
@@ -146,15 +162,93 @@ def test_headline_needs_peers_and_markers(document: dict, tmp_path: Path) -> Non
 
 def test_one_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(bench: Workbench) -> dict[str, object]:
-        raise ValueError("no such luck")
+        raise ValueError("no such luck in /some/folder/file.tif")
 
     monkeypatch.setattr("benchmarks.limits.measure_limits", broken)
     monkeypatch.setattr("benchmarks.scaling.measure_scaling", lambda bench: {"words": [], "rows": []})
     monkeypatch.setattr(suite, "draw", lambda out, say: None)
-    assert not suite.run_suite(["limits", "scaling"], TOY, tmp_path, tmp_path, lambda line: None)
+    assert not suite.run_suite(["limits", "scaling"], Workbench(TOY, tmp_path), tmp_path, lambda line: None)
     sections = suite.load(tmp_path)["sections"]
-    assert sections["limits"]["failed"] == "ValueError: no such luck"
+    assert sections["limits"]["failed"] == "ValueError: no such luck in file.tif"
     assert sections["scaling"]["found"] == {"words": [], "rows": []}
+
+    # going on, only what failed is measured again
+    monkeypatch.setattr("benchmarks.scaling.measure_scaling", broken)
+    monkeypatch.setattr("benchmarks.limits.measure_limits", lambda bench: {"kernels": []})
+    resumed = Workbench(TOY, tmp_path, resume=True)
+    assert suite.run_suite(["limits", "scaling"], resumed, tmp_path, lambda line: None)
+    sections = suite.load(tmp_path)["sections"]
+    assert "failed" not in sections["limits"]
+    assert sections["scaling"]["found"] == {"words": [], "rows": []}
+
+
+def test_a_ledger_goes_on_with_the_same_only(tmp_path: Path) -> None:
+    first = Ledger(tmp_path / "l.json", "toy a", "1")
+    first.put("x", {"seconds": 1.5})
+    assert Ledger(tmp_path / "l.json", "toy a", "2").get("x") is None
+    resumed = Ledger(tmp_path / "l.json", "toy a", "2", resume=True)
+    assert resumed.get("x") == {"seconds": 1.5}
+    assert resumed.commits == ["1", "2"]
+    assert Ledger(tmp_path / "l.json", "toy b", "2", resume=True).get("x") is None
+
+
+def test_what_takes_too_long_is_estimated_and_said_to_be(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {
+        f"{n} x {n}": {"finished": True, "seconds": 2 + 0.5 * versus.tiles(n, n, TOY), "growth": 1000 + 3 * n * n}
+        for n in (64, 256)
+    }
+    found = estimate(sizes, (1000, 1000), TOY)
+    assert found["seconds"] == pytest.approx(2 + 0.5 * versus.tiles(1000, 1000, TOY))
+    assert found["growth"] == pytest.approx(1000 + 3 * 1000**2)
+    assert found["from"] == ["64 x 64", "256 x 256"]
+    assert estimate({}, (10, 10), TOY)["from"] == []
+
+    monkeypatch.setattr(type(bench), "seconds_left", property(lambda self: 1.0))
+    row = {"precision": "fp32", "missing": "", "sizes": dict(sizes)}
+    race = versus.Race(bench, {"tilelab fp32": row})
+    race.time([CONTENDERS[0]], (1000, 1000))
+    assert row["sizes"]["1000 x 1000"] == {
+        "finished": False,
+        "reason": "not run, for want of time",
+        "estimate": found,
+    }
+    assert race.left_out == ["tilelab fp32 on 1000 x 1000"]
+    assert page_peers.measured_or_estimated(row, "1000 x 1000") == (found, "~")
+
+
+def test_goals_are_judged(document: dict) -> None:
+    found = goals(document)
+    assert {goal.what for goal in found} >= {"128 x 136 px finishes within 24 GB", "seconds per tile, 4 times the area"}
+    blend = next(goal for goal in found if goal.what.startswith("blending"))
+    assert blend.reached == (float(blend.measured.rstrip("%")) >= 70)
+
+
+def test_paths_of_this_machine_are_left_out() -> None:
+    text = "OSError: [Errno 2] No such file: '/home/someone/work/x.tif' (see https://a.org/b/c) 3/4"
+    assert without_paths(text) == "OSError: [Errno 2] No such file: 'x.tif' (see https://a.org/b/c) 3/4"
+
+
+# --- many workers
+
+
+def test_simulated_workers_share_the_work(document: dict) -> None:
+    found = document["sections"]["scaleout"]["found"]
+    assert all(0 < point["efficiency"] <= 1.05 for point in found["points"])
+    assert found["real"][0]["seconds"] > found["real"][0]["ideal_seconds"]
+    costs = Costs(submit=0.001, message=0.0001, latency=0.005, start=0.02)
+    one, four = (simulate("v", (64, 8192, 8192), workers, costs)["seconds"] for workers in (1, 4))
+    assert 3 < one / four < 4.1
+    slow = simulate("v", (64, 8192, 8192), 4, Costs(submit=0.5, message=0.0001, latency=0.005, start=0.02))
+    assert slow["client_busy"] > 0.9
+    assert slow["seconds"] > 0.5 * slow["units"]
+
+
+def test_planning_takes_the_same_memory_for_a_petabyte() -> None:
+    small = measure_planning("1 TB", (1000, 31_623, 31_623), 256)
+    large = measure_planning("1 PB", (10_000, 316_228, 316_228), 256)
+    assert large["units"] > 50 * small["units"]
+    assert large["peak"] < 2 * small["peak"]
+    assert large["seconds"] < 2
 
 
 def test_sections_are_kept_from_run_to_run(tmp_path: Path) -> None:
@@ -278,22 +372,22 @@ def test_nothing_got_slower() -> None:
 def test_peers_that_are_not_installed_are_named(
     bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versus, "INSTALLED", tmp_path / "installed.txt")
-    reason = versus.why_not(bench, Contender("MONAI gaussian", "monai_gaussian"))
+    monkeypatch.setattr(contenders, "INSTALLED", tmp_path / "installed.txt")
+    reason = contenders.why_not(bench, Contender("MONAI gaussian", "monai_gaussian"))
     assert reason == "not installed: python -m benchmarks install-peers"
     (tmp_path / "installed.txt").write_text("torch==1.0\n")
-    assert "other requirements" in versus.why_not(bench, Contender("MONAI gaussian", "monai_gaussian"))
+    assert "other requirements" in contenders.why_not(bench, Contender("MONAI gaussian", "monai_gaussian"))
 
 
 def test_a_peer_that_needs_too_much_does_not_finish(bench: Workbench, tmp_path: Path) -> None:
     (contender,) = (c for c in CONTENDERS if c.here)
-    row = versus.segment(bench, contender, (128, 136), tmp_path, memory_limit=1 << 20).row(1.0)
+    row = contenders.segment(bench, contender, (128, 136), tmp_path, memory_limit=1 << 20).row(1.0)
     assert not row["finished"]
     assert "limit" in row["reason"]
 
 
 def test_every_peer_is_pinned() -> None:
-    lines = [line for line in versus.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in contenders.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
     assert all("==" in line for line in lines)
     for name in ("monai", "nnunetv2", "torch-em", "tiler", "torchio", "konfai"):
         assert any(line.split("==")[0].split("[")[0] == name for line in lines), name
@@ -302,10 +396,10 @@ def test_every_peer_is_pinned() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("contender", [c for c in CONTENDERS if c.module and not c.here], ids=lambda c: c.name)
 def test_every_installed_peer_runs(contender: Contender, bench: Workbench, tmp_path: Path) -> None:
-    reason = versus.why_not(bench, contender)
+    reason = contenders.why_not(bench, contender)
     if reason:
         pytest.skip(reason)
-    attempt = versus.segment(bench, contender, (128, 136), tmp_path, logits=True)
+    attempt = contenders.segment(bench, contender, (128, 136), tmp_path, logits=True)
     assert attempt.outcome.ok, attempt.outcome.errors
     assert np.load(attempt.labels).shape == (128, 136)
     assert np.load(attempt.logits).shape == (3, 128, 136)
