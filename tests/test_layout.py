@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tilelab.geometry import Box
+from tilelab.io import layout as layouts
 from tilelab.io.layout import Kind, Layout
 
 extents = st.integers(1, 3_000_000)
@@ -80,3 +84,86 @@ def test_the_pixels_of_a_level_that_a_box_makes() -> None:
     box = Box((0, 4096, 2048), (1, 5000, 5001))
     assert layout.level_box(box, 0) == box
     assert layout.level_box(box, 3) == Box((0, 512, 256), (1, 625, 626))
+
+
+@given(z=st.integers(1, 200_000), y=extents, x=extents, count=st.integers(1, 64))
+def test_shards_of_a_stack_are_deep_where_they_would_be_many(z: int, y: int, x: int, count: int) -> None:
+    layout = Layout.fit((z, y, x), bytes_per_pixel=count)
+    deep, *flat = layout.shard
+    assert (layout.chunk, tuple(flat)) == ((1, 256, 256), (2048, 2048))
+    assert deep & (deep - 1) == 0
+    assert deep <= z
+    per_slice = -(-y // 2048) * -(-x // 2048)
+    assert deep == 1 or deep * 2048 * 2048 * count <= 32 * 2**20  # a unit has to hold one
+    assert deep == 1 or -(-z // (deep // 2)) * per_slice > 4096  # and no deeper than it need be
+    if 2 * deep <= z and 2 * deep * 2048 * 2048 * count <= 32 * 2**20:
+        assert -(-z // deep) * per_slice <= 4096
+
+
+@pytest.mark.parametrize(
+    ("shape", "shard"),
+    [
+        ((64, 4096, 4096), (1, 2048, 2048)),  # 1 GB: 256 files
+        ((5000, 512, 512), (2, 2048, 2048)),  # small slices, many of them
+        ((10_000, 10_000, 10_000), (4, 2048, 2048)),  # 1 TB: 62,500 files instead of 250,000
+        ((100_000, 100_000, 100_000), (4, 2048, 2048)),
+        ((1, 3_000_000, 3_000_000), (1, 2048, 2048)),
+    ],
+)
+def test_shards_of_stacks(shape: tuple[int, int, int], shard: tuple[int, int, int]) -> None:
+    assert Layout.fit(shape).shard == shard
+    assert Layout.fit(shape).row_shard == (shard[0], 256, 2048)
+
+
+@pytest.mark.parametrize(
+    ("depth", "chunk", "shard"),
+    [
+        (2, (8, 128, 128), (32, 512, 512)),
+        (8, (8, 128, 128), (32, 512, 512)),
+        (9, (16, 128, 128), (64, 512, 512)),
+        (17, (32, 64, 64), (128, 512, 512)),
+        (3000, (32, 64, 64), (128, 512, 512)),
+    ],
+)
+def test_thin_volumes_have_flat_chunks(depth: int, chunk: tuple[int, ...], shard: tuple[int, ...]) -> None:
+    layout = Layout.fit((depth, 1000, 1000), kind="3d")
+    assert (layout.chunk, layout.shard) == (chunk, shard)
+    assert layout.row_shard == (chunk[0], 512, 512)
+    assert layout.aligned >= 2
+
+
+def test_deep_shards_hold_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+
+    from tilelab.engines.overrides import SpecOverrides
+    from tilelab.io.convert import convert_image
+    from tilelab.io.result import read_result
+    from tilelab.options import Options
+    from tilelab.run import infer
+
+    array = np.random.default_rng(0).integers(0, 256, (10, 600, 130), np.uint8)
+    options = Options(model=SpecOverrides(tile=(64, 64), overlap=(16, 16)), logits=True)
+    flat = read_result(infer(array, "identity:2", tmp_path / "flat.ome.zarr", options=options).path)
+    monkeypatch.setattr(layouts, "_MOST_FILES", 2)
+    with monkeypatch.context() as more:
+        more.setattr(layouts, "_MOST_BYTES", 2**30)
+        deep = read_result(infer(array, "identity:2", tmp_path / "deep.ome.zarr", options=options).path)
+    assert flat.info.layout.shard[0] == 1
+    assert deep.info.layout.shard[0] == 8
+    assert flat.logits is not None
+    assert deep.logits is not None
+    np.testing.assert_array_equal(flat.logits[...], deep.logits[...])
+    np.testing.assert_array_equal(zarr.open_array(deep.logits.uri, mode="r")[:], deep.logits[...])
+    options = Options(model=SpecOverrides(tile=(64, 64), overlap=(16, 16)))
+    deep = read_result(infer(array, "identity:2", tmp_path / "deeper.ome.zarr", options=options).path)
+    assert deep.info.layout.shard[0] == 4
+    for what in ("labels", "probabilities"):
+        for a, b in zip(getattr(flat, what), getattr(deep, what), strict=True):
+            np.testing.assert_array_equal(a[...], b[...])
+            np.testing.assert_array_equal(zarr.open_array(b.uri, mode="r")[:], b[...])
+    assert sum(file.is_file() for file in (deep.path / "labels/classes/0/c").rglob("*")) == 3
+    for dtype, shard in ((np.uint8, 8), (np.uint16, 4)):
+        convert_image(array.astype(dtype), tmp_path / f"{shard}.ome.zarr")
+        stored = zarr.open_array(tmp_path / f"{shard}.ome.zarr" / "0", mode="r")
+        assert stored.shards == (shard, 2048, 2048)
+        np.testing.assert_array_equal(stored[:], array)

@@ -366,7 +366,7 @@ def test_the_plan_of_a_petabyte_takes_no_time_and_memory():
     plan = make_plan(Source(shape, (1, 512, 512), 1, 1), spec, Layout.fit(shape), Outputs(True, 1, 0))
     assert plan.tiles >= len(plan.lattice) > 10**9
     assert plan.recomputed < 0.05
-    assert len(plan.units) > 10**5
+    assert len(plan.units) >= 10**5
     assert time.perf_counter() - began < 2
 
 

@@ -125,11 +125,16 @@ def probability_classes(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tupl
 def plan_image(image: Image, spec: ModelSpec, options: Options, batch: int = 1, **split: Any) -> Plan:
     """The plan for an opened image; `split` is passed on to `make_plan`."""
     volume = network_input(Volume(image), spec)
-    layout = Layout.fit(volume.shape, volume.pixel_size_nm, "2d" if spec.axes == "yx" else "3d")
     outputs = Outputs(
         options.labels,
         len(probability_classes(spec, options.probabilities)),
         spec.outputs if options.logits else 0,
+    )
+    layout = Layout.fit(
+        volume.shape,
+        volume.pixel_size_nm,
+        "2d" if spec.axes == "yx" else "3d",
+        outputs.bytes_per_pixel,
     )
     if not (options.labels or outputs.probabilities or options.logits):
         raise ModelError("nothing would be written: leave --no-labels out, or ask for probabilities or logits")

@@ -53,7 +53,8 @@ def write_pyramid(image: Image, root: Path, name: str, progress: Progress | None
     """
     extent = dict(zip(image.axes, image.shape, strict=True))
     channels = extent.get("c", 1)
-    layout = Layout.fit((extent.get("z", 1), extent["y"], extent["x"]), _zyx_size(image))
+    zyx = (extent.get("z", 1), extent["y"], extent["x"])
+    layout = Layout.fit(zyx, _zyx_size(image), bytes_per_pixel=channels * image.dtype.itemsize)
     arrays = tuple(_array(image, layout, root, level) for level in range(layout.levels))
     scratch = root / ".writing"
     with ThreadPoolExecutor(usable_cpus(), "tilelab-zstd") as pool:
@@ -103,11 +104,12 @@ def _array(image: Image, layout: Layout, root: Path, level: int) -> ShardedArray
 def _units(image: Image, layout: Layout, channels: int) -> Iterator[tuple[Box, int]]:
     """Regions (z, y, x) that one pass from top to bottom takes, and how many rows at a time."""
     depth, height, width = layout.shape
-    _, grain, grain_x = layout.grain
+    grain_z, grain, grain_x = layout.grain
     chunk = dict(zip(image.axes, image.chunks, strict=True))
     # A unit holds a row of shards compressed (or not at all, if nothing compresses) and a few rows of chunks.
     column = channels * image.dtype.itemsize * (grain * 4 // 3 + 4 * layout.chunk[1])
-    planes = max(1, min(chunk.get("z", 1), depth, _MEMORY_BYTES // (column * min(width, grain_x))))
+    planes = min(chunk.get("z", 1), depth, _MEMORY_BYTES // (column * min(width, grain_x)))
+    planes = max(1, planes // grain_z) * grain_z
     lane = max(1, _MEMORY_BYTES // (column * planes) // grain_x) * grain_x
     rows = -(-layout.chunk[1] // chunk["y"]) * chunk["y"]
     if rows * min(lane, width) * planes * channels * image.dtype.itemsize > _READ_BYTES:
