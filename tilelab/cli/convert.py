@@ -16,7 +16,7 @@ from tilelab.memory import format_bytes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add = parser.add_argument
-    add("source", metavar="SRC", help="TIFF, OME-Zarr, Zarr, PNG, JPEG, .npy, a folder of slices")
+    add("source", metavar="SRC", help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, N5, PNG, a folder of slices")
     add("destination", metavar="DST", help="NAME.ome.zarr or NAME.ome.tif")
     add("--level", type=int, default=0, metavar="N", help="resolution level of the source (0, the finest)")
     add("--channel", type=int, metavar="N", help="one channel of several, or one colour as it is")

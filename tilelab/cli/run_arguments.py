@@ -13,7 +13,9 @@ from tilelab.spec import PRECISIONS
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags; `options_from_args` reads them."""
-    parser.add_argument("image", metavar="IMAGE", help="TIFF, OME-Zarr, Zarr, PNG, .npy, a folder of slices, ...")
+    parser.add_argument(
+        "image", metavar="IMAGE", help="TIFF, OME-Zarr, HDF5 (FILE.h5::/path), MRC, N5, a folder of slices, ..."
+    )
     parser.add_argument(
         "--model", "-m", required=True, metavar="M", help="an .onnx or OpenVINO file, or a bundled model (superalloy)"
     )
