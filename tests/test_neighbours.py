@@ -258,3 +258,55 @@ def test_another_number_of_neighbours_is_another_job(tmp_path: Path) -> None:
     other = replace(options, model=replace(options.model, neighbours=0))
     with pytest.raises(OutputError, match="another job"):
         infer(stack(4), "identity:3", tmp_path / "a.ome.zarr", options=other)
+
+
+def test_device_gives_the_bytes_of_the_cpu() -> None:
+    """On a GPU, or in Numba's simulator, where `test_the_simulator` runs it."""
+    pytest.importorskip("numba.cuda")
+    from test_sweep_cuda import DeviceNetwork, scramble, sweep_device
+
+    from tilelab.errors import EngineError
+    from tilelab.kernels import device
+
+    try:
+        device.select(0)
+    except EngineError as error:
+        pytest.skip(f"{error} (test_the_simulator runs this without a GPU)")
+    array = np.random.default_rng(0).integers(0, 256, (5, 14, 11), np.uint8)
+    image = Neighbourhood(Volume(Memory(array, "zyx", (1, 5, 11))), 1)
+    one = np.ones(3, np.float32)
+    job = Job(
+        image, Lattice.fit(image.shape, (1, 6, 6), (0, 2, 2)), Frame(1), 3 * one, one / 9, SOFTMAX,
+        np.arange(2), logits=True,
+    )  # fmt: skip
+
+    def mix(tiles: np.ndarray) -> np.ndarray:
+        return scramble(tiles) + tiles[:, 1:2] * 2 - tiles[:, 2:3]
+
+    expected, _ = whole(job, Network(mix, (6, 6), channels=3, outputs=3))
+    engine = DeviceNetwork(mix, (6, 6), channels=3, outputs=3).on(device)
+    for units in (None, [Box((0, 0, 0), (2, 14, 11)), Box((2, 0, 0), (5, 14, 11))]):
+        found, _ = sweep_device(job, engine, units)
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_the_simulator() -> None:
+    import os
+    import subprocess
+    import sys
+
+    if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
+        pytest.skip("this is the simulator")
+    pytest.importorskip("numba_cuda")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "device_gives", __file__],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout
+    assert "passed" in result.stdout
