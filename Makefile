@@ -2,13 +2,15 @@
 #   make demo        install, segment a drawn sample with a bundled model, score it, say where the picture is
 #   make test        install what the tests need, run them all but the slow ones
 #   make check       format, lint, type and layer checks
+#   make bench       measure: a page, its numbers and plots in benchmarks/results/short (ten minutes)
+#   make bench-guard compare ratios with those in the repository: did anything get slower?
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check format bench bench-guard clean
 
 demo: $(VENV)/.demo
 	$(RUN)/tilelab demo
@@ -29,6 +31,12 @@ format: $(VENV)/.check
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
+bench: $(VENV)/.bench
+	$(RUN)/python -m benchmarks run
+
+bench-guard: $(VENV)/.test
+	$(RUN)/python -m benchmarks guard
+
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -47,4 +55,8 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.check: pyproject.toml | $(VENV)/.test
 	$(PIP) --editable ".[cpu,train,cluster,test,check]"
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml benchmarks/requirements.txt | $(VENV)/.test
+	$(PIP) --editable ".[cpu,train,cluster,test]" -r benchmarks/requirements.txt
 	@touch $@

@@ -12,7 +12,7 @@
     python -m benchmarks guard [--update]          compare ratios with those in the repository
     python -m benchmarks models                    every architecture from training to inference, one table
 
-Results lie in benchmarks/results: README.md, results.json and the plots.
+Results lie in benchmarks/results, or a folder in it for other scales than full: README.md, results.json and the plots.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--checkpoint", type=Path, metavar="FILE", help="weights of a trained unet:resnet18 (trains some, briefly)"
         )
-    run.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the page goes")
+    run.add_argument("--out", type=Path, metavar="DIR", help="where the page goes (benchmarks/results/SCALE)")
     run.add_argument("--minutes", type=float, metavar="N", help="estimate or leave out what would take longer")
     run.add_argument("--resume", action="store_true", help="go on with what an earlier run of this scale has measured")
     run.add_argument(
@@ -93,8 +93,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "run":
         from benchmarks.suite import SUITE, run_suite
 
-        ok = run_suite(args.names or list(SUITE), _workbench(args), args.out, print)
-        print(f"{args.out / 'README.md'}")
+        out = args.out or (RESULTS if args.scale == "full" else RESULTS / args.scale)
+        ok = run_suite(args.names or list(SUITE), _workbench(args), out, print)
+        print(f"{out / 'README.md'}")
         return 0 if ok else 1
     if args.command == "prepare":
         _workbench(args).prepare()

@@ -32,6 +32,9 @@ def write_page(document: dict[str, Any], path: Path, pictures: dict[str, str]) -
         else:
             lines += _BODIES[name](section["found"], pictures)
         lines += _made(section)
+    more = [other.name for other in sorted(path.parent.glob("*.md")) if other != path]
+    if more:
+        lines += [f"Beside this page: {', '.join(f'[{name}]({name})' for name in more)}.", ""]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
