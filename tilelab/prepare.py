@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from tilelab.normalize import normalization_constants
 from tilelab.options import Options
 from tilelab.planning import Outputs, Plan, Source, make_plan
 from tilelab.spec import ModelSpec
-from tilelab.sweep import Job
 from tilelab.volume import Volume, network_input
+
+if TYPE_CHECKING:
+    from tilelab.sweep import Job  # brings Numba, which planning does without
 
 PIXEL_SIZE_TOLERANCE = 0.1
 
@@ -167,6 +169,8 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         volume, spec.normalization, spec.channels, options.intensity_range
     )
     probabilities = probability_classes(spec, options.probabilities)
+    from tilelab.sweep import Job
+
     job = Job(
         image=network_input(volume, spec),
         lattice=plan.lattice,
@@ -232,7 +236,7 @@ def open_mask(mask: str | Path, volume: Volume) -> Volume:
         opened = _EverySlice(opened.image, volume.shape[0])
     if opened.channels != 1 or opened.shape != volume.shape:
         raise InputError(
-            f"mask {mask} is {' x '.join(map(str, opened.image.shape))} ({opened.image.axes}), the image "
+            f"mask {image.uri} is {' x '.join(map(str, opened.image.shape))} ({opened.image.axes}), the image "
             f"{' x '.join(map(str, volume.image.shape))} ({volume.image.axes}): they must have the same size"
         )
     return opened

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tilelab.cli.plan import calibrate
 from tilelab.errors import TilelabError
+from tilelab.estimate import calibrate
 
 WIDTH, TILE, CLASSES = 8192, 512, 3
 

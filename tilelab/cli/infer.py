@@ -21,11 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left at OUT")
     parser.add_argument("--report", metavar="FILE.json", help="write the run report")
     parser.add_argument("--overview", metavar="FILE.png", help="draw the image with the segmentation over it")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="rehearse on a small part of the image, say what to expect, keep nothing"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment an image."""
+    if args.dry_run:
+        return _rehearse(args)
     from tilelab.run import infer
 
     for path in (args.report, args.overview):
@@ -49,4 +54,31 @@ def run(args: argparse.Namespace) -> int:
         print(summary(done.report), file=sys.stderr)
     if args.report is not None and not done.already_finished:
         Path(args.report).write_text(json.dumps(done.report, indent=1) + "\n")
+    return 0
+
+
+def _rehearse(args: argparse.Namespace) -> int:
+    """Say what was checked and what is to be expected."""
+    from tilelab.autotile import choose_tile
+    from tilelab.cli.plan import duration
+    from tilelab.dry_run import dry_run
+    from tilelab.memory import format_bytes
+
+    options = options_from_args(args)
+    if options.auto_tile:
+        options = choose_tile(args.model, args.image, options, say)
+    found = dry_run(args.image, args.model, args.out, options, say)
+    if args.report is not None:
+        Path(args.report).write_text(json.dumps(found, indent=1) + "\n")
+    expected = found["expected"]
+    workers = f" on {expected['workers']} workers" if expected["workers"] > 1 else ""
+    for line in found["checked"]:
+        print(f"checked   {line}")
+    print(f"expected  {duration(expected['seconds'])}{workers}: {expected['tiles']} tiles in {expected['units']} units")
+    print(
+        f"          {format_bytes(expected['bytes_read'])} to read (about {duration(expected['seconds_reading'])} "
+        f"at the rate seen), at most {format_bytes(expected['bytes_written_at_most'])} to write before compression"
+    )
+    print(f"          {format_bytes(expected['memory_per_worker'])} of memory per worker beside the engine")
+    print("          nothing was kept")
     return 0

@@ -4,59 +4,91 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from typing import Any
-
-import numpy as np
 
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.cli.screen import say
 from tilelab.engines.base import Engine
+from tilelab.errors import PlanError
+from tilelab.estimate import Samples, calibrate, expected_seconds, sample_tiles, seconds_per_tile, stored_bytes
 from tilelab.memory import format_bytes
 from tilelab.planning import Plan
+from tilelab.volume import Volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add_run_arguments(parser)
     parser.add_argument("--no-calibration", action="store_true", help="do not run the engine to estimate the time")
+    parser.add_argument(
+        "--speed", type=_positive, metavar="MP/s", help="of one worker, as a report or `bench` says; loads no engine"
+    )
+    parser.add_argument("--price", type=_positive, metavar="X", help="of one worker for an hour, in any currency")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; a plan over the memory limit is an error."""
     from tilelab.autotile import choose_tile
+    from tilelab.engines.registry import read_spec
     from tilelab.options import load
     from tilelab.prepare import open_source, plan_image
 
     options = options_from_args(args)
+    if args.price is not None and args.no_calibration and args.speed is None:
+        raise PlanError("--price needs a speed: give --speed, or leave --no-calibration out")
     if options.auto_tile:
         options = choose_tile(args.model, args.image, options, say)
-    engine = load(args.model, options)
-    image, notes = open_source(args.image, options, engine.spec)
-    plan = plan_image(image, engine.spec, options, engine.batch)
-    seconds = None if args.no_calibration else calibrate(engine) * plan.tiles * (8 if options.symmetries else 1)
-    engine.close()
-    document = describe(plan, engine, seconds, notes)
+    engine = load(args.model, options) if args.speed is None else None
+    spec = read_spec(args.model, options.model) if engine is None else engine.spec
+    assert spec is not None  # noqa: S101 - it is only None without overrides
+    image, notes = open_source(args.image, options, spec)
+    plan = plan_image(image, spec, options, engine.batch if engine else options.batch or 1)
+    per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
+    if engine is not None:
+        if not args.no_calibration:
+            per_tile = calibrate(engine) * (8 if options.symmetries else 1)
+        engine.close()
+    document = describe(
+        plan,
+        engine,
+        per_tile,
+        notes,
+        workers=options.workers or 1,
+        price=args.price,
+        stored=stored_bytes(image),
+        samples=sample_tiles(Volume(image), plan),
+    )
+    image.close()
     print(json.dumps(document, indent=1) if args.json else as_text(document))
     return 0
 
 
-def calibrate(engine: Engine, least_seconds: float = 1.0) -> float:
-    """Seconds per tile, the median over batches of noise for about `least_seconds`."""
-    tiles = np.random.default_rng(0).normal(size=(engine.batch, engine.spec.channels, *engine.tile)).astype(np.float32)
-    out = np.empty((engine.batch, engine.spec.outputs, *engine.tile), np.float32)
-    engine.run(tiles, out)
-    times: list[float] = []
-    while sum(times) < least_seconds or len(times) < 3:
-        began = time.perf_counter()
-        engine.run(tiles, out)
-        times.append(time.perf_counter() - began)
-    return float(np.median(times)) / engine.batch
+def describe(
+    plan: Plan,
+    engine: Engine | None,
+    per_tile: float | None,
+    notes: list[str],
+    *,
+    workers: int = 1,
+    price: float | None = None,
+    stored: int | None = None,
+    samples: Samples | None = None,
+) -> dict[str, Any]:
+    """The plan as a document.
 
-
-def describe(plan: Plan, engine: Engine, seconds: float | None, notes: list[str]) -> dict[str, Any]:
-    """The plan as a document."""
+    Args:
+        plan: the plan.
+        engine: None when none was loaded.
+        per_tile: seconds of one worker for one tile; None when unknown.
+        notes: for the user.
+        workers: how many share the work.
+        price: of one worker for an hour.
+        stored: bytes of the image as it is stored.
+        samples: tiles that were looked at.
+    """
+    seconds = None if per_tile is None else expected_seconds(plan, per_tile, workers)
+    hours = None if seconds is None else seconds * workers / 3600
     return {
         "image": {
             "shape": list(plan.source.shape),
@@ -64,11 +96,11 @@ def describe(plan: Plan, engine: Engine, seconds: float | None, notes: list[str]
             "megapixels": plan.pixels / 1e6,
         },
         "engine": {
-            "name": engine.name,
-            "device": engine.device,
-            "precision": engine.precision,
-            "tile": list(engine.tile),
-            "batch": engine.batch,
+            "name": engine.name if engine else None,
+            "device": engine.device if engine else None,
+            "precision": engine.precision if engine else None,
+            "tile": list(plan.spec.tile),
+            "batch": plan.batch,
         },
         "overlap": list(plan.spec.overlap),
         "window": plan.spec.window,
@@ -76,11 +108,16 @@ def describe(plan: Plan, engine: Engine, seconds: float | None, notes: list[str]
         "tiles_computed_twice": plan.recomputed,
         "units": len(plan.units),
         "unit_shape": [c.extent if len(c) > 1 else c.size for c in plan.units.cuts],
+        "sample_tiles": None if samples is None else {"read": samples.tiles, "blank": samples.blank},
         "bytes_read": plan.source.bytes,
+        "bytes_stored": stored,
         "bytes_written_at_most": plan.bytes_written,
         "levels": plan.layout.levels,
         "memory": {"total": plan.memory_bytes, **plan.memory},
+        "workers": workers,
         "seconds": seconds,
+        "worker_hours": hours,
+        "cost": None if hours is None or price is None else hours * price,
         "notes": notes,
     }
 
@@ -90,30 +127,50 @@ def as_text(plan: dict[str, Any]) -> str:
     image, engine, memory = plan["image"], plan["engine"], plan["memory"]
     rows = {
         "image": f"{_size(image['shape'])} (z, y, x), {image['megapixels']:.1f} MP, chunks {_size(image['chunks'])}",
-        "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, tile {_size(engine['tile'])}, "
-        f"batch {engine['batch']}",
+        "engine": (f"{engine['name']} {engine['precision']} on {engine['device']}, " if engine["name"] else "")
+        + f"tile {_size(engine['tile'])}, batch {engine['batch']}",
         "tiles": f"{plan['tiles']}, overlap {_size(plan['overlap'])} px, {plan['window']} window, "
         f"{plan['tiles_computed_twice']:.2%} computed twice",
         "units": f"{plan['units']} of at most {_size(plan['unit_shape'])} px",
-        "read": format_bytes(plan["bytes_read"]),
+        "read": format_bytes(plan["bytes_read"])
+        + ("" if plan["bytes_stored"] is None else f" decoded, stored in about {format_bytes(plan['bytes_stored'])}"),
         "write": f"at most {format_bytes(plan['bytes_written_at_most'])} before compression, {plan['levels']} levels",
-        "memory": f"{format_bytes(memory['total'])} beside the engine ("
+        "memory": f"{format_bytes(memory['total'])} per worker, beside the engine ("
         + ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items() if name != "total")
         + ")",
     }
     if plan["seconds"] is not None:
-        rows["time"] = f"about {_duration(plan['seconds'])} ({image['megapixels'] / plan['seconds']:.2f} MP/s)"
+        shared = f" on {plan['workers']} workers" if plan["workers"] > 1 else ""
+        rate = image["megapixels"] / plan["seconds"]
+        rows["time"] = f"about {duration(plan['seconds'])}{shared} ({rate:.2f} MP/s)"
+        rows["work"] = f"{plan['worker_hours']:.2f} worker-hours"
+        if plan["cost"] is not None:
+            rows["cost"] = f"about {plan['cost']:.2f}"
+    samples = plan["sample_tiles"]
+    if samples and samples["blank"]:
+        rows["samples"] = f"{samples['blank']} of {samples['read']} sample tiles are blank: those take no engine time"
     for i, note in enumerate(plan["notes"]):
         rows["note" if i == 0 else " " * i] = note
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
 def _size(extent: list[int]) -> str:
     return " x ".join(map(str, extent))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

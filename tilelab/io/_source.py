@@ -68,6 +68,10 @@ class Source(abc.ABC):
     def fingerprint(self) -> dict[str, str]:
         """What identifies the stored content without reading all of it."""
 
+    def stored_bytes(self) -> int | None:
+        """About how many bytes the image takes where it is stored; None where that cannot be told cheaply."""
+        return None
+
     def close(self) -> None:
         """Release files; reading afterwards is an error."""
 

@@ -90,6 +90,12 @@ class TiffSource(Source):
         hashes = (hash_file(place) for place in places)
         return {f"{i}.{name}": value for i, ends in enumerate(hashes) for name, value in ends.items()}
 
+    def stored_bytes(self) -> int:
+        layout = self._layout
+        if layout.stack_offset is not None:
+            return math.prod(layout.lead) * layout.page_bytes
+        return sum(layout.page_bytes if page.bare else int(page.counts.sum()) for page in layout.pages)
+
     def close(self) -> None:
         self._kept.clear()
         for file in self._layout.files.values():

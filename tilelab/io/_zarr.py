@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io._axes import named_axes
-from tilelab.io._decode import LARGE_BYTES
+from tilelab.io._decode import LARGE_BYTES, for_each
 from tilelab.io._files import hash_stats
 from tilelab.io._ngff import Multiscale, find_multiscale, ome_attributes
 from tilelab.io._source import Source, check_level, whole_piece_warning
@@ -28,6 +29,7 @@ Array = npt.NDArray[Any]
 
 _MOST_STATS = 1024
 _MOST_REMOTE_STATS = 64
+_SAMPLED_SIZES = 16
 
 
 class ZarrSource(Source):
@@ -99,6 +101,28 @@ class ZarrSource(Source):
         chosen = sorted({i * count // asked for i in range(asked)})
         files = (self._node.file(tuple(int(v) for v in np.unravel_index(i, grid))) for i in chosen)
         return {"metadata_sha256": metadata, "chunks_sha256": hash_stats(files)}
+
+    def stored_bytes(self) -> int:
+        """From a few of its files, spread over the array."""
+        grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
+        count = math.prod(grid)
+        asked = min(count, _SAMPLED_SIZES)
+        places = [
+            self._node.file(tuple(int(v) for v in np.unravel_index((2 * i + 1) * count // (2 * asked), grid)))
+            for i in range(asked)
+        ]
+        sizes = [0] * asked
+
+        def ask(i: int) -> None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                place = places[i]
+                if isinstance(place, RemotePath):
+                    sizes[i] = place.store.stat(place.key).size
+                else:
+                    sizes[i] = place.stat().st_size
+
+        for_each(ask, range(asked), threads=False, requests=isinstance(self._node.path, RemotePath))
+        return sum(sizes) * count // max(1, asked)
 
     def close(self) -> None:
         self._reader.clear()
