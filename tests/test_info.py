@@ -152,3 +152,72 @@ def test_describing_a_model_loads_no_engine(tmp_path):
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+# --- networks in torch
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """As `tilelab train` writes it, of a small U-Net."""
+    pytest.importorskip("torch", reason="training extra not installed")
+    from tilelab.models.build import initialise
+    from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
+    from tilelab.training.segmentation import describe
+    from tilelab.training.recipe import load_recipe
+
+    words = ["network.options.widths=[4, 6, 8]", "inference.tile=64", "inference.overlap=16", "run.steps=500"]
+    recipe = load_recipe("superalloy", words)
+    network = initialise(0, "unet", 1, 3, widths=[4, 6, 8])
+    spec = describe(recipe, network, recipe.normalization)
+    header = Header(recipe=recipe, spec=spec, step=120, scores={"mean_iou": 0.71234, "iou": {"matrix": 0.9}})
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, Checkpoint(header, {f"model.{name}": value for name, value in network.state_dict().items()}))
+    return path
+
+
+def test_a_checkpoint(checkpoint, capsys):
+    (document,), screen = told(capsys, checkpoint)
+    assert document["kind"] == "checkpoint"
+    assert document["network"]["parameters"] == document["description"]["training"]["parameters"]
+    assert document["network"]["stride"] == 4
+    assert document["network"]["receptive_field"] == document["description"]["receptive_field"]
+    for words in (
+        "checkpoint, ",
+        "120 of 500 steps, recipe superalloy, seed 1",
+        "1 cross-entropy + 1 dice; adamw 0.002, cosine",
+        "mean iou 0.7123",
+        "stride 4",
+        "px around each pixel",
+        "kMAC per pixel",
+        "tile 64 x 64",
+        "data NASA",
+    ):
+        assert words in screen
+
+
+def test_an_architecture_by_name(capsys):
+    pytest.importorskip("torch", reason="training extra not installed")
+    (document,), screen = told(capsys, "pmcanet:resnet18")
+    assert document["kind"] == "architecture"
+    assert document["network"]["receptive_field"] is None
+    assert "sees the whole tile: output depends on all of it" in screen
+    assert "stride 8" in screen
+    assert main(["info", "unet:resnet19"]) == 2
+    assert "unknown encoder 'resnet19'" in capsys.readouterr().err
+
+
+def test_networks_need_torch_and_say_so(checkpoint, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in (str(checkpoint), "pmcanet:resnet50"):
+        assert main(["info", name]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "is a network in torch, which is not installed: pip install 'tilelab[train]'" in line
+
+
+def test_a_file_that_is_not_a_checkpoint(tmp_path, capsys):
+    pytest.importorskip("torch", reason="training extra not installed")
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"nothing")
+    assert main(["info", str(path)]) == 2
+    assert "is not a safetensors checkpoint" in capsys.readouterr().err

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(path: str) -> dict[str, Any]:
-    """What there is to know about one path, as a document; ``kind`` is ``image``, ``model``,
-    ``result``, ``checkpoint`` or ``architecture``.
+    """What there is to know about one path, as a document.
+
+    Its ``kind`` is ``image``, ``model``, ``result``, ``checkpoint`` or ``architecture``.
 
     Raises:
         TilelabError: it is none of these, or broken.
