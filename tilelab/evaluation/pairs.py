@@ -18,6 +18,9 @@ SUFFIXES = (
     ".jpeg",
     ".jpg",
     ".npy",
+    ".mrc",
+    ".h5",
+    ".hdf5",
 )
 _ENDINGS = ("mask", "masks", "label", "labels", "truth", "gt", "annot", "pred", "prediction", "seg", "segmentation")
 

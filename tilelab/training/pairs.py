@@ -17,6 +17,7 @@ from tilelab.errors import InputError
 from tilelab.evaluation.labels import LabelMap, Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
+from tilelab.io._volumes import find_folder_reader, split_member
 from tilelab.io.base import Image
 from tilelab.io.open import open_image
 from tilelab.spec import Normalization
@@ -179,9 +180,11 @@ def _match(images: Path, masks: Path) -> list[tuple[str, Path, Path]]:
 
 
 def _is_single(path: Path) -> bool:
-    if not path.exists():
-        raise InputError(f"no such folder or file: {path}")
-    return path.is_file() or any((path / name).exists() for name in _ZARR)
+    file, member = split_member(str(path))
+    if not Path(file).exists():
+        raise InputError(f"no such folder or file: {file}")
+    zarr = any((path / name).exists() for name in _ZARR)
+    return bool(member) or path.is_file() or zarr or find_folder_reader(path) is not None
 
 
 def _check_mask(mask: Mask, classes: int, path: Path) -> None:
