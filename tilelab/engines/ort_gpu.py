@@ -54,7 +54,7 @@ def probe(provider: Provider) -> Availability:
     try:
         found = version(provider.package)
     except PackageNotFoundError:
-        return Availability("", f"{provider.package} is not installed: pip install {provider.package}")
+        return Availability("", f"{provider.package} is not installed: {_how_to_install(provider.package)}")
     problem = driver_problem()
     if problem:
         return Availability(found, problem)
@@ -75,6 +75,13 @@ def probe(provider: Provider) -> Availability:
             for p in PRECISIONS
         ),
     )
+
+
+def _how_to_install(package: str) -> str:
+    if package != "onnxruntime-gpu":
+        return f"pip install {package}"
+    # both packages are one folder, so that the second to be installed or removed breaks the first
+    return "pip uninstall onnxruntime, then pip install onnxruntime-gpu, never both (it runs on CPUs, too)"
 
 
 def provider_names(ort: Any) -> set[str]:
