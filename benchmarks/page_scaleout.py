@@ -25,11 +25,7 @@ def scaleout(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         ),
         *picture(pictures, "scaleout", "Efficiency over the number of workers"),
         *paragraph(*_limit(found)),
-        *paragraph(
-            "The same volume handed out by the real client through Dask's real scheduler to as many real Dask workers,",
-            "many to a process, that sleep for as long as a GPU would compute and report as they would:",
-        ),
-        *table(["volume", "workers of Dask", "units", "ideal", "takes", "efficiency", "client busy"], _real(found)),
+        *_slept(found),
         *paragraph("Planning, with the first units handed out and the last one known; no list of units is ever made:"),
         *table(["volume", "pixels", "workers", "units", "tiles", "time, ms", "memory, KiB"], _planning(found)),
     ]
@@ -51,8 +47,11 @@ def _rows(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _real(found: dict[str, Any]) -> list[list[str]]:
-    return [
+def _slept(found: dict[str, Any]) -> list[str]:
+    """What Dask itself did."""
+    if not found["real"]:
+        return []
+    rows = [
         [
             point["volume"],
             str(point["workers"]),
@@ -63,6 +62,13 @@ def _real(found: dict[str, Any]) -> list[list[str]]:
             f"{point['client_busy']:.1%}",
         ]
         for point in found["real"]
+    ]
+    return [
+        *paragraph(
+            "The same volume handed out by the real client through Dask's real scheduler to as many real Dask workers,",
+            "many to a process, that sleep for as long as a GPU would compute and report as they would:",
+        ),
+        *table(["volume", "workers of Dask", "units", "ideal", "takes", "efficiency", "client busy"], rows),
     ]
 
 
