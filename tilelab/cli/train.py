@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from tilelab.cli.training_run import add_arguments, require_torch, run_recipe
+from tilelab.cli import training_run
+from tilelab.cli.training_run import require_torch, run_recipe
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    training_run.add_arguments(parser, "train")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from tilelab.training.recipe import BaseRecipe
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("recipe", help="a .toml file, or the name of a shipped recipe")
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Declare the arguments of ``train`` or ``pretrain``."""
+    from tilelab.training.recipe_file import shipped_recipes
+
+    shipped = ", ".join(shipped_recipes(command))
+    parser.add_argument("recipe", help=f"a .toml file, or the name of a shipped recipe: {shipped}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the recipe's data paths are relative to "
                         "(default: the recipe's own folder)")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="checkpoints and log (default: runs/NAME)")
