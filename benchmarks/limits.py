@@ -97,17 +97,19 @@ class Kernels:
             self.threads.close()
 
 
-def take_turns(works: dict[str, Work], seconds: float, least: int = 3) -> dict[str, list[float]]:
-    """Seconds of each call, all in turns, for about `seconds` each and at least `least` rounds."""
+def take_turns(
+    works: dict[str, Work], seconds: float, least: int = 3, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each call on `clock`, all in turns, for about `seconds` each and at least `least` rounds."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
     until = time.perf_counter() + seconds * len(works)
     while time.perf_counter() < until or min(map(len, times.values())) < least:
         for name, work in works.items():
-            began = time.perf_counter()
+            began = clock()
             work()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return times
 
 

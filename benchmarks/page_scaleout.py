@@ -27,7 +27,10 @@ def scaleout(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         *paragraph(*_limit(found)),
         *_slept(found),
         *paragraph("Planning, with the first units handed out and the last one known; no list of units is ever made:"),
-        *table(["volume", "pixels", "workers", "units", "tiles", "time, ms", "memory, KiB"], _planning(found)),
+        *table(
+            ["volume", "pixels", "workers", "units", "tiles", "time, ms", "most memory, KiB", "the plan, KiB"],
+            _planning(found),
+        ),
     ]
 
 
@@ -82,6 +85,7 @@ def _planning(found: dict[str, Any]) -> list[list[str]]:
             f"{row['tiles']:,}",
             f"{1e3 * row['seconds']:.1f}",
             f"{row['peak'] / 1024:.0f}",
+            f"{row['held'] / 1024:.0f}",
         ]
         for row in found["planning"]
     ]

@@ -247,7 +247,8 @@ def test_planning_takes_the_same_memory_for_a_petabyte() -> None:
     small = measure_planning("1 TB", (1000, 31_623, 31_623), 256)
     large = measure_planning("1 PB", (10_000, 316_228, 316_228), 256)
     assert large["units"] > 50 * small["units"]
-    assert large["peak"] < 2 * small["peak"]
+    assert large["held"] < 2 * small["held"]
+    assert large["peak"] < 1 << 20
     assert large["seconds"] < 2
 
 
