@@ -26,9 +26,29 @@ def convert_to_half(path: Path) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of every weight that it rounds to zero
         half = convert_float_to_float16(model, keep_io_types=True)
+    _sort(half.graph)  # the converter appends the casts of inputs at the end
     half.graph.ClearField("value_info")  # engines infer the shapes of intermediate tensors themselves
     data: bytes = half.SerializeToString(deterministic=True)
     return data
+
+
+def _sort(graph: Any) -> None:
+    """Put every node after those whose results it takes, as ONNX demands; otherwise in the order they are in."""
+    known = {"", *(v.name for v in graph.input), *(w.name for w in graph.initializer)}
+    # copied out before the field is cleared: nodes in it do not outlive it
+    waiting = [type(node).FromString(node.SerializeToString()) for node in graph.node]
+    graph.ClearField("node")
+    while waiting:
+        later = []
+        for node in waiting:
+            if known.issuperset(node.input):
+                graph.node.append(node)
+                known.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise EngineError("the network's graph has a cycle: it cannot be converted to fp16")
+        waiting = later
 
 
 def simulate_half(half: bytes) -> bytes:
