@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -486,6 +487,13 @@ def test_a_metadata_service_that_is_not_there_is_not_waited_for(s3, monkeypatch)
     assert open_store("s3://data")._access.anonymous
     assert open_store("gs://data")._access.anonymous
     assert asked == [(("169.254.169.254", 80), 1.0)]
+    monkeypatch.undo()
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes the connection, never answers
+        monkeypatch.setattr(remote_access, "_METADATA", mute.getsockname())
+        remote_access._on_cloud_machine.cache_clear()
+        began = time.monotonic()
+        assert not remote_access._on_cloud_machine()
+        assert time.monotonic() - began < 3
     remote_access._on_cloud_machine.cache_clear()
 
 

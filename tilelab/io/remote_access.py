@@ -188,9 +188,11 @@ def _has_google_credentials() -> bool:
 
 @cache
 def _on_cloud_machine() -> bool:
-    """Whether there is a metadata service, which otherwise would be waited for."""
+    """Whether a metadata service answers; one that is not there would be waited for."""
     try:
-        socket.create_connection(_METADATA, _METADATA_SECONDS).close()
+        with socket.create_connection(_METADATA, _METADATA_SECONDS) as connection:
+            connection.settimeout(_METADATA_SECONDS)
+            connection.sendall(f"HEAD / HTTP/1.0\r\nHost: {_METADATA[0]}\r\n\r\n".encode())
+            return connection.recv(5) == b"HTTP/"
     except OSError:
         return False
-    return True
