@@ -114,12 +114,27 @@ def describe(
         "bytes_written_at_most": plan.bytes_written,
         "levels": plan.layout.levels,
         "memory": {"total": plan.memory_bytes, **plan.memory},
+        "device_memory": _device_memory(plan, engine),
         "workers": workers,
         "seconds": seconds,
         "worker_hours": hours,
         "cost": None if hours is None or price is None else hours * price,
         "notes": notes,
     }
+
+
+def _device_memory(plan: Plan, engine: Engine | None) -> dict[str, Any] | None:
+    """What the largest unit takes on the engine's GPU, by purpose, and what was free there; None without a GPU."""
+    if engine is None or not engine.device.startswith("cuda"):
+        return None
+    from tilelab.planning_device import plan_buffers
+
+    unit = plan.units[0].box
+    buffers = plan_buffers(plan.source, plan.spec, plan.outputs, plan.lattice, plan.frame, engine.batch, unit)
+    own = int(getattr(engine, "device_bytes", 0))
+    info = getattr(engine, "info", None)
+    parts = {**buffers.bytes(), **({"engine": own} if own else {})}
+    return {"total": sum(parts.values()), "free": None if info is None else info.free_bytes, "parts": parts}
 
 
 def as_text(plan: dict[str, Any]) -> str:
@@ -139,6 +154,14 @@ def as_text(plan: dict[str, Any]) -> str:
         + ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items() if name != "total")
         + ")",
     }
+    gpu = plan["device_memory"]
+    if gpu is not None:
+        largest = sorted(gpu["parts"].items(), key=lambda part: -part[1])[:4]
+        rows["GPU memory"] = f"{format_bytes(gpu['total'])} ({', '.join(f'{n} {format_bytes(b)}' for n, b in largest)})"
+        if gpu["free"] is not None:
+            rows["GPU memory"] += f" of {format_bytes(gpu['free'])} free"
+            if gpu["total"] > gpu["free"]:
+                rows["GPU memory"] += ": too much, raise --lanes, or lower --batch or --tile"
     if plan["seconds"] is not None:
         shared = f" on {plan['workers']} workers" if plan["workers"] > 1 else ""
         rate = image["megapixels"] / plan["seconds"]
