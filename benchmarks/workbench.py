@@ -126,9 +126,10 @@ class Workbench:
         command += ["--model", model or self.model.onnx, "-o", out, "--report", report, "--quiet", *words]
         outcome = self.run(command, **limits)
         run = Infer(outcome, json.loads(report.read_text()) if report.exists() else None)
-        if outcome.ok and not limits.get("kill_after"):
-            measured = {"seconds": outcome.seconds, "peak": outcome.peak, "report": run.report}
-            self.ledger.put(self._infer_name(shape, words, model), measured)
+        name = self._infer_name(shape, words, model)
+        # the first one: a later one may go on where one that was killed had come to
+        if outcome.ok and not limits.get("kill_after") and self.ledger.get(name) is None:
+            self.ledger.put(name, {"seconds": outcome.seconds, "peak": outcome.peak, "report": run.report})
         return run
 
     def recall_infer(self, shape: Shape, *words: str | Path, model: Path | None = None) -> Infer | None:
