@@ -201,7 +201,7 @@ def test_a_terabyte_is_planned_in_two_seconds(tmp_path):
 def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch):
     pytest.importorskip("obstore", reason="extra `remote` is not installed")
     pytest.importorskip("moto", reason="extra `test` is not installed")
-    from tilelab.io.remote import open_store
+    from tilelab.io.remote_store import open_store
 
     server = S3Server()
     proxy = TroubleProxy(server.url)

@@ -28,7 +28,9 @@ from tilelab.errors import InputError, OutputError, ResumeError, TilelabError
 from tilelab.geometry import Box
 from tilelab.io import remote_access
 from tilelab.io.open import describe, open_image
-from tilelab.io.remote import RemoteFile, RemotePath, open_store
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_file import RemoteFile
+from tilelab.io.remote_store import open_store
 from tilelab.io.result import read_result
 from tilelab.options import Options
 

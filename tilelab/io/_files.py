@@ -18,7 +18,9 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io._decode import for_each
 from tilelab.io.place import Place
-from tilelab.io.remote import RemoteFile, RemotePath, Stat
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_file import RemoteFile
+from tilelab.io.remote_store import Stat
 
 Array = npt.NDArray[Any]
 

@@ -24,7 +24,8 @@ from tilelab.io._files import hash_file, read_region
 from tilelab.io._source import Source
 from tilelab.io._tiff_layout import Page, read_layout
 from tilelab.io._tiff_log import plain
-from tilelab.io.remote import RemoteFile, RemotePath
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_file import RemoteFile
 
 Array = npt.NDArray[Any]
 

@@ -23,7 +23,8 @@ from tilelab.io._source import check_level, whole_piece_warning
 from tilelab.io._tiff_log import collect_notes, plain
 from tilelab.io._tiff_size import pixel_scale
 from tilelab.io._view import luma
-from tilelab.io.remote import RemoteFile, RemotePath
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_file import RemoteFile
 
 Array = npt.NDArray[Any]
 

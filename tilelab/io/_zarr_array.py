@@ -31,7 +31,8 @@ from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io._decode import for_each
 from tilelab.io.place import Place
-from tilelab.io.remote import RemoteFile, RemotePath
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_file import RemoteFile
 
 ZSTD_LEVEL = 1
 """Labels and probabilities that a network made of real micrographs take 0.9 and 1.2 to 2.6 ns per pixel and shrink to

@@ -13,7 +13,8 @@ from tilelab.geometry import Box
 from tilelab.io._decode import for_each
 from tilelab.io._zarr_chunks import Array, ChunkReader, Piece, cell_box, overlapping
 from tilelab.io._zarr_meta import ArrayNode, ChunkCodec
-from tilelab.io.remote import RemoteFile, RemotePath
+from tilelab.io.remote import RemotePath
+from tilelab.io.remote_file import RemoteFile
 
 _MOST_KNOWN = 2**16
 
