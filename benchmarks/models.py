@@ -67,16 +67,11 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: a name of `build_model`, with options.
-
-    crop  side of its crops and of its tile, px
-    rate  of the step
-    """
+    """One row: a name of `build_model`, with options; `crop` is the side of its crops and of its tile, px."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     crop: int = CROP
-    rate: float = 1e-3
 
 
 TABLE = (
@@ -86,8 +81,7 @@ TABLE = (
     Entry("casenet:resnet152"),
     *(Entry(f"{decoder}:resnet18") for decoder in _DECODERS),
     Entry("pan:resnet18", crop=128),  # halves the encoder's last features three times more
-    # what is left of a crop in the deepest stage of inceptionv4 is 1 px: its batch statistics leap
-    *(Entry(f"unet:{encoder}", rate=1e-5 if encoder == "inceptionv4" else 1e-3) for encoder in _FAMILIES),
+    *(Entry(f"unet:{encoder}") for encoder in _FAMILIES),
 )
 
 
@@ -134,7 +128,7 @@ def examine(entry: Entry, folder: Path, *, engine: str = "onnxruntime") -> Row:
 
     began, crop = time.perf_counter(), entry.crop
     network = initialise(0, entry.name, 1, CLASSES, **entry.options)
-    before, after = train_once(network, crop, entry.rate)
+    before, after = train_once(network, crop)
     network.eval()
     stride = total_stride(network, 1)
     checkpoint = folder / "c.safetensors"
@@ -161,7 +155,7 @@ def examine(entry: Entry, folder: Path, *, engine: str = "onnxruntime") -> Row:
     )
 
 
-def train_once(network: nn.Module, crop: int, rate: float) -> tuple[float, float]:
+def train_once(network: nn.Module, crop: int) -> tuple[float, float]:
     """Loss on two crops before and after one small step of gradient descent on them; dropout is drawn alike."""
     image, truth = draw_superalloy((crop, 2 * crop), seed=1)
     halves = [slice(0, crop), slice(crop, None)]
@@ -178,7 +172,7 @@ def train_once(network: nn.Module, crop: int, rate: float) -> tuple[float, float
     with torch.random.fork_rng(devices=[]):
         first = loss()
         first.backward()
-        torch.optim.SGD(network.parameters(), lr=rate).step()
+        torch.optim.SGD(network.parameters(), lr=1e-3).step()
         with torch.no_grad():
             return float(first.detach()), float(loss())
 
