@@ -163,8 +163,8 @@ def checkpoint(tmp_path):
     pytest.importorskip("torch", reason="training extra not installed")
     from tilelab.models.build import initialise
     from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
-    from tilelab.training.segmentation import describe
     from tilelab.training.recipe import load_recipe
+    from tilelab.training.segmentation import describe
 
     words = ["network.options.widths=[4, 6, 8]", "inference.tile=64", "inference.overlap=16", "run.steps=500"]
     recipe = load_recipe("superalloy", words)

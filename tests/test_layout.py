@@ -95,9 +95,9 @@ def test_shards_of_a_stack_are_deep_where_they_would_be_many(z: int, y: int, x: 
     assert deep <= z
     per_slice = -(-y // 2048) * -(-x // 2048)
     assert deep == 1 or deep * 2048 * 2048 * count <= 32 * 2**20  # a unit has to hold one
-    assert deep == 1 or -(-z // (deep // 2)) * per_slice > 4096  # and no deeper than it need be
+    assert deep == 1 or -(-z // (deep // 2)) * per_slice > layouts._MOST_FILES  # and no deeper than it need be
     if 2 * deep <= z and 2 * deep * 2048 * 2048 * count <= 32 * 2**20:
-        assert -(-z // deep) * per_slice <= 4096
+        assert -(-z // deep) * per_slice <= layouts._MOST_FILES
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ _THIN: dict[int, tuple[Extent, Extent]] = {
     16: ((16, 128, 128), (64, 512, 512)),
 }
 """Chunk and shard of a volume of at most so many slices."""
-_MOST_FILES = 4096
-"""Files of the finest level of a stack, above which shards become deeper."""
+_MOST_FILES = 2**18
+"""Files of the finest level of a stack (1 TB), above which shards become deeper; flat ones are easier to
+share out."""
 _MOST_BYTES = 32 * 2**20
 """Of a deep shard with everything that is written per pixel: a unit that holds one has to fit into memory, and deeper
 units have narrower lanes, whose borders are inferred twice (1 PB in 2 GiB: 1 % of the tiles with 4 slices of labels and

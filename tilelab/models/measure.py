@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tilelab.errors import ModelError
 
 _STRIDES = (1, 2, 4, 8, 16, 32, 64)
+_LEAST = 128  # px; some networks go down to an eighth of their encoder's coarsest features
 _LARGEST_WIDTH = 8192
 
 
@@ -45,7 +46,7 @@ def measure_network(model: nn.Module, channels: int, *, tile: int = 256) -> Netw
         tile: size at which work is counted, a multiple of the total stride.
 
     Raises:
-        ModelError: the network accepts no size that is a multiple of 64.
+        ModelError: the network accepts not every multiple of 64 from 128 on.
     """
     training = model.training
     model.eval()
@@ -71,10 +72,17 @@ def macs_per_pixel(model: nn.Module, channels: int, tile: int) -> float:
 
 
 def total_stride(model: nn.Module, channels: int) -> int:
-    """The least power of two such that every multiple of it is a size that the network maps to itself."""
+    """The least power of two such that every multiple of it is a size that the network maps to itself.
+
+    A decoder that resizes to fit takes any size, yet moves its output with its input only by multiples of the
+    encoder's stride: so it is no less than what an encoder of segmentation_models_pytorch says of itself.
+    """
+    encoder = getattr(getattr(model, "encoder", None), "output_stride", 1)
     for stride in _STRIDES:
+        if stride < encoder:
+            continue
         # three sizes, of which one is not a multiple of twice the stride
-        sizes = [stride * k for k in range(max(1, 64 // stride), max(1, 64 // stride) + 3)]
+        sizes = [stride * k for k in range(_LEAST // stride, _LEAST // stride + 3)]
         if all(_keeps_size(model, channels, size) for size in sizes):
             return stride
     raise ModelError(f"the network maps no multiple of {_STRIDES[-1]} px to its own size: it cannot be tiled")
