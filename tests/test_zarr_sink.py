@@ -312,7 +312,9 @@ def test_without_probabilities_the_root_is_still_an_image(tmp_path: Path, option
 
 @pytest.mark.parametrize("labels_only", [False, True])
 def test_the_reference_reader_opens_it(tmp_path: Path, labels_only: bool) -> None:
-    io = pytest.importorskip("ome_zarr.io", reason="ome-zarr not installed: its s3fs makes pip try hundreds of versions")
+    io = pytest.importorskip(
+        "ome_zarr.io", reason="ome-zarr not installed: its s3fs makes pip try hundreds of versions"
+    )
     reader = pytest.importorskip("ome_zarr.reader")
     layout = Layout.fit((1, 700, 900), (4.0, 4.0))
     probabilities = () if labels_only else (1, 2)

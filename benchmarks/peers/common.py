@@ -102,8 +102,14 @@ def load_network(job: Job) -> Any:
 
     ``bf16`` is what torch's documentation recommends for CPUs: autocast, channels last.
     """
-    import segmentation_models_pytorch as smp
     import torch
+
+    try:  # where tilelab is, its way of importing it: a torchvision that does not fit this torch is no obstacle
+        from tilelab.models.smp import import_smp
+
+        smp = import_smp()
+    except ModuleNotFoundError:
+        import segmentation_models_pytorch as smp
     from safetensors.torch import load_file
 
     network = smp.Unet(job.encoder, encoder_weights=None, in_channels=job.channels, classes=job.classes)

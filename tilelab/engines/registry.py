@@ -69,6 +69,7 @@ def load_engine(
     tile: tuple[int, ...] | None = None,
     threads: int | None = None,
     spec_overrides: SpecOverrides | None = None,
+    trial: bool = True,
 ) -> Engine:
     """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
 
@@ -83,6 +84,7 @@ def load_engine(
         tile: pixels per axis; by default the model's.
         threads: of the engine's pool; by default all cores.
         spec_overrides: what the user says of the model.
+        trial: refuse a model that answers a made-up batch with NaN or infinite values.
 
     Raises:
         ModelError: the model is missing, broken or incomplete, or does not allow what is asked.
@@ -109,7 +111,8 @@ def load_engine(
         warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
     request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings)
     loaded: Engine = _module(name).load(request)
-    try_out(loaded, file.path)
+    if trial:
+        try_out(loaded, file.path)
     return loaded
 
 

@@ -174,8 +174,15 @@ def check_parity(
     """
     held = read_model(path).precision
     side = None if tile is None else (tile, tile)
-    candidate = load_engine(
-        path, engine=engine, device=device, precision=precision or held, batch=batch, tile=side, threads=threads
+    candidate = load_engine(  # without a trial: what is wrong with it, and where, is for the comparison to say
+        path,
+        engine=engine,
+        device=device,
+        precision=precision or held,
+        batch=batch,
+        tile=side,
+        threads=threads,
+        trial=False,
     )
     try:
         return compare(reference, candidate, file=held)
