@@ -68,7 +68,7 @@ class Scale:
 TOY = Scale(
     name="toy",
     tile=64,
-    overlap=16,
+    overlap=32,
     steps=2,
     main=(192, 200),
     areas=((96, 96), (192, 192)),

@@ -77,7 +77,7 @@ def test_every_benchmark_measures(document: dict) -> None:
     found = {name: section["found"] for name, section in document["sections"].items()}
     assert set(found) == set(suite.SUITE)
     assert found["efficiency"]["ratio"] > 0
-    assert found["efficiency"]["tiles"]["inferred"] == 16
+    assert found["efficiency"]["tiles"]["inferred"] == 30
     rows = {(row["engine"], row["precision"]): row for row in found["precision"]["rows"]}
     for engine in ("openvino", "onnxruntime"):
         assert rows[engine, "fp32"]["agreement"] > 0.99
@@ -86,7 +86,7 @@ def test_every_benchmark_measures(document: dict) -> None:
     assert rows["openvino", "fp32"]["mean_iou"] == pytest.approx(rows["onnxruntime", "fp32"]["mean_iou"], abs=0.01)
     assert {row["kernel"] for row in found["limits"]["kernels"]} == {"copy", "update", "blend", "cut", "finish"}
     assert all(row["decode_megapixels_per_s"] > 0 for row in found["limits"]["formats"])
-    assert [row["tiles"] for row in found["scaling"]["rows"]] == [4, 16]
+    assert [row["tiles"] for row in found["scaling"]["rows"]] == [4, 25]
     peers = found["peers"]["rows"]
     for name in HERE:
         (measured,) = peers[name]["sizes"].values()

@@ -116,7 +116,10 @@ class CheckpointSource:
                 "leave --free-size out"
             )
         side = spec.tile[0] if tile is None else tile
-        over = min(spec.overlap[0], side // 4) if overlap is None else overlap
+        if overlap is not None:
+            over = overlap
+        else:  # what the network was trained for, less on a smaller tile
+            over = spec.overlap[0] if side == spec.tile[0] else min(spec.overlap[0], side // 4)
         least = max(2 * spec.stride, min(64, side))
         try:
             return msgspec.convert(

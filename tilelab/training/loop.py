@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError, OutputError, ResumeError
+from tilelab.training.allocator import keep_freed_memory
 from tilelab.training.checkpoint import (
     Checkpoint,
     State,
@@ -141,6 +142,7 @@ def run_task(
         EngineError: a GPU was asked for and there is none.
         ModelError: the loss is not finite.
     """
+    keep_freed_memory()
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     with join(recipe.run.device) as group:
