@@ -310,3 +310,65 @@ def test_the_simulator() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "skipped" not in result.stdout
     assert "passed" in result.stdout
+
+
+# --- training
+
+RECIPE = """
+name = "lag"
+seed = 1
+classes = [{ name = "dark", color = "#000000" }, { name = "bright", color = "#ffffff" }]
+normalization = { mean = [128.0], std = [70.0] }
+[network]
+architecture = "unet"
+channels = 3
+neighbours = 1
+options = { widths = [6, 8] }
+[train]
+images = "train.tif"
+masks = "train-masks.tif"
+[validation]
+images = "val.tif"
+masks = "val-masks.tif"
+planes = [2, 6]
+[sampling]
+crop = 32
+batch = 4
+[optimizer]
+rate = 0.02
+[run]
+steps = 60
+validate = 30
+threads = 1
+[inference]
+tile = 32
+overlap = 16
+"""
+
+
+def test_a_network_learns_from_the_slices_beside(tmp_path: Path) -> None:
+    """The truth of a slice is what the next one shows, which says nothing of it itself."""
+    pytest.importorskip("torch", reason="training needs torch")
+    from tilelab.training.checkpoint import load_checkpoint
+    from tilelab.training.recipe import RecipeError, load_recipe
+    from tilelab.training.segmentation import train
+
+    rng = np.random.default_rng(5)
+    for name in ("train", "val"):
+        coarse = rng.random((9, 12, 12)) < 0.5
+        bright = coarse.repeat(8, axis=1).repeat(8, axis=2)
+        truth = np.concatenate([bright[1:], bright[-2:-1]])
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.where(bright, 190, 60).astype(np.uint8))
+        tifffile.imwrite(tmp_path / f"{name}-masks.tif", truth.astype(np.uint8))
+    (tmp_path / "lag.toml").write_text(RECIPE)
+    with pytest.raises(RecipeError, match="channels must be 5 with neighbours = 2, not 3"):
+        load_recipe(str(tmp_path / "lag.toml"), ["network.neighbours=2"])
+    best = train(load_recipe(str(tmp_path / "lag.toml")), tmp_path, tmp_path / "run")
+    scores = load_checkpoint(best).header.scores
+    assert scores["mean_iou"] > 0.8  # by chance 0.33
+
+    assert main(["export", str(best), "-o", str(tmp_path / "lag.onnx"), "--data", str(tmp_path)]) == 0
+    found = pixels_of(infer(tmp_path / "val.tif", tmp_path / "lag.onnx", tmp_path / "out.ome.zarr").path)[0][2:6]
+    there = tifffile.imread(tmp_path / "val-masks.tif")[2:6]
+    iou = [((found == k) & (there == k)).sum() / ((found == k) | (there == k)).sum() for k in (0, 1)]
+    assert np.mean(iou) == pytest.approx(scores["mean_iou"], abs=1e-3)

@@ -77,7 +77,7 @@ def network_input(volume: Volume, spec: ModelSpec) -> Volume:
     Raises:
         ModelError: the network takes neighbours and the image has channels already.
     """
-    if not spec.neighbours:
+    if volume.image.neighbours == spec.neighbours:
         return volume
     if volume.channels > 1:
         raise ModelError(

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             precision=precision,
             place=Place(tile=args.tile, overlap=args.overlap, window=args.window, free_size=args.free_size),
             request=Request(
-                calibration=_calibration(args.calibrate),
+                calibration=_calibration(args.calibrate, source.spec.neighbours),
                 device=args.device,
                 batch=args.batch,
                 compatibility=args.hardware_compatibility,
@@ -146,13 +146,13 @@ def gather_samples(
     return [drawn_sample(spec)]
 
 
-def _calibration(path: Path | None) -> Sequence[Image]:
+def _calibration(path: Path | None, neighbours: int) -> Sequence[Image]:
     if path is None:
         return ()
     from tilelab.exporting.samples import find_images, middle_plane
     from tilelab.io.open import open_image
 
-    return [middle_plane(open_image(file)) for file in find_images(path).values()]
+    return [middle_plane(open_image(file), neighbours) for file in find_images(path).values()]
 
 
 def _timing_cache(output: Path, device_name: str) -> Path | None:

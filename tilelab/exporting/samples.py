@@ -38,7 +38,7 @@ def validation_samples(recipe: Recipe, root: Path) -> list[Sample]:
     """
     return [
         Sample(pair.name, pair.image, pair.mask.read(Box.whole(pair.shape)))
-        for pair in open_pairs(recipe.validation, root, len(recipe.classes))
+        for pair in open_pairs(recipe.validation, root, len(recipe.classes), recipe.network.neighbours)
     ]
 
 
@@ -55,9 +55,11 @@ def user_samples(images: Path, masks: Path | None, labels: str, spec: ModelSpec)
         InputError: nothing is there, or images and masks do not fit each other.
     """
     if masks is not None:
-        pairs = open_pairs(Data(str(images.absolute()), str(masks.absolute()), labels), Path(), len(spec.classes))
+        data = Data(str(images.absolute()), str(masks.absolute()), labels)
+        pairs = open_pairs(data, Path(), len(spec.classes), spec.neighbours)
         return [_cut_pair(pair) for pair in _spread(pairs)]
-    return [_cut(name, middle_plane(open_image(path))) for name, path in _spread(list(find_images(images).items()))]
+    found = _spread(list(find_images(images).items()))
+    return [_cut(name, middle_plane(open_image(path), spec.neighbours)) for name, path in found]
 
 
 def drawn_sample(spec: ModelSpec) -> Sample:
@@ -83,9 +85,9 @@ def find_images(path: Path) -> dict[str, Path]:
     return {name_of(path): path}
 
 
-def middle_plane(image: Image) -> Image:
-    """The middle slice of a volume; a plane is itself."""
-    return Plane(image, Volume(image).shape[0] // 2)
+def middle_plane(image: Image, neighbours: int = 0) -> Image:
+    """The middle slice of a volume, with its neighbours as channels; a plane is itself."""
+    return Plane(image, Volume(image).shape[0] // 2, neighbours)
 
 
 def _cut_pair(pair: Pair) -> Sample:
@@ -100,7 +102,9 @@ def _cut(name: str, image: Image) -> Sample:
 def _read(plane: Image, box: Box) -> Image:
     channels = () if plane.axes == "yx" else (plane.shape[0],)
     whole = Box((*(0 for _ in channels), *box.start), (*channels, *box.stop))
-    return open_image(np.ascontiguousarray(plane.read(whole)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm)
+    cut = open_image(np.ascontiguousarray(plane.read(whole)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm)
+    cut.neighbours = plane.neighbours
+    return cut
 
 
 def _middle(shape: tuple[int, int]) -> Box:

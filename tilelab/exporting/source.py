@@ -24,12 +24,15 @@ class Source(Protocol):
 
     Attributes:
         path: the file.
+        spec: what it says of itself.
         precision: the arithmetic of the network as it is here.
         recipe: that it was trained by, where known.
     """
 
     @property
     def path(self) -> Path: ...
+    @property
+    def spec(self) -> ModelSpec: ...
     @property
     def precision(self) -> Precision: ...
     @property
@@ -94,7 +97,7 @@ class CheckpointSource:
         self.network: Any = load_network(loaded)
         self.recipe: Recipe | None = loaded.header.recipe
         spec = loaded.header.spec
-        self._spec = msgspec.structs.replace(
+        self.spec = msgspec.structs.replace(
             spec,
             precisions=("fp32",),
             training={
@@ -109,7 +112,7 @@ class CheckpointSource:
         self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
     ) -> ModelSpec:
         """See `Source.place`."""
-        spec = self._spec
+        spec = self.spec
         if free_size and spec.receptive_field is None:
             raise ModelError(
                 f"{spec.architecture} sees its whole tile, so its output depends on the tile's size: "
@@ -164,7 +167,7 @@ class OnnxSource:
             )
         if len(self.file.files) > 1:
             raise ModelError(f"{path} keeps its weights in another file: put them into it (onnx.save) first")
-        self._spec = resolve_spec(self.file)
+        self.spec = resolve_spec(self.file)
         self.input: str = choose_ports(self.file)[0].name
 
     @property
@@ -176,11 +179,11 @@ class OnnxSource:
         self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
     ) -> ModelSpec:
         """See `Source.place`; a size that was fixed when the network was traced stays so."""
-        if free_size and self._spec.tile_fixed:
+        if free_size and self.spec.tile_fixed:
             raise ModelError(f"{self.path} has its size fixed: export it from its checkpoint with --free-size")
-        sides = None if tile is None else (tile,) * len(self._spec.axes)
-        overs = None if overlap is None else (overlap,) * len(self._spec.axes)
-        return override_spec(self._spec, SpecOverrides(tile=sides, overlap=overs, window=window))
+        sides = None if tile is None else (tile,) * len(self.spec.axes)
+        overs = None if overlap is None else (overlap,) * len(self.spec.axes)
+        return override_spec(self.spec, SpecOverrides(tile=sides, overlap=overs, window=window))
 
     def reference(self, spec: ModelSpec) -> Engine:
         """The file in ONNX Runtime, in fp32 or, where it is quantised, in int8."""

@@ -30,6 +30,7 @@ class Image(abc.ABC):
         origin_px: where the first pixel lies in the coordinates of what this is a part of (a region, a volume with an
             offset), in pixels of this image, per spatial axis; empty means at 0.
         chunk_phase: how far inside a chunk the image begins, per axis; empty means that chunks begin with it.
+        neighbours: slices on either side that are already among the channels, as a 2.5-D model takes them.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
     """
 
@@ -41,6 +42,7 @@ class Image(abc.ABC):
     pixel_size_nm: tuple[float, ...] | None = None
     origin_px: tuple[float, ...] = ()
     chunk_phase: tuple[int, ...] = ()
+    neighbours: int = 0
     warnings: tuple[str, ...] = ()
 
     @abc.abstractmethod

@@ -22,7 +22,7 @@ from tilelab.io.base import Image
 from tilelab.io.open import open_image
 from tilelab.spec import Normalization
 from tilelab.training.sections import IGNORE, Data
-from tilelab.volume import Volume
+from tilelab.volume import Neighbourhood, Volume
 
 Array = npt.NDArray[Any]
 UInt8 = npt.NDArray[np.uint8]
@@ -73,11 +73,12 @@ class StoredMask:
 
 
 class Plane(Image):
-    """One plane of an image, axes ``yx``, or ``cyx`` where it has several channels."""
+    """One plane of an image, axes ``yx``, or ``cyx`` where it has several channels or neighbours."""
 
-    def __init__(self, image: Image, z: int = 0) -> None:
-        self.volume = Volume(image)
+    def __init__(self, image: Image, z: int = 0, neighbours: int = 0) -> None:
+        self.volume = Neighbourhood(Volume(image), neighbours) if neighbours else Volume(image)
         self.z = z
+        self.neighbours = neighbours or image.neighbours
         many = self.volume.channels > 1
         self.uri = f"{image.uri}[{z}]" if self.volume.shape[0] > 1 else image.uri
         self.axes = "cyx" if many else "yx"
@@ -118,12 +119,18 @@ def make_pair(name: str, image: Array, mask: UInt8) -> Pair:
     return Pair(name, Plane(open_image(image, axes="cyx"[-image.ndim :])), ArrayMask(mask))
 
 
-def open_pairs(data: Data, root: Path, classes: int) -> list[Pair]:
+def open_pairs(data: Data, root: Path, classes: int, neighbours: int = 0) -> list[Pair]:
     """Find and check the pairs of one set, in the order of their names, stacks plane by plane.
 
+    Args:
+        data: where they are.
+        root: the folder that its paths are relative to.
+        classes: number of classes.
+        neighbours: slices on either side that are channels of each plane.
+
     Raises:
-        InputError: a folder is missing or empty, a file has no partner, sizes differ, or a mask holds a value that is
-            neither a class nor 255; the files are named.
+        InputError: a folder is missing or empty, a file has no partner, sizes differ, a mask holds a value that is
+            neither a class nor 255, or an image has channels where neighbours are to be; the files are named.
     """
     mapping = LabelMap.parse(data.labels) if data.labels else None
     pairs: list[Pair] = []
@@ -134,13 +141,15 @@ def open_pairs(data: Data, root: Path, classes: int) -> list[Pair]:
         if volume.shape != labels.shape:
             sizes = [" x ".join(map(str, shape)) for shape in (volume.shape, labels.shape)]
             raise InputError(f"image {image_path} has {sizes[0]} pixels (z, y, x), its mask {mask_path} {sizes[1]}")
+        if neighbours and volume.channels > 1:
+            raise InputError(f"{image_path} has {volume.channels} channels, network.neighbours needs a grey stack")
         start, stop = data.planes or (0, volume.shape[0])
         if not 0 <= start < stop <= volume.shape[0]:
             raise InputError(f"planes {start} to {stop} were asked for, {image_path} has {volume.shape[0]}")
         for z in range(start, stop):
             mask: Mask = StoredMask(labels, z)
-            plane: Image = Plane(image, z)
-            if (room := room - mask.shape[0] * mask.shape[1]) >= 0:
+            plane: Image = Plane(image, z, neighbours)
+            if (room := room - mask.shape[0] * mask.shape[1] * (2 * neighbours + 1)) >= 0:
                 whole = Box.whole(mask.shape)
                 mask = ArrayMask(mask.read(whole))
                 plane = load_plane(plane)
@@ -154,7 +163,7 @@ def open_pairs(data: Data, root: Path, classes: int) -> list[Pair]:
 def load_plane(plane: Image) -> Image:
     """`plane` in memory."""
     kept = Plane(open_image(plane.read(Box.whole(plane.shape)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm))
-    kept.uri = plane.uri
+    kept.uri, kept.neighbours = plane.uri, plane.neighbours
     return kept
 
 

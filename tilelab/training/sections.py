@@ -26,17 +26,26 @@ def check(condition: bool, message: str) -> None:
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The network: its name (`tilelab.models.build_model`), input channels and the architecture's own options.
 
+    neighbours
+        Slices on either side of the segmented one that are channels of the input: N make 2 N + 1 channels.
     weights
         File of pre-trained encoder weights, relative to the data folder; empty starts from chance.
     """
 
     architecture: str
     channels: int = 1
+    neighbours: int = 0
     options: dict[str, Any] = {}
     weights: str = ""
 
     def __post_init__(self) -> None:
         check(self.channels >= 1, f"channels must be at least 1, not {self.channels}")
+        check(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}")
+        wanted = 2 * self.neighbours + 1
+        check(
+            not self.neighbours or self.channels == wanted,
+            f"channels must be {wanted} with neighbours = {self.neighbours}, not {self.channels}",
+        )
 
 
 class PlainEncoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

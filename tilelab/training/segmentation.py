@@ -68,8 +68,9 @@ class Segmentation:
         self.channels, self.batch = recipe.network.channels, recipe.sampling.batch
         self.names = [info.name for info in recipe.classes]
         self.columns = ("mean_iou", "image_mean_iou", "pixel_accuracy", *(f"iou {name}" for name in self.names))
-        pairs = open_pairs(recipe.train, root, len(recipe.classes))
-        self.validation = open_pairs(recipe.validation, root, len(recipe.classes))
+        around = recipe.network.neighbours
+        pairs = open_pairs(recipe.train, root, len(recipe.classes), around)
+        self.validation = open_pairs(recipe.validation, root, len(recipe.classes), around)
         self.normalization = recipe.normalization or measure_normalization(pair.image for pair in pairs)
         self.sampler = CropSampler(
             pairs,
@@ -137,6 +138,7 @@ def describe(recipe: Recipe, network: nn.Module, normalization: Normalization) -
             architecture=recipe.network.architecture,
             axes="yx",
             channels=recipe.network.channels,
+            neighbours=recipe.network.neighbours,
             classes=recipe.classes,
             activation=use.activation,
             normalization=normalization,
