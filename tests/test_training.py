@@ -624,6 +624,24 @@ def test_pretrained_weights_are_where_training_begins(discs: Path, tmp_path: Pat
         train(small(*changes, "network.weights=none.pth"), discs, tmp_path / "other")
 
 
+def test_a_checkpoint_is_fine_tuned(discs: Path, trained: Path, tmp_path: Path, small: Any) -> None:
+    changes = ["run.steps=1", "run.validate=1", "optimizer.rate=1e-12", f"network.checkpoint={trained / BEST}"]
+    said: list[str] = []
+    train(small(*changes), discs, tmp_path / "same", note=said.append)
+    assert "0 missing, 0 unused" in said[0]
+    before, after = (load_checkpoint(path / BEST) for path in (trained, tmp_path / "same"))
+    assert after.header.scores["mean_iou"] == pytest.approx(before.header.scores["mean_iou"], abs=0.02)
+    third = "{ name = 'ring', color = '#ff0000' }"
+    classes = f"classes=[{{ name = 'a', color = '#000000' }}, {{ name = 'b', color = '#ffffff' }}, {third}]"
+    said.clear()
+    train(small(*changes, classes), discs, tmp_path / "more", note=said.append)
+    assert "2 missing, 2 unused" in said[0]  # weight and bias of the last layer
+    with pytest.raises(ModelError, match="nothing in .* fits the network"):
+        train(small(*changes, "network.architecture=linknet:resnet18", "network.options={}"), discs, tmp_path / "other")
+    with pytest.raises(RecipeError, match="leave one out"):
+        small(*changes, "network.weights=encoder.safetensors")
+
+
 def test_the_log_is_read_by_tensorboard_and_drawn(trained: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(trained / "tensorboard"))

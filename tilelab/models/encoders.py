@@ -95,6 +95,29 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
     return WeightsReport(tuple(matched), tuple(missing), tuple(unused), tuple(adapted))
 
 
+def load_checkpoint_weights(network: nn.Module, path: Path) -> WeightsReport:
+    """Begin with the whole network of a checkpoint of `tilelab train`; what has another shape there stays as it is.
+
+    So a network is fine-tuned on other data, or on other classes, for which its last layer is new.
+
+    Raises:
+        ModelError: no such file, it holds no network, or nothing in it fits.
+    """
+    stored = read_weights(path)
+    part = next((p for p in ("average.", "model.") if any(name.startswith(p) for name in stored)), None)
+    if part is None:
+        raise ModelError(f"{path} is no checkpoint of tilelab train: give an encoder's weights as network.weights")
+    found = {name.removeprefix(part): tensor for name, tensor in stored.items() if name.startswith(part)}
+    own = network.state_dict()
+    matched = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
+    if not matched:
+        theirs, ours = next(iter(found)), next(iter(own))
+        raise ModelError(f"nothing in {path} fits the network: it begins with {theirs!r}, the network with {ours!r}")
+    network.load_state_dict(own | matched)
+    missing = tuple(name for name in own if name not in matched)
+    return WeightsReport(tuple(matched), missing, tuple(name for name in found if name not in matched), ())
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weights file by name.
 

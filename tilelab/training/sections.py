@@ -30,6 +30,9 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Slices on either side of the segmented one that are channels of the input: N make 2 N + 1 channels.
     weights
         File of pre-trained encoder weights, relative to the data folder; empty starts from chance.
+    checkpoint
+        Checkpoint of `tilelab train` to fine-tune, relative to the data folder: the whole network begins with it, but
+        for what has another shape (the last layer, where the classes are others).
     """
 
     architecture: str
@@ -37,8 +40,12 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbours: int = 0
     options: dict[str, Any] = {}
     weights: str = ""
+    checkpoint: str = ""
 
     def __post_init__(self) -> None:
+        check(
+            not (self.weights and self.checkpoint), "weights and checkpoint both say what to begin with: leave one out"
+        )
         check(self.channels >= 1, f"channels must be at least 1, not {self.channels}")
         check(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}")
         wanted = 2 * self.neighbours + 1

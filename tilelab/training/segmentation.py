@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tilelab.models.build import initialise
-from tilelab.models.encoders import load_encoder_weights
+from tilelab.models.encoders import load_checkpoint_weights, load_encoder_weights
 from tilelab.models.measure import measure_network
 from tilelab.spec import ModelSpec, Normalization
 from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
@@ -87,10 +87,13 @@ class Segmentation:
         self.draw = self.sampler.crop
 
     def begin(self, note: Note) -> Header:
-        """Load the encoder's weights where the recipe names some; describe the model."""
+        """Load the weights to begin with where the recipe names some; describe the model."""
         weights = self.recipe.network.weights
         if weights:
             note(f"{weights}: {load_encoder_weights(self.network, self.root / weights)}")
+        start = self.recipe.network.checkpoint
+        if start:
+            note(f"{start}: {load_checkpoint_weights(self.network, self.root / start)}")
         return Header(recipe=self.recipe, spec=describe(self.recipe, self.network, self.normalization))
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
