@@ -636,7 +636,7 @@ def test_a_checkpoint_is_fine_tuned(discs: Path, trained: Path, tmp_path: Path, 
     said.clear()
     train(small(*changes, classes), discs, tmp_path / "more", note=said.append)
     assert "2 missing, 2 unused" in said[0]  # weight and bias of the last layer
-    with pytest.raises(ModelError, match="nothing in .* fits the network"):
+    with pytest.raises(ModelError, match=r"nothing in .* fits the network"):
         train(small(*changes, "network.architecture=linknet:resnet18", "network.options={}"), discs, tmp_path / "other")
     with pytest.raises(RecipeError, match="leave one out"):
         small(*changes, "network.weights=encoder.safetensors")
