@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the benchmarks train their own network")
 
-from benchmarks import contenders, guard, headline, page, page_peers, suite, versus
+from benchmarks import ablation, contenders, guard, headline, page, page_peers, suite, versus
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.goals import goals
@@ -365,6 +365,19 @@ def test_nothing_got_slower() -> None:
     ratios = guard.check(guard.QUICK, say=lines.append)
     assert len(ratios) == len(guard.QUICK)
     assert all(ratio.holds for ratio in ratios), "\n".join(lines)
+
+
+# --- ablation
+
+
+def test_the_ablation_is_a_table_of_every_variant() -> None:
+    cells = [*((a, f) for a in ablation.ATTENTIONS for f in ablation.FUSIONS), ablation.WITHOUT]
+    networks = {ablation.variant(a, f, 1).to_json() for a, f in cells}
+    assert len(networks) == len(cells) == 10
+    page = ablation.as_markdown({cell: [0.5 + i / 100, 0.52 + i / 100] for i, cell in enumerate(cells)})
+    assert "| LACA | 0.5100 ± 0.0141 | 0.5200 ± 0.0141 | 0.5300 ± 0.0141 |" in page
+    assert "over 2 seeds" in page
+    assert "Without the pyramid: 0.6000" in page
 
 
 # --- peers

@@ -214,10 +214,10 @@ def test_every_ablation_of_the_pyramid_learns_with_all_its_weights(attention: An
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in pyramid.parameters())
 
 
-@pytest.mark.parametrize("attention", ["laca", "none"])
-def test_pmcanet_learns(attention: str) -> None:
+@pytest.mark.parametrize(("attention", "low_stride"), [("laca", 4), ("none", 2), ("laca", 1)])
+def test_pmcanet_learns(attention: str, low_stride: int) -> None:
     torch.manual_seed(0)
-    network = build_model("pmcanet:resnet18", 1, 2, attention=attention, width=16)
+    network = build_model("pmcanet:resnet18", 1, 2, attention=attention, width=16, low_stride=low_stride)
     x, y = torch.randn(2, 1, 32, 40), torch.randint(0, 2, (2, 32, 40))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
     losses = []
@@ -273,6 +273,7 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused(name: str) -> None
         ("pmcanet:resnet18", {"attention": "sca"}, "laca, eca, se, cbam, none"),
         ("pmcanet:resnet18", {"fusion": "sum"}, "maf, add, multiply"),
         ("pmcanet:resnet18", {"bins": [0]}, "bins"),
+        ("pmcanet:resnet18", {"low_stride": 3}, "low_stride 1, 2 or 4, not 5 and 3"),
         ("pmcanet:resnet18", {"encoder": "resnet34"}, "leave the option out"),
     ],
 )

@@ -34,6 +34,8 @@ from tilelab.models.encoders import build_encoder
 
 Fusion = Literal["maf", "add", "multiply"]
 STRIDE = 8
+DETAIL = 24
+"""Channels at full resolution, with ``low_stride = 1``."""
 
 
 class PyramidAttention(nn.Module):
@@ -97,7 +99,8 @@ class PmcaNet(nn.Module):
         depth: stages of the encoder that are used, 4 or 5; ``compact`` is ``resnet50`` with 4.
         width: channels of the decoder.
         low_width: channels that the low-level features are reduced to; 0 leaves them out.
-        low_stride: of the low-level features and so of the decoder, 4, or 2 for structures of a few pixels.
+        low_stride: of the low-level features and so of the decoder, 4, or 2 for structures of a few pixels; with 1 what
+            the decoder gives at stride 2 is fused with the image once more, at full resolution (not in the paper).
     """
 
     def __init__(
@@ -112,34 +115,59 @@ class PmcaNet(nn.Module):
         depth: Literal[4, 5] = 5,
         width: int = 256,
         low_width: int = 48,
-        low_stride: Literal[2, 4] = 4,
+        low_stride: Literal[1, 2, 4] = 4,
     ):
         super().__init__()
-        if depth not in (4, 5) or low_stride not in (2, 4):
-            raise ModelError(f"depth is 4 or 5 and low_stride 2 or 4, not {depth} and {low_stride}")
+        if depth not in (4, 5) or low_stride not in (1, 2, 4):
+            raise ModelError(f"depth is 4 or 5 and low_stride 1, 2 or 4, not {depth} and {low_stride}")
         if encoder == "compact":
             encoder, depth = "resnet50", 4
         self.encoder = build_encoder(encoder, channels, depth=depth, output_stride=STRIDE)
         features = self.encoder.out_channels
-        self.low_level = 1 if low_stride == 2 else 2
+        self.low_level = 2 if low_stride == 4 else 1
         self.attention: nn.Module = nn.Identity()
         if attention != "none":
             self.attention = PyramidAttention(features[-1], bins, attention, fusion)
         self.low = _conv(features[self.low_level], low_width, 1) if low_width else None
         self.decoder = nn.Sequential(_conv(features[-1] + low_width, width, 3), _conv(width, width, 3))
-        self.head = nn.Conv2d(width, outputs, 1)
+        self.detail = Detail(width, channels) if low_stride == 1 else None
+        self.head = nn.Conv2d(DETAIL if self.detail else width, outputs, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, channels, H, W)`` to logits ``(B, outputs, H, W)``; H and W are multiples of 8."""
         height, width = x.shape[2], x.shape[3]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"height and width must be multiples of {STRIDE}, not {height} and {width}")
-        features = self.encoder(x)
+        image, features = x, self.encoder(x)
         low = features[self.low_level]
         x = enlarge(self.attention(features[-1]), low.shape[2], low.shape[3])
         if self.low is not None:
             x = torch.cat([x, self.low(low)], dim=1)
-        return enlarge(self.head(self.decoder(x)), height, width)
+        x = self.decoder(x)
+        if self.detail is not None:
+            return self.head(self.detail(x, image))  # type: ignore[no-any-return]  # torch's modules give Any
+        return enlarge(self.head(x), height, width)
+
+
+class Detail(nn.Module):
+    """The decoder's features fused with those of the image itself, at full resolution.
+
+    Args:
+        width: channels of the decoder.
+        channels: of the image.
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.reduce = _conv(width, DETAIL, 1)
+        self.image = _conv(channels, DETAIL, 3)
+        self.fuse = nn.Sequential(_conv(2 * DETAIL, DETAIL, 3), _conv(DETAIL, DETAIL, 3))
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """``(B, width, h, w)`` and ``(B, channels, H, W)`` to ``(B, DETAIL, H, W)``."""
+        x = enlarge(self.reduce(x), image.shape[2], image.shape[3])
+        fused: torch.Tensor = self.fuse(torch.cat([x, self.image(image)], dim=1))
+        return fused
 
 
 def _conv(inputs: int, outputs: int, size: int) -> nn.Sequential:
