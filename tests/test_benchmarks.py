@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the benchmarks train their own network")
 
-from benchmarks import ablation, contenders, guard, headline, page, page_peers, suite, versus
+from benchmarks import ablation, contenders, guard, headline, page, page_peers, stack, suite, versus
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.goals import goals
@@ -365,6 +365,18 @@ def test_nothing_got_slower() -> None:
     ratios = guard.check(guard.QUICK, say=lines.append)
     assert len(ratios) == len(guard.QUICK)
     assert all(ratio.holds for ratio in ratios), "\n".join(lines)
+
+
+# --- a stack
+
+
+@pytest.mark.slow
+def test_a_stack_is_one_answer(real_data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "stack.md"
+    assert stack.main([str(tmp_path / "work"), "--shape", "16x512x768", "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "all the same" in text
+    assert text.count("| 4 workers") == 3
 
 
 # --- ablation
