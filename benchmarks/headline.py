@@ -70,7 +70,7 @@ def headline(document: dict[str, Any]) -> list[str]:
     others = busy(section)
     lines.append(
         f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']}, whole processes on "
-        f"{machine['cores']} cores of {machine['processor'].split(',')[0]}{f'; {others}' if others else ''}; memory "
+        f"{machine['cores']} cores of {machine['processor'].split(' (')[0].split(',')[0]}{f'; {others}' if others else ''}; memory "
         f"above the loaded network. {'~: estimated from smaller planes. ' * estimated}"
         "Everything else: [benchmarks/results](benchmarks/results/README.md)."
     )

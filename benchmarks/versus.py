@@ -153,8 +153,8 @@ class Race:
 def estimate(sizes: dict[str, Any], shape: Shape, scale: Scale) -> dict[str, Any]:
     """Time and memory that a plane should take, from the planes that were finished.
 
-    Time is a start and so much for each tile, memory so much for each pixel.  With one plane known it is all taken to
-    be in proportion; with none the time is 0.
+    Time is a start and so much for each tile, memory so much for each pixel.  With one plane known the start is what it
+    took beside inferring, where that is known, and the memory in proportion; with none the time is 0.
 
     Returns:
         ``seconds``, ``megapixels_per_s``, ``growth`` in bytes, and the planes it is ``from``.
@@ -167,6 +167,9 @@ def estimate(sizes: dict[str, Any], shape: Shape, scale: Scale) -> dict[str, Any
         _line([(amount(h, w), row[key]) for h, w, row in known], amount(*shape))
         for key, amount in (("seconds", lambda h, w: tiles(h, w, scale)), ("growth", lambda h, w: h * w))
     )
+    if len(known) == 1 and (inferring := known[0][2].get("phases", {}).get("infer")):
+        height, width, row = known[0]
+        seconds = row["seconds"] + inferring * (tiles(*shape, scale) / tiles(height, width, scale) - 1)
     return {
         "seconds": seconds,
         "megapixels_per_s": pixels / 1e6 / seconds,

@@ -202,6 +202,10 @@ def test_what_takes_too_long_is_estimated_and_said_to_be(bench: Workbench, monke
     assert found["growth"] == pytest.approx(1000 + 3 * 1000**2)
     assert found["from"] == ["64 x 64", "256 x 256"]
     assert estimate({}, (10, 10), TOY)["from"] == []
+    one, count = sizes["256 x 256"], versus.tiles(256, 256, TOY)
+    phases = {"load": 1.5, "infer": 0.5 * count}
+    found_by_one = estimate({"256 x 256": one | {"phases": phases}}, (1000, 1000), TOY)
+    assert found_by_one["seconds"] == pytest.approx(found["seconds"])
 
     monkeypatch.setattr(type(bench), "seconds_left", property(lambda self: 1.0))
     row = {"precision": "fp32", "missing": "", "sizes": dict(sizes)}
