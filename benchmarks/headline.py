@@ -68,9 +68,10 @@ def headline(document: dict[str, Any]) -> list[str]:
             f"{efficiency['memory_above_engine'] / 2**20:.0f} MiB on top of the loaded engine."
         )
     others = busy(section)
+    processor = machine["processor"].split(" (")[0].split(",")[0]
     lines.append(
         f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']}, whole processes on "
-        f"{machine['cores']} cores of {machine['processor'].split(' (')[0].split(',')[0]}{f'; {others}' if others else ''}; memory "
+        f"{machine['cores']} cores of {processor}{f'; {others}' if others else ''}; memory "
         f"above the loaded network. {'~: estimated from smaller planes. ' * estimated}"
         "Everything else: [benchmarks/results](benchmarks/results/README.md)."
     )
