@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ from tiny_models import (
 )
 
 from tilelab import infer
-from tilelab.engines import fastest, machine, ort, ov
+from tilelab.engines import fastest, loading, machine, ort, ov
 from tilelab.engines.fastest import fastest_tile, tile_candidates
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.loading import Availability, Target, undo_activation
@@ -107,13 +108,47 @@ def test_a_tile_gives_the_same_bytes_in_any_batch_at_any_place_with_any_threads(
     tiles = np.concatenate([tiles_for(one, seed) for seed in range(4)])
     expected = np.concatenate([logits(one, tiles[i : i + 1]) for i in range(4)])
     assert expected.std() > 0.1
-    for batch in (1, 2, 4):
-        for threads in (1, 2, None):
+    for batch in (1, 2, 3, 4):
+        for threads in (1, 2, 3, 5, None):
             engine = load_engine(path, engine=name, precision=precision, batch=batch, threads=threads)
             for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-                for i in range(0, 4, batch):
+                for i in range(0, 5 - batch, batch):
                     which = order[i : i + batch]
                     np.testing.assert_array_equal(logits(engine, tiles[which]), expected[which])
+
+
+@pytest.mark.parametrize("name", CPU_ENGINES)
+def test_each_core_computes_a_tile_of_its_own(tmp_path, monkeypatch, name):
+    """Several on one tile give other last bits with each number of cores (seen with 3, 5, 6 and 12)."""
+    path = save_unet(tmp_path / "net.onnx", (64, 64), spec=make_spec((64, 64), stride=4))
+    cores = machine.physical_core_count()
+    for threads in (1, 2, 64, None):
+        engine = load_engine(path, engine=name, threads=threads)
+        if name == "openvino":
+            assert engine.streams == min(threads or cores, cores)
+            compiled = engine._infers[0].get_compiled_model()
+            assert compiled.get_property("INFERENCE_NUM_THREADS") == engine.streams
+            assert compiled.get_property("NUM_STREAMS") == engine.streams
+        else:
+            assert engine.streams == (threads or cores)
+    tiles = [tiles_for(engine, seed) for seed in range(24)]
+    expected = [logits(engine, tile) for tile in tiles]
+    with ThreadPoolExecutor(6) as pool:  # more than it has streams: they wait for their turn
+        for got, want in zip(pool.map(lambda tile: logits(engine, tile), tiles), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 20)
+    assert load_engine(path, engine=name).streams == 1
+
+
+def test_working_memory_of_a_graph():
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset13 as ops
+
+    source = ops.parameter([1, 2, 8, 8], np.float32)
+    twice = ops.concat([source, source], 1)
+    pooled = ops.reduce_mean(twice, ops.constant(np.array([1, 2, 3])), keep_dims=True)  # 1 number
+    model = openvino.Model([ops.add(source, pooled)], [source])
+    assert ov.working_bytes(model, 4) == 4 * (2 + 4) * 64 + 4  # the input is still to be added, a mean is made
 
 
 def test_engines_agree_on_a_network_with_stride(tmp_path):
@@ -715,6 +750,7 @@ class Clockwork:
     """An engine that takes a set time and memory; its clock is the one that is measured with."""
 
     now = 0.0
+    streams = 1
 
     def __init__(self, tile, batch, seconds, overlap=(8, 8)):
         self.spec = make_spec(tile, overlap=overlap, tile_fixed=False)
@@ -730,7 +766,7 @@ class Clockwork:
 
 @pytest.fixture
 def clockwork(monkeypatch):
-    monkeypatch.setattr(fastest.time, "perf_counter", lambda: Clockwork.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Clockwork.now)
     made = []
 
     def load_with(speed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilelab.errors import InputError, OutputError
+from tilelab.errors import EngineError, InputError, OutputError
 from tilelab.geometry import WINDOWS, Box, Frame, Lattice
 from tilelab.io.base import Image
 from tilelab.io.sink import Finished
@@ -47,6 +49,7 @@ class Network:
     channels: int = 1
     outputs: int = 1
     calls: int = 0
+    streams: int = 1
     seen: list = field(default_factory=list)
 
     @property
@@ -309,3 +312,57 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
         Unit(job, engine, Box.whole(job.image.shape)).run(collector)
     stages = {f"tilelab-{name}" for name in ("read", "cut", "blend", "write")}
     assert not stages & {thread.name for thread in threading.enumerate()}
+
+
+# --- several tiles at a time
+
+
+@dataclass
+class Unhurried(Network):
+    """Takes another time for each tile, so that they end in another order than they began."""
+
+    pause: float = 0.01
+    busy: int = 0
+    most: int = 0
+
+    def run(self, tiles, out):
+        with TURN:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        time.sleep(self.pause * float(tiles.flat[0]) % (3 * self.pause))
+        try:
+            super().run(tiles, out)
+        finally:
+            with TURN:
+                self.busy -= 1
+
+
+TURN = threading.Lock()
+
+
+@pytest.mark.parametrize(("streams", "batch"), [(2, 1), (5, 1), (3, 2)])
+def test_any_number_of_streams_gives_the_same_bytes(streams, batch):
+    array = np.random.default_rng(0).integers(0, 255, (60, 70), np.uint8)
+    array[:20, :40] = 7  # blank tiles among the others
+    one = Network(np.sqrt, (16, 16))
+    want, tiles = whole(make_job(array, "yx", (16, 16), (4, 4)), one)
+    engine = Unhurried(np.sqrt, (16, 16), batch=batch, streams=streams)
+    got, same = whole(make_job(array, "yx", (16, 16), (4, 4)), engine)
+    assert (same, engine.most, engine.calls) == (tiles, streams, -(-tiles // batch))
+    for name, part in want.items():
+        assert part.tobytes() == got[name].tobytes()
+
+
+def test_what_goes_wrong_on_a_stream_ends_the_sweep():
+    def fails(tiles):
+        if tiles.max() == 200:
+            raise EngineError("out of memory")
+        return tiles
+
+    array = np.random.default_rng(0).integers(0, 199, (60, 70), np.uint8)
+    array[50, 50] = 200
+    engine = Unhurried(fails, (16, 16), streams=3)
+    with pytest.raises(EngineError, match="out of memory"):
+        whole(make_job(array, "yx", (16, 16), (4, 4)), engine)
+    assert engine.busy == 0
+    assert not [t for t in threading.enumerate() if t.name.startswith("tilelab-")]

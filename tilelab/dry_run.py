@@ -119,7 +119,7 @@ class CopyingEngine:
     warnings: tuple[str, ...] = ()
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
-        self.spec, self.tile, self.batch = spec, tile, batch
+        self.spec, self.tile, self.batch, self.streams = spec, tile, batch, 1
         self.source = [k % spec.channels for k in range(spec.outputs)]
         self.factor = [(-1.0) ** k / (1 + k // 2) for k in range(spec.outputs)]  # all different: no ties
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilelab.engines.base import Engine
+from tilelab.engines.streams import time_batches
 from tilelab.geometry import Box
 from tilelab.io._decode import LARGE_BYTES
 from tilelab.io.base import Image
@@ -37,17 +38,16 @@ class Samples:
 
 
 def calibrate(engine: Engine, least_seconds: float = 1.0) -> float:
-    """Seconds per tile, the median over batches of noise for about `least_seconds`."""
-    tiles = np.random.default_rng(0).normal(size=(engine.batch, engine.spec.channels, *engine.tile)).astype(np.float32)
-    out = np.empty((engine.batch, engine.spec.outputs, *engine.tile), np.float32)
-    engine.run(tiles, out)
-    times: list[float] = []
+    """Seconds per tile, the median over batches of noise for about `least_seconds` after the first."""
     start = time.perf_counter()
-    while time.perf_counter() - start < least_seconds or len(times) < 3:
-        began = time.perf_counter()
-        engine.run(tiles, out)
-        times.append(time.perf_counter() - began)
-    return float(np.median(times)) / engine.batch
+
+    def more(times: list[float]) -> bool:
+        nonlocal start
+        if len(times) == 1:
+            start = time.perf_counter()
+        return len(times) < 4 or time.perf_counter() - start < least_seconds
+
+    return float(np.median(time_batches(engine, more)[1:])) / engine.batch
 
 
 def seconds_per_tile(plan: Plan, megapixels_per_second: float) -> float:

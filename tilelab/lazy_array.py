@@ -251,14 +251,14 @@ class _Rows:
 
 
 class _SharedEngine:
-    """An engine that several threads take turns with.
+    """An engine that several threads share: as many at a time as it has streams.
 
     whole_units: held while a unit is swept by an engine that has one stream for all of it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._turn = threading.Lock()
+        self._turn = threading.BoundedSemaphore(engine.streams)
         self.whole_units = threading.Lock() if hasattr(engine, "enqueue") else _Free()
 
     def __getattr__(self, name: str) -> Any:

@@ -47,6 +47,7 @@ def make_report(prepared: Prepared, target: Place, stalls: Stalls | None, clock:
             "device": engine.device,
             "precision": engine.precision,
             "batch": engine.batch,
+            "streams": engine.streams,
             **engine.versions(),
         },
         "tile": list(plan.spec.tile),

@@ -15,8 +15,9 @@ order.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilelab.engines.base import Engine
+from tilelab.engines.streams import Streams, stream_buffers
 from tilelab.errors import InputError
 from tilelab.flow import Channel, Flow, prompt_handover
 from tilelab.geometry import AxisTiling, Box, Frame, Lattice
@@ -140,17 +142,17 @@ class Unit:
         Raises:
             InputError, OutputError, EngineError: whatever a stage met; all threads have stopped by then.
         """
-        flow = Flow()
+        flow, ahead = Flow(), stream_buffers(self.engine.streams)
         rows: Channel[_Rows] = flow.channel(2)
         ready: Channel[_Batch] = flow.channel(BATCHES_AHEAD)
-        free: Channel[Float32] = flow.channel(BATCHES_AHEAD + 2)
-        spare: Channel[Float32] = flow.channel(OUTPUTS)
+        free: Channel[Float32] = flow.channel(BATCHES_AHEAD + 2 + ahead)
+        spare: Channel[Float32] = flow.channel(OUTPUTS + ahead)
         blended: Channel[_Batch] = flow.channel(OUTPUTS)
         finished: Channel[Finished] = flow.channel(1)
         spec, batch, tile = self.engine.spec, self.engine.batch, self.engine.tile
-        for _ in range(BATCHES_AHEAD + 2):
+        for _ in range(BATCHES_AHEAD + 2 + ahead):
             free.put(np.zeros((batch, spec.channels, *tile), np.float32))
-        for _ in range(OUTPUTS):
+        for _ in range(OUTPUTS + ahead):
             spare.put(np.empty((batch, spec.outputs, *tile), np.float32))
 
         flow.start("read", lambda: self._read(rows))
@@ -159,16 +161,9 @@ class Unit:
         flow.start("write", lambda: self._write(finished, writer, durable))
         stalls = Stalls()
         try:
-            for item in ready:
-                stalls.blank += sum(tile.slot < 0 for tile in item.tiles)
-                if item.used:
-                    outputs = spare.take()
-                    began = time.perf_counter()
-                    self._infer(item.inputs, outputs)
-                    stalls.engine += time.perf_counter() - began
-                    stalls.tiles += item.used
-                    item.outputs = outputs
-                blended.put(item)
+            with Streams(self.engine) as streams:
+                for item in self._in_order(ready, spare, streams, stalls):
+                    blended.put(item)
             blended.close()
         except BaseException as error:  # noqa: BLE001 - Stopped, errors of the engine, Ctrl-C: all end the flow
             flow.fail(error)
@@ -182,6 +177,35 @@ class Unit:
         stalls.write = min(behind, finished.blocked)
         stalls.blend = behind - stalls.write
         return stalls
+
+    def _in_order(
+        self, ready: Channel[_Batch], spare: Channel[Float32], streams: Streams, stalls: Stalls
+    ) -> Iterator[_Batch]:
+        """Batches with their logits, in the order they were cut, however many are computed at a time."""
+        under_way: deque[tuple[_Batch, Future[None] | None]] = deque()
+
+        def oldest() -> _Batch:
+            item, computed = under_way.popleft()
+            began = time.perf_counter()
+            if computed is not None:
+                computed.result()
+            stalls.engine += time.perf_counter() - began
+            return item
+
+        for item in ready:
+            stalls.blank += sum(tile.slot < 0 for tile in item.tiles)
+            computed = None
+            if item.used:
+                item.outputs = spare.take()
+                began = time.perf_counter()
+                computed = streams.submit(self._infer, item.inputs, item.outputs)
+                stalls.engine += time.perf_counter() - began
+                stalls.tiles += item.used
+            under_way.append((item, computed))
+            while len(under_way) > streams.ahead:
+                yield oldest()
+        while under_way:
+            yield oldest()
 
     def _infer(self, inputs: Float32, outputs: Float32) -> None:
         """One batch through the engine, once or under the eight symmetries of the square."""

@@ -39,6 +39,7 @@ class RemoteEngine:
         self.device = facts.device
         self.precision: Precision = parse_precision(facts.precision)
         self.batch = facts.batch
+        self.streams = 1
         self.spec = ModelSpec.from_json(facts.spec)
         self.tile = self.spec.tile
         self.model_digest = facts.digest

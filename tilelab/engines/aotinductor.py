@@ -160,7 +160,7 @@ class AotInductorCpuEngine(FileEngine):
         self._torch, self._network = load_network(request, -1)
         self._threads: int = request.threads or self._torch.get_num_threads()
 
-    def _compute(self, source: Array, target: Array) -> None:
+    def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
         torch = self._torch
         if torch.get_num_threads() != self._threads:  # a property of each thread that calls
             torch.set_num_threads(self._threads)
@@ -174,8 +174,8 @@ class AotInductorCpuEngine(FileEngine):
             ) from error
 
     def versions(self) -> Mapping[str, str]:
-        """Of torch, and the instruction sets that it may use."""
-        return {"torch": str(self._torch.__version__), "cpu": cpu_features()}
+        """Of torch, the instruction sets that it may use, and the threads that it cuts its sums for."""
+        return {"torch": str(self._torch.__version__), "cpu": cpu_features(), "threads": str(self._threads)}
 
     def close(self) -> None:
         """Drop the network."""

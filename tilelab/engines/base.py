@@ -23,6 +23,7 @@ class Engine(Protocol):
         spec: what the model says of itself.
         batch: tiles per run, fixed.
         tile: pixels per axis of a tile, in the order of ``spec.axes``, fixed.
+        streams: calls of `run` that may be under way at once, from as many threads, and make use of it.
     """
 
     @property
@@ -37,6 +38,8 @@ class Engine(Protocol):
     def batch(self) -> int: ...
     @property
     def tile(self) -> tuple[int, ...]: ...
+    @property
+    def streams(self) -> int: ...
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute the logits of one batch into `out`; blocks, and releases the GIL while computing.

@@ -42,8 +42,7 @@ class DeviceEngine(FileEngine):
     def use_types(self, tiles: np.dtype[Any], logits: np.dtype[Any]) -> None:
         """Set the types of the network's tensors where the library knows them better than the file."""
         self.tiles_dtype, self.logits_dtype = tiles, logits
-        self._input = None if tiles == np.float32 else np.empty(self._request.input_shape, tiles)
-        self._output = None if logits == np.float32 else np.empty(self._request.output_shape, logits)
+        self._open_streams(1, tiles, logits)
 
     @abc.abstractmethod
     def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
@@ -65,7 +64,7 @@ class DeviceEngine(FileEngine):
 
             undo_activation(logits, self._undo, self.stream)
 
-    def _compute(self, source: Array, target: Array) -> None:
+    def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
         """Host arrays, for those who have no others: up, through the network, down."""
         device.select(self.index)
         if self._buffers is None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from tilelab.engines.base import Engine
 from tilelab.engines.machine import resident_bytes
+from tilelab.engines.streams import time_batches
 from tilelab.errors import PlanError
 from tilelab.geometry import Lattice
 from tilelab.spec import ModelSpec
@@ -123,14 +121,8 @@ def _measure(
     engine = load(tile, batch)
     try:
         spec = engine.spec
-        tiles = np.random.default_rng(0).standard_normal((batch, spec.channels, *tile), np.float32)
-        out = np.empty((batch, spec.outputs, *tile), np.float32)
-        times = []
-        for _ in range(_REPEATS):
-            began = time.perf_counter()
-            engine.run(tiles, out)
-            times.append(time.perf_counter() - began)
-        held = max(0, resident_bytes() - before - tiles.nbytes - out.nbytes)
+        times = time_batches(engine, lambda times: len(times) < _REPEATS)
+        held = max(0, resident_bytes() - before)
     finally:
         engine.close()
     lattice = Lattice.fit(shape, tile, spec.overlap, stride=spec.stride, window=spec.window)

@@ -61,6 +61,7 @@ class IdentityEngine:
         self.spec = spec
         self.tile = tile
         self.batch = batch
+        self.streams = 1
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Copy `tiles` to `out`."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tilelab.engines.base import Engine, Float32
+from tilelab.engines.machine import physical_core_count
 from tilelab.engines.model_file import ModelFile, Port
 from tilelab.errors import ModelError
+from tilelab.memory import available_memory
 from tilelab.spec import Activation, ModelSpec, Precision
 
 Array = npt.NDArray[Any]
@@ -88,6 +91,15 @@ class LoadRequest:
         return (self.batch, self.spec.outputs, *self.tile)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What one call of `run` has to itself: buffers to convert through, where types differ."""
+
+    index: int
+    input: Array | None
+    output: Array | None
+
+
 class FileEngine(abc.ABC):
     """What engines that load a model file have in common; see `Engine` for the attributes.
 
@@ -96,6 +108,7 @@ class FileEngine(abc.ABC):
 
     Attributes:
         warnings: one line each, for the user.
+        streams: see `Engine`; more calls of `run` than that wait for their turn.
     """
 
     name: str
@@ -108,8 +121,7 @@ class FileEngine(abc.ABC):
         self.tile = request.tile
         self.warnings = request.warnings
         self._request = request
-        self._input = _cast_buffer(request.source, request.input_shape)
-        self._output = _cast_buffer(request.target, request.output_shape)
+        self._open_streams(1, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
         self._activation = request.activated
 
     @property
@@ -121,18 +133,30 @@ class FileEngine(abc.ABC):
         """Compute the logits of `tiles` into `out`; see `Engine.run`."""
         _check_array("tiles", tiles, self._request.input_shape)
         _check_array("out", out, self._request.output_shape)
-        source: Array = tiles
-        if self._input is not None:
-            np.copyto(self._input, tiles, casting="same_kind")
-            source = self._input
-        self._compute(source, out if self._output is None else self._output)
-        if self._output is not None:
-            np.copyto(out, self._output, casting="same_kind")
+        stream = self._idle.get()
+        try:
+            source: Array = tiles
+            if stream.input is not None:
+                np.copyto(stream.input, tiles, casting="same_kind")
+                source = stream.input
+            self._compute(source, out if stream.output is None else stream.output, stream.index)
+            if stream.output is not None:
+                np.copyto(out, stream.output, casting="same_kind")
+        finally:
+            self._idle.put(stream)
         if self._activation is not None:
             undo_activation(out, self._activation)
 
+    def _open_streams(self, count: int, source: np.dtype[Any], target: np.dtype[Any]) -> None:
+        """Have `count` streams, for a network that takes and gives these types."""
+        shapes = (self._request.input_shape, source), (self._request.output_shape, target)
+        self.streams = count
+        self._idle: SimpleQueue[_Stream] = SimpleQueue()
+        for index in range(count):
+            self._idle.put(_Stream(index, *(_cast_buffer(dtype, shape) for shape, dtype in shapes)))
+
     @abc.abstractmethod
-    def _compute(self, source: Array, target: Array) -> None:
+    def _compute(self, source: Array, target: Array, stream: int) -> None:
         """Run the network on `source` into `target`, both of its own types and the request's shapes."""
 
     @abc.abstractmethod
@@ -152,9 +176,19 @@ def _check_array(name: str, array: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def _cast_buffer(port: Port, shape: tuple[int, ...]) -> Array | None:
+def affordable_streams(threads: int | None, batch_bytes: int) -> int:
+    """How many cores can each compute a batch of their own within half of the memory that is free.
+
+    Args:
+        threads: asked for; None for all cores.
+        batch_bytes: that one batch takes while it is computed.
+    """
+    return min(threads or physical_core_count(), max(1, available_memory() // 2 // max(1, batch_bytes)))
+
+
+def _cast_buffer(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array | None:
     """A buffer to convert through where the network's type is not float32."""
-    return None if port.dtype == "float32" else np.empty(shape, port.dtype)
+    return None if dtype == np.float32 else np.empty(shape, dtype)
 
 
 def size_text(extent: tuple[int, ...]) -> str:

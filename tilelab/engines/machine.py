@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -59,11 +60,27 @@ def has_cpu_feature(*names: str) -> bool | None:
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use, hyper-threads counted one by one, within the quota of its container."""
     try:
-        return len(os.sched_getaffinity(0))
+        count = len(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        count = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max 100000" where there is no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, -(-int(quota) // int(period)))
+    return max(1, count)
+
+
+def physical_core_count() -> int:
+    """Cores that this process may use: a second hyper-thread of one has no arithmetic of its own."""
+    cores = set()
+    for cpu in getattr(os, "sched_getaffinity", lambda _: ())(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
+        except OSError:
+            return core_count()
+    return min(len(cores) or core_count(), core_count())
 
 
 def resident_bytes() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from tilelab.engines.loading import explain
 from tilelab.engines.ort import import_onnxruntime
 from tilelab.engines.ov import import_openvino, without_telemetry
+from tilelab.engines.ov_upsampling import fold_upsampling
 from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.calibration import Tiles
 from tilelab.exporting.openvino_file import read_network
@@ -44,6 +45,7 @@ def quantize_openvino(onnx: Path, spec: ModelSpec, tiles: Tiles) -> Any:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     network = read_network(onnx)
     network.reshape([1, spec.channels, *spec.tile])
+    fold_upsampling(network)  # before: quantised weights cannot be summed
     # the default, a mean of each tile's range, clips what is brighter or darker than most: 10 % of the labels change
     ranges = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
     try:

@@ -23,6 +23,7 @@ class TorchEngine:
 
     name = "torch"
     batch = 1
+    streams = 1
 
     def __init__(self, network: nn.Module, spec: ModelSpec, *, precision: Precision = "fp32", device: str = "cpu"):
         self.network = network
