@@ -130,6 +130,7 @@ class TorchEngine:
     """A torch network as an engine of the device sweep: channels last, replayed as a CUDA graph where that works."""
 
     name = "torch"
+    streams = 1
 
     def __init__(self, network: Any, spec: Any, batch: int, precision: str, *, simulated: bool) -> None:
         import torch

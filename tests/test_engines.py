@@ -136,7 +136,7 @@ def test_each_core_computes_a_tile_of_its_own(tmp_path, monkeypatch, name):
     with ThreadPoolExecutor(6) as pool:  # more than it has streams: they wait for their turn
         for got, want in zip(pool.map(lambda tile: logits(engine, tile), tiles), expected, strict=True):
             np.testing.assert_array_equal(got, want)
-    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(loading, "available_memory", lambda: 1 << 10)
     assert load_engine(path, engine=name).streams == 1
 
 

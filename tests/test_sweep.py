@@ -365,4 +365,4 @@ def test_what_goes_wrong_on_a_stream_ends_the_sweep():
     with pytest.raises(EngineError, match="out of memory"):
         whole(make_job(array, "yx", (16, 16), (4, 4)), engine)
     assert engine.busy == 0
-    assert not [t for t in threading.enumerate() if t.name.startswith("tilelab-")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("tilelab-engine")]

@@ -15,7 +15,7 @@ from tilelab.journal import Fingerprint
 from tilelab.options import Options
 from tilelab.volume import Volume
 
-BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # on a CPU a tile fills all cores, so larger batches gain nothing
+BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # each core of a CPU has a tile of its own
 
 
 def choose_tile(

@@ -47,7 +47,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")
     add("--precision", default="auto", choices=("auto", *PRECISIONS), help="auto: the fastest that the model permits")
     add("--batch", type=_count, metavar="N", help="tiles per engine run")
-    add("--threads", type=_count, metavar="N", help="threads of the engine (all cores)")
+    add("--threads", type=_count, metavar="N", help="threads of the engine (one for each core)")
     add("--tta", action="store_true", help="average over the 8 symmetries of the square: 8 times the work")
     add(
         "--memory",

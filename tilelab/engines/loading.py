@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tilelab.engines.base import Engine, Float32
 from tilelab.engines.machine import physical_core_count
 from tilelab.engines.model_file import ModelFile, Port
+from tilelab.engines.streams import Streams
 from tilelab.errors import ModelError
 from tilelab.memory import available_memory
 from tilelab.spec import Activation, ModelSpec, Precision
@@ -55,7 +56,7 @@ class LoadRequest:
         spec: its full description.
         device, precision: one of the engine's working targets.
         batch, tile: the fixed shape of a batch.
-        threads: of the engine's own pool; None leaves it to the library (all cores).
+        threads: of the engine; None for one on each core.
         warnings: one line each, for the user.
     """
 
@@ -249,7 +250,7 @@ def undo_activation(out: Float32, activation: Activation) -> None:
 
 
 def try_out(engine: Engine, path: object) -> None:
-    """Run one made-up batch: finds missing libraries and wrong numbers now rather than hours into a job.
+    """Run a made-up batch on every stream: finds missing libraries, memory and wrong numbers now, not hours into a job.
 
     Raises:
         ModelError: the output has NaN or infinite values.
@@ -258,11 +259,13 @@ def try_out(engine: Engine, path: object) -> None:
     count = int(np.prod(shape))
     # Every normalised intensity that is to be expected, at every scale of wavelength.
     tiles: Float32 = (2 * np.sin(np.arange(count, dtype=np.float32) ** 1.2)).reshape(shape)
-    out = np.full((engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
-    engine.run(tiles, out)
-    bad = out.size - int(np.isfinite(out).sum())
+    out = np.full((engine.streams, engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
+    with Streams(engine) as streams:
+        for run in [streams.submit(engine.run, tiles, part) for part in out]:
+            run.result()
+    bad = out[0].size - int(np.isfinite(out[0]).sum())
     if bad:
         raise ModelError(
-            f"{path} gives NaN or infinite values ({bad} of {out.size}) with {engine.name} {engine.precision}: "
+            f"{path} gives NaN or infinite values ({bad} of {out[0].size}) with {engine.name} {engine.precision}: "
             f"try another --engine or --precision, or export the model again"
         )

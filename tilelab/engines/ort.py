@@ -105,7 +105,7 @@ class OrtEngine(FileEngine):
         except Exception as error:
             raise refuse("ONNX Runtime", request, error) from error
         check_output(request, result.shape)
-        return resident_bytes() - before
+        return max(resident_bytes() - before, int(result.nbytes))  # memory that was there already may have been enough
 
     def _compute(self, source: Array, target: Array, stream: int) -> None:
         names, binding = self._request, self._bindings[stream]

@@ -82,7 +82,7 @@ def load_engine(
             does not permit is used when asked for, and ``engine.warnings`` says that it is unverified.
         batch: tiles per run; by default what the file fixes, else 1 on CPUs and 8 on GPUs.
         tile: pixels per axis; by default the model's.
-        threads: of the engine's pool; by default all cores.
+        threads: of the engine, on a CPU each with a tile of its own; by default one for each core.
         spec_overrides: what the user says of the model.
         trial: refuse a model that answers a made-up batch with NaN or infinite values.
 

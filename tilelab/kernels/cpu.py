@@ -29,7 +29,7 @@ class Threads:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "tilelab-kernel") if count > 1 else None
+        self._pool = ThreadPoolExecutor(count - 1, "tilelab-kernel") if count > 1 else None
 
     def split(self, rows: int, kernel: Callable[[int, int], None]) -> None:
         """Call ``kernel(first, last)`` on consecutive ranges that cover ``0:rows``."""
@@ -37,7 +37,9 @@ class Threads:
             kernel(0, rows)
             return
         cuts = [rows * i // self.count for i in range(self.count + 1)]
-        for done in [self._pool.submit(kernel, a, b) for a, b in pairwise(cuts)]:
+        others = [self._pool.submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
+        kernel(0, cuts[1])  # in the thread that would only wait
+        for done in others:
             done.result()
 
     def close(self) -> None:
