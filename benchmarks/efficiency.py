@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 # The bare engine, as a careful user would write it: as many tiles at a time as tilelab has, with the same
-# multiplications and telemetry silenced. Prints loading and loop seconds and the
-# most memory it had.
+# multiplications and telemetry silenced. Prints loading and loop seconds and the most memory it had.
 BARE = """
 import sys, time
 began = time.perf_counter()

@@ -806,7 +806,7 @@ def test_ties_go_to_the_smaller_tile_and_slow_ones_lose(clockwork):
 
 def test_tiles_beyond_the_memory_limit_are_not_chosen(clockwork, monkeypatch):
     resident = {"now": 0}
-    monkeypatch.setattr(fastest, "resident_bytes", lambda: resident["now"])
+    monkeypatch.setattr(fastest, "resident_memory", lambda: resident["now"])
 
     def load(tile, batch):
         resident["now"] += tile[0] * tile[1] * 1000

@@ -39,13 +39,9 @@ class Samples:
 
 def calibrate(engine: Engine, least_seconds: float = 1.0) -> float:
     """Seconds per tile, the median over batches of noise for about `least_seconds` after the first."""
-    start = time.perf_counter()
 
     def more(times: list[float]) -> bool:
-        nonlocal start
-        if len(times) == 1:
-            start = time.perf_counter()
-        return len(times) < 4 or time.perf_counter() - start < least_seconds
+        return len(times) < 4 or sum(times[1:]) * engine.streams < least_seconds
 
     return float(np.median(time_batches(engine, more)[1:])) / engine.batch
 

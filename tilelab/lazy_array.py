@@ -251,23 +251,17 @@ class _Rows:
 
 
 class _SharedEngine:
-    """An engine that several threads share: as many at a time as it has streams.
+    """An engine that several threads share; those beyond its streams wait in its `run`.
 
     whole_units: held while a unit is swept by an engine that has one stream for all of it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._turn = threading.BoundedSemaphore(engine.streams)
         self.whole_units = threading.Lock() if hasattr(engine, "enqueue") else _Free()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
-
-    def run(self, tiles: Float32, out: Float32) -> None:
-        """See `Engine.run`."""
-        with self._turn:
-            self._engine.run(tiles, out)
 
 
 class _Free:

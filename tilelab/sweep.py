@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilelab.engines.base import Engine
-from tilelab.engines.streams import Streams, stream_buffers
+from tilelab.engines.streams import Streams
 from tilelab.errors import InputError
 from tilelab.flow import Channel, Flow, prompt_handover
 from tilelab.geometry import AxisTiling, Box, Frame, Lattice
@@ -142,17 +142,17 @@ class Unit:
         Raises:
             InputError, OutputError, EngineError: whatever a stage met; all threads have stopped by then.
         """
-        flow, ahead = Flow(), stream_buffers(self.engine.streams)
+        flow, streams = Flow(), Streams(self.engine)
         rows: Channel[_Rows] = flow.channel(2)
         ready: Channel[_Batch] = flow.channel(BATCHES_AHEAD)
-        free: Channel[Float32] = flow.channel(BATCHES_AHEAD + 2 + ahead)
-        spare: Channel[Float32] = flow.channel(OUTPUTS + ahead)
+        free: Channel[Float32] = flow.channel(BATCHES_AHEAD + 2 + streams.ahead)
+        spare: Channel[Float32] = flow.channel(OUTPUTS + streams.ahead)
         blended: Channel[_Batch] = flow.channel(OUTPUTS)
         finished: Channel[Finished] = flow.channel(1)
         spec, batch, tile = self.engine.spec, self.engine.batch, self.engine.tile
-        for _ in range(BATCHES_AHEAD + 2 + ahead):
+        for _ in range(BATCHES_AHEAD + 2 + streams.ahead):
             free.put(np.zeros((batch, spec.channels, *tile), np.float32))
-        for _ in range(OUTPUTS + ahead):
+        for _ in range(OUTPUTS + streams.ahead):
             spare.put(np.empty((batch, spec.outputs, *tile), np.float32))
 
         flow.start("read", lambda: self._read(rows))
@@ -161,7 +161,7 @@ class Unit:
         flow.start("write", lambda: self._write(finished, writer, durable))
         stalls = Stalls()
         try:
-            with Streams(self.engine) as streams:
+            with streams:
                 for item in self._in_order(ready, spare, streams, stalls):
                     blended.put(item)
             blended.close()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tilelab.engines.base import Engine
-from tilelab.engines.machine import resident_bytes
 from tilelab.engines.streams import time_batches
 from tilelab.errors import PlanError
 from tilelab.geometry import Lattice
+from tilelab.memory import resident_memory
 from tilelab.spec import ModelSpec
 
 _SCALES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)
@@ -117,12 +117,12 @@ def fastest_tile(
 def _measure(
     load: Callable[[tuple[int, ...], int], Engine], tile: tuple[int, ...], batch: int, shape: tuple[int, ...]
 ) -> TileSpeed:
-    before = resident_bytes()
+    before = resident_memory()
     engine = load(tile, batch)
     try:
         spec = engine.spec
         times = time_batches(engine, lambda times: len(times) < _REPEATS)
-        held = max(0, resident_bytes() - before)
+        held = max(0, resident_memory() - before)
     finally:
         engine.close()
     lattice = Lattice.fit(shape, tile, spec.overlap, stride=spec.stride, window=spec.window)

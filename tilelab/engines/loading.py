@@ -261,8 +261,7 @@ def try_out(engine: Engine, path: object) -> None:
     tiles: Float32 = (2 * np.sin(np.arange(count, dtype=np.float32) ** 1.2)).reshape(shape)
     out = np.full((engine.streams, engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
     with Streams(engine) as streams:
-        for run in [streams.submit(engine.run, tiles, part) for part in out]:
-            run.result()
+        streams.run_each(engine.run, tiles, out)
     bad = out[0].size - int(np.isfinite(out[0]).sum())
     if bad:
         raise ModelError(

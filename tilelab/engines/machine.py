@@ -81,11 +81,3 @@ def physical_core_count() -> int:
         except OSError:
             return core_count()
     return min(len(cores) or core_count(), core_count())
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM now, 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

@@ -21,8 +21,9 @@ from tilelab.engines.loading import (
     refuse,
     size_text,
 )
-from tilelab.engines.machine import cpu_features, resident_bytes
+from tilelab.engines.machine import cpu_features
 from tilelab.errors import EngineError
+from tilelab.memory import resident_memory
 
 _FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
 
@@ -99,13 +100,13 @@ class OrtEngine(FileEngine):
         """Bytes that one batch takes; and its shape: bound to a buffer of another, the session would not explain."""
         request = self._request
         feed = {request.source.name: np.zeros(request.input_shape, request.source.dtype)}
-        before = resident_bytes()
+        before = resident_memory()
         try:
             (result,) = self._session.run([request.target.name], feed)
         except Exception as error:
             raise refuse("ONNX Runtime", request, error) from error
         check_output(request, result.shape)
-        return max(resident_bytes() - before, int(result.nbytes))  # memory that was there already may have been enough
+        return max(resident_memory() - before, int(result.nbytes))  # memory that was there already may have been enough
 
     def _compute(self, source: Array, target: Array, stream: int) -> None:
         names, binding = self._request, self._bindings[stream]

@@ -195,7 +195,8 @@ class OpenvinoEngine(FileEngine):
             if shape is None:  # known only by running
                 infers[0].infer()
                 shape = tuple(infers[0].get_output_tensor(self._index).shape)
-            check_output(request, (*(n * request.batch // self._group for n in shape[:1]), *shape[1:]))
+            groups = request.batch // self._group
+            check_output(request, (shape[0] * groups, *shape[1:]) if shape else shape)
         except RuntimeError as error:
             raise refuse("OpenVINO", request, error) from error
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
 
-from tilelab.engines.base import Engine
+from tilelab.engines.base import Engine, Float32
 
 
 class Streams:
     """As many threads as an engine has streams; with one, calls run where they are made.
 
     Attributes:
-        ahead: calls that may wait or run while the oldest is waited for; keeps every stream busy.
+        ahead: calls that may wait or run while the oldest is waited for: one for each stream, so that none is idle.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._pool = ThreadPoolExecutor(engine.streams, "tilelab-engine") if engine.streams > 1 else None
-        self.ahead = stream_buffers(engine.streams)
+        self.ahead = engine.streams if engine.streams > 1 else 0
 
     def submit(self, call: Callable[..., None], *arguments: object) -> Future[None]:
         """Begin a call, or make it."""
@@ -31,6 +31,11 @@ class Streams:
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def run_each(self, call: Callable[..., None], tiles: Float32, outs: Iterable[Float32]) -> None:
+        """Make a call for each of `outs`, all at once, and wait for them."""
+        for run in [self.submit(call, tiles, out) for out in outs]:
+            run.result()
 
     def __enter__(self) -> Streams:
         return self
@@ -43,25 +48,17 @@ class Streams:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def stream_buffers(streams: int) -> int:
-    """Batches in flight besides the one that is waited for: one for each stream, so that none waits for its next."""
-    return streams if streams > 1 else 0
-
-
 def time_batches(engine: Engine, more: Callable[[list[float]], bool]) -> list[float]:
     """Seconds per batch with all streams busy, of noise, as often as `more` says of the times so far.
 
     Each is the time of one batch on every stream at once, over the number of streams.
     """
     tiles = np.random.default_rng(0).standard_normal((engine.batch, engine.spec.channels, *engine.tile), np.float32)
-    outs = [
-        np.empty((engine.batch, engine.spec.outputs, *engine.tile), np.float32) for _ in range(max(1, engine.streams))
-    ]
+    outs = np.empty((engine.streams, engine.batch, engine.spec.outputs, *engine.tile), np.float32)
     times: list[float] = []
     with Streams(engine) as streams:
         while more(times):
             began = time.perf_counter()
-            for run in [streams.submit(engine.run, tiles, out) for out in outs]:
-                run.result()
+            streams.run_each(engine.run, tiles, outs)
             times.append((time.perf_counter() - began) / len(outs))
     return times
