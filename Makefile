@@ -26,6 +26,7 @@ check: $(VENV)/.check
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/python -m tests.house
 
 format: $(VENV)/.check
 	$(RUN)/ruff format .

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.settings import CACHE, RESULTS, ROOT, SCALES
+from benchmarks.bench.settings import CACHE, RESULTS, ROOT, SCALES
 from tilelab.errors import TilelabError
 
 if TYPE_CHECKING:
-    from benchmarks.workbench import Workbench
+    from benchmarks.bench.workbench import Workbench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from benchmarks.suite import SUITE
+    from benchmarks.registry import SUITE
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +91,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command == "run":
-        from benchmarks.suite import SUITE, run_suite
+        from benchmarks.registry import SUITE
+        from benchmarks.suite import run_suite
 
         out = args.out or (RESULTS if args.scale == "full" else RESULTS / args.scale)
         ok = run_suite(args.names or list(SUITE), _workbench(args), out, print)
@@ -105,12 +106,12 @@ def _run(args: argparse.Namespace) -> int:
 
         draw(args.out, print)
     elif args.command == "readme":
-        from benchmarks.headline import rewrite
+        from benchmarks.page.headline import rewrite
         from benchmarks.suite import load
 
         rewrite(args.readme, load(args.out))
     elif args.command == "guard":
-        from benchmarks import guard
+        from benchmarks.measure import guard
 
         if args.update:
             guard.update()
@@ -118,18 +119,18 @@ def _run(args: argparse.Namespace) -> int:
             ratios = guard.check(guard.QUICK if args.quick else None)
             return 0 if all(ratio.holds for ratio in ratios) else 1
     elif args.command == "models":
-        from benchmarks.models import write_table
+        from benchmarks.trained.models import write_table
 
         write_table(args.out / "models.md", say=print)
     else:
-        from benchmarks.contenders import install_peers
+        from benchmarks.bench.contenders import install_peers
 
         install_peers(print)
     return 0
 
 
 def _workbench(args: argparse.Namespace) -> Workbench:
-    from benchmarks.workbench import Workbench
+    from benchmarks.bench.workbench import Workbench
 
     return Workbench(
         SCALES[args.scale],

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Others, describe_machine
-from benchmarks.processes import without_paths
-from benchmarks.workbench import Workbench
+from benchmarks.bench.machine import Others, describe_machine
+from benchmarks.bench.processes import without_paths
+from benchmarks.bench.workbench import Workbench
+from benchmarks.registry import SUITE
 from tilelab.errors import InputError
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A benchmark: its title on the page, and the function ``module:name`` that takes a workbench."""
-
-    title: str
-    function: str
-
-    def measure(self, bench: Workbench) -> dict[str, Any]:
-        """Run it; a document ready for JSON."""
-        module, _, name = self.function.partition(":")
-        found: dict[str, Any] = getattr(importlib.import_module(module), name)(bench)
-        return found
-
-
-SUITE = {
-    "precision": Benchmark("Precisions and stages", "benchmarks.precision:measure_precisions"),
-    "efficiency": Benchmark("Against the bare engine", "benchmarks.precision:measure_efficiency"),
-    "limits": Benchmark("Against the machine", "benchmarks.limits:measure_limits"),
-    "scaling": Benchmark("Larger and larger", "benchmarks.scaling:measure_scaling"),
-    "peers": Benchmark("Against what users would pick instead", "benchmarks.versus:measure_peers"),
-    "scaleout": Benchmark("On many workers", "benchmarks.scaleout:measure_scaleout"),
-}
 """In the order in which they are measured: what others share first."""
 
 
@@ -113,11 +90,11 @@ def load(out: Path) -> dict[str, Any]:
 
 def draw(out: Path, say: Callable[[str], None]) -> None:
     """The page and the plots, from the document."""
-    from benchmarks.page import write_page
+    from benchmarks.page.page import write_page
 
     document = load(out)
     try:
-        from benchmarks.plots import draw_plots
+        from benchmarks.page.plots import draw_plots
 
         pictures = draw_plots(document, out)
     except ModuleNotFoundError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from fake_gpu import FakeGpu, array_at
 
-from tilelab.engines.onnx_file import read_onnx
+from tilelab.engines.files.onnx import read_onnx
 from tilelab.errors import ModelError
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tilelab.geometry import Box
-from tilelab.io.base import Image
+from tilelab.io.images.image import Image
 
 Array = npt.NDArray[Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
-from tilelab.options import Options
-from tilelab.run import infer
+from tilelab.run.infer import infer
+from tilelab.run.options import Options
 
 
 class Slow:

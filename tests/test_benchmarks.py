@@ -12,24 +12,29 @@ import pytest
 
 pytest.importorskip("torch", reason="the benchmarks train their own network")
 
-from benchmarks import ablation, contenders, guard, headline, page, page_peers, stack, suite, versus
+from benchmarks import suite
 from benchmarks.__main__ import main
-from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.goals import goals
-from benchmarks.ledger import Ledger
-from benchmarks.limits import Kernels, measure_limits, take_turns
-from benchmarks.machine import Others
-from benchmarks.precision import measure_efficiency, measure_precisions
-from benchmarks.processes import run_process, without_paths
-from benchmarks.quality import compare_labels, compare_logits, softmax
-from benchmarks.scaleout import measure_planning, measure_scaleout
-from benchmarks.scaling import measure_scaling
-from benchmarks.settings import TOY
-from benchmarks.simulate import Costs, simulate
-from benchmarks.versus import estimate, measure_peers
-from benchmarks.workbench import Workbench
+from benchmarks.bench import contenders
+from benchmarks.bench.contenders import CONTENDERS, Contender
+from benchmarks.bench.ledger import Ledger
+from benchmarks.bench.machine import Others
+from benchmarks.bench.processes import run_process, without_paths
+from benchmarks.bench.quality import compare_labels, compare_logits, softmax
+from benchmarks.bench.settings import TOY
+from benchmarks.bench.workbench import Workbench
+from benchmarks.measure import guard, stack, versus
+from benchmarks.measure.limits import Kernels, measure_limits, take_turns
+from benchmarks.measure.precision import measure_efficiency, measure_precisions
+from benchmarks.measure.scaleout import measure_planning, measure_scaleout
+from benchmarks.measure.scaling import measure_scaling
+from benchmarks.measure.simulate import Costs, simulate
+from benchmarks.measure.versus import estimate, measure_peers
+from benchmarks.page import headline, page
+from benchmarks.page import peers as page_peers
+from benchmarks.page.goals import goals
+from benchmarks.trained import ablation
 from tilelab.errors import InputError
-from tilelab.io.open import open_image
+from tilelab.io.images.open import open_image
 
 HERE = ("tilelab fp32", "NumPy over ONNX Runtime")
 
@@ -48,7 +53,7 @@ def document(bench: Workbench) -> dict[str, object]:
     """A document with every section, as `run_suite` keeps it."""
     ladder = [("openvino", "fp32"), ("onnxruntime", "fp32"), ("openvino", "int8"), ("onnxruntime", "int8")]
     with pytest.MonkeyPatch.context() as patch:  # not every processor has bf16
-        patch.setattr("benchmarks.precision.LADDER", ladder)
+        patch.setattr("benchmarks.measure.precision.LADDER", ladder)
         precision = measure_precisions(bench)
     found = {
         "efficiency": measure_efficiency(bench),
@@ -164,8 +169,8 @@ def test_one_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytes
     def broken(bench: Workbench) -> dict[str, object]:
         raise ValueError("no such luck in /some/folder/file.tif")
 
-    monkeypatch.setattr("benchmarks.limits.measure_limits", broken)
-    monkeypatch.setattr("benchmarks.scaling.measure_scaling", lambda bench: {"words": [], "rows": []})
+    monkeypatch.setattr("benchmarks.measure.limits.measure_limits", broken)
+    monkeypatch.setattr("benchmarks.measure.scaling.measure_scaling", lambda bench: {"words": [], "rows": []})
     monkeypatch.setattr(suite, "draw", lambda out, say: None)
     assert not suite.run_suite(["limits", "scaling"], Workbench(TOY, tmp_path), tmp_path, lambda line: None)
     sections = suite.load(tmp_path)["sections"]
@@ -173,8 +178,8 @@ def test_one_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytes
     assert sections["scaling"]["found"] == {"words": [], "rows": []}
 
     # going on, only what failed is measured again
-    monkeypatch.setattr("benchmarks.scaling.measure_scaling", broken)
-    monkeypatch.setattr("benchmarks.limits.measure_limits", lambda bench: {"kernels": []})
+    monkeypatch.setattr("benchmarks.measure.scaling.measure_scaling", broken)
+    monkeypatch.setattr("benchmarks.measure.limits.measure_limits", lambda bench: {"kernels": []})
     resumed = Workbench(TOY, tmp_path, resume=True)
     assert suite.run_suite(["limits", "scaling"], resumed, tmp_path, lambda line: None)
     sections = suite.load(tmp_path)["sections"]

@@ -22,14 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_models import make_spec, save_unet
-from tilelab.cluster.devices import Slot, is_distributed, worker_slots
-from tilelab.cluster.dispatch import Assign, Dispatcher, Limits, Release, Restart, largest_first
 from tilelab.errors import ClusterError, EngineError, Incomplete, InputError, ModelError, OutputError
 from tilelab.geometry import Cuts, Frame, Lattice, Units
-from tilelab.io.result import read_info
-from tilelab.options import Options
-from tilelab.planning_workers import crossings, expected_tiles, share_out
-from tilelab.run import infer
+from tilelab.io.results.result import read_info
+from tilelab.run.cluster.devices import Slot, is_distributed, worker_slots
+from tilelab.run.cluster.dispatch import Assign, Dispatcher, Limits, Release, Restart, largest_first
+from tilelab.run.infer import infer
+from tilelab.run.options import Options
+from tilelab.run.plan.share_out import crossings, expected_tiles, share_out
 
 distributed = pytest.importorskip("distributed")
 

@@ -20,7 +20,7 @@ from tilelab.cli.main import main
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io import convert_image, describe, open_image
-from tilelab.io._pyramid import halve
+from tilelab.io.results.image_pyramid import halve
 
 AXES = {"yx": (1300, 1100), "zyx": (5, 700, 300), "cyx": (2, 300, 600), "czyx": (2, 3, 90, 130)}
 
@@ -87,8 +87,8 @@ def test_units_and_lanes_do_not_change_the_bytes(tmp_path: Path, monkeypatch: py
     source = tmp_path / "source.zarr"
     zarr.create_array(source, data=stored, chunks=(2, 100, 700))
     convert_image(source, tmp_path / "wide.zarr")
-    monkeypatch.setattr("tilelab.io._pyramid._MEMORY_BYTES", 1)
-    monkeypatch.setattr("tilelab.io._pyramid._READ_BYTES", 1)
+    monkeypatch.setattr("tilelab.io.results.image_pyramid._MEMORY_BYTES", 1)
+    monkeypatch.setattr("tilelab.io.results.image_pyramid._READ_BYTES", 1)
     convert_image(source, tmp_path / "narrow.zarr")
     wide = tmp_path / "wide.zarr"
     files = [path.relative_to(wide) for path in wide.rglob("*") if path.is_file()]

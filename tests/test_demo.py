@@ -11,8 +11,8 @@ import tifffile
 from PIL import Image as Pillow
 
 from tilelab.cli.main import main
-from tilelab.io.result import read_result
-from tilelab.metrics import count_confusion, score_confusion
+from tilelab.evaluation.metrics import count_confusion, score_confusion
+from tilelab.io.results.result import read_result
 from tilelab.sample import CLASSES, draw_superalloy
 
 

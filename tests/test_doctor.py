@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from tilelab.cli import doctor, main
-from tilelab.engines import ort, ov, registry, selftest
+from tilelab.engines import registry, selftest
+from tilelab.engines.cpu import onnxruntime as ort
+from tilelab.engines.cpu import openvino as ov
 from tilelab.engines.loading import Availability, FileEngine
 
 

@@ -14,17 +14,17 @@ import pytest
 import tifffile
 from s3_server import S3Server, TroubleProxy, environment
 
-import tilelab.dry_run
+import tilelab.run.rehearse
 from tilelab.cli.main import main
-from tilelab.dry_run import CopyingEngine, ThinnedImage, dry_run
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import EngineError, OutputError
-from tilelab.estimate import sample_tiles, stored_bytes
-from tilelab.io.open import open_image
-from tilelab.options import Options
-from tilelab.prepare import plan_image
-from tilelab.volume import Volume
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
+from tilelab.run.options import Options
+from tilelab.run.plan.estimate import sample_tiles, stored_bytes
+from tilelab.run.prepare import plan_image
+from tilelab.run.rehearse import CopyingEngine, ThinnedImage, dry_run
 
 zarr = pytest.importorskip("zarr")
 
@@ -89,7 +89,7 @@ def test_rehearsal_of_a_plane_leaves_nothing(pixels, tmp_path, capsys, monkeypat
 
 
 def test_rehearsal_of_a_stack_that_is_thinned(stack, tmp_path, monkeypatch):
-    monkeypatch.setattr(tilelab.dry_run, "MOST_PIXELS", 300_000)
+    monkeypatch.setattr(tilelab.run.rehearse, "MOST_PIXELS", 300_000)
     monkeypatch.setattr(ThinnedImage.__init__, "__defaults__", (300_000, None))
     found = dry_run(stack, "identity:1", tmp_path / "o.ome.zarr", Options(model=SMALL, workers=4), lambda line: None)
     blocks = next(line for line in found["checked"] if "blocks spread" in line)
@@ -201,7 +201,7 @@ def test_a_terabyte_is_planned_in_two_seconds(tmp_path):
 def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch):
     pytest.importorskip("obstore", reason="extra `remote` is not installed")
     pytest.importorskip("moto", reason="extra `test` is not installed")
-    from tilelab.io.remote_store import open_store
+    from tilelab.io.storage.remote_store import open_store
 
     server = S3Server()
     proxy = TroubleProxy(server.url)

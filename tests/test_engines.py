@@ -28,14 +28,17 @@ from tiny_models import (
 )
 
 from tilelab import infer
-from tilelab.engines import fastest, loading, machine, ort, ov
+from tilelab.engines import fastest, loading
+from tilelab.engines.cpu import onnxruntime as ort
+from tilelab.engines.cpu import openvino as ov
 from tilelab.engines.fastest import fastest_tile, tile_candidates
+from tilelab.engines.files.onnx import embed_spec, read_onnx
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.loading import Availability, Target, undo_activation
-from tilelab.engines.onnx_file import embed_spec, read_onnx
 from tilelab.engines.overrides import SpecOverrides, default_colors, resolve_spec
 from tilelab.engines.registry import availability, choose, load_engine, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError, PlanError, TilelabError
+from tilelab.machine import cpu as machine
 from tilelab.spec import METADATA_KEY, ClassInfo, Normalization
 
 CPU_ENGINES = ["onnxruntime", "openvino"]

@@ -15,16 +15,16 @@ from PIL import Image as Pillow
 from tilelab.cli.main import main
 from tilelab.errors import InputError
 from tilelab.evaluation import LabelMap, Pair, evaluate, find_pairs, open_labels, pictures, scoring, shapes
+from tilelab.evaluation.metrics import count_confusion, score_confusion
+from tilelab.evaluation.metrics.isbi import score_isbi
+from tilelab.evaluation.metrics.surface import measure_surfaces
 from tilelab.evaluation.pictures import accuracy_map, draw_errors, error_overlay
 from tilelab.evaluation.report import to_json, to_markdown
 from tilelab.evaluation.scoring import Question, block_extent
 from tilelab.geometry import Box
-from tilelab.io.layout import Layout
-from tilelab.io.sink import Finished
-from tilelab.io.zarr_sink import OmeZarrSink
-from tilelab.metrics import count_confusion, score_confusion
-from tilelab.metrics.isbi import score_isbi
-from tilelab.metrics.surface import measure_surfaces
+from tilelab.io.results.ome_zarr import OmeZarrSink
+from tilelab.io.results.sink import Finished
+from tilelab.io.zarr.layout import Layout
 from tilelab.spec import ClassInfo
 
 CLASSES = (ClassInfo("inside", "#000000"), ClassInfo("membrane", "#ff0000"))

@@ -9,8 +9,8 @@ import tiny_models
 import tilelab
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import bundled_models, load_engine
-from tilelab.io.result import read_result
-from tilelab.options import Options
+from tilelab.io.results.result import read_result
+from tilelab.run.options import Options
 from tilelab.sample import draw_superalloy
 
 

@@ -20,7 +20,7 @@ from tilelab.exporting import parity  # noqa: E402
 from tilelab.exporting.export import Place, export_model  # noqa: E402
 from tilelab.exporting.onnx_file import write_onnx  # noqa: E402
 from tilelab.exporting.parity import ParityError, Reference, Sample, check_parity, compare  # noqa: E402
-from tilelab.io.open import open_image  # noqa: E402
+from tilelab.io.images.open import open_image  # noqa: E402
 from tilelab.models import build_model  # noqa: E402
 from tilelab.models.build import initialise  # noqa: E402
 from tilelab.spec import METADATA_KEY, ClassInfo, ModelSpec  # noqa: E402

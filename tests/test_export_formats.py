@@ -19,9 +19,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from tilelab.cli import main  # noqa: E402
-from tilelab.engines import tensorrt  # noqa: E402
-from tilelab.engines.half import convert_to_half, simulate_half  # noqa: E402
-from tilelab.engines.plan_file import read_header  # noqa: E402
+from tilelab.engines.cuda import tensorrt  # noqa: E402
+from tilelab.engines.files.half import convert_to_half, simulate_half  # noqa: E402
+from tilelab.engines.files.tensorrt_plan import read_header  # noqa: E402
 from tilelab.engines.registry import load_engine, permitted, read_model, read_spec  # noqa: E402
 from tilelab.errors import EngineError, ModelError, OutputError  # noqa: E402
 from tilelab.exporting import write as writing  # noqa: E402
@@ -29,10 +29,10 @@ from tilelab.exporting.calibration import Variation, draw_tiles  # noqa: E402
 from tilelab.exporting.export import Place, export_model  # noqa: E402
 from tilelab.exporting.parity import ParityError, Sample  # noqa: E402
 from tilelab.exporting.write import Request  # noqa: E402
-from tilelab.gpu_check import find_source  # noqa: E402
-from tilelab.io.open import open_image  # noqa: E402
+from tilelab.io.images.open import open_image  # noqa: E402
+from tilelab.run.self_check import find_source  # noqa: E402
+from tilelab.run.sweep.host import Unit  # noqa: E402
 from tilelab.sample import draw_superalloy  # noqa: E402
-from tilelab.sweep import Unit  # noqa: E402
 
 SPEC = make_spec((32, 32), classes=3, stride=4)
 

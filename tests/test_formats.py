@@ -21,7 +21,7 @@ from image_files import check_reads, pixels
 
 from tilelab.errors import InputError
 from tilelab.geometry import Box
-from tilelab.io.open import describe, open_image
+from tilelab.io.images.open import describe, open_image
 
 SHAPE = (9, 41, 53)
 CHUNK = (4, 16, 20)
@@ -488,9 +488,9 @@ def test_a_package_that_is_missing_is_named(volume: Path, monkeypatch: pytest.Mo
 
 def test_segmenting_a_volume(volume: Path, tmp_path: Path) -> None:
     from tilelab.engines.overrides import SpecOverrides
-    from tilelab.io.result import read_result
-    from tilelab.options import Options
-    from tilelab.run import infer
+    from tilelab.io.results.result import read_result
+    from tilelab.run.infer import infer
+    from tilelab.run.options import Options
 
     options = Options(model=SpecOverrides(tile=(32, 32), overlap=(8, 8)), intensity_range=(0, 65535))
     made = infer(volume, "identity:2", tmp_path / "made.ome.zarr", options=options).path

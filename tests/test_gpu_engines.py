@@ -19,19 +19,17 @@ import numpy as np
 import pytest
 from tiny_models import make_spec, save_conv, save_half, save_nan, save_unet
 
-from tilelab.engines import (
-    aotinductor,
-    aotinductor_build,
-    aotinductor_cuda,
-    nvidia,
-    ort_cuda,
-    ort_gpu,
-    ort_rtx,
-    ort_tensorrt,
-)
-from tilelab.engines.machine import cpu_features
+from tilelab.engines import aotinductor
+from tilelab.engines.builders import aotinductor as aotinductor_build
+from tilelab.engines.cuda import aotinductor as aotinductor_cuda
+from tilelab.engines.cuda import nvidia
+from tilelab.engines.cuda import onnxruntime as ort_gpu
+from tilelab.engines.cuda import onnxruntime_cuda as ort_cuda
+from tilelab.engines.cuda import onnxruntime_rtx as ort_rtx
+from tilelab.engines.cuda import onnxruntime_tensorrt as ort_tensorrt
 from tilelab.engines.registry import choose, load_engine, read_model, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError
+from tilelab.machine.cpu import cpu_features
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

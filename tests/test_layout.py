@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilelab.geometry import Box
-from tilelab.io import layout as layouts
-from tilelab.io.layout import Kind, Layout
+from tilelab.io.zarr import layout as layouts
+from tilelab.io.zarr.layout import Kind, Layout
 
 extents = st.integers(1, 3_000_000)
 kinds: st.SearchStrategy[Kind] = st.sampled_from(["2d", "3d"])
@@ -137,9 +137,9 @@ def test_deep_shards_hold_the_same_pixels(tmp_path: Path, monkeypatch: pytest.Mo
 
     from tilelab.engines.overrides import SpecOverrides
     from tilelab.io.convert import convert_image
-    from tilelab.io.result import read_result
-    from tilelab.options import Options
-    from tilelab.run import infer
+    from tilelab.io.results.result import read_result
+    from tilelab.run.infer import infer
+    from tilelab.run.options import Options
 
     array = np.random.default_rng(0).integers(0, 256, (10, 600, 130), np.uint8)
     options = Options(model=SpecOverrides(tile=(64, 64), overlap=(16, 16)), logits=True)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.tiny_models import make_spec, save_unet
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import InputError, ModelError
-from tilelab.io.result import read_result
-from tilelab.lazy_array import map_tiles
-from tilelab.options import Options
-from tilelab.run import infer
+from tilelab.io.results.result import read_result
+from tilelab.run.infer import infer
+from tilelab.run.map_tiles import map_tiles
+from tilelab.run.options import Options
 from tilelab.spec import Normalization
 
 da = pytest.importorskip("dask.array")

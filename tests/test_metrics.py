@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from tilelab.metrics import count_confusion, score_confusion
-from tilelab.metrics.isbi import THRESHOLDS, overlaps, score_information, score_isbi, score_rand
-from tilelab.metrics.regions import flood_regions, label_regions
-from tilelab.metrics.surface import SurfaceDistances, find_surface, measure_surfaces
+from tilelab.evaluation.metrics import count_confusion, score_confusion
+from tilelab.evaluation.metrics.isbi import THRESHOLDS, overlaps, score_information, score_isbi, score_rand
+from tilelab.evaluation.metrics.regions import flood_regions, label_regions
+from tilelab.evaluation.metrics.surface import SurfaceDistances, find_surface, measure_surfaces
 
 planes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 few = settings(max_examples=60, deadline=None)

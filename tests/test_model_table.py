@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training extra not installed")
 pytest.importorskip("onnxruntime")
 
-from benchmarks.models import TABLE, Entry, as_markdown, examine  # noqa: E402
+from benchmarks.trained.models import TABLE, Entry, as_markdown, examine  # noqa: E402
 
 # Both of the other papers' networks, with an encoder that leaves time for other tests, and a decoder of the third.
 FAST = (Entry("pmcanet:resnet18"), Entry("casenet:resnet18"), Entry("linknet:resnet18"))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from benchmarks.mosaic import Mosaic, load_micrographs, main, write_mosaic
+from benchmarks.bench.mosaic import Mosaic, load_micrographs, main, write_mosaic
 from tilelab.geometry import Box
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))

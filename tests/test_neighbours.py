@@ -18,16 +18,17 @@ from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import ModelError
 from tilelab.geometry import Box, Frame, Lattice
-from tilelab.io.layout import Layout
-from tilelab.io.open import open_image
-from tilelab.io.result import read_result
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Neighbourhood, Volume, network_input
+from tilelab.io.results.result import read_result
+from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.reference import SOFTMAX
-from tilelab.options import Options
-from tilelab.planning import Outputs, Source, make_plan
-from tilelab.run import infer, plan
+from tilelab.run.infer import infer, plan
+from tilelab.run.options import Options
+from tilelab.run.plan.plan import Outputs, Source, make_plan
+from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.job import Job
 from tilelab.spec import ModelSpec, Normalization
-from tilelab.sweep import Job, Unit
-from tilelab.volume import Neighbourhood, Volume, network_input
 
 TILE = (32, 32)
 
@@ -185,7 +186,7 @@ def test_workers_and_kept_memory(unet: Path, tmp_path: Path) -> None:
 
 def test_lazy_arrays(unet: Path, tmp_path: Path) -> None:
     dask = pytest.importorskip("dask.array")
-    from tilelab.lazy_array import map_tiles
+    from tilelab.run.map_tiles import map_tiles
 
     array = stack(9)
     labels, _ = pixels_of(infer(array, unet, tmp_path / "out.ome.zarr").path)

@@ -12,12 +12,12 @@ from PIL import Image as Picture
 
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
-from tilelab.io._drawing import format_length
-from tilelab.io.base import Image
-from tilelab.io.layout import Layout
-from tilelab.io.overview import write_overview
-from tilelab.io.sink import Finished
-from tilelab.io.zarr_sink import OmeZarrSink
+from tilelab.io.images.image import Image
+from tilelab.io.results.drawing import format_length
+from tilelab.io.results.ome_zarr import OmeZarrSink
+from tilelab.io.results.overview import write_overview
+from tilelab.io.results.sink import Finished
+from tilelab.io.zarr.layout import Layout
 from tilelab.spec import ClassInfo
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("myelin", "#e69f00"), ClassInfo("axon", "#56b4e9"))

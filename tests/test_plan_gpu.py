@@ -9,9 +9,9 @@ import pytest
 
 from tilelab.cli.plan import as_text, describe
 from tilelab.engines.registry import load_engine
-from tilelab.io.open import open_image
-from tilelab.options import Options
-from tilelab.prepare import plan_image
+from tilelab.io.images.open import open_image
+from tilelab.run.options import Options
+from tilelab.run.prepare import plan_image
 
 
 @pytest.mark.parametrize(("free", "enough"), [(1 << 20, False), (80 << 30, True)])

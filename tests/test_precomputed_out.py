@@ -16,13 +16,13 @@ from test_tiff_out import CLASSES, METADATA, make
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import InputError, OutputError
-from tilelab.io import _precomputed_shards
-from tilelab.io._precomputed_shards import Sharding
-from tilelab.io.open import open_image
-from tilelab.io.precomputed_out import read_precomputed_metadata, write_precomputed
-from tilelab.io.result import read_result
-from tilelab.options import Options
-from tilelab.run import infer
+from tilelab.io.images.open import open_image
+from tilelab.io.results import precomputed_shards as _precomputed_shards
+from tilelab.io.results.precomputed import read_precomputed_metadata, write_precomputed
+from tilelab.io.results.precomputed_shards import Sharding
+from tilelab.io.results.result import read_result
+from tilelab.run.infer import infer
+from tilelab.run.options import Options
 
 
 def read_scale(path: Path, level: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -86,9 +86,9 @@ def test_few_files_and_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 def test_background_takes_no_space(tmp_path: Path) -> None:
     from tilelab.geometry import Box
-    from tilelab.io.layout import Layout
-    from tilelab.io.sink import Finished
-    from tilelab.io.zarr_sink import OmeZarrSink
+    from tilelab.io.results.ome_zarr import OmeZarrSink
+    from tilelab.io.results.sink import Finished
+    from tilelab.io.zarr.layout import Layout
 
     labels = np.zeros((1, 600, 900), np.uint8)
     labels[0, 300, 700] = 2
@@ -146,7 +146,7 @@ def test_infer_writes_it_and_knows_it_again(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tilelab.io.precomputed_out as module
+    import tilelab.io.results.precomputed as module
 
     array = np.random.default_rng(0).integers(0, 256, (300, 400), np.uint8)
     out = tmp_path / "labels.precomputed"
@@ -164,7 +164,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     def infer_again(*args: Any) -> None:
         raise AssertionError("the tiles were there already")
 
-    monkeypatch.setattr("tilelab.execute.execute", infer_again)
+    monkeypatch.setattr("tilelab.run.execute.execute", infer_again)
     infer(array, "identity:3", out, options=options())
     assert read_scale(out, 0)[0].max() == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.precomputed"]

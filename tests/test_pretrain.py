@@ -274,10 +274,10 @@ def test_the_star_stands_for_the_class(tmp_path: Path) -> None:
 def test_views_are_the_middle_and_the_corners(textures: Path) -> None:
     task = Classification(load(textures), textures)
     image = np.arange(64 * 80, dtype=np.float32).reshape(64, 80) / 255
-    from tilelab.io.open import open_image
+    from tilelab.io.images.open import open_image
+    from tilelab.io.images.volume import Volume
     from tilelab.spec import Normalization
     from tilelab.training.crops import Source
-    from tilelab.volume import Volume
 
     plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32")
     views = task.views(Source(Volume(open_image(image, axes="yx")), plain, 1))

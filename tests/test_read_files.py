@@ -24,7 +24,7 @@ import tilelab.io
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
-from tilelab.io._slices import natural_key
+from tilelab.io.images.slices import natural_key
 
 SHAPE = (61, 83)
 
@@ -433,7 +433,7 @@ def test_reading_after_closing(tmp_path: Path) -> None:
 
 def test_importing_is_cheap() -> None:
     heavy = "{'tifffile', 'zarr', 'imagecodecs', 'numcodecs', 'PIL', 'dask'}"
-    code = f"import sys, tilelab.io, tilelab.io.open; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, tilelab.io, tilelab.io.images.open; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert set(tilelab.io.__all__) <= set(dir(tilelab.io))
     with pytest.raises(AttributeError):

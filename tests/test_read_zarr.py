@@ -21,7 +21,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
-from tilelab.io._zarr_chunks import ChunkReader
+from tilelab.io.zarr.chunks import ChunkReader
 
 SHAPE, CHUNK, SHARD = (130, 170), (16, 24), (64, 48)
 

@@ -18,11 +18,11 @@ from tilelab.cli.main import main
 from tilelab.errors import InputError, ModelError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.convert import convert_image
-from tilelab.io.open import open_image
-from tilelab.io.region import RegionImage, crop, format_region, parse_region
-from tilelab.io.result import read_result
-from tilelab.options import Options
-from tilelab.run import infer, plan
+from tilelab.io.images.open import open_image
+from tilelab.io.images.region import RegionImage, crop, format_region, parse_region
+from tilelab.io.results.result import read_result
+from tilelab.run.infer import infer, plan
+from tilelab.run.options import Options
 
 STACK = pixels((7, 90, 110))
 
@@ -128,9 +128,10 @@ def test_each_chunk_is_decoded_once(tmp_path: Path) -> None:
     from test_sweep import Collector, Network
 
     from tilelab.geometry import Frame, Lattice
+    from tilelab.io.images.volume import Volume
     from tilelab.kernels.reference import SOFTMAX
-    from tilelab.sweep import Job, Unit
-    from tilelab.volume import Volume
+    from tilelab.run.sweep.host import Unit
+    from tilelab.run.sweep.job import Job
 
     rows = []
 
@@ -230,7 +231,7 @@ def test_rescaling_keeps_the_place(stack: Path, tmp_path: Path) -> None:
 def test_plan_and_map_tiles(stack: Path) -> None:
     assert plan(stack, "identity:2", options=options(region="1:3,40:,:33")).source.shape == (2, 50, 33)
     dask = pytest.importorskip("dask.array")
-    from tilelab.lazy_array import map_tiles
+    from tilelab.run.map_tiles import map_tiles
 
     with pytest.raises(ModelError, match="slice the array"):
         map_tiles(dask.from_array(STACK), "identity:2", options=options(region="1:3,40:,:33"))

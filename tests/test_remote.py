@@ -20,19 +20,19 @@ import tifffile
 from s3_server import KEY, SECRET, S3Server, TroubleProxy, environment, web_server
 
 import tilelab
-from tilelab import journal_remote
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.errors import InputError, OutputError, ResumeError, TilelabError
 from tilelab.geometry import Box
-from tilelab.io import remote_access
-from tilelab.io.open import describe, open_image
-from tilelab.io.remote import RemotePath
-from tilelab.io.remote_file import RemoteFile
-from tilelab.io.remote_store import open_store
-from tilelab.io.result import read_result
-from tilelab.options import Options
+from tilelab.io.images.open import describe, open_image
+from tilelab.io.results.result import read_result
+from tilelab.io.storage import remote_access
+from tilelab.io.storage.remote_file import RemoteFile
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.remote_store import open_store
+from tilelab.run.journal import remote as journal_remote
+from tilelab.run.options import Options
 
 pytest.importorskip("obstore", reason="extra `remote` is not installed")
 pytest.importorskip("moto", reason="extra `test` is not installed")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from tilelab.geometry import Box
-from tilelab.io.open import open_image
-from tilelab.io.resample import ResampledImage
+from tilelab.io.images.open import open_image
+from tilelab.io.images.resample import ResampledImage
 
 
 def resampled(array, source_nm, target_nm, axes="yx"):

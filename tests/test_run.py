@@ -20,8 +20,8 @@ import tilelab
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.errors import Interrupted, ModelError, OutputError, PlanError, ResumeError
-from tilelab.io.result import read_result
-from tilelab.options import Options
+from tilelab.io.results.result import read_result
+from tilelab.run.options import Options
 
 HERE = Path(__file__).parent
 
@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_a_resumable_output_and_exit_code_3(picture, tmp_path):
 def test_other_formats_hold_the_same_labels(picture, tmp_path, suffix):
     zarr = run_identity(picture, tmp_path / "r.ome.zarr")
     run = run_identity(picture, tmp_path / f"r{suffix}")
-    from tilelab.io.open import open_image
+    from tilelab.io.images.open import open_image
 
     with open_image(zarr.path / "labels" / "classes") as a:
         labels = a[:]
@@ -357,8 +357,8 @@ def test_planning_counts_what_running_does(picture, tmp_path):
 
 
 def test_the_plan_of_a_petabyte_takes_no_time_and_memory():
-    from tilelab.io.layout import Layout
-    from tilelab.planning import Outputs, Source, make_plan
+    from tilelab.io.zarr.layout import Layout
+    from tilelab.run.plan.plan import Outputs, Source, make_plan
 
     spec = load_engine("identity:2", tile=(512, 512)).spec
     shape = (100_000, 100_000, 100_000)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from tilelab.errors import EngineError, InputError, OutputError
 from tilelab.geometry import WINDOWS, Box, Frame, Lattice
-from tilelab.io.base import Image
-from tilelab.io.sink import Finished
+from tilelab.io.images.image import Image
+from tilelab.io.images.volume import Volume
+from tilelab.io.results.sink import Finished
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.job import Job
 from tilelab.spec import ClassInfo, ModelSpec
-from tilelab.sweep import Job, Unit
-from tilelab.volume import Volume
 
 
 class Memory(Image):
@@ -222,7 +223,7 @@ def test_blank_tiles_are_inferred_once_and_change_nothing():
     job = make_job(array, "yx", (16, 16), (4, 4), engine=engine, gain=1 / 255)
     result, tiles = whole(job, engine)
     assert tiles < len(job.lattice) / 2
-    import tilelab.sweep as sweep
+    import tilelab.run.sweep.host as sweep
 
     before, sweep.BLANKS = sweep.BLANKS, 0
     try:

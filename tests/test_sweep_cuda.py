@@ -17,9 +17,9 @@ from test_sweep import Collector, Memory, Network, make_job, whole
 
 from tilelab.errors import EngineError, InputError, OutputError, PlanError, TilelabError
 from tilelab.geometry import WINDOWS, AxisTiling, Box, Frame, Lattice
-from tilelab.planning import Outputs, Source
-from tilelab.planning_device import LANDINGS, band_rows, check_device_memory, plan_buffers, seen_range
-from tilelab.volume import Volume
+from tilelab.io.images.volume import Volume
+from tilelab.run.plan.device_buffers import LANDINGS, band_rows, check_device_memory, plan_buffers, seen_range
+from tilelab.run.plan.plan import Outputs, Source
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 EXAMPLES = 10 if SIMULATED else 60
@@ -74,7 +74,7 @@ class DeviceNetwork(Network):
 
 
 def sweep_device(job, engine, units=None, starts=None, progress=lambda n: None):
-    from tilelab.sweep_cuda import DeviceUnit
+    from tilelab.run.sweep.device import DeviceUnit
 
     shape = job.image.shape
     result = {
@@ -195,7 +195,7 @@ def test_device_stops_at_logits_that_are_not_finite(device):
 
 @pytest.mark.parametrize("where", ["read", "engine", "write"])
 def test_device_stops_all_stages_at_the_first_error(device, where, monkeypatch):
-    from tilelab.sweep_cuda import DeviceUnit
+    from tilelab.run.sweep.device import DeviceUnit
 
     def fail(*_):
         raise {"read": InputError, "engine": EngineError, "write": OutputError}[where]("as planned")

@@ -14,14 +14,15 @@ import pytest
 from fake_tensorrt import FakeTensorRT, HardwareCompatibilityLevel, MemoryPoolType
 from tiny_models import make_spec, save_conv, save_half, save_stateless
 
-from tilelab.engines import plan_file, tensorrt
+from tilelab.engines.builders.tensorrt import BuildOptions, build_engine, default_timing_cache
+from tilelab.engines.cuda import tensorrt
+from tilelab.engines.files import tensorrt_plan as plan_file
+from tilelab.engines.files.onnx import embed_spec
+from tilelab.engines.files.tensorrt_plan import MAGIC, open_plan, read_header, read_plan_file
 from tilelab.engines.loading import LoadRequest
-from tilelab.engines.onnx_file import embed_spec
-from tilelab.engines.plan_file import MAGIC, open_plan, read_header, read_plan_file
 from tilelab.engines.registry import choose, load_engine, permitted, read_model, read_spec
-from tilelab.engines.tensorrt_build import BuildOptions, build_engine, default_timing_cache
 from tilelab.errors import EngineError, ModelError
-from tilelab.gpu_check import find_source, self_check
+from tilelab.run.self_check import find_source, self_check
 
 VERSIONS = ["10.16.0", "11.4.1"]
 

@@ -13,13 +13,13 @@ from PIL import Image as Picture
 
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
-from tilelab.io import tiff_out
-from tilelab.io.layout import Layout
-from tilelab.io.png_out import check_png, read_png_metadata, write_png
-from tilelab.io.result import Result, read_result
-from tilelab.io.sink import Finished
-from tilelab.io.tiff_out import read_tiff_metadata, write_tiff
-from tilelab.io.zarr_sink import OmeZarrSink
+from tilelab.io.results import tiff as tiff_out
+from tilelab.io.results.ome_zarr import OmeZarrSink
+from tilelab.io.results.png import check_png, read_png_metadata, write_png
+from tilelab.io.results.result import Result, read_result
+from tilelab.io.results.sink import Finished
+from tilelab.io.results.tiff import read_tiff_metadata, write_tiff
+from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.pyramid import reference_halve_mean, reference_halve_mode
 from tilelab.spec import ClassInfo
 

@@ -1,4 +1,4 @@
-"""The page of results: what `python -m benchmarks.results` trains and collects."""
+"""The page of results: what `python -m benchmarks.trained.results` trains and collects."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="training extra not installed")
 pytest.importorskip("kornia", reason="training extra not installed")
 
-from benchmarks.results import find_set, main, seconds_of  # noqa: E402
-from benchmarks.results_page import draw_example, to_markdown  # noqa: E402
+from benchmarks.trained.results import find_set, main, seconds_of  # noqa: E402
+from benchmarks.trained.results_page import draw_example, to_markdown  # noqa: E402
 from tilelab.errors import InputError  # noqa: E402
 from tilelab.evaluation import Pair  # noqa: E402
 from tilelab.spec import ClassInfo  # noqa: E402
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_checkpoints(collected: tuple[Path, Path, list[d
         assert record["parameters"] == header.spec.training["parameters"]
         assert 0 < record["isbi"]["v_rand"] <= 1
         assert record["training_seconds"] > 0
-        assert "benchmarks.results train" in record["command"]
+        assert "benchmarks.trained.results train" in record["command"]
         assert record["ended"] is True
     assert records[0]["same"] == records[1]["same"]
 

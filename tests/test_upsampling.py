@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 ov = pytest.importorskip("openvino")
 from openvino import opset13 as ops  # noqa: E402
 
-from tilelab.engines.ov_upsampling import fold_upsampling, transposed_weights  # noqa: E402
+from tilelab.engines.cpu.openvino_upsampling import fold_upsampling, transposed_weights  # noqa: E402
 
 REPEATS = [
     ("asymmetric", "floor"),

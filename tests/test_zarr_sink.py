@@ -21,12 +21,12 @@ from ome_zarr_models.v05.labels import Labels
 
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box, boxes
-from tilelab.io import _zarr_array
-from tilelab.io._zarr_array import ShardedArray, crc32c
-from tilelab.io.layout import Layout
-from tilelab.io.result import Result, read_result
-from tilelab.io.sink import Finished
-from tilelab.io.zarr_sink import OmeZarrSink, partial_path
+from tilelab.io.results.ome_zarr import OmeZarrSink, partial_path
+from tilelab.io.results.result import Result, read_result
+from tilelab.io.results.sink import Finished
+from tilelab.io.zarr import sharded_array as _zarr_array
+from tilelab.io.zarr.layout import Layout
+from tilelab.io.zarr.sharded_array import ShardedArray, crc32c
 from tilelab.kernels.pyramid import cut_chunks, halve_mean, halve_mode, reference_halve_mean, reference_halve_mode
 from tilelab.spec import ClassInfo
 

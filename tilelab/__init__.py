@@ -12,31 +12,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tilelab.machine.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from tilelab.engines.overrides import SpecOverrides as SpecOverrides
     from tilelab.engines.registry import load_engine as load_engine
     from tilelab.errors import TilelabError as TilelabError
-    from tilelab.io.open import open_image as open_image
-    from tilelab.io.result import read_result as read_result
-    from tilelab.lazy_array import map_tiles as map_tiles
-    from tilelab.options import Options as Options
-    from tilelab.run import infer as infer
-    from tilelab.run import plan as plan
+    from tilelab.io.images.open import open_image as open_image
+    from tilelab.io.results.result import read_result as read_result
+    from tilelab.run.infer import infer as infer
+    from tilelab.run.infer import plan as plan
+    from tilelab.run.map_tiles import map_tiles as map_tiles
+    from tilelab.run.options import Options as Options
     from tilelab.spec import ModelSpec as ModelSpec
 
 _HOMES = {
     "ModelSpec": "spec",
-    "Options": "options",
+    "Options": "run.options",
     "SpecOverrides": "engines.overrides",
     "TilelabError": "errors",
-    "infer": "run",
+    "infer": "run.infer",
     "load_engine": "engines.registry",
-    "map_tiles": "lazy_array",
-    "open_image": "io.open",
-    "plan": "run",
-    "read_result": "io.result",
+    "map_tiles": "run.map_tiles",
+    "open_image": "io.images.open",
+    "plan": "run.infer",
+    "read_result": "io.results.result",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

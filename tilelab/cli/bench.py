@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.errors import TilelabError
-from tilelab.estimate import calibrate
+from tilelab.run.plan.estimate import calibrate
 
 WIDTH, TILE, CLASSES = 8192, 512, 3
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tilelab.cli.run_arguments import parse_region
 from tilelab.cli.screen import say
 from tilelab.errors import Interrupted
-from tilelab.memory import format_bytes
+from tilelab.text import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

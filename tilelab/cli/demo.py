@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     """Draw, segment, score, show."""
     from tilelab.cli.screen import ProgressBar, say
     from tilelab.evaluation import Pair, evaluate
-    from tilelab.io.open import open_image
-    from tilelab.io.overview import write_overview
-    from tilelab.options import Options
-    from tilelab.run import infer
+    from tilelab.io.images.open import open_image
+    from tilelab.io.results.overview import write_overview
+    from tilelab.run.infer import infer
+    from tilelab.run.options import Options
 
     if args.size < _LEAST or args.seed < 0:
         raise PlanError(f"--size is at least {_LEAST} and --seed at least 0, not {args.size} and {args.seed}")

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilelab import __version__
 from tilelab.errors import EngineError
+from tilelab.machine.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_file(path: str, onnx: str | None) -> int:
     """Whether a compiled engine is right on this machine; an `EngineError` when it is not."""
-    from tilelab.gpu_check import self_check
+    from tilelab.run.self_check import self_check
 
     report = self_check(path, onnx)
     print(report)
@@ -61,10 +61,10 @@ def _check_file(path: str, onnx: str | None) -> int:
 
 def examine() -> dict[str, Any]:
     """Everything that is shown, as a document; every engine that is installed computes a small convolution."""
-    from tilelab.engines.machine import core_count, cpu_features, cpu_name
     from tilelab.engines.registry import ENGINES, RANKING, availability
     from tilelab.engines.selftest import selftest
-    from tilelab.memory import available_memory
+    from tilelab.machine.cpu import core_count, cpu_features, cpu_name
+    from tilelab.machine.memory import available_memory
 
     rows: list[dict[str, Any]] = []
     for engine in ENGINES:
@@ -172,7 +172,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tilelab.memory import format_bytes
+    from tilelab.text import format_bytes
 
     cpu = found["cpu"]
     gpus = found["gpu"]

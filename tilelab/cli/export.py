@@ -15,7 +15,7 @@ from tilelab.spec import PRECISIONS, ModelSpec, parse_precision
 if TYPE_CHECKING:
     from tilelab.exporting.parity import Sample
     from tilelab.exporting.source import CheckpointSource, OnnxSource
-    from tilelab.io.base import Image
+    from tilelab.io.images.image import Image
 
 _ABOUT = """\
 The suffix of FILE is its format:
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compatibilities() -> tuple[str, ...]:
-    from tilelab.engines.plan_file import Compatibility
+    from tilelab.engines.files.tensorrt_plan import Compatibility
 
     return get_args(Compatibility)
 
@@ -150,7 +150,7 @@ def _calibration(path: Path | None, neighbours: int) -> Sequence[Image]:
     if path is None:
         return ()
     from tilelab.exporting.samples import find_images, middle_plane
-    from tilelab.io.open import open_image
+    from tilelab.io.images.open import open_image
 
     return [middle_plane(open_image(file), neighbours) for file in find_images(path).values()]
 
@@ -159,8 +159,8 @@ def _timing_cache(output: Path, device_name: str) -> Path | None:
     """The user's own, for this version of TensorRT and this GPU."""
     if output.suffix != ".engine":
         return None
+    from tilelab.engines.builders.tensorrt import default_timing_cache
     from tilelab.engines.registry import availability
-    from tilelab.engines.tensorrt_build import default_timing_cache
 
     found = availability("tensorrt")
     if found.reason:

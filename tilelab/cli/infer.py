@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Segment an image."""
     if args.dry_run:
         return _rehearse(args)
-    from tilelab.run import infer
+    from tilelab.run.infer import infer
 
     for path in (args.report, args.overview):
         if path is not None and not Path(path).resolve().parent.is_dir():
@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _rehearse(args: argparse.Namespace) -> int:
     """Say what was checked and what is to be expected."""
-    from tilelab.autotile import choose_tile
     from tilelab.cli.plan import duration
-    from tilelab.dry_run import dry_run
-    from tilelab.memory import format_bytes
+    from tilelab.run.autotile import choose_tile
+    from tilelab.run.rehearse import dry_run
+    from tilelab.text import format_bytes
 
     options = options_from_args(args)
     if options.auto_tile:

@@ -19,8 +19,8 @@ from tilelab.cli.info_network import (
     is_architecture,
 )
 from tilelab.errors import InputError, TilelabError
-from tilelab.io.place import Place
-from tilelab.io.remote_access import clean_uri
+from tilelab.io.storage.place import Place
+from tilelab.io.storage.remote_access import clean_uri
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -65,8 +65,8 @@ def examine(path: str) -> dict[str, Any]:
         TilelabError: it is none of these, or broken.
     """
     from tilelab.engines.registry import bundled_models
-    from tilelab.io.open import describe
-    from tilelab.io.remote_open import remote_place
+    from tilelab.io.images.open import describe
+    from tilelab.io.storage.place import remote_place
 
     if (place := remote_place(path)) is not None:
         try:
@@ -114,7 +114,7 @@ def _examine_model(model: str) -> dict[str, Any]:
 
 
 def _examine_result(path: Place) -> dict[str, Any]:
-    from tilelab.io.result import read_result
+    from tilelab.io.results.result import read_result
 
     result = read_result(path)
     info = result.info
@@ -170,7 +170,7 @@ _Rows = list[tuple[str, Any]]
 
 
 def _image_rows(image: dict[str, Any]) -> _Rows:
-    from tilelab.memory import format_bytes
+    from tilelab.text import format_bytes
 
     known = image["pixel_size_nm"]
     rows: _Rows = [
@@ -196,7 +196,7 @@ def _image_rows(image: dict[str, Any]) -> _Rows:
 
 
 def _model_rows(model: dict[str, Any]) -> _Rows:
-    from tilelab.memory import format_bytes
+    from tilelab.text import format_bytes
 
     file, spec = model["file"], model["description"]
     rows: _Rows = []
@@ -243,7 +243,7 @@ def _checkpoint_rows(checkpoint: dict[str, Any]) -> _Rows:
 
 
 def _result_rows(result: dict[str, Any]) -> _Rows:
-    from tilelab.memory import format_bytes
+    from tilelab.text import format_bytes
 
     size = result["pixel_size_nm"]
     metadata = result["metadata"]

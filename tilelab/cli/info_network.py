@@ -95,7 +95,7 @@ def architecture_rows(document: dict[str, Any]) -> Rows:
 
 def checkpoint_rows(document: dict[str, Any]) -> Rows:
     """For people; what a model file would say as well is left to the caller."""
-    from tilelab.memory import format_bytes
+    from tilelab.text import format_bytes
 
     recipe, best = document["recipe"], document["best"]
     holds = ["averaged weights"] if document["averaged"] else ["weights"]

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from tilelab import __version__
 from tilelab.errors import Incomplete, Interrupted, TilelabError
+from tilelab.machine.version import __version__
 
 # Each command is a module tilelab.cli.NAME with add_arguments(parser) and run(args) -> int.
 COMMANDS = {

@@ -10,10 +10,10 @@ from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.cli.screen import say
 from tilelab.engines.base import Engine
 from tilelab.errors import PlanError
-from tilelab.estimate import Samples, calibrate, expected_seconds, sample_tiles, seconds_per_tile, stored_bytes
-from tilelab.memory import format_bytes
-from tilelab.planning import Plan
-from tilelab.volume import Volume
+from tilelab.io.images.volume import Volume
+from tilelab.run.plan.estimate import Samples, calibrate, expected_seconds, sample_tiles, seconds_per_tile, stored_bytes
+from tilelab.run.plan.plan import Plan
+from tilelab.text import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; a plan over the memory limit is an error."""
-    from tilelab.autotile import choose_tile
     from tilelab.engines.registry import read_spec
-    from tilelab.options import load
-    from tilelab.prepare import open_source, plan_image
+    from tilelab.run.autotile import choose_tile
+    from tilelab.run.options import load
+    from tilelab.run.prepare import open_source, plan_image
 
     options = options_from_args(args)
     if args.price is not None and args.no_calibration and args.speed is None:
@@ -127,7 +127,7 @@ def _device_memory(plan: Plan, engine: Engine | None) -> dict[str, Any] | None:
     """What the largest unit takes on the engine's GPU, by purpose, and what was free there; None without a GPU."""
     if engine is None or not engine.device.startswith("cuda"):
         return None
-    from tilelab.planning_device import plan_buffers
+    from tilelab.run.plan.device_buffers import plan_buffers
 
     unit = plan.units[0].box
     buffers = plan_buffers(plan.source, plan.spec, plan.outputs, plan.lattice, plan.frame, engine.batch, unit)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
-from tilelab.io.region import Ends
-from tilelab.memory import parse_bytes
-from tilelab.options import Options
+from tilelab.io.images.region import Ends
+from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
+from tilelab.text import parse_bytes
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def parse_memory(text: str) -> int:
 def parse_region(text: str) -> tuple[Ends, ...]:
     """A region, for argparse."""
     from tilelab.errors import InputError
-    from tilelab.io.region import parse_region as parse
+    from tilelab.io.images.region import parse_region as parse
 
     try:
         return parse(text)

@@ -6,12 +6,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from tilelab.memory import format_bytes
+from tilelab.text import format_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from tilelab.planning import Plan
+    from tilelab.run.plan.plan import Plan
 
 
 def say(line: str) -> None:

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from tilelab.arrays import Float32
 from tilelab.spec import ModelSpec, Precision
-
-Float32 = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):

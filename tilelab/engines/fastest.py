@@ -10,7 +10,7 @@ from tilelab.engines.base import Engine
 from tilelab.engines.streams import time_batches
 from tilelab.errors import PlanError
 from tilelab.geometry import Lattice
-from tilelab.memory import resident_memory
+from tilelab.machine.memory import resident_memory
 from tilelab.spec import ModelSpec
 
 _SCALES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tilelab.engines.base import Float32
+from tilelab.arrays import Float32
 from tilelab.engines.overrides import SpecOverrides, default_colors, override_spec
 from tilelab.errors import ModelError
 from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision

@@ -9,17 +9,16 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tilelab.engines.base import Engine, Float32
-from tilelab.engines.machine import physical_core_count
-from tilelab.engines.model_file import ModelFile, Port
+from tilelab.arrays import Array, Float32
+from tilelab.engines.base import Engine
+from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.streams import Streams
 from tilelab.errors import ModelError
-from tilelab.memory import available_memory
+from tilelab.machine.cpu import physical_core_count
+from tilelab.machine.memory import available_memory
 from tilelab.spec import Activation, ModelSpec, Precision
-
-Array = npt.NDArray[Any]
+from tilelab.text import explain, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,18 +189,6 @@ def affordable_streams(threads: int | None, batch_bytes: int) -> int:
 def _cast_buffer(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array | None:
     """A buffer to convert through where the network's type is not float32."""
     return None if dtype == np.float32 else np.empty(shape, dtype)
-
-
-def size_text(extent: tuple[int, ...]) -> str:
-    """``512 x 512``."""
-    return " x ".join(map(str, extent))
-
-
-def explain(error: BaseException) -> str:
-    """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
-    lines = [line.strip(" -").removesuffix(".") for line in str(error).splitlines() if line.strip()]
-    # ONNX Runtime begins with [ONNXRuntimeError] : 7 : INVALID_PROTOBUF :
-    return (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1][:300]
 
 
 def refuse(library: str, request: LoadRequest, error: BaseException) -> ModelError:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
-from tilelab.engines.model_file import ModelFile, Port
+from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.errors import ModelError
 from tilelab.geometry import Window
 from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind

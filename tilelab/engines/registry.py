@@ -14,23 +14,23 @@ from pathlib import Path
 from types import ModuleType
 
 from tilelab.engines.base import Engine
+from tilelab.engines.files.model_file import ModelFile
+from tilelab.engines.files.onnx import read_onnx
+from tilelab.engines.files.tensorrt_plan import read_header, read_plan_file
 from tilelab.engines.identity import IdentityEngine, identity_spec
 from tilelab.engines.loading import Availability, LoadRequest, try_out
-from tilelab.engines.model_file import ModelFile
-from tilelab.engines.onnx_file import read_onnx
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
-from tilelab.engines.plan_file import read_header, read_plan_file
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision, parse_precision
 
 # Module of each engine, and the model formats it reads.
 ENGINES = {
-    "openvino": ("tilelab.engines.ov", ("onnx", "openvino")),
-    "onnxruntime": ("tilelab.engines.ort", ("onnx",)),
-    "tensorrt": ("tilelab.engines.tensorrt", ("tensorrt",)),
-    "onnxruntime-cuda": ("tilelab.engines.ort_cuda", ("onnx",)),
-    "onnxruntime-tensorrt": ("tilelab.engines.ort_tensorrt", ("onnx",)),
-    "onnxruntime-rtx": ("tilelab.engines.ort_rtx", ("onnx",)),
+    "openvino": ("tilelab.engines.cpu.openvino", ("onnx", "openvino")),
+    "onnxruntime": ("tilelab.engines.cpu.onnxruntime", ("onnx",)),
+    "tensorrt": ("tilelab.engines.cuda.tensorrt", ("tensorrt",)),
+    "onnxruntime-cuda": ("tilelab.engines.cuda.onnxruntime_cuda", ("onnx",)),
+    "onnxruntime-tensorrt": ("tilelab.engines.cuda.onnxruntime_tensorrt", ("onnx",)),
+    "onnxruntime-rtx": ("tilelab.engines.cuda.onnxruntime_rtx", ("onnx",)),
     "aotinductor": ("tilelab.engines.aotinductor", ("aotinductor",)),
 }
 # What `auto` tries, fastest first: GPUs, then CPUs as measured on U-Nets.  A fixed order: the choice must not change
@@ -134,7 +134,7 @@ def read_model(model: str | Path) -> ModelFile:
     if kind == "tensorrt":
         return read_plan_file(path)
     if kind == "aotinductor":
-        from tilelab.engines.aotinductor import read_package
+        from tilelab.engines.files.aotinductor_package import read_package
 
         return read_package(path)
     raise ModelError(f"{path} is of an unknown format: tilelab reads {', '.join(_SUFFIXES)} models")

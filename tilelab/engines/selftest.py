@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from tilelab.engines import onnx_file
-from tilelab.engines.onnx_file import number_field, payload_field
+from tilelab.arrays import Float32
+from tilelab.engines.files import onnx as onnx_file
+from tilelab.engines.files.onnx import number_field, payload_field
 from tilelab.errors import TilelabError
 from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision
 
@@ -50,10 +51,10 @@ def selftest(engine: str, device: str, precision: Precision) -> str:
     return f"gives wrong numbers: {wrong} of {out.size} values of a test convolution" if wrong else ""
 
 
-def _expected(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _expected(pixels: Float32) -> Float32:
     padded = np.pad(pixels[0, 0], 1)
     views = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
-    result: npt.NDArray[np.float32] = np.einsum("yxij,kij->kyx", views, _WEIGHT[:, 0] * _QUARTER)[None]
+    result: Float32 = np.einsum("yxij,kij->kyx", views, _WEIGHT[:, 0] * _QUARTER)[None]
     return result
 
 

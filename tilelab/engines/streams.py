@@ -9,7 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
-from tilelab.engines.base import Engine, Float32
+from tilelab.arrays import Float32
+from tilelab.engines.base import Engine
 
 
 class Streams:

@@ -6,20 +6,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Array, UInt8
 from tilelab.errors import InputError
 from tilelab.geometry import Box
-from tilelab.io.base import Image
-from tilelab.io.open import open_image
-from tilelab.io.result import Result, read_result
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.io.results.result import Result, read_result
 from tilelab.spec import ClassInfo
-
-UInt8 = npt.NDArray[np.uint8]
-Array = npt.NDArray[Any]
 
 _ENTRY = re.compile(r"\s*(?:(\d+)|#([0-9a-fA-F]{6}))\s*:\s*(\d+)\s*")
 _PALETTE = 3

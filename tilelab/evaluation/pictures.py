@@ -18,16 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
+from tilelab.arrays import Bool, UInt8
 from tilelab.errors import InputError, OutputError
 from tilelab.evaluation.labels import Labels
 from tilelab.evaluation.scoring import PairScores, Question, block_extent, open_pair
 from tilelab.geometry import Box, boxes
-from tilelab.io.base import Image
-from tilelab.io.open import open_image
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
 from tilelab.spec import ClassInfo
-
-UInt8 = npt.NDArray[np.uint8]
-Float32 = npt.NDArray[np.float32]
 
 DEFAULT_SIZE = 2048
 _EXTRA, _MISSED, _MIXED = (np.array(c, np.float32) for c in ((0, 255, 255), (255, 0, 255), (255, 255, 0)))
@@ -120,7 +118,7 @@ def draw_errors(
     return [folder / file for file in written]
 
 
-def accuracy_map(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> UInt8:
+def accuracy_map(found: Bool, true: Bool) -> UInt8:
     """White where both are, black where neither is, cyan where only `found`, magenta where only `true`: RGB uint8."""
     return np.stack([true, found, found | true], axis=-1).astype(np.uint8) * np.uint8(255)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tilelab.evaluation.metrics.confusion import Scores
 from tilelab.evaluation.scoring import Evaluation, PairScores
-from tilelab.metrics.confusion import Scores
 
 _RULES = (
     "The pixels of all images are counted together ('all'). A class that occurs in neither truth nor prediction has no "

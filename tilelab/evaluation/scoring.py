@@ -10,21 +10,19 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Float64, UInt8
 from tilelab.errors import InputError
 from tilelab.evaluation.labels import LabelMap, Labels, open_labels
+from tilelab.evaluation.metrics.confusion import Counts, Scores, count_confusion, mean_of_present, score_confusion
 from tilelab.evaluation.pairs import Pair
 from tilelab.geometry import Box, boxes
-from tilelab.metrics.confusion import Counts, Scores, count_confusion, mean_of_present, score_confusion
 from tilelab.spec import ClassInfo
 
 if TYPE_CHECKING:
-    from tilelab.metrics.isbi import IsbiScores
-    from tilelab.metrics.surface import SurfaceDistances
+    from tilelab.evaluation.metrics.isbi import IsbiScores
+    from tilelab.evaluation.metrics.surface import SurfaceDistances
 
-Float = npt.NDArray[np.float64]
-UInt8 = npt.NDArray[np.uint8]
 
 _BLOCK = 2**24
 """Pixels read at once."""
@@ -278,10 +276,10 @@ def _add_surfaces(evaluation: Evaluation, question: Question) -> None:
 
 def _add_isbi(evaluation: Evaluation, question: Question, lines: int) -> None:
     """Compare the regions between the lines of class `lines`."""
+    from tilelab.evaluation.metrics.isbi import best_scores
     from tilelab.evaluation.shapes import compare_regions
-    from tilelab.metrics.isbi import best_scores
 
-    planes: list[Float] = []
+    planes: list[Float64] = []
     for scored in evaluation.pairs:
         with open_pair(scored.pair, question) as (labels, truth):
             found = compare_regions(labels, truth, lines)

@@ -7,18 +7,15 @@ from functools import reduce
 from operator import add
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Float32, Float64, UInt8
 from tilelab.errors import PlanError
 from tilelab.evaluation.labels import Labels
+from tilelab.evaluation.metrics.isbi import score_plane
+from tilelab.evaluation.metrics.surface import SurfaceDistances, measure_surfaces
 from tilelab.geometry import Box
-from tilelab.memory import available_memory, format_bytes
-from tilelab.metrics.isbi import score_plane
-from tilelab.metrics.surface import SurfaceDistances, measure_surfaces
-
-Float = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
+from tilelab.machine.memory import available_memory
+from tilelab.text import format_bytes
 
 _ISBI_BYTES = 60
 """Bytes per pixel of a plane that V_rand and V_info need: probabilities, masks, numberings, a queue, sorted pairs."""
@@ -38,7 +35,7 @@ def measure_outlines(labels: Labels, truth: Labels, classes: Sequence[int]) -> S
     return reduce(add, map(measure, range(depth)))
 
 
-def compare_regions(labels: Labels, truth: Labels, lines: int) -> list[Float]:
+def compare_regions(labels: Labels, truth: Labels, lines: int) -> list[Float64]:
     """V_rand and V_info of the regions between the lines of class `lines`, as `score_plane` gives them for each plane.
 
     Raises:

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Float32
 from tilelab.errors import ModelError
 from tilelab.geometry import Box
-from tilelab.io.base import Image
-from tilelab.normalize import normalization_constants
+from tilelab.io.images.image import Image
+from tilelab.io.images.volume import Volume
+from tilelab.run.normalize import normalization_constants
 from tilelab.spec import ModelSpec
-from tilelab.volume import Volume
 
 TILES = 48
 """More changed nothing in what was measured."""
 
-Tiles = list[npt.NDArray[np.float32]]
+Tiles = list[Float32]
 _WHITE = {"uint8": 255.0, "uint16": 65535.0}
 
 
@@ -74,7 +74,7 @@ def draw_tiles(
     return tiles
 
 
-def _cut(volume: Volume, tile: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def _cut(volume: Volume, tile: tuple[int, ...], rng: np.random.Generator) -> Float32:
     """A tile ``(c, y, x)`` from anywhere, at most half of it beyond an edge."""
     start, stop, pads = [], [], []
     for size, side in zip(volume.shape[1:], tile, strict=True):

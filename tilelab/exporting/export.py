@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from tilelab.engines.half import convert_to_half, simulate_half
-from tilelab.engines.model_file import ModelFile
+from tilelab.engines.files.half import convert_to_half, simulate_half
+from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine, read_model
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tilelab.engines.loading import explain
-from tilelab.engines.ov import import_openvino, probe
+from tilelab.engines.cpu.openvino import import_openvino, probe
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import METADATA_KEY, ModelSpec
+from tilelab.text import explain
 
 
 def read_network(onnx: Path) -> Any:

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Float32, UInt8
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import load_engine, read_model
 from tilelab.errors import EngineError
-from tilelab.io.base import Image
-from tilelab.metrics.confusion import count_confusion, mean_of_present, score_confusion
+from tilelab.evaluation.metrics.confusion import count_confusion, mean_of_present, score_confusion
+from tilelab.io.images.image import Image
 from tilelab.spec import ModelSpec, Precision
 from tilelab.training.recipe import IGNORE
 from tilelab.training.validate import infer_logits
-
-Float32 = npt.NDArray[np.float32]
 
 
 class ParityError(EngineError):
@@ -58,7 +56,7 @@ class Sample:
 
     name: str
     image: Image
-    truth: npt.NDArray[np.uint8] | None = None
+    truth: UInt8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +236,8 @@ def compare(
     )
 
 
-def _labels(logits: Float32, spec: ModelSpec) -> npt.NDArray[np.uint8]:
-    highest: npt.NDArray[np.uint8] = logits.argmax(axis=0).astype(np.uint8)
+def _labels(logits: Float32, spec: ModelSpec) -> UInt8:
+    highest: UInt8 = logits.argmax(axis=0).astype(np.uint8)
     if spec.activation == "softmax":
         return highest
     # with sigmoid, the background is where no output is above 0

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tilelab.engines.loading import explain
-from tilelab.engines.ort import import_onnxruntime
-from tilelab.engines.ov import import_openvino, without_telemetry
-from tilelab.engines.ov_upsampling import fold_upsampling
+from tilelab.engines.cpu.onnxruntime import import_onnxruntime
+from tilelab.engines.cpu.openvino import import_openvino, without_telemetry
+from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
 from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.calibration import Tiles
 from tilelab.exporting.openvino_file import read_network
 from tilelab.spec import ModelSpec
+from tilelab.text import explain
 
 
 def quantize_openvino(onnx: Path, spec: ModelSpec, tiles: Tiles) -> Any:

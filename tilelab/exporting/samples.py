@@ -11,12 +11,12 @@ from tilelab.errors import InputError
 from tilelab.evaluation.pairs import list_files, name_of
 from tilelab.exporting.parity import Sample
 from tilelab.geometry import Box
-from tilelab.io.base import Image
-from tilelab.io.open import open_image
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
 from tilelab.spec import ModelSpec
 from tilelab.training.pairs import Pair, Plane, open_pairs
 from tilelab.training.recipe import Data
-from tilelab.volume import Volume
 
 if TYPE_CHECKING:
     from tilelab.training.recipe import Recipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from tilelab.engines.base import Engine
-from tilelab.engines.onnx_file import read_onnx
+from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.overrides import SpecOverrides, choose_ports, override_spec, resolve_spec
 from tilelab.engines.registry import load_engine
 from tilelab.errors import EngineError, ModelError
@@ -202,7 +202,7 @@ class OnnxSource:
         """A copy with another description."""
         import shutil
 
-        from tilelab.engines.onnx_file import embed_spec
+        from tilelab.engines.files.onnx import embed_spec
 
         shutil.copyfile(self.path, path)
         embed_spec(path, spec)

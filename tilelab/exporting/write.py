@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilelab.engines.half import convert_to_half
-from tilelab.engines.onnx_file import embed_spec, read_onnx
+from tilelab.engines.builders.tensorrt import BuildOptions, Progress, build_engine
+from tilelab.engines.files.half import convert_to_half
+from tilelab.engines.files.onnx import embed_spec, read_onnx
+from tilelab.engines.files.tensorrt_plan import Compatibility
 from tilelab.engines.overrides import choose_ports
-from tilelab.engines.plan_file import Compatibility
-from tilelab.engines.tensorrt_build import BuildOptions, Progress, build_engine
 from tilelab.errors import ModelError
 from tilelab.exporting.calibration import TILES, Variation, draw_tiles
 from tilelab.exporting.source import CheckpointSource, OnnxSource
-from tilelab.io.base import Image
+from tilelab.io.images.image import Image
 from tilelab.spec import ModelSpec, Precision
 
 
@@ -175,8 +175,8 @@ def _write_openvino(
 def _write_package(
     source: CheckpointSource | OnnxSource, spec: ModelSpec, precision: Precision, path: Path, request: Request
 ) -> Written:
-    from tilelab.engines.aotinductor_build import compile_package
-    from tilelab.engines.nvidia import gpu_count
+    from tilelab.engines.builders.aotinductor import compile_package
+    from tilelab.engines.cuda.nvidia import gpu_count
 
     if not isinstance(source, CheckpointSource):
         raise ModelError(f"a .pt2 is compiled from the network in torch, not from {source.path}: give its checkpoint")

@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilelab.io.base import Image
     from tilelab.io.convert import convert_image
-    from tilelab.io.open import describe, open_image
+    from tilelab.io.images.image import Image
+    from tilelab.io.images.open import describe, open_image
 
 __all__ = ["Image", "convert_image", "describe", "open_image"]
 
 _HOMES = {
-    "Image": "tilelab.io.base",
+    "Image": "tilelab.io.images.image",
     "convert_image": "tilelab.io.convert",
-    "describe": "tilelab.io.open",
-    "open_image": "tilelab.io.open",
+    "describe": "tilelab.io.images.open",
+    "open_image": "tilelab.io.images.open",
 }
 
 

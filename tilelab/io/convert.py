@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
-from tilelab.io._zarr_array import output_error
-from tilelab.io._zarr_meta import find_node
-from tilelab.io.open import open_image
-from tilelab.io.region import Region
+from tilelab.io.images.open import open_image
+from tilelab.io.images.region import Region
+from tilelab.io.zarr.metadata import find_node
+from tilelab.io.zarr.sharded_array import output_error
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -86,12 +86,12 @@ def convert_image(
                 progress(done, total)
 
         with _workplace(path) as folder:
-            from tilelab.io._pyramid import write_pyramid
+            from tilelab.io.results.image_pyramid import write_pyramid
 
             levels = write_pyramid(image, folder / "image", name, advance)
             whole = folder / "image"
             if to_tiff:
-                from tilelab.io._pyramid_tiff import write_pyramid_tiff
+                from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
 
                 whole = folder / "image.tif"
                 write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint())

@@ -7,6 +7,8 @@ x alone and hold float32 only, which lets LLVM vectorise them; `fastmath` stays 
 
 from __future__ import annotations
 
+from tilelab.arrays import Array, Float32, Int64, UInt8
+
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -14,7 +16,7 @@ from itertools import pairwise
 import numba
 import numpy as np
 
-from tilelab.kernels.reference import SIGMOID, SOFTMAX, Array, Float32, Index, UInt8
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
 __all__ = ["SIGMOID", "SOFTMAX", "Threads", "all_finite", "blend", "cut", "finish", "is_constant"]
@@ -69,7 +71,7 @@ def _cut(band, rows, cross, cols, mean, gain, tile):  # type: ignore[no-untyped-
                         out[x] = (np.float32(line[cols[x]]) - m) * g
 
 
-def cut(band: Array, rows: Index, cross: Index, cols: Index, mean: Float32, gain: Float32, tile: Float32) -> None:
+def cut(band: Array, rows: Int64, cross: Int64, cols: Int64, mean: Float32, gain: Float32, tile: Float32) -> None:
     """Gather and normalise one tile; see `reference.cut`."""
     _cut(band, rows, cross, cols, mean, gain, tile)
 
@@ -195,7 +197,7 @@ def finish(
     activation: int,
     labels: UInt8,
     probabilities: UInt8,
-    channels: Index,
+    channels: Int64,
     logits: Float32,
     threads: Threads | None = None,
 ) -> None:
@@ -223,7 +225,7 @@ def _is_constant(band, rows, cross, cols):  # type: ignore[no-untyped-def]
     return True
 
 
-def is_constant(band: Array, rows: Index, cross: Index, cols: Index) -> bool:
+def is_constant(band: Array, rows: Int64, cross: Int64, cols: Int64) -> bool:
     """Whether all pixels of a tile are equal; gives up at the first difference. See `reference.is_constant`."""
     return bool(_is_constant(band, rows, cross, cols))
 

@@ -52,7 +52,7 @@ _REGISTERS = 8  # classes whose sums a thread holds at once
 
 @cuda.jit(device=True)
 def _reflect(index, size):  # type: ignore[no-untyped-def]
-    """`tilelab.geometry.reflect` for one position that is not negative."""
+    """`tilelab.geometry.tiling.reflect` for one position that is not negative."""
     if index < size:
         return int32(index)
     if size == 1:

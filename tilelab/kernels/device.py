@@ -5,6 +5,8 @@ With ``NUMBA_ENABLE_CUDASIM=1`` in the environment everything runs in Numba's si
 
 from __future__ import annotations
 
+from tilelab.arrays import Array
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +30,6 @@ except ImportError as error:
 DeviceArray = Any  # numba's, or any object with __cuda_array_interface__
 Stream = Any
 Event = Any
-Array = npt.NDArray[Any]
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 

@@ -9,13 +9,14 @@ The ``reference_*`` functions say what the kernels compute, in NumPy, slowly and
 
 from __future__ import annotations
 
+from tilelab.arrays import Array, Bool, UInt8
+
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-UInt8 = npt.NDArray[np.uint8]
 
 
 def halved(shape: tuple[int, ...], z_factor: int) -> tuple[int, ...]:
@@ -38,7 +39,7 @@ def halve_mode(block: UInt8, z_factor: int) -> UInt8:
     return out
 
 
-def cut_chunks(block: npt.NDArray[Any], chunk: tuple[int, int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+def cut_chunks(block: Array, chunk: tuple[int, int, int]) -> tuple[Array, Bool]:
     """Cut a block into chunks that begin at its origin; what the block does not fill is 0.
 
     Args:

@@ -6,20 +6,18 @@ All arrays have the sweep axis first: images are ``(C, S, A, X)`` (channels, swe
 
 from __future__ import annotations
 
+from tilelab.arrays import Array, Float32, Int64, UInt8
+
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
-Index = npt.NDArray[np.int64]
 
 SOFTMAX, SIGMOID = 0, 1
 
 
-def cut(band: Array, rows: Index, cross: Index, cols: Index, mean: Float32, gain: Float32, tile: Float32) -> None:
+def cut(band: Array, rows: Int64, cross: Int64, cols: Int64, mean: Float32, gain: Float32, tile: Float32) -> None:
     """Gather one tile from a band of raw rows and normalise it: ``tile = (band[rows, cross, cols] - mean) * gain``.
 
     Args:
@@ -71,7 +69,7 @@ def finish(
     activation: int,
     labels: UInt8,
     probabilities: UInt8,
-    channels: Index,
+    channels: Int64,
     logits: Float32,
 ) -> None:
     """Turn finished rows into bytes and clear their slots.
@@ -103,7 +101,7 @@ def finish(
     canvas[:, slots] = 0
 
 
-def is_constant(band: Array, rows: Index, cross: Index, cols: Index) -> bool:
+def is_constant(band: Array, rows: Int64, cross: Int64, cols: Int64) -> bool:
     """Whether all pixels of a tile are equal (per channel), so that its logits can be taken from an equal tile."""
     raw = band[:, rows[:, None, None], cross[None, :, None], cols[None, None, :]]
     return bool((raw == raw[:, :1, :1, :1]).all())

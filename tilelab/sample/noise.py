@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Float64, Int64, UInt64
 from tilelab.geometry import Box
-
-UInt64 = npt.NDArray[np.uint64]
-Int = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def hash_cells(seed: int, stream: int, y: Int, x: Int) -> UInt64:
+def hash_cells(seed: int, stream: int, y: Int64, x: Int64) -> UInt64:
     """64 random bits for each pair of whole numbers (splitmix64's finaliser, three times), uint64."""
     key = np.array([(seed * 64 + stream) & (2**64 - 1)], np.uint64)
     return _mix(_mix(_mix(key + _GOLDEN) + y.astype(np.uint64) * _GOLDEN) + x.astype(np.uint64) * _GOLDEN)
@@ -27,12 +23,12 @@ def _mix(z: UInt64) -> UInt64:
     return z ^ (z >> np.uint64(31))
 
 
-def uniform(bits: UInt64, part: int) -> Float:
+def uniform(bits: UInt64, part: int) -> Float64:
     """One of three independent numbers in 0 <= u < 1 out of 64 random bits, float64."""
     return ((bits >> np.uint64(21 * part)) & np.uint64(2**21 - 1)).astype(np.float64) / 2**21
 
 
-def cells(box: Box, pitch: float, margin: float) -> tuple[Int, Int]:
+def cells(box: Box, pitch: float, margin: float) -> tuple[Int64, Int64]:
     """The lattice cells of `pitch` pixels within `margin` of `box`, in raster order: int64 rows, columns ``(n,)``."""
     ranges = [
         np.arange(np.floor((a - margin) / pitch), np.floor((b + margin) / pitch) + 1).astype(np.int64)
@@ -42,15 +38,15 @@ def cells(box: Box, pitch: float, margin: float) -> tuple[Int, Int]:
     return rows.ravel(), columns.ravel()
 
 
-def white_noise(seed: int, y: Float, x: Float) -> Float:
+def white_noise(seed: int, y: Float64, x: Float64) -> Float64:
     """Independent, nearly Gaussian noise of unit variance per pixel: the sum of four uniform numbers."""
     bits = hash_cells(seed, 19, y.astype(np.int64), x.astype(np.int64))
     total = sum(((bits >> np.uint64(16 * part)) & np.uint64(0xFFFF)).astype(np.float64) for part in range(4))
-    noise: Float = (total / 2**16 - 2.0) * np.sqrt(3.0)
+    noise: Float64 = (total / 2**16 - 2.0) * np.sqrt(3.0)
     return noise
 
 
-def smooth_noise(seed: int, stream: int, y: Float, x: Float, extent: tuple[int, int]) -> Float:
+def smooth_noise(seed: int, stream: int, y: Float64, x: Float64, extent: tuple[int, int]) -> Float64:
     """Noise of about unit variance that varies over `extent` pixels (y, x): random values on a lattice, interpolated.
 
     `y` is a column, `x` a row; the result has their broadcast shape.
@@ -61,20 +57,20 @@ def smooth_noise(seed: int, stream: int, y: Float, x: Float, extent: tuple[int, 
     knots = (uniform(hash_cells(seed, stream, rows[:, None], columns[None, :]), 0) - 0.5) * 4.7
     low_y, low_x = low_y - rows[0], low_x - columns[0]
     lines = knots[low_y] + (knots[low_y + 1] - knots[low_y]) * part_y[:, None]
-    noise: Float = lines[:, low_x] + (lines[:, low_x + 1] - lines[:, low_x]) * part_x
+    noise: Float64 = lines[:, low_x] + (lines[:, low_x + 1] - lines[:, low_x]) * part_x
     return noise
 
 
-def smooth_noise_at(seed: int, stream: int, y: Float, x: Float, extent: float) -> Float:
+def smooth_noise_at(seed: int, stream: int, y: Float64, x: Float64, extent: float) -> Float64:
     """`smooth_noise` at scattered points, float64 of the shape of `y` and `x`."""
     (low_y, part_y), (low_x, part_x) = _interpolation(y, extent), _interpolation(x, extent)
     knot = [[(uniform(hash_cells(seed, stream, low_y + i, low_x + j), 0) - 0.5) * 4.7 for j in (0, 1)] for i in (0, 1)]
     left, right = (knot[0][j] + (knot[1][j] - knot[0][j]) * part_y for j in (0, 1))
-    noise: Float = left + (right - left) * part_x
+    noise: Float64 = left + (right - left) * part_x
     return noise
 
 
-def _interpolation(at: Float, extent: float) -> tuple[Int, Float]:
+def _interpolation(at: Float64, extent: float) -> tuple[Int64, Float64]:
     """The lattice point before each position, and how far (smoothed, 0 to 1) it is on the way to the next."""
     low = np.floor(at / extent)
     part = at / extent - low

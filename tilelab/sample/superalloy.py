@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Array, Float64, Int64, UInt8
 from tilelab.geometry import Box, boxes
 from tilelab.sample.noise import cells, hash_cells, smooth_noise, smooth_noise_at, uniform, white_noise
 from tilelab.spec import ClassInfo
-
-UInt8 = npt.NDArray[np.uint8]
-Int = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float64]
 
 CLASSES = (
     ClassInfo("matrix", "#000000"),
@@ -68,17 +64,17 @@ _GRAIN = (((6, 5), 2.3), ((20, 11), 1.5), ((70, 26), 0.8), ((300, 400), 1.2))
 class _Lobes(NamedTuple):
     """Rounded parts of bodies, one row each, in raster order of their lattice cells; float64 and int64 ``(n,)``."""
 
-    y: Float
-    x: Float
-    radius: Float
-    stretch: Float
-    shear: Float
+    y: Float64
+    x: Float64
+    radius: Float64
+    stretch: Float64
+    shear: Float64
     """Outline: (1 - stretch) y^2 + (1 + stretch) x^2 + 2 shear x y = radius^2; both are at most a quarter."""
-    body: Int
-    notch: Float
+    body: Int64
+    notch: Float64
     """Direction (radians), outward, of a notch cut into the lobe; NaN for none."""
 
-    def take(self, rows: npt.NDArray[Any]) -> _Lobes:
+    def take(self, rows: Array) -> _Lobes:
         """Some of the lobes: `rows` are indices or a mask."""
         floats = (self.y[rows], self.x[rows], self.radius[rows], self.stretch[rows], self.shear[rows])
         return _Lobes(*floats, self.body[rows], self.notch[rows])
@@ -177,7 +173,7 @@ def _place_lobes(seed: int, box: Box) -> _Lobes:
     )
 
 
-def _depth(lobes: _Lobes, y: Float, x: Float) -> Float:
+def _depth(lobes: _Lobes, y: Float64, x: Float64) -> Float64:
     """About the signed distance to the nearest body's outline, negative inside, at most `_REACH`.
 
     Args:
@@ -208,14 +204,14 @@ def _depth(lobes: _Lobes, y: Float, x: Float) -> Float:
     return _soft_maximum(first, (first - second) / 2 + _CHANNEL / 2, _ROUND)
 
 
-def _body_depth(lobes: _Lobes, y: Float, x: Float) -> Float:
+def _body_depth(lobes: _Lobes, y: Float64, x: Float64) -> Float64:
     """`_depth` for one body, alone."""
     melted = np.full(np.broadcast_shapes(y.shape, x.shape), np.exp(-_REACH / _MELT))
     for at_y, at_x, radius, stretch, shear, *_ in zip(*lobes, strict=True):
         dy, dx = y - at_y, x - at_x
         inside = radius - np.sqrt((1 - stretch) * dy * dy + (1 + stretch) * dx * dx + (2 * shear * dy) * dx)
         melted += np.where(inside > -_REACH, np.exp(inside / _MELT), 0.0)
-    depth: Float = -_MELT * np.log(melted)
+    depth: Float64 = -_MELT * np.log(melted)
     for at_y, at_x, radius, *_, out in zip(*lobes, strict=True):
         if not np.isnan(out):
             along = (y - at_y) * np.sin(out) + (x - at_x) * np.cos(out)
@@ -227,7 +223,7 @@ def _body_depth(lobes: _Lobes, y: Float, x: Float) -> Float:
     return depth
 
 
-def _add_specks(seed: int, lobes: _Lobes, y: Float, x: Float, level: Float, truth: UInt8) -> None:
+def _add_specks(seed: int, lobes: _Lobes, y: Float64, x: Float64, level: Float64, truth: UInt8) -> None:
     """Draw the tertiary precipitates into `level` and `truth`, in place; they come in swarms, away from bodies."""
     box = Box((int(y[0, 0]), int(x[0, 0])), (int(y[-1, 0]) + 1, int(x[0, -1]) + 1))
     cy, cx = cells(box, _SPECK_PITCH, margin=20.0)
@@ -248,7 +244,7 @@ def _add_specks(seed: int, lobes: _Lobes, y: Float, x: Float, level: Float, trut
         truth[window][away < 0] = 2
 
 
-def _add_scratches(seed: int, y: Float, x: Float, level: Float) -> None:
+def _add_scratches(seed: int, y: Float64, x: Float64, level: Float64) -> None:
     """Draw faint polishing scratches into `level`, in place."""
     pitch, longest = 300.0, 130.0
     box = Box((int(y[0, 0]), int(x[0, 0])), (int(y[-1, 0]) + 1, int(x[0, -1]) + 1))
@@ -269,7 +265,7 @@ def _add_scratches(seed: int, y: Float, x: Float, level: Float) -> None:
         level[window] += (9.0 * strength - 6.0) * np.exp(-((away / 1.1) ** 2))
 
 
-def _soft_maximum(a: Float, b: Float, width: float) -> Float:
+def _soft_maximum(a: Float64, b: Float64, width: float) -> Float64:
     """The larger of two, with the corner where they cross rounded over about `width`."""
-    larger: Float = np.logaddexp(a / width, b / width) * width
+    larger: Float64 = np.logaddexp(a / width, b / width) * width
     return larger

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import UInt8
 from tilelab.geometry import Box
 from tilelab.sample.superalloy import draw_superalloy
-
-UInt8 = npt.NDArray[np.uint8]
 
 
 def write_superalloy(image: Path, truth: Path, shape: tuple[int, int], seed: int = 0) -> None:

@@ -9,18 +9,17 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from tilelab.engines.machine import core_count
+from tilelab.arrays import Int64, UInt8
 from tilelab.geometry import Box, reflect
-from tilelab.normalize import normalization_constants
+from tilelab.io.images.volume import Volume
+from tilelab.machine.cpu import core_count
+from tilelab.run.normalize import normalization_constants
 from tilelab.spec import Normalization
 from tilelab.training.augment import Symmetry, change_intensity, resize, resize_labels
 from tilelab.training.sections import Augmentation
-from tilelab.volume import Volume
 
-Float32 = npt.NDArray[np.float32]
 Example = tuple[torch.Tensor, torch.Tensor]
 """An input and its target."""
 
@@ -30,7 +29,7 @@ _MOST_THREADS = 8
 class Regions(Protocol):
     """A plane of labels, read region by region."""
 
-    def read(self, box: Box) -> npt.NDArray[np.uint8]:
+    def read(self, box: Box) -> UInt8:
         """A region ``(y, x)``."""
         ...
 
@@ -42,7 +41,7 @@ class Square:
     start: tuple[int, int]
     extent: int
 
-    def inside(self, shape: tuple[int, int]) -> tuple[Box, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def inside(self, shape: tuple[int, int]) -> tuple[Box, tuple[Int64, Int64]]:
         """The smallest box of a plane that holds it, and its pixels in that box, for indexing."""
         rows, columns = (
             reflect(np.arange(at, at + self.extent, dtype=np.int64), size)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tilelab.geometry import Box
+from tilelab.io.images.volume import Volume
 from tilelab.spec import Normalization
 from tilelab.training.augment import draw_scale
 from tilelab.training.crops import Example, Source, Square, fit_start, stack
 from tilelab.training.pairs import BLOCK, Pair, count_blocks
 from tilelab.training.sections import Augmentation, Sampling
-from tilelab.volume import Volume
 
 
 class CropSampler:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tilelab.engines.base import Float32
+from tilelab.arrays import Float32
 from tilelab.spec import ModelSpec, Precision
 
 

@@ -11,13 +11,13 @@ from threading import Lock
 import numpy as np
 
 from tilelab.errors import InputError
-from tilelab.io.base import Image
-from tilelab.io.open import open_image
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
 from tilelab.spec import Normalization
 from tilelab.training.crops import Source
 from tilelab.training.pairs import Plane, load_plane
 from tilelab.training.sections import ImageFolders
-from tilelab.volume import Volume
 
 _NOT_IMAGES = {".txt", ".md", ".json", ".csv", ".xml", ".yaml", ".yml", ".ini", ".db", ".html", ".pdf", ".py"}
 _KEPT_PIXELS = 2**27

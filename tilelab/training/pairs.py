@@ -8,24 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Array, Int64, UInt8
 from tilelab.errors import InputError
 from tilelab.evaluation.labels import LabelMap, Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
-from tilelab.io._volumes import find_folder_reader, split_member
-from tilelab.io.base import Image
-from tilelab.io.open import open_image
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.io.images.optional import split_member
+from tilelab.io.images.volume import Neighbourhood, Volume
+from tilelab.io.images.volume_formats import find_folder_reader
 from tilelab.spec import Normalization
 from tilelab.training.sections import IGNORE, Data
-from tilelab.volume import Neighbourhood, Volume
-
-Array = npt.NDArray[Any]
-UInt8 = npt.NDArray[np.uint8]
 
 BLOCK = 64
 """Side of the blocks in which the pixels of each class are counted."""
@@ -214,7 +212,7 @@ def bands(mask: Mask) -> Iterator[UInt8]:
         yield mask.read(Box((top, 0), (min(height, top + BLOCK), width)))
 
 
-def count_blocks(mask: Mask, classes: int) -> npt.NDArray[np.int64]:
+def count_blocks(mask: Mask, classes: int) -> Int64:
     """Pixels per class in blocks of 64 x 64, int64 ``(classes, rows, columns)``; reads a row of blocks at a time."""
     edges = np.arange(0, mask.shape[1], BLOCK)
     rows = [[np.add.reduceat((band == label).sum(axis=0), edges) for label in range(classes)] for band in bands(mask)]

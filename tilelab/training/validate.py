@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Float32, Int64
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError
+from tilelab.evaluation.metrics.confusion import count_confusion, mean_of_present, score_confusion
 from tilelab.geometry import Box
-from tilelab.io.base import Image
-from tilelab.io.sink import Finished
-from tilelab.metrics.confusion import count_confusion, mean_of_present, score_confusion
-from tilelab.options import Options
-from tilelab.prepare import prepare
+from tilelab.io.images.image import Image
+from tilelab.io.results.sink import Finished
+from tilelab.run.options import Options
+from tilelab.run.prepare import prepare
+from tilelab.run.sweep.start import make_unit
 from tilelab.training.pairs import Pair
 from tilelab.training.sections import IGNORE
-from tilelab.unit import make_unit
-
-Float32 = npt.NDArray[np.float32]
 
 
 class _Writer:
@@ -71,7 +69,7 @@ def infer_logits(engine: Engine, image: Image) -> Float32:
     return result
 
 
-def count_pair(engine: Engine, pair: Pair) -> npt.NDArray[np.int64]:
+def count_pair(engine: Engine, pair: Pair) -> Int64:
     """Pixels of a pair by true class (rows) and predicted class (columns), int64 ``(classes, classes)``."""
     classes = len(engine.spec.classes)
     counts = np.zeros((256, 256), np.int64)

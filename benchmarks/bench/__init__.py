@@ -1,0 +1,1 @@
+"""What benchmarks are made of: settings, machine, models, images, processes, contenders."""

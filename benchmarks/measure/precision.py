@@ -1,0 +1,96 @@
+"""Efficiency and the precision ladder: what each engine and precision costs, bare and tiled, and what it changes."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.quality import compare_labels, labels_of
+from benchmarks.bench.workbench import Workbench
+from benchmarks.measure.efficiency import measure, run_bare, run_tilelab
+from tilelab.io.images.open import open_image
+
+LADDER = (
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("openvino", "int8"),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+)
+
+
+def measure_efficiency(bench: Workbench) -> dict[str, Any]:
+    """The whole command against a bare loop over the same batches, and its memory on a plane several times as tall."""
+    scale = bench.scale
+    image, model = bench.image(scale.main), bench.model.onnx
+    words = ["--engine", "openvino", "--precision", fast_precision()]
+    tall = () if scale.tall is None else ("--tall", bench.image(scale.tall))
+    own: list[str | Path] = [image, "--model", model, *tall, "--repeats", str(scale.repeats), "--", *words]
+    bench.note([sys.executable, "-m", "benchmarks.measure.efficiency", *own])
+    found = measure(image, model, words, scale.repeats)
+    if scale.tall is not None:
+        report = run_tilelab(bench.image(scale.tall), model, words)
+        found["tall"] = {
+            "image": report["shape"],
+            "seconds": report["process"],
+            "megapixels_per_s": report["megapixels"] / report["process"],
+            "memory_above_engine": report["memory"]["peak"] - report["memory"]["before"],
+        }
+    return found
+
+
+def measure_precisions(bench: Workbench) -> dict[str, Any]:
+    """Every engine and precision: speed, agreement of labels with the first one's, which is fp32, score, stages."""
+    rows: list[dict[str, Any]] = []
+    shape, classes = bench.scale.main, len(bench.model.spec.classes)
+    truth = open_image(bench.truth(shape))
+    with bench.folder() as folder:
+        first: Path | None = None
+        for engine, precision in LADDER:
+            row: dict[str, Any] = {"engine": engine, "precision": precision}
+            rows.append(row)
+            model = bench.model.onnx if precision != "int8" else bench.quantized.get(engine)
+            if model is None:
+                row["missing"] = "no quantiser for it is installed"
+                continue
+            bench.say(f"{engine} {precision}")
+            out = folder / f"{engine}-{precision}.ome.zarr"
+            run = bench.infer(shape, out, "--engine", engine, "--precision", precision, model=model)
+            if not run.outcome.ok:
+                row["missing"] = run.outcome.reason
+                continue
+            report = run.report
+            first = first or out
+            labels = labels_of(out)
+            row |= {
+                "seconds": report["seconds"] | {"process": run.outcome.seconds},
+                "megapixels_per_s": report["megapixels"] / run.outcome.seconds,
+                "bare_megapixels_per_s": _bare_rate(bench, model, report),
+                "agreement": compare_labels(labels, labels_of(first), classes)["agreement"],
+                "mean_iou": compare_labels(labels, truth, classes)["mean_iou"],
+                "memory_growth": run.memory_growth,
+            }
+            if out != first:
+                shutil.rmtree(out)
+    return {"image": list(shape), "classes": classes, "data": bench.model.data, "rows": rows}
+
+
+def _bare_rate(bench: Workbench, model: Path, report: dict[str, Any]) -> float:
+    """Megapixels of tiles per second of the engine alone."""
+    scale, engine = bench.scale, report["engine"]
+    tile, channels = report["tile"][0], bench.model.spec.channels
+    batches = max(1, round(16 * scale.seconds) // engine["batch"])
+    loops: list[float] = [run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(scale.repeats)]
+    pixels: int = batches * engine["batch"] * tile**2
+    return pixels / 1e6 / statistics.median(loops)
+
+
+def fast_precision() -> str:
+    """bf16 where the processor computes it, else fp32."""
+    from tilelab.engines.cpu.openvino import probe
+
+    found = {target.precision: target.reason for target in probe().targets}
+    return "fp32" if found.get("bf16", "unknown") else "bf16"

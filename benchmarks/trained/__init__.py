@@ -1,0 +1,1 @@
+"""What trained models reach: tables of architectures, accuracy, ablation."""

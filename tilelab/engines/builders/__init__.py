@@ -1,0 +1,1 @@
+"""Builders of engine files: TensorRT plans, AOTInductor packages."""

@@ -1,0 +1,123 @@
+"""From a torch network to an AOTInductor package, on the machine it is for."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tilelab.engines.files.aotinductor_package import COMPILED_KEY, PRECISIONS, Compiled
+from tilelab.errors import EngineError, ModelError, OutputError
+from tilelab.machine.cpu import cpu_features
+from tilelab.spec import METADATA_KEY, ModelSpec, Precision
+from tilelab.text import explain
+
+
+def compile_package(
+    network: Any, spec: ModelSpec, output: Path, *, batch: int, precision: Precision = "fp32", target: str = "cuda"
+) -> Path:
+    """Compile a torch network for the first GPU or the CPU of this machine and write a .pt2.
+
+    Args:
+        network: a ``torch.nn.Module``, ``(B, C, *tile)`` to ``(B, K, *tile)``, float32; it is not changed.
+        spec: its description; tile and batch are compiled in.
+        output: file to write, ending with .pt2.
+        batch: tiles per run.
+        precision: fp32, fp16 or bf16; fp16 networks take and give float16.
+        target: ``cuda`` or ``cpu``.
+
+    Raises:
+        OutputError: `output` does not end with .pt2.
+        EngineError: `precision` is not one of those, or there is no C++ compiler.
+        ModelError: torch cannot export or compile the network.
+    """
+    import copy
+
+    import torch
+    import torch._inductor
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU, on every import
+    if output.suffix != ".pt2":
+        raise OutputError(f"cannot write {output}: AOTInductor needs a name that ends with .pt2")
+    if precision not in PRECISIONS:
+        raise EngineError(f"AOTInductor compiles for {', '.join(PRECISIONS)}, not {precision}")
+    if not find_compiler():
+        raise EngineError("AOTInductor needs a C++ compiler and finds none: install g++, or name one in CXX")
+    inner = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    outer = torch.float16 if precision == "fp16" else torch.float32
+
+    class Ported(torch.nn.Module):
+        """The network with its ports' type."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(network).eval().to(target, inner)
+
+        def forward(self, tiles: Any) -> Any:
+            return self.network(tiles.to(inner)).to(outer).contiguous()
+
+    compiled = Compiled(
+        torch=str(torch.__version__),
+        device=target,
+        capability=torch.cuda.get_device_capability(0) if target == "cuda" else None,
+        batch=batch,
+        precision=precision,
+        dtype=str(outer).removeprefix("torch."),
+        cpu=cpu_features() if target == "cpu" else "",
+    )
+    example = torch.zeros((batch, spec.channels, *spec.tile), dtype=outer, device=target)
+    metadata = {METADATA_KEY: spec.to_json(), COMPILED_KEY: msgspec.json.encode(compiled).decode()}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(Ported(), (example,))
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(output), inductor_configs={"aot_inductor.metadata": metadata}
+            )
+    except Exception as error:
+        raise ModelError(f"AOTInductor cannot compile {spec.name or 'the network'}: {explain(error)}") from error
+    _forget_machine(output)
+    return output
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that torch will call; None where there is none."""
+    named = os.environ.get("CXX")
+    return next((found for name in (named, "g++", "clang++", "c++") if name and (found := shutil.which(name))), None)
+
+
+def _forget_machine(package: Path) -> None:
+    """Leave out the generated sources, and blot out where this machine keeps its files: loading needs neither."""
+    import torch
+
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    places = {
+        str(Path(torch.__file__).parents[1]),
+        cache,
+        sys.prefix,
+        sys.base_prefix,
+        str(Path.home()),
+        str(Path.cwd()),
+    }
+    longest_first = sorted((p.encode() for p in places if len(p) > 1), key=len, reverse=True)
+    cleaned = package.with_name(f".{package.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(package) as old, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as new:
+            for entry in old.infolist():
+                if entry.filename.endswith((".cpp", ".h", ".o")):
+                    continue
+                data = old.read(entry)
+                if entry.filename.endswith(".so"):
+                    for place in longest_first:
+                        data = data.replace(place, b"/".ljust(len(place), b"_"))  # of the same length: offsets hold
+                new.writestr(entry, data)
+        cleaned.replace(package)
+    finally:
+        cleaned.unlink(missing_ok=True)

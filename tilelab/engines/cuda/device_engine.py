@@ -1,0 +1,81 @@
+"""What the engines on an NVIDIA GPU share: they take and give arrays that are on the GPU, in the order of a stream."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.engines.loading import FileEngine, LoadRequest
+from tilelab.errors import ModelError
+from tilelab.kernels import device
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
+
+
+class DeviceEngine(FileEngine):
+    """A loaded model on one GPU; see `Engine` for the attributes not listed.
+
+    Attributes:
+        index: of the GPU.
+        info: the GPU as it was when the engine was loaded.
+        stream: what `enqueue` puts its work on.
+        tiles_dtype, logits_dtype: float32 or float16, what the network itself takes and gives.
+        device_bytes: GPU memory of weights and workspace, as far as the library says; 0 when it does not.
+    """
+
+    device_bytes: int = 0
+
+    def __init__(self, request: LoadRequest) -> None:
+        super().__init__(request)
+        for port in (request.source, request.target):
+            if port.dtype not in ("float32", "float16"):
+                raise ModelError(f"{request.file.path} has {port}: GPU engines need float32 or float16")
+        self.index = device.parse_index(request.device)
+        self.info = device.select(self.index)
+        self.device = f"cuda:{self.index}"
+        self.stream = device.stream()
+        self.tiles_dtype, self.logits_dtype = np.dtype(request.source.dtype), np.dtype(request.target.dtype)
+        self._undo = {"softmax": SOFTMAX, "sigmoid": SIGMOID, None: None}[self._activation]
+        self._buffers: tuple[Any, Any] | None = None
+
+    def use_types(self, tiles: np.dtype[Any], logits: np.dtype[Any]) -> None:
+        """Set the types of the network's tensors where the library knows them better than the file."""
+        self.tiles_dtype, self.logits_dtype = tiles, logits
+        self._open_streams(1, tiles, logits)
+
+    @abc.abstractmethod
+    def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
+        """Put one batch through the network in the order of `stream`; arrays as in `enqueue`."""
+
+    def enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
+        """Compute the logits of one batch, in the order of `stream`; may return before it is done.
+
+        Args:
+            tiles: on the GPU, C-contiguous, `tiles_dtype`, ``(batch, spec.channels, *tile)``, normalised.
+            logits: on the GPU, C-contiguous, `logits_dtype`, ``(batch, spec.outputs, *tile)``, overwritten.
+
+        Raises:
+            EngineError: the device failed or ran out of memory.
+        """
+        self._enqueue(tiles, logits)
+        if self._undo is not None:
+            from tilelab.kernels.cuda_elementwise import undo_activation
+
+            undo_activation(logits, self._undo, self.stream)
+
+    def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
+        """Host arrays, for those who have no others: up, through the network, down."""
+        device.select(self.index)
+        if self._buffers is None:
+            self._buffers = device.empty(source.shape, source.dtype), device.empty(target.shape, target.dtype)
+        tiles, logits = self._buffers
+        device.upload(source, tiles, self.stream)
+        self._enqueue(tiles, logits)
+        device.download(logits, target, self.stream)
+        self.stream.synchronize()
+
+    def close(self) -> None:
+        """Free the GPU's memory."""
+        self._buffers = None

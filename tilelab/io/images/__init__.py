@@ -1,0 +1,1 @@
+"""Images in: one reader a format, one set of rules about axes, dtypes, colours and sizes (`view.py`)."""

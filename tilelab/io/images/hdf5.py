@@ -1,0 +1,213 @@
+"""Datasets of HDF5 files, with h5py; their compression filters with hdf5plugin where HDF5 lacks them."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.axes import guess_axes, named_axes
+from tilelab.io.images.optional import one_line, require, split_member
+from tilelab.io.images.source import Source, check_level, whole_piece_warning
+from tilelab.io.images.units import length_nm
+from tilelab.io.storage.decode import LARGE_BYTES
+from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
+
+_LISTED = 8
+_SLOTS = 12_421  # a prime, as HDF5 asks for
+
+
+class Hdf5Source(Source):
+    """A dataset, ``FILE::/path/in/file``, or the only one of the file or of a group in it.
+
+    Axes are those of the dimension labels, or of vigra's ``axistags``; else they are guessed from the shape.  The pixel
+    size is that of ``element_size_um`` (ilastik, Fiji), ``voxel_size`` or ``resolution`` (CREMI; nanometres unless
+    ``units`` says otherwise), one entry per spatial axis, and ``offset`` in the units of the latter is kept.
+
+    Contiguous datasets are read where they lie; chunked ones by HDF5, one thread at a time, with the chunks that a read
+    used in part kept decoded.
+
+    Raises:
+        InputError: the file is damaged or truncated, has no such dataset, or several to choose from.
+    """
+
+    format = "HDF5"
+
+    def __init__(self, path: str, level: int = 0) -> None:
+        file, member = split_member(path)
+        h5py = require("h5py", "HDF5")
+        check_level(path, level, 1)
+        try:
+            self._h5: Any = h5py.File(file, "r", locking="best-effort")
+        except Exception as error:
+            raise InputError(f"{file} is no readable HDF5 file: {one_line(error)}") from error
+        self._lock = threading.Lock()
+        self._file: ReadOnlyFile | None = None
+        try:
+            dataset = _find_dataset(h5py, self._h5, file, member)
+            self.uri = f"{file}::{dataset.name}"
+            self._describe(h5py, dataset)
+        except BaseException:
+            self._h5.close()
+            raise
+        self._path = file
+
+    def read(self, box: Box) -> Array:
+        if self._file is not None:
+            out = np.empty(box.shape, self._stored)
+            read_region(self._file, self._offset, self.shape, box, out)
+            return out.astype(self.dtype, copy=False)
+        try:
+            with self._lock:
+                pixels: Array = self._dataset[box.slices]
+        except Exception as error:
+            raise InputError(f"{self.uri} cannot be read in region {box}: {one_line(error)}") from error
+        return np.asarray(pixels).astype(self.dtype, copy=False)
+
+    def fingerprint(self) -> dict[str, str]:
+        return hash_file(self._path) | {"dataset": self.uri.rpartition("::")[2]}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        with self._lock:
+            self._h5.close()
+
+    def _describe(self, h5py: Any, dataset: Any) -> None:
+        self.shape = tuple(int(n) for n in dataset.shape)
+        stored = dataset.dtype
+        if stored.kind not in "biufc":
+            raise InputError(f"{self.uri} holds {stored}, not numbers")
+        self.dtype = stored.newbyteorder("=")
+        self.axes = _axes(dataset, self.shape)
+        self.rgb = self.axes.endswith("s")
+        self.levels = (self.shape,)
+        self.scale_nm, self.offset_px = _scale(dataset, self.axes)
+        compression = _check_filters(h5py, dataset, self.uri)
+        self.chunks = tuple(dataset.chunks or (1,) * len(self.shape))
+        nbytes = math.prod(self.chunks) * stored.itemsize
+        if dataset.chunks is not None and nbytes > LARGE_BYTES:
+            self.warnings = (whole_piece_warning(self.uri, nbytes),)
+        self._dataset = dataset
+        offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
+        if offset is not None and not dataset.is_virtual and stored.kind != "b":
+            self._file, self._offset, self._stored = ReadOnlyFile(dataset.file.filename), int(offset), stored
+        elif dataset.chunks is not None:
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            access.set_chunk_cache(_SLOTS, max(LARGE_BYTES, 2 * nbytes), 1.0)  # whole chunks go first
+            self._dataset = h5py.Dataset(h5py.h5d.open(dataset.file.id, dataset.name.encode(), access))
+        self.details = {"compression": compression, "bytes": int(dataset.id.get_storage_size())}
+
+
+def _find_dataset(h5py: Any, opened: Any, file: str, member: str) -> Any:
+    """The dataset that `member` names, or the only image below it."""
+    try:
+        node = opened[member or "/"]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{file} has no {member!r}: it has {_listing(_images(h5py, opened))}") from error
+    if isinstance(node, h5py.Dataset):
+        if node.shape is None or len(node.shape) < 2:
+            raise InputError(f"{file}::{node.name} is no image: its shape is {node.shape}")
+        return node
+    if not isinstance(node, h5py.Group):
+        raise InputError(f"{file}::{member} is a data type, not an image")
+    found = _images(h5py, node)
+    if not found:
+        raise InputError(f"{file}{f'::{member}' if member else ''} has no dataset that could be an image")
+    if len(found) > 1:
+        raise InputError(
+            f"{file} has several datasets: choose one as {file}::{found[0].name}; it has {_listing(found)}"
+        )
+    return found[0]
+
+
+def _images(h5py: Any, group: Any) -> list[Any]:
+    """All datasets below `group` that could be images, in the order of their names."""
+    found: list[Any] = []
+
+    def visit(_name: str, node: Any) -> None:
+        is_number = isinstance(node, h5py.Dataset) and node.dtype.kind in "biuf"
+        if is_number and sum(n > 1 for n in node.shape or ()) >= 2:
+            found.append(node)
+
+    try:
+        group.visititems(visit)
+    except Exception as error:  # a damaged object header
+        raise InputError(f"{group.file.filename} is damaged: {one_line(error)}") from error
+    return found
+
+
+def _listing(datasets: list[Any]) -> str:
+    names = [f"{d.name} ({' x '.join(map(str, d.shape))} {d.dtype})" for d in datasets[:_LISTED]]
+    more = len(datasets) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "") if names else "no images"
+
+
+def _axes(dataset: Any, shape: tuple[int, ...]) -> str:
+    labels = [d.label for d in dataset.dims]
+    if all(labels):
+        return named_axes(labels, shape)
+    tags = _text(dataset.attrs.get("axistags"))
+    if tags is not None:
+        try:
+            keys = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+        except (ValueError, KeyError, TypeError):
+            keys = []
+        return named_axes(keys, shape)
+    return guess_axes(shape)
+
+
+def _scale(dataset: Any, axes: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Nanometres per pixel, and position in pixels, by axis letter."""
+    letters = [a for a in axes if a in "zyx"]
+    attributes = dataset.attrs
+    element = _numbers(attributes.get("element_size_um"))
+    if element is not None:
+        named = dict(zip(letters, element[-len(letters) :], strict=False)) if len(element) >= len(letters) else {}
+        return _positive({a: length_nm(v, "um") for a, v in named.items()}), {}
+    size = next((v for key in ("voxel_size", "resolution") if (v := _numbers(attributes.get(key))) is not None), None)
+    if size is None or len(size) not in (len(letters), len(axes)):
+        return {}, {}
+    named = dict(zip(letters if len(size) == len(letters) else axes, size, strict=True))
+    units = attributes.get("units", attributes.get("unit", "nm"))
+    unit = _text(units if isinstance(units, str | bytes) else next(iter(np.ravel(units)), "nm"))
+    scale = _positive({a: length_nm(v, unit) for a, v in named.items() if a in "zyx"})
+    offset = _numbers(attributes.get("offset"))
+    if offset is None or len(offset) != len(size):
+        return scale, {}
+    begun = dict(zip(named, offset, strict=True))
+    return scale, {a: begun[a] / named[a] for a in scale if begun[a]}
+
+
+def _positive(sizes: dict[str, float | None]) -> dict[str, float]:
+    return {axis: size for axis, size in sizes.items() if size is not None}
+
+
+def _numbers(value: Any) -> list[float] | None:
+    try:
+        return None if value is None else [float(v) for v in np.ravel(value)]
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(value: Any) -> str | None:
+    return value.decode(errors="replace") if isinstance(value, bytes) else None if value is None else str(value)
+
+
+def _check_filters(h5py: Any, dataset: Any, uri: str) -> str | None:
+    """The names of the dataset's filters; loads hdf5plugin for those that HDF5 lacks."""
+    created = dataset.id.get_create_plist()
+    filters = [created.get_filter(i) for i in range(created.get_nfilters())]
+    missing = [f for f in filters if not h5py.h5z.filter_avail(f[0])]
+    if missing:
+        require("hdf5plugin", f"{uri}, which is compressed with {_text(missing[0][3]) or f'filter {missing[0][0]}'},")
+        for number, _, _, name in missing:
+            if not h5py.h5z.filter_avail(number):
+                raise InputError(f"{uri} is compressed with a filter that is not known here: {_text(name)} ({number})")
+    return ", ".join(_text(f[3]) or str(f[0]) for f in filters) or None

@@ -1,0 +1,59 @@
+"""Masks: where the result is wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.image import Image
+from tilelab.io.images.region import RegionImage, crop
+from tilelab.io.images.volume import Volume
+
+
+def open_mask(mask: str | Path, volume: Volume) -> Volume:
+    """Open a mask for `volume`; one plane stands for every slice of a stack.
+
+    Where `volume` is a region of an image, the mask may be of the region or of that image.
+
+    Raises:
+        InputError: it cannot be read, or has another size.
+    """
+    from tilelab.io.images.open import open_image
+
+    image = open_image(mask)
+    if isinstance(volume.image, RegionImage):
+        image = _same_region(image, volume.image)
+    opened = Volume(image)
+    if opened.shape[0] == 1:
+        opened = _EverySlice(opened.image, volume.shape[0])
+    if opened.channels != 1 or opened.shape != volume.shape:
+        raise InputError(
+            f"mask {image.uri} is {' x '.join(map(str, opened.image.shape))} ({opened.image.axes}), the image "
+            f"{' x '.join(map(str, volume.image.shape))} ({volume.image.axes}): they must have the same size"
+        )
+    return opened
+
+
+def _same_region(mask: Image, part: RegionImage) -> Image:
+    """The region of a `mask` that is as large as the image that `part` is of; any other mask as it is."""
+    whole, stack = Volume(part.whole).shape, Volume(mask).shape
+    if stack[1:] != whole[1:] or stack[0] not in (1, whole[0]):
+        return mask
+    ends = dict(zip(part.axes, zip(part.box.start, part.box.stop, strict=True), strict=True))
+    return crop(mask, [ends.get(a, (0, 1)) if stack[0] > 1 or a != "z" else (0, 1) for a in mask.axes if a != "c"])
+
+
+class _EverySlice(Volume):
+    """A plane that stands for every slice of a stack."""
+
+    def __init__(self, image: Image, depth: int) -> None:
+        super().__init__(image)
+        self.shape = (depth, *self.shape[1:])
+
+    def read(self, box: Box) -> Array:
+        plane = super().read(Box((0, *box.start[1:]), (1, *box.stop[1:])))
+        return np.broadcast_to(plane, (1, *box.shape))

@@ -1,0 +1,122 @@
+"""MRC files (MRC2014, CCP4, IMOD): the header is read by mrcfile, pixels lie behind it as they are."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.optional import one_line, require
+from tilelab.io.images.source import Source, check_level
+from tilelab.io.images.units import length_nm
+from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
+
+_HEADER = 1024
+_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
+_IMOD_STAMP = 1146047817
+_IMOD = slice(40, 48)  # of the header's ``extra2``: stamp and flags
+_IMOD_SIGNED = 1
+_VOLUME_STACK = 401
+
+
+class MrcSource(Source):
+    """The pixels of an MRC file.
+
+    8-bit pixels (mode 0) are signed by the standard, but unsigned where IMOD says so, or where the header's maximum is
+    beyond 127.  Signed 8- and 16-bit pixels become float32 with the same values (see `view.py`), so nothing is
+    shifted or clipped.  The voxel size is the cell's size over its sampling, in Ångström.
+
+    Raises:
+        InputError: the file is damaged, truncated, or of a mode (complex, 4-bit) that is no image.
+    """
+
+    format = "MRC"
+
+    def __init__(self, path: str, level: int = 0) -> None:
+        mrcfile = require("mrcfile", "MRC")
+        check_level(path, level, 1)
+        self.uri = path
+        self._file = ReadOnlyFile(path)
+        try:
+            if self._file.size < _HEADER:
+                raise InputError(f"{path} is truncated: an MRC header has {_HEADER} bytes, the file {self._file.size}")
+            self._describe(_read_header(mrcfile, path))
+        except InputError:
+            self._file.close()
+            raise
+
+    def read(self, box: Box) -> npt.NDArray[np.generic]:
+        out = np.empty(box.shape, self._stored)
+        read_region(self._file, self._offset, self.shape, box, out)
+        return out.astype(self.dtype, copy=False)
+
+    def fingerprint(self) -> dict[str, str]:
+        return hash_file(self.uri)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _describe(self, header: Any) -> None:
+        nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
+        if min(nx, ny, nz) < 1:
+            raise InputError(f"{self.uri} is empty or no MRC file: its header says {nx} x {ny} x {nz}")
+        if mode not in _MODES:
+            known = ", ".join(f"{number} ({name})" for number, name in _MODES.items())
+            raise InputError(f"{self.uri} has mode {mode}, which is no image of real numbers: known are {known}")
+        kind = "uint8" if mode == 0 and _unsigned(header) else _MODES[mode]
+        self._stored = np.dtype(kind).newbyteorder(header["nx"].dtype.byteorder)
+        self.dtype = self._stored.newbyteorder("=")
+        self._offset = _HEADER + max(0, int(header["nsymbt"]))
+        needed = self._offset + nx * ny * nz * self.dtype.itemsize
+        if self._file.size < needed:
+            raise InputError(f"{self.uri} is truncated: {needed} bytes are needed, it has {self._file.size}")
+        letters, self.shape = _axes(header), (nz, ny, nx)
+        deep = int(header["mz"])
+        if int(header["ispg"]) >= _VOLUME_STACK and 0 < deep < nz and nz % deep == 0:
+            self.axes, self.shape = f"t{letters}", (nz // deep, deep, ny, nx)
+        else:
+            self.axes = letters
+        self.chunks = (1,) * len(self.shape)
+        self.levels = (self.shape,)
+        self.scale_nm = _scale(header)
+        self.details = {"layout": f"mode {mode}, {kind}"}
+
+
+def _read_header(mrcfile: Any, path: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them is checked by us
+            with mrcfile.open(path, mode="r", permissive=True, header_only=True) as opened:
+                return opened.header.copy()
+    except Exception as error:
+        raise InputError(f"{path} is no readable MRC file: {one_line(error)}") from error
+
+
+def _unsigned(header: Any) -> bool:
+    """Whether 8-bit pixels are 0 to 255."""
+    order = header["nx"].dtype.newbyteorder("=") if header["nx"].dtype.isnative else header["nx"].dtype
+    stamp, flags = np.frombuffer(header["extra2"].tobytes()[_IMOD], order)
+    if stamp == _IMOD_STAMP:
+        return not flags & _IMOD_SIGNED
+    return bool(header["dmax"] > np.iinfo(np.int8).max)
+
+
+def _axes(header: Any) -> str:
+    """What sections, rows and columns are."""
+    stored = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    return "".join("xyz"[n - 1] for n in stored) if sorted(stored) == [1, 2, 3] else "zyx"
+
+
+def _scale(header: Any) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for axis in "xyz":
+        samples = int(header[f"m{axis}"])
+        size = length_nm(float(header["cella"][axis]) / samples, "angstrom") if samples > 0 else None
+        if size is not None and math.isfinite(size):
+            found[axis] = size
+    return found

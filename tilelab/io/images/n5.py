@@ -1,0 +1,198 @@
+"""N5: datasets and multiscale groups in local folders, through TensorStore."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelab.errors import InputError
+from tilelab.io.images.axes import guess_axes
+from tilelab.io.images.optional import read_json
+from tilelab.io.images.source import check_level
+from tilelab.io.images.tensorstore import StoredVolume
+from tilelab.io.images.units import length_nm
+from tilelab.io.storage.files import hash_stats
+
+_ATTRIBUTES = "attributes.json"
+_MOST_STATS = 1024
+_MOST_SEEN = 64
+_DEPTH = 6
+_LISTED = 8
+
+
+class N5Source(StoredVolume):
+    """A dataset, a group with levels ``s0``, ``s1``, ..., or the only one of these in a container.
+
+    N5 counts axes from x; here x is the last.  Axes are those of ``axes`` or of a ``transform`` (COSEM), else guessed.
+    The pixel size is that of ``transform``, ``pixelResolution`` or ``resolution`` (in nanometres unless ``units`` says
+    otherwise), of the dataset or times ``downsamplingFactors`` of its group.
+
+    Raises:
+        InputError: there is no such thing, several to choose from, damaged metadata, or an unknown compression.
+    """
+
+    format = "N5"
+
+    def __init__(self, path: str, level: int = 0) -> None:
+        self.uri = path
+        datasets, group = _find_image(Path(path))
+        check_level(path, level, len(datasets))
+        documents = [read_json(dataset / _ATTRIBUTES) for dataset in datasets]
+        shapes = [_dimensions(dataset, document) for dataset, document in zip(datasets, documents, strict=True)]
+        self._folder, self._document = datasets[level], documents[level]
+        self.open_store({"driver": "n5", "kvstore": {"driver": "file", "path": f"{self._folder.absolute()}/"}})
+        self.levels = tuple(shape[::-1] for shape in shapes)
+        outer = read_json(group / _ATTRIBUTES) if group and (group / _ATTRIBUTES).is_file() else {}
+        self.axes = _axes(self._document, outer, self.shape)
+        scales, offsets = _scale(self._document, self.axes)
+        if not scales:
+            scales, offsets = _scale(outer, self.axes)
+            scales = _times(scales, _factors(self._document, outer, level), self.axes)
+        self.scale_nm, self.offset_px = scales, {a: o / scales[a] for a, o in offsets.items() if a in scales and o}
+        compression = self._document.get("compression", self._document.get("compressionType", {}))
+        self.details = {"compression": compression.get("type") if isinstance(compression, dict) else str(compression)}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hash of the metadata, and of size and modification time of up to 1024 blocks spread over the dataset."""
+        metadata = hashlib.sha256((self._folder / _ATTRIBUTES).read_bytes()).hexdigest()
+        grid = [-(-n // c) for n, c in zip(self.shape[::-1], self.chunks[::-1], strict=True)]
+        count = math.prod(grid)
+        chosen = sorted({i * count // min(count, _MOST_STATS) for i in range(min(count, _MOST_STATS))})
+        files = (self._folder.joinpath(*(str(int(v)) for v in np.unravel_index(i, grid))) for i in chosen)
+        return {"metadata_sha256": metadata, "blocks_sha256": hash_stats(files)}
+
+
+def _find_image(path: Path) -> tuple[list[Path], Path | None]:
+    """The datasets of all levels of the image that `path` is or holds, and the group that they are in."""
+    if _is_dataset(path):
+        parent = path.parent
+        return [path], parent if path.name.startswith("s") and (parent / "s0").is_dir() else None
+    levels = _levels(path)
+    if levels:
+        return levels, path
+    found = _images(path)
+    if not found:
+        raise InputError(f"{path} is N5 but holds no dataset: give the container, a group or a dataset")
+    if len(found) > 1:
+        names = [str(folder.relative_to(path)) for folder in found[:_LISTED]]
+        more = f" and {len(found) - len(names)} more" if len(found) > len(names) else ""
+        raise InputError(f"{path} has several images: give one, e.g. {found[0]}; it has {', '.join(names)}{more}")
+    return (_levels(found[0]), found[0]) if not _is_dataset(found[0]) else ([found[0]], None)
+
+
+def _is_dataset(path: Path) -> bool:
+    attributes = path / _ATTRIBUTES
+    return attributes.is_file() and "dimensions" in read_json(attributes)
+
+
+def _levels(group: Path) -> list[Path]:
+    """The datasets ``s0``, ``s1``, ... of a multiscale group."""
+    found: list[Path] = []
+    while _is_dataset(group / f"s{len(found)}"):
+        found.append(group / f"s{len(found)}")
+    return found
+
+
+def _images(folder: Path, depth: int = _DEPTH) -> list[Path]:
+    """Datasets and multiscale groups below `folder`, the first few."""
+    found: list[Path] = []
+    if depth:
+        for child in _folders(folder):
+            if _is_dataset(child) or _levels(child):
+                found.append(child)
+            else:
+                found += _images(child, depth - 1)
+            if len(found) >= _MOST_SEEN:
+                break
+    return found
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return (folder / name for name in names)
+
+
+def _dimensions(dataset: Path, document: Mapping[str, Any]) -> tuple[int, ...]:
+    dimensions = document.get("dimensions")
+    if not isinstance(dimensions, list) or not all(isinstance(n, int) and n >= 0 for n in dimensions):
+        raise InputError(f"{dataset / _ATTRIBUTES} is damaged: dimensions are {dimensions!r}")
+    return tuple(dimensions)
+
+
+def _axes(own: Mapping[str, Any], outer: Mapping[str, Any], shape: tuple[int, ...]) -> str:
+    """One letter per axis, x last."""
+    for document in (own, outer):
+        named = document.get("axes")
+        if isinstance(named, list) and len(named) == len(shape):
+            letters = [str(axis).lower() for axis in named][::-1]
+        elif _transformed(document, shape):
+            letters = [str(axis).lower() for axis in document["transform"]["axes"]]
+        else:
+            continue
+        if all(len(axis) == 1 for axis in letters) and {"y", "x"} <= set(letters):
+            return "".join(letters)
+    guessed = guess_axes(shape)
+    return guessed if "s" not in guessed else {3: "zyx", 4: "czyx"}[len(shape)]  # x is last for certain
+
+
+def _transformed(document: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether the document has a transform that names every axis."""
+    transform = document.get("transform")
+    named = transform.get("axes") if isinstance(transform, dict) else None
+    return isinstance(named, list) and len(named) == len(shape)
+
+
+def _scale(document: Mapping[str, Any], axes: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Nanometres per pixel, and position in nanometres, by axis letter."""
+    transform = document.get("transform")
+    if isinstance(transform, dict) and isinstance(transform.get("scale"), list):
+        named = [str(axis).lower() for axis in transform.get("axes", axes)]
+        return (
+            _lengths(named, transform["scale"], transform.get("units", "nm")),
+            _lengths(named, transform.get("translate", []), transform.get("units", "nm"), signed=True),
+        )
+    stated = document.get("pixelResolution")
+    if isinstance(stated, dict):
+        return _lengths(list(axes[::-1]), stated.get("dimensions", []), stated.get("unit", "nm")), {}
+    values = stated if isinstance(stated, list) else document.get("resolution")
+    return _lengths(list(axes[::-1]), values if isinstance(values, list) else [], document.get("units", "nm")), {}
+
+
+def _lengths(axes: list[str], values: list[Any], units: Any, *, signed: bool = False) -> dict[str, float]:
+    """Spatial `values` in nanometres by axis letter; none where their number does not fit."""
+    spatial = [axis for axis in axes if axis in "zyx"]
+    named = axes if len(values) == len(axes) else spatial
+    if len(values) != len(named):
+        return {}
+    each = units if isinstance(units, list) and len(units) == len(named) else [units] * len(named)
+    found = {}
+    for axis, value, unit in zip(named, values, each, strict=True):
+        nm = length_nm(1, unit if isinstance(unit, str) else "nm")
+        if axis not in "zyx" or nm is None or not isinstance(value, int | float) or not math.isfinite(value):
+            continue
+        if signed or value > 0:
+            found[axis] = value * nm
+    return found
+
+
+def _factors(own: Mapping[str, Any], outer: Mapping[str, Any], level: int) -> list[float]:
+    """How many pixels of the finest level one of this level is, x first; empty where nothing says so."""
+    factors = own.get("downsamplingFactors")
+    if isinstance(factors, list):
+        return [float(f) for f in factors]
+    every = outer.get("scales", outer.get("downsamplingFactors"))
+    if isinstance(every, list) and level < len(every) and isinstance(every[level], list):
+        return [float(f) for f in every[level]]
+    return [] if level else [1.0] * 5
+
+
+def _times(scale: dict[str, float], factors: list[float], axes: str) -> dict[str, float]:
+    """Pixel sizes of a coarser level; none where its factors are not known."""
+    by_axis = dict(zip(axes[::-1], factors, strict=False))
+    return {axis: size * by_axis[axis] for axis, size in scale.items() if axis in by_axis}

@@ -1,0 +1,128 @@
+"""What OME-NGFF (OME-Zarr 0.1 to 0.5) says of a group: axes, levels, scales, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tilelab.errors import InputError
+from tilelab.io.images.units import length_nm
+from tilelab.io.zarr.metadata import GroupNode
+
+_OLD_AXES = "tczyx"
+
+
+@dataclass(frozen=True)
+class Multiscale:
+    """One multiscale image.
+
+    Attributes:
+        version: of the specification, as written; ``?`` where it is not.
+        axes: one letter per axis.
+        units: unit by axis letter, where given.
+        paths: array of every level within the group, finest first.
+        scales: size of a pixel per axis, in units, for every level; None where none is given.
+        translations: where the first pixel lies, in units, for every level; None where no scale is given.
+        name: of the image; may be empty.
+    """
+
+    version: str
+    axes: str
+    units: Mapping[str, str]
+    paths: tuple[str, ...]
+    scales: tuple[tuple[float, ...] | None, ...]
+    translations: tuple[tuple[float, ...] | None, ...]
+    name: str
+
+    def scale_nm(self, level: int) -> dict[str, float]:
+        """Nanometres per pixel by axis letter, where scale and unit are given."""
+        scale = self.scales[level]
+        if scale is None:
+            return {}
+        sizes = {a: length_nm(s, self.units[a]) for a, s in zip(self.axes, scale, strict=True) if a in self.units}
+        return {letter: size for letter, size in sizes.items() if size is not None and letter in "zyx"}
+
+    def offset_px(self, level: int) -> dict[str, float]:
+        """Where the first pixel lies, in pixels of that level by axis letter."""
+        scale, shift = self.scales[level], self.translations[level]
+        if scale is None or shift is None:
+            return {}
+        return {a: t / s for a, t, s in zip(self.axes, shift, scale, strict=True) if a in "zyx" and t and s > 0}
+
+
+def ome_attributes(group: GroupNode) -> Mapping[str, Any]:
+    """The attributes that NGFF defines: under ``ome`` in Zarr 3, at the top in Zarr 2."""
+    found = group.attributes.get("ome")
+    return found if isinstance(found, dict) else group.attributes
+
+
+def find_multiscale(group: GroupNode) -> Multiscale | None:
+    """The (first) multiscale image of a group; None when it has none.
+
+    Raises:
+        InputError: there is one, but it is not understood.
+    """
+    attributes = ome_attributes(group)
+    listed = attributes.get("multiscales")
+    if not listed:
+        return None
+    try:
+        return _parse(listed[0], str(attributes.get("version", "")))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{group.path} has OME-Zarr metadata that are not understood: {reason}") from error
+
+
+def _parse(image: dict[str, Any], version: str) -> Multiscale:
+    datasets = image["datasets"]
+    paths = tuple(str(dataset["path"]) for dataset in datasets)
+    if not paths:
+        raise ValueError("no levels are listed")
+    axes = image.get("axes", list(_OLD_AXES))
+    named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
+    letters = "".join(_letter(axis) for axis in named)
+    units = {a: str(axis["unit"]) for a, axis in zip(letters, named, strict=True) if axis.get("unit")}
+    count = len(letters)
+    common, shifted = _transformation(image.get("coordinateTransformations"), count)
+    scales: list[tuple[float, ...] | None] = []
+    translations: list[tuple[float, ...] | None] = []
+    for dataset in datasets:
+        own, shift = _transformation(dataset.get("coordinateTransformations"), count)
+        if own is None and common is None:
+            scales.append(None)
+            translations.append(None)
+            continue
+        outer = common or (1.0,) * count
+        scales.append(tuple(a * b for a, b in zip(own or (1.0,) * count, outer, strict=True)))
+        translations.append(tuple(t * b + u for t, b, u in zip(shift, outer, shifted, strict=True)))
+    name = str(image.get("name", ""))
+    return Multiscale(
+        version or str(image.get("version", "?")), letters, units, paths, tuple(scales), tuple(translations), name
+    )
+
+
+def _letter(axis: Mapping[str, Any]) -> str:
+    """One letter for an axis: its name where that is one, else by its type."""
+    name = str(axis["name"]).lower()
+    if len(name) == 1:
+        return name
+    return {"time": "t", "channel": "c"}.get(str(axis.get("type")), "?")
+
+
+def _transformation(steps: Any, axes: int) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
+    """The scale among coordinate transformations, None without one, and the translation after it."""
+    scale: tuple[float, ...] | None = None
+    shift = (0.0,) * axes
+    for step in steps or []:
+        for kind in ("scale", "translation"):
+            if step["type"] != kind or kind not in step:
+                continue
+            values = tuple(float(v) for v in step[kind])
+            if len(values) != axes:
+                raise ValueError(f"a {kind} has {len(values)} entries for {axes} axes")
+            if kind == "scale":
+                scale = scale or values
+            else:
+                shift = values
+    return scale, shift

@@ -1,0 +1,124 @@
+"""A folder of slices, one file each, in natural order of their names: a stack along z."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.image import Image
+from tilelab.io.images.view import check_region, given_pixel_size
+from tilelab.io.storage.decode import LARGE_BYTES, for_each
+from tilelab.io.storage.files import hash_stats
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
+_MOST_OPEN = 8
+
+
+class SliceStack(Image):
+    """The image files of a folder as planes of one image; other files are ignored.
+
+    Args:
+        path: the folder.
+        open_slice: opens one file.
+        pixel_size_nm: replaces what the first slice says, one value or three.
+
+    Raises:
+        InputError: the folder has no images, or they differ in axes, shape or dtype; the first that does is named.
+    """
+
+    def __init__(
+        self, path: str, open_slice: Callable[[str], Image], pixel_size_nm: float | Sequence[float] | None = None
+    ) -> None:
+        self.uri = path
+        self._open = open_slice
+        try:
+            names = [entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        found = sorted((name for name in sorted(names) if name.lower().endswith(SUFFIXES)), key=natural_key)
+        if not found:
+            raise InputError(f"{path} is a folder without images: slices are {', '.join(SUFFIXES)} files")
+        self.files = [os.path.join(path, name) for name in found]  # noqa: PTH118
+        self._slices: OrderedDict[int, Image] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most_open = 1
+        first = self._check_all()
+        self.axes = first.axes.replace("yx", "zyx")
+        self._z = self.axes.index("z")
+        self.shape = (*first.shape[: self._z], len(self.files), *first.shape[self._z :])
+        self.chunks = (*first.chunks[: self._z], 1, *first.chunks[self._z :])
+        self.dtype = first.dtype
+        self.warnings = first.warnings
+        plane_bytes = math.prod(first.shape) * first.dtype.itemsize
+        self._most_open = max(1, min(_MOST_OPEN, 2 * LARGE_BYTES // plane_bytes))
+        size = first.pixel_size_nm
+        if pixel_size_nm is not None:
+            self.pixel_size_nm = given_pixel_size(pixel_size_nm, "zyx", path)
+        elif size is not None:
+            self.pixel_size_nm = (size[0], *size)
+            self.warnings += (f"{path} does not say how thick its slices are: taken as the pixel size, {size[0]:g} nm",)
+
+    def read(self, box: Box) -> Array:
+        check_region(self, box)
+        out = np.empty(box.shape, self.dtype)
+        at = self._z
+        plane = Box(box.start[:at] + box.start[at + 1 :], box.stop[:at] + box.stop[at + 1 :])
+
+        def fill(i: int) -> None:
+            out[(slice(None),) * at + (i - box.start[at],)] = self._slice(i).read(plane)
+
+        for_each(fill, range(box.start[at], box.stop[at]))
+        return out
+
+    def fingerprint(self) -> dict[str, str]:
+        names = hashlib.sha256("\n".join(Path(file).name for file in self.files).encode()).hexdigest()
+        first = {f"first.{key}": value for key, value in self._slice(0).fingerprint().items()}
+        return {"names_sha256": names, "files_sha256": hash_stats(map(Path, self.files)), **first}
+
+    def close(self) -> None:
+        with self._lock:
+            while self._slices:
+                self._slices.popitem()[1].close()
+
+    def _slice(self, i: int) -> Image:
+        """Slice `i`, open; the last few stay so.  One that is dropped while another thread reads it closes after."""
+        with self._lock:
+            image = self._slices.get(i)
+            if image is None:
+                image = self._slices[i] = self._open(self.files[i])
+                if len(self._slices) > self._most_open:
+                    self._slices.popitem(last=False)
+            else:
+                self._slices.move_to_end(i)
+        return image
+
+    def _check_all(self) -> Image:
+        """The first slice; refuses a folder whose slices do not agree with it."""
+        first = self._slice(0)
+        if "z" in first.axes:
+            raise InputError(f"{first.uri} is a stack itself: a folder of slices holds one plane per file")
+        for file in self.files[1:]:
+            with self._open(file) as image:
+                if (image.axes, image.shape, image.dtype) != (first.axes, first.shape, first.dtype):
+                    raise InputError(
+                        f"slices of {self.uri} differ: {Path(file).name} is {image.axes} {image.shape} {image.dtype}, "
+                        f"{Path(self.files[0]).name} is {first.axes} {first.shape} {first.dtype}"
+                    )
+        return first
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts numbers inside names by value: slice2 before slice10."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

@@ -1,0 +1,304 @@
+"""From a TIFF file to the plain facts that reading its pixels needs.
+
+tifffile finds the pages and knows how to decode; everything about them is taken from it at once and the file is closed
+again.  This is also the one place that knows tifffile's API (2025.5 to 2026.11).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import tifffile
+
+from tilelab.arrays import Array, Int64
+from tilelab.errors import InputError
+from tilelab.io.images.source import check_level, whole_piece_warning
+from tilelab.io.images.tiff_log import collect_notes, plain
+from tilelab.io.images.tiff_size import pixel_scale
+from tilelab.io.images.view import luma
+from tilelab.io.storage.decode import LARGE_BYTES
+from tilelab.io.storage.files import OpenFile, ReadOnlyFile
+from tilelab.io.storage.remote_file import RemoteFile
+from tilelab.io.storage.remote_path import RemotePath
+
+_JPEG = (6, 7, 34892, 33007)
+_RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE = 2, 6, 3, 0
+_NO_RGB = {5: "CMYK", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
+_LETTER_AXIS = {"z": 1, "y": 2, "x": 3}
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where the pixels of one page are.
+
+    Attributes:
+        number: of the page in its file, from 1.
+        file: the file that holds them.
+        offsets: int64, first byte of every strip or tile.
+        counts: int64, their bytes; 0 for an absent one.
+        bare: the pixels lie there as one C-ordered array, beginning at ``offsets[0]``.
+        decode: tifffile's decoder of strips and tiles.
+        tables: what the page's JPEG pieces share.
+    """
+
+    number: int
+    file: OpenFile
+    offsets: Int64
+    counts: Int64
+    bare: bool
+    decode: Callable[..., Any]
+    tables: dict[str, bytes | None]
+
+
+@dataclass
+class Layout:
+    """One image of a TIFF file at one resolution level.
+
+    A page has five axes, as tifffile normalises them: (planar sample, depth, row, column, interleaved sample).
+
+    Attributes:
+        path: the file.
+        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, warnings, details: as in `Source`.
+        swap: the file's byte order is not the machine's.
+        page_shape: extent of a page.
+        tile: depth, rows and columns of a tile or strip.
+        grid: tiles or strips per page (planar sample, depth, row, column).
+        lead: extent of the image's axes that count pages.
+        inner: the axis of a page behind each other axis of the image.
+        pages: in order of `lead`; only the first where `stack_offset` is known.
+        stack_offset: first byte of all pages, when they lie bare one after the other.
+        files: every file that holds pixels, by path.
+    """
+
+    path: str
+    format: str = ""
+    axes: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
+    chunks: tuple[int, ...] = ()
+    levels: tuple[tuple[int, ...], ...] = ()
+    scale_nm: dict[str, float] = field(default_factory=dict)
+    rgb: bool = False
+    samples: int | None = None
+    lut: Array | None = None
+    warnings: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    swap: bool = False
+    page_shape: tuple[int, ...] = ()
+    tile: tuple[int, int, int] = (1, 1, 1)
+    grid: tuple[int, ...] = ()
+    lead: tuple[int, ...] = ()
+    inner: tuple[int, ...] = ()
+    pages: tuple[Page, ...] = ()
+    stack_offset: int | None = None
+    files: dict[str, OpenFile] = field(default_factory=dict)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a decoded page."""
+        return math.prod(self.page_shape) * self.dtype.itemsize
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of a decoded tile or strip."""
+        return math.prod(self.tile) * self.page_shape[4] * self.dtype.itemsize
+
+    def name_piece(self, index: int) -> str:
+        """Where a tile or strip lies in its page, for messages."""
+        _, _, i, j = (int(v) for v in np.unravel_index(index, self.grid))
+        (_, height, width), (_, _, rows, columns, _) = self.tile, self.page_shape
+        y, x = i * height, j * width
+        return f"the piece at rows {y}:{min(y + height, rows)}, columns {x}:{min(x + width, columns)}"
+
+
+def read_layout(place: str | RemotePath, level: int) -> Layout:
+    """The layout of the first image in a TIFF file.
+
+    Raises:
+        InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
+    """
+    path = str(place)
+    layout = Layout(path)
+    with collect_notes() as notes:
+        try:
+            with _open_tiff(layout, place) as tiff:
+                _fill(layout, tiff, level)
+            if notes.damage:
+                raise InputError(f"{path} is a damaged TIFF file: {notes.damage[0]}")
+        except OSError as error:
+            _close(layout)
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        except InputError:
+            _close(layout)
+            raise
+        except Exception as error:  # tifffile raises what its parsers raise
+            _close(layout)
+            reason = notes.damage[0] if notes.damage else plain(str(error)) or type(error).__name__
+            raise InputError(f"{path} is a damaged TIFF file: {reason}") from error
+    if notes.oddities:
+        layout.warnings += (f"{path} describes itself wrongly ({notes.oddities[0]}): check axes and shape",)
+    return layout
+
+
+def _open_tiff(layout: Layout, place: str | RemotePath) -> tifffile.TiffFile:
+    """The file in tifffile's hands; a remote one is in `layout` already, and has no companions."""
+    if not isinstance(place, RemotePath):
+        return tifffile.TiffFile(place)
+    file = layout.files[layout.path] = RemoteFile(place)
+    if file.size == 0:
+        raise InputError(f"{layout.path} is empty (0 bytes)")
+    return tifffile.TiffFile(cast("Any", file.stream()), name=layout.path, _multifile=False)
+
+
+def _close(layout: Layout) -> None:
+    for file in layout.files.values():
+        file.close()
+
+
+def _fill(layout: Layout, tiff: tifffile.TiffFile, level: int) -> None:
+    """Take everything from tifffile."""
+    images = list(tiff.series)
+    if not images:
+        raise ValueError("it holds no image")
+    check_level(layout.path, level, len(images[0].levels))
+    significant = [_significant(s.axes, s.shape) for s in images[0].levels]
+    series = images[0].levels[level]
+    page = series.keyframe
+    if page.dtype is None or 0 in page.shaped:
+        bits = f"{page.bitspersample}-bit samples of format {int(page.sampleformat)}"
+        raise InputError(f"{layout.path} has no pixels that can be read: {bits}, shape {page.shape}")
+    kind = "BigTIFF" if tiff.is_bigtiff else "TIFF"
+    layout.format = {"ome": f"OME-{kind}", "imagej": f"ImageJ {kind}"}.get(series.kind, kind)
+    layout.levels = tuple(shape for _, shape in significant)
+    layout.axes, layout.shape = significant[level]
+    layout.dtype = np.dtype(page.dtype).newbyteorder("=")
+    layout.swap = tiff.byteorder != ("<" if sys.byteorder == "little" else ">")
+    compression = tifffile.COMPRESSION(page.compression).name.lower()
+    layout.details = {
+        "compression": None if page.compression == 1 else compression,
+        "layout": "tiles" if page.is_tiled else "strips",
+        "images": len(images),
+    }
+    if len(images) > 1:
+        layout.warnings += (f"{layout.path} holds {len(images)} images of different kinds: only the first is read",)
+    _set_geometry(layout, page)
+    _set_colours(layout, page)
+    _set_pages(layout, series)
+    layout.scale_nm = pixel_scale(tiff)
+    if level:
+        ratio = {a: n / m for a, n, m in zip(layout.axes, layout.levels[0], layout.shape, strict=True)}
+        layout.scale_nm = {a: size * ratio.get(a, 1.0) for a, size in layout.scale_nm.items()}
+
+
+def _significant(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Axes without those of one entry, y and x excepted; in lower case."""
+    pairs = [(a.lower(), int(n)) for a, n in zip(axes, shape, strict=True) if n != 1 or a in "YX"]
+    return "".join(a for a, _ in pairs), tuple(n for _, n in pairs)
+
+
+def _set_geometry(layout: Layout, page: tifffile.TiffPage) -> None:
+    """Shapes of page, tile or strip, and which axes lie within a page."""
+    layout.page_shape = tuple(int(n) for n in page.shaped)
+    if page.is_tiled:
+        layout.tile = (int(page.tiledepth), int(page.tilelength), int(page.tilewidth))
+    else:
+        layout.tile = (1, int(page.rowsperstrip), int(page.imagewidth))
+    if min(layout.tile) < 1:
+        raise InputError(f"{layout.path} is a damaged TIFF file: its tiles or strips measure {layout.tile}")
+    planar, *extent, _ = layout.page_shape
+    layout.grid = (planar, *(-(-n // t) for n, t in zip(extent, layout.tile, strict=True)))
+    inner_axes, inner_shape = _significant(page.axes, page.shape)
+    count = len(inner_shape)
+    if layout.shape[-count:] != inner_shape:
+        raise InputError(f"{layout.path} stores planes of {inner_shape} for an image of {layout.shape}: not understood")
+    layout.lead = layout.shape[:-count]
+    sample = 4 if page.planarconfig == 1 else 0
+    layout.inner = tuple(_LETTER_AXIS.get(letter, sample) for letter in inner_axes)
+
+
+def _set_colours(layout: Layout, page: tifffile.TiffPage) -> None:
+    """What the samples of a pixel mean."""
+    photometric = int(page.photometric)
+    if photometric in _NO_RGB:
+        raise InputError(f"{layout.path} has {_NO_RGB[photometric]} colours: convert it to RGB or grey first")
+    layout.rgb = photometric in (_RGB, _YCBCR) and page.samplesperpixel >= 3
+    if not layout.rgb and page.extrasamples:
+        alpha = sum(int(extra) in (1, 2) for extra in page.extrasamples)
+        layout.samples = int(page.samplesperpixel) - alpha
+    values = 2 ** (8 * layout.dtype.itemsize) if layout.dtype.kind == "u" and layout.dtype.itemsize <= 2 else 0
+    if photometric == _PALETTE and page.colormap is not None and values:
+        colours = np.asarray(page.colormap)
+        colours = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
+        layout.lut = np.zeros(values, np.uint8)
+        layout.lut[: colours.shape[1]] = luma(colours.T)
+        layout.warnings += (f"{layout.path} has a colour palette: its colours are read as grey",)
+    elif photometric == _MIN_IS_WHITE and layout.dtype.kind == "b":
+        layout.lut = np.array([255, 0], np.uint8)
+    elif photometric == _MIN_IS_WHITE and values:
+        white = 2**page.bitspersample - 1 if isinstance(page.bitspersample, int) else values - 1
+        layout.lut = np.maximum(white - np.arange(values), 0).astype(layout.dtype)
+    elif photometric == _MIN_IS_WHITE:
+        layout.warnings += (f"{layout.path} says that its smallest value is white: its values are read as they are",)
+
+
+def _set_pages(layout: Layout, series: tifffile.TiffPageSeries) -> None:
+    """Where the pixels of every page are; refuses what ends beyond its file."""
+    if getattr(series, "transform", None) is not None:
+        raise InputError(f"{layout.path} is of a kind of TIFF that is not supported: save it as a plain TIFF")
+    layout.stack_offset = series.dataoffset
+    count = math.prod(layout.lead)
+    pages = []
+    # A stack in one piece may have a single page entry; the first says everything about it.
+    for i in range(count if layout.stack_offset is None else 1):
+        page = series[i]
+        if page is None:
+            raise InputError(f"{layout.path} is incomplete: plane {i} of {count} is neither in it nor beside it")
+        pages.append(_locate(layout, page))
+    layout.pages = tuple(pages)
+    if layout.stack_offset is not None:
+        end, size = layout.stack_offset + count * layout.page_bytes, pages[0].file.size
+        if end > size:
+            raise InputError(f"{layout.path} is truncated: its pixels end at byte {end}, the file has {size}")
+    if layout.stack_offset is not None or all(page.bare for page in pages):
+        layout.chunks = (1,) * len(layout.shape)
+        return
+    piece = (1, *layout.tile, layout.page_shape[4])
+    layout.chunks = (1,) * len(layout.lead) + tuple(min(piece[i], layout.page_shape[i]) for i in layout.inner)
+    if layout.piece_bytes > LARGE_BYTES:
+        layout.warnings += (whole_piece_warning(layout.path, layout.piece_bytes),)
+
+
+def _locate(layout: Layout, page: tifffile.TiffPage | tifffile.TiffFrame) -> Page:
+    """Where the pixels of `page` are."""
+    file = layout.files.get(layout.path)
+    if not isinstance(file, RemoteFile):
+        path = str(page.parent.filehandle.path)
+        if path not in layout.files:
+            layout.files[path] = ReadOnlyFile(path)
+        file = layout.files[path]
+    offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
+    number, needed, found = int(page.index) + 1, math.prod(layout.grid), min(len(offsets), len(counts))
+    ends = offsets[:found] + counts[:found]
+    bare = bool(page.keyframe.is_final) and found > 0 and bool((offsets[1:found] == ends[:-1]).all())
+    if bare:
+        end, what = int(offsets[0]) + layout.page_bytes, "it"
+    elif found < needed:
+        raise InputError(
+            f"{layout.path} is a damaged TIFF file: page {number} lists {found} of its {needed} strips or tiles"
+        )
+    else:
+        worst = int(np.where(counts[:needed] > 0, ends[:needed], 0).argmax())
+        end, what = int(ends[worst]), layout.name_piece(worst)
+    if end > file.size:
+        raise InputError(
+            f"{file.path} is truncated: page {number}, {what} ends at byte {end}, the file has {file.size}"
+        )
+    tables: dict[str, bytes | None] = {}
+    if page.compression in _JPEG:
+        tables = {"jpegtables": page.jpegtables, "jpegheader": page.keyframe.jpegheader}
+    return Page(number, file, offsets, counts, bare, page.decode, tables)

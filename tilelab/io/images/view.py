@@ -1,0 +1,289 @@
+"""From what is stored to an `Image`: the rules about axes, dtypes and colours, the same for every format.
+
+Axes
+    ``y`` and ``x`` are needed, ``z`` and ``c`` stay when they have more than one entry, the rest is chosen: time by
+    `timepoint`, a channel by `channel`.  One axis without a known meaning (pages of a plain multi-page file) is ``z``.
+
+Colours
+    RGB(A) becomes grey by BT.601 luma, ``(299 R + 587 G + 114 B + 500) // 1000`` for integers, which is R exactly where
+    R = G = B.  Alpha and other extra samples are ignored.  `channel` takes one sample as it is instead.
+
+Dtypes
+    uint8, uint16 and float32 stay.  bool becomes uint8, 0 and 255.  Everything else becomes float32: float64 is
+    rounded, an integer that float32 cannot hold (beyond 2**24) is an error where it is read.  Complex, structured and
+    object arrays are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.image import Image
+from tilelab.io.images.source import Source
+
+_KNOWN = "tczyxs"
+_KEPT = "czyx"
+_EXACT = 2**24
+_BLOCK = 2**20
+
+
+class SourceImage(Image):
+    """A `Source` seen through the rules above.
+
+    Args:
+        source: what is stored; closed with the image.
+        level: the resolution level that `source` is, for the fingerprint.
+        channel: entry of the channel (or colour) axis; None keeps channels and makes colours grey.
+        timepoint: entry of the time axis; needed when there are several.
+        axes: letters that replace those of the source, one per stored axis.
+        pixel_size_nm: replaces what the source says, one value for all spatial axes or one each.
+
+    Raises:
+        InputError: the image has no y or x, is empty, has axes to choose from, or a dtype without a rule.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        level: int = 0,
+        channel: int | None = None,
+        timepoint: int | None = None,
+        axes: str | None = None,
+        pixel_size_nm: float | Sequence[float] | None = None,
+    ) -> None:
+        self.source = source
+        self.uri = source.uri
+        letters = _name_axes(source, axes)
+        self._fixed = _choose(source, letters, channel, timepoint)
+        self._grey = None  # stored axis of the colours that become one
+        if "s" in letters and (at := letters.index("s")) not in self._fixed:
+            if source.rgb and source.shape[at] >= 3:
+                self._grey = at
+            else:
+                letters[at] = "c"
+        free = [i for i in range(len(letters)) if i not in self._fixed and i != self._grey]
+        self._kept = sorted(free, key=lambda i: _KEPT.index(letters[i]))
+        self.axes = "".join(letters[i] for i in self._kept)
+        self._reach = {
+            i: source.samples for i in free if letters[i] == "c" and source.axes[i] == "s" and source.samples
+        }
+        self.shape = tuple(self._reach.get(i) or source.shape[i] for i in self._kept)
+        self.chunks = tuple(
+            min(chunk, size) for chunk, size in zip((source.chunks[i] for i in self._kept), self.shape, strict=True)
+        )
+        stored = source.dtype if source.lut is None else source.lut.dtype
+        self.dtype = image_dtype(stored, source.uri)
+        self.pixel_size_nm, assumed = _pixel_size(source, self.axes, pixel_size_nm)
+        if any(source.offset_px.values()):
+            self.origin_px = tuple(float(source.offset_px.get(a, 0.0)) for a in self.axes if a != "c")
+        self.warnings = source.warnings + assumed
+        chosen = {"level": level or None, "channel": channel, "timepoint": timepoint, "axes": axes}
+        self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+
+    def read(self, box: Box) -> Array:
+        check_region(self, box)
+        if not box.size:
+            return np.empty(box.shape, self.dtype)
+        start, stop = [0] * len(self.source.shape), list(self.source.shape)
+        for i, at in self._fixed.items():
+            start[i], stop[i] = at, at + 1
+        for i, a, b in zip(self._kept, box.start, box.stop, strict=True):
+            start[i], stop[i] = a, b
+        if self._grey is not None:
+            stop[self._grey] = 3
+        stored = self.source.read(Box(tuple(start), tuple(stop)))
+        order = self._kept if self._grey is None else [*self._kept, self._grey]
+        pixels = stored.transpose(*order, *self._fixed).reshape(*(stored.shape[i] for i in order))
+        return self._finish(pixels, box)
+
+    def fingerprint(self) -> dict[str, str]:
+        return self.source.fingerprint() | {"selection": self._selection}
+
+    def close(self) -> None:
+        self.source.close()
+
+    def _finish(self, pixels: Array, box: Box) -> Array:
+        """Grey values in `dtype` of stored pixels in image axis order, colours last; in blocks, for little memory."""
+        lut = self.source.lut
+        if lut is None and self._grey is None and pixels.dtype == self.dtype:
+            return np.ascontiguousarray(pixels)
+        out = np.empty(box.shape, self.dtype)
+        rows = max(1, _BLOCK // max(1, math.prod(box.shape[1:])))
+        for a in range(0, box.shape[0], rows):
+            block = pixels[a : a + rows]
+            if lut is not None:
+                block = lut[block.view(np.uint8) if block.dtype.kind == "b" else block]  # bools would be a mask
+            if self._grey is not None:
+                block = luma(block)
+            convert_into(out[a : a + rows], block, f"{self.uri}, region {box}")
+        return out
+
+
+def image_dtype(stored: np.dtype[Any], uri: str) -> np.dtype[Any]:
+    """The dtype of an image whose pixels are `stored`.
+
+    Raises:
+        InputError: there is no rule for it.
+    """
+    if stored in (np.uint8, np.uint16):
+        return np.dtype(stored)
+    if stored.kind == "b":
+        return np.dtype(np.uint8)
+    if stored.kind in "iuf":
+        return np.dtype(np.float32)
+    raise InputError(f"{uri} has pixels of type {stored}: numbers are needed (uint8, uint16 or float32, best)")
+
+
+def luma(rgb: Array) -> Array:
+    """Grey of ``(..., 3)`` red, green, blue, in the same dtype; R exactly where R = G = B."""
+    red, green, blue = (rgb[..., i] for i in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red
+    if rgb.dtype in (np.uint8, np.uint16):
+        weighted = 299 * red.astype(np.uint32) + 587 * green.astype(np.uint32) + 114 * blue.astype(np.uint32)
+        return ((weighted + 500) // 1000).astype(rgb.dtype)
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    return np.where((red == green) & (red == blue), red, grey)
+
+
+def convert_into(out: Array, stored: Array, where: str) -> None:
+    """Fill `out` (uint8, uint16 or float32) with `stored` by the rule for dtypes.
+
+    Raises:
+        InputError: an integer is beyond what float32 holds exactly.
+    """
+    if stored.dtype.kind == "b":
+        np.multiply(stored, 255, out=out, dtype=np.uint8)
+        return
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize > 2 and stored.size:
+        low, high = int(stored.min()), int(stored.max())
+        if max(-low, high) > _EXACT:
+            raise InputError(
+                f"{where} holds {high if high > _EXACT else low} as {stored.dtype}, "
+                f"float32 is exact to {_EXACT}: scale it to uint16 first"
+            )
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the sweep reports
+        out[...] = stored
+
+
+def _name_axes(source: Source, axes: str | None) -> list[str]:
+    """One letter of ``tczyxs`` per stored axis of more than one entry."""
+    uri, shape = source.uri, source.shape
+    letters = list(source.axes if axes is None else axes.lower())
+    if len(letters) != len(shape):
+        raise InputError(f"axes {axes!r} were given for {uri}, which has {len(shape)} axes: {_times(shape)}")
+    if not all(shape):
+        raise InputError(f"{uri} is empty: its shape is {_times(shape)}")
+    unknown = [i for i, letter in enumerate(letters) if letter not in _KNOWN]
+    wide = [i for i in unknown if shape[i] > 1]
+    if len(wide) == 1 and not any(letter == "z" and n > 1 for letter, n in zip(letters, shape, strict=True)):
+        letters = ["_" if letter == "z" else letter for letter in letters]
+        letters[wide[0]] = "z"
+    elif wide:
+        raise InputError(f"{uri} has axes {''.join(letters)} {_times(shape)}: only t, c, z, y, x are understood")
+    for letter in "yx":
+        if letter not in letters:
+            raise InputError(f"{uri} has axes {source.axes!r} {_times(shape)}: an image needs y and x")
+    for letter in _KNOWN:
+        if letters.count(letter) > 1:
+            raise InputError(f"{uri} has axis {letter!r} twice ({''.join(letters)}): name its axes otherwise")
+    return letters
+
+
+def _choose(source: Source, letters: list[str], channel: int | None, timepoint: int | None) -> dict[int, int]:
+    """The stored axes at which one entry is taken, and which."""
+    fixed: dict[int, int] = {}
+    uri = source.uri
+    channels = 1
+    for i, (letter, size) in enumerate(zip(letters, source.shape, strict=True)):
+        if letter == "t":
+            if timepoint is None and size > 1:
+                raise InputError(f"{uri} has {size} time points: choose one with --timepoint (timepoint=...)")
+            fixed[i] = _entry(uri, "timepoint", timepoint, size)
+        elif letter not in "yx" and size == 1:
+            fixed[i] = 0
+        elif letter == "c" or (letter == "s" and "c" not in _wide(source, letters)):
+            channels = size
+            if channel is not None:
+                fixed[i] = _entry(uri, "channel", channel, size)
+            elif letter == "s" and source.samples == 1:
+                fixed[i] = 0
+        elif letter == "s" and not source.rgb:
+            if source.samples != 1:
+                raise InputError(f"{uri} has channels and {size} samples per pixel: only RGB samples are understood")
+            fixed[i] = 0
+    if "t" not in letters:
+        _entry(uri, "timepoint", timepoint, 1)
+    if channels == 1:
+        _entry(uri, "channel", channel, 1)
+    return fixed
+
+
+def _wide(source: Source, letters: list[str]) -> str:
+    """The axes of more than one entry."""
+    return "".join(letter for letter, n in zip(letters, source.shape, strict=True) if n > 1)
+
+
+def _entry(uri: str, what: str, asked: int | None, size: int) -> int:
+    """`asked` as an index of `size` entries."""
+    if asked is not None and not 0 <= asked < size:
+        have = f"0 to {size - 1}" if size > 1 else "0 only"
+        raise InputError(f"{what} {asked} was asked for, {uri} has {have}")
+    return asked or 0
+
+
+def _pixel_size(
+    source: Source, axes: str, given: float | Sequence[float] | None
+) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    """Nanometres per pixel of the spatial axes, or None; and what had to be assumed."""
+    spatial = axes.replace("c", "")
+    if given is not None:
+        return given_pixel_size(given, spatial, source.uri), ()
+    scale = source.scale_nm
+    if "y" not in scale or "x" not in scale:
+        return None, ()
+    if "z" in spatial and "z" not in scale:
+        assumed = f"{source.uri} does not say how thick its slices are: taken as the pixel size, {scale['y']:g} nm"
+        return (scale["y"], scale["y"], scale["x"]), (assumed,)
+    return tuple(scale[letter] for letter in spatial), ()
+
+
+def given_pixel_size(given: float | Sequence[float], axes: str, uri: str) -> tuple[float, ...]:
+    """A pixel size that the user gave, nanometres on each of the spatial `axes`.
+
+    Raises:
+        InputError: it is not positive, or neither one value nor one per axis.
+    """
+    sizes = (float(given),) if isinstance(given, int | float) else tuple(float(v) for v in given)
+    if len(sizes) == 1:
+        sizes *= len(axes)
+    if len(sizes) != len(axes):
+        raise InputError(f"{len(sizes)} pixel sizes were given for {uri}, which has {len(axes)} spatial axes, {axes}")
+    if not all(math.isfinite(v) and v > 0 for v in sizes):
+        raise InputError(f"a pixel size of {_times(sizes)} nm was given for {uri}: it must be positive")
+    return sizes
+
+
+def check_region(image: Image, box: Box) -> None:
+    """Refuse a region that does not lie inside `image`.
+
+    Raises:
+        InputError: it has another number of axes, or reaches beyond.
+    """
+    inside = len(box.start) == len(image.shape) and all(
+        a >= 0 and b <= n for a, b, n in zip(box.start, box.stop, image.shape, strict=True)
+    )
+    if not inside:
+        raise InputError(f"region {box} was asked for, {image.uri} has {image.axes} {_times(image.shape)}")
+
+
+def _times(shape: Sequence[float]) -> str:
+    return " x ".join(map(str, shape)) or "()"

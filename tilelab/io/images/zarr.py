@@ -1,0 +1,197 @@
+"""Zarr arrays and OME-Zarr images in local folders and remote stores."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.axes import named_axes
+from tilelab.io.images.ngff import Multiscale, find_multiscale, ome_attributes
+from tilelab.io.images.source import Source, check_level, whole_piece_warning
+from tilelab.io.storage.decode import LARGE_BYTES, for_each
+from tilelab.io.storage.files import hash_stats
+from tilelab.io.storage.place import Place, as_place
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.zarr.chunks import ChunkReader, ForeignReader
+from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
+from tilelab.io.zarr.remote_chunks import RemoteChunkReader
+
+_MOST_STATS = 1024
+_MOST_REMOTE_STATS = 64
+_SAMPLED_SIZES = 16
+
+
+class ZarrSource(Source):
+    """A Zarr array, or one level of an OME-Zarr image or label.
+
+    `path` may be an array, an image group, a label group, a level inside one, or a group with a single image.
+
+    Raises:
+        InputError: there is no such thing, or its metadata are damaged.
+    """
+
+    def __init__(self, path: str | RemotePath, level: int = 0) -> None:
+        place = as_place(path)
+        path = self.uri = str(path)
+        node, image, group = _find_image(place)
+        self._group = group
+        documents = []
+        if image is None or group is None:
+            if not isinstance(node, ArrayNode):
+                raise _no_image(place, node)
+            check_level(path, level, 1)
+            self.axes = named_axes(node.names, node.shape)
+            self.rgb = self.axes.endswith("s")
+            self.scale_nm = {}
+            self.levels = (node.shape,)
+            self.format = f"Zarr {node.version}"
+        else:
+            if isinstance(node, ArrayNode):  # a level was named by its path
+                check_level(path, level, 1)
+                level = [group.path / p for p in image.paths].index(node.path)
+            check_level(path, level, len(image.paths))
+            levels = [_level_array(group, image, i) for i in range(len(image.paths))]
+            node = levels[level]
+            self.axes = image.axes
+            self.levels = tuple(array.shape for array in levels)
+            self.scale_nm = image.scale_nm(level)
+            self.offset_px = image.offset_px(level)
+            self.format = f"OME-Zarr {image.version}"
+            documents.append(group.document)
+            if image.scales[level] is not None and not image.units and set(image.scales[level] or ()) != {1.0}:
+                self.warnings = (f"{path} gives pixel sizes without a unit: they are ignored",)
+        self.shape, self.dtype, self.chunks = node.shape, node.dtype, node.chunk
+        self._node = node
+        self._documents = [*documents, node.document]
+        self._reader: ChunkReader | ForeignReader
+        if node.codec is None:
+            self._reader = ForeignReader(node)
+        else:
+            kind = RemoteChunkReader if isinstance(node.path, RemotePath) else ChunkReader
+            self._reader = kind(node, node.codec)
+        nbytes = math.prod(self.chunks) * self.dtype.itemsize
+        if nbytes > LARGE_BYTES:
+            self.warnings += (whole_piece_warning(path, nbytes),)
+        self.details = {
+            "compression": node.codec.compressor if node.codec else "by zarr-python",
+            "shards": node.grid if node.sharded else None,
+            **(_describe_group(group, image) if group is not None else {}),
+        }
+
+    def read(self, box: Box) -> Array:
+        return self._reader.read(box)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hash of the metadata, and of size and time of chunk files spread over the array (1024, or 64 remote ones)."""
+        metadata = hashlib.sha256(b"\n".join(self._documents)).hexdigest()
+        grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
+        count = math.prod(grid)
+        asked = min(count, _MOST_REMOTE_STATS if isinstance(self._node.path, RemotePath) else _MOST_STATS)
+        chosen = sorted({i * count // asked for i in range(asked)})
+        files = (self._node.file(tuple(int(v) for v in np.unravel_index(i, grid))) for i in chosen)
+        return {"metadata_sha256": metadata, "chunks_sha256": hash_stats(files)}
+
+    def stored_bytes(self) -> int:
+        """From a few of its files, spread over the array."""
+        grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
+        count = math.prod(grid)
+        asked = min(count, _SAMPLED_SIZES)
+        places = [
+            self._node.file(tuple(int(v) for v in np.unravel_index((2 * i + 1) * count // (2 * asked), grid)))
+            for i in range(asked)
+        ]
+        sizes = [0] * asked
+
+        def ask(i: int) -> None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                place = places[i]
+                if isinstance(place, RemotePath):
+                    sizes[i] = place.store.stat(place.key).size
+                else:
+                    sizes[i] = place.stat().st_size
+
+        for_each(ask, range(asked), threads=False, requests=isinstance(self._node.path, RemotePath))
+        return sum(sizes) * count // max(1, asked)
+
+    def close(self) -> None:
+        self._reader.clear()
+
+
+def is_zarr(path: Place) -> bool:
+    """Whether the folder `path` is a Zarr node, or lies inside one's hierarchy as something that should be."""
+    return any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")) or ".zarr" in path.suffixes
+
+
+def _find_image(path: Place) -> tuple[ArrayNode | GroupNode | None, Multiscale | None, GroupNode | None]:
+    """What is at `path`, the image that it is or belongs to, and the group that describes that."""
+    node = find_node(path)
+    if isinstance(node, ArrayNode):
+        parents: Iterable[Place] = path.absolute().parents
+        for parent, _ in zip(parents, range(3), strict=False):
+            group = find_node(parent)
+            image = find_multiscale(group) if isinstance(group, GroupNode) else None
+            if image and isinstance(group, GroupNode) and path.absolute() in [group.path / p for p in image.paths]:
+                return replace(node, path=path.absolute()), image, group
+        return node, None, None
+    if isinstance(node, GroupNode):
+        image = find_multiscale(node)
+        if image is not None:
+            return node, image, node
+        if "bioformats2raw.layout" in ome_attributes(node) and find_node(path / "0") is not None:
+            return _find_image(path / "0")
+        members = _members(node)
+        if len(members) == 1:
+            return _find_image(path / members[0])
+    return node, None, None
+
+
+def _members(group: GroupNode) -> list[str]:
+    """Names of the arrays and groups right below `group`, labels aside."""
+    names = (child.name for child in group.path.iterdir() if child.is_dir() and child.name != "labels")
+    return sorted(name for name in names if find_node(group.path / name) is not None)
+
+
+def _level_array(group: GroupNode, image: Multiscale, level: int) -> ArrayNode:
+    path = group.path / image.paths[level]
+    node = find_node(path)
+    if not isinstance(node, ArrayNode):
+        raise InputError(f"{group.path} is incomplete: the array of its level {level} is not at {path}")
+    if len(node.shape) != len(image.axes):
+        raise InputError(f"{path} has {len(node.shape)} axes, its OME-Zarr metadata say {image.axes!r}")
+    return node
+
+
+def _no_image(path: Place, node: GroupNode | None) -> InputError:
+    """Why `path` cannot be opened, and what could be instead."""
+    if node is None:
+        if not path.is_dir() and not (isinstance(path, RemotePath) and not path.store.lists):
+            return InputError(f"{path} does not exist")
+        return InputError(f"{path} is no Zarr: it has no zarr.json, .zarray or .zgroup")
+    labels = ome_attributes(node).get("labels")
+    names = list(labels) if isinstance(labels, list) else _members(node)
+    if not names:
+        return InputError(f"{path} is a Zarr group without an image")
+    return InputError(f"{path} is a Zarr group, not an image: name one of its members, e.g. {path / str(names[0])}")
+
+
+def _describe_group(group: GroupNode, image: Multiscale | None) -> dict[str, Any]:
+    """Labels and classes of an OME-Zarr image, for people."""
+    details: dict[str, Any] = {"name": image.name} if image and image.name else {}
+    attributes = ome_attributes(group)
+    if "image-label" in attributes:
+        details["label"] = attributes["image-label"]
+    labels = find_node(group.path / "labels") if (group.path / "labels").is_dir() else None
+    if isinstance(labels, GroupNode):
+        details["labels"] = list(ome_attributes(labels).get("labels") or [])
+    if "tilelab" in group.attributes:
+        details["tilelab"] = group.attributes["tilelab"]
+    return details

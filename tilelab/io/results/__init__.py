@@ -1,0 +1,1 @@
+"""Results out: the sinks, the finished result, and its other forms."""

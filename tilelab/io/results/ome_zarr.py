@@ -1,0 +1,298 @@
+"""A segmentation written as OME-Zarr (OME-NGFF 0.5), every level of it while the rows finish.
+
+    OUT.ome.zarr.partial/          renamed to OUT.ome.zarr when finished; valid, and opens in a viewer, at any time
+      0, 1, 2, ...                 probabilities (c, [z,] y, x), uint8, mean-downsampled: the image
+      labels/classes/0, 1, ...     labels ([z,] y, x), uint8, mode-downsampled
+      logits/0                     logits (c, [z,] y, x), float32, if asked for
+      .tilelab/writing/            files that are not whole yet; never part of the result
+
+An OME-Zarr root has to be an image.  When no probabilities are wanted, the root's ``multiscales`` names the arrays of
+the label image (or else of the logits): the same pixels under two names, nothing is stored twice.
+
+Unfinished rows live in memory only: one row of chunks per level as pixels, everything else compressed.  A file appears
+whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported; no fsync is made,
+so a power failure can.
+
+In a remote store everything is at its final place at once, under ``OUT``; only the root's ``zarr.json``, without which
+there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import OutputError
+from tilelab.geometry import Box
+from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, WHATS, ResultInfo, What, read_info
+from tilelab.io.results.sink import Finished, partial_path
+from tilelab.io.storage.place import Place, as_place
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.zarr import ome as _ome
+from tilelab.io.zarr.layout import Extent, Layout
+from tilelab.io.zarr.levels import Cascade, Halve, make_level
+from tilelab.io.zarr.sharded_array import output_error, replace_file
+from tilelab.kernels.pyramid import halve_mean, halve_mode
+from tilelab.spec import ClassInfo
+
+_SCRATCH = ".tilelab/writing"
+_HALVE: dict[What, Halve] = {"labels": halve_mode, "probabilities": halve_mean}
+
+
+class OmeZarrSink:
+    """A result being written; implements `tilelab.io.results.sink.Sink`.  Cheap to open and to pickle.
+
+    Attributes:
+        path: of the finished result.
+        partial: of the unfinished one.
+        info: what the result says of itself.
+        threads: that compress, per writer; the bytes do not depend on it.
+    """
+
+    def __init__(self, path: str | Place, info: ResultInfo, threads: int = 1) -> None:
+        self.path = as_place(path)
+        self.partial = partial_path(path)
+        self.info = info
+        self.threads = threads
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Place,
+        layout: Layout,
+        *,
+        classes: Sequence[ClassInfo],
+        probabilities: Sequence[int] = (),
+        labels: bool = True,
+        logits: int = 0,
+        axes: Literal["yx", "zyx"] = "yx",
+        pixel_size_nm: Sequence[float] | None = None,
+        origin_px: Sequence[float] = (),
+        name: str = "",
+        metadata: dict[str, Any] | None = None,
+        threads: int = 1,
+    ) -> OmeZarrSink:
+        """Begin a result in ``path.partial``, which may exist as long as it holds no result (a journal, say).
+
+        Args:
+            path: of the finished result, ``NAME.ome.zarr``.
+            layout: levels, shards and chunks.
+            classes: all classes, background first.
+            probabilities: classes that get a probability channel, in channel order; may be empty.
+            labels: whether labels are written.
+            logits: number of logit channels to write, 0 for none.
+            axes: of the labels.
+            pixel_size_nm: nanometres per pixel on `axes`; None when unknown.
+            origin_px: where the first pixel lies, in pixels on `axes`; empty means at 0.
+            name: of the image, for viewers.
+            metadata: kept in the root's attributes: model, versions, options.
+            threads: that compress, per writer.
+
+        Raises:
+            OutputError: there is an unfinished result, or the folder is unwritable.
+        """
+        if not (labels or probabilities or logits):
+            raise ValueError("a result needs labels, probabilities or logits")
+        if axes == "yx" and not layout.shape[0] == layout.chunk[0] == 1:
+            raise ValueError(f"axes 'yx' do not fit {layout}")
+        info = ResultInfo(
+            name=name or as_place(path).name.removesuffix(".zarr").removesuffix(".ome"),
+            axes=axes,
+            pixel_size_nm=None if pixel_size_nm is None else tuple(float(p) for p in pixel_size_nm),
+            classes=tuple(classes),
+            probabilities=tuple(probabilities),
+            labels=labels,
+            logits=logits,
+            layout=layout,
+            metadata=metadata or {},
+            origin_px=tuple(float(o) for o in origin_px),
+        )
+        sink = cls(path, info, threads)
+        if cls.begun(path):
+            raise OutputError(f"{sink.partial} holds an unfinished result: continue it, or begin anew with --restart")
+        # The root's description comes last: with it, everything is there.
+        for relative, content in sink._documents():
+            text = json.dumps(content, indent=1).encode()
+            target = sink.description if relative == "zarr.json" else sink.partial / relative
+            replace_file(target, [text], sink._scratch)
+        return sink
+
+    @classmethod
+    def begun(cls, path: str | Place) -> bool:
+        """Whether there is an unfinished result of `path`.
+
+        Raises:
+            OutputError: a store does not say.
+        """
+        unfinished = partial_path(path)
+        try:
+            return (unfinished / _description(unfinished)).is_file()
+        except OSError as error:
+            raise output_error(unfinished, error) from error
+
+    @classmethod
+    def open(cls, path: str | Place, threads: int = 1) -> OmeZarrSink:
+        """Take up the unfinished result of `path`, after a kill or in another process.
+
+        Raises:
+            InputError: there is none.
+        """
+        unfinished = partial_path(path)
+        return cls(path, read_info(unfinished, _description(unfinished)), threads)
+
+    @property
+    def description(self) -> Place:
+        """The root's ``zarr.json`` of the unfinished result."""
+        return self.partial / _description(self.partial)
+
+    @property
+    def grain(self) -> Extent:
+        """Units are cut at multiples of it (z, y, x)."""
+        return self.info.layout.grain
+
+    def writer(self, box: Box, start: int, sweep_axis: int) -> ZarrUnitWriter:
+        """A writer for the unit `box`, whose first rows will be those at `start` on `sweep_axis` (0 = z, 1 = y)."""
+        return ZarrUnitWriter(self, box, start, sweep_axis)
+
+    def finalize(self) -> dict[str, Any]:
+        """Make the coarse levels and give the result its final name.
+
+        May be called again after a kill.
+
+        Returns:
+            ``path`` and ``levels``; of a local result also ``files`` and ``bytes`` on disk.
+
+        Raises:
+            OutputError: the disk is full, or something exists at the final name.
+        """
+        layout = self.info.layout
+        for what, halve in _HALVE.items():
+            arrays = self.info.arrays(self.partial, what)
+            for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
+                make_level(finer, coarser, layout, halve, self._scratch)
+        if isinstance(self.partial, RemotePath) or isinstance(self.path, RemotePath):
+            try:
+                (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
+            except OSError as error:
+                raise output_error(self.path, error) from None
+            return {"path": str(self.path), "levels": layout.levels}
+        shutil.rmtree(self.partial / _SCRATCH, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a journal may be there
+            (self.partial / _SCRATCH).parent.rmdir()
+        files = [f.stat().st_size for f in self.partial.rglob("*") if f.is_file()]
+        try:
+            if self.path.exists():
+                raise OutputError(f"{self.path} exists: remove it, or choose another output")
+            self.partial.rename(self.path)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        return {"path": str(self.path), "levels": layout.levels, "files": len(files), "bytes": sum(files)}
+
+    @property
+    def _scratch(self) -> Place:
+        """Where files are until they are whole."""
+        return self.partial / _SCRATCH
+
+    def _documents(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        """Every ``zarr.json`` with its path, the root's last."""
+        info, layout = self.info, self.info.layout
+        for what in WHATS:
+            for array in info.arrays(self.partial, what):
+                folder = str(array.path)[len(str(self.partial)) + 1 :].replace("\\", "/")
+                yield f"{folder}/zarr.json", array.metadata()
+
+        def scales(axes: str, method: str, prefix: str = "", levels: int = layout.levels) -> dict[str, Any]:
+            return _ome.multiscale(
+                layout,
+                axes,
+                info.pixel_size_nm,
+                name=info.name,
+                method=method,
+                levels=levels,
+                prefix=prefix,
+                origin_px=info.origin_px,
+            )
+
+        classes = info.classes
+        raw = [_ome.channel(f"logit {i}", "#000000", -10.0, 10.0) for i in range(info.logits)]
+        if info.logits:
+            yield "logits/zarr.json", _ome.group({"ome": _ome.image(scales("c" + info.axes, "none", levels=1), raw)})
+        if info.labels:
+            yield "labels/zarr.json", _ome.group({"ome": {"version": _ome.VERSION, "labels": [_ome.LABEL]}})
+            label = _ome.label_image(scales(info.axes, "mode"), classes)
+            yield f"labels/{_ome.LABEL}/zarr.json", _ome.group({"ome": label})
+        if info.probabilities:
+            channels = [_ome.channel(classes[i].name, classes[i].color, 0, 255) for i in info.probabilities]
+            ome = _ome.image(scales("c" + info.axes, "mean"), channels)
+        elif info.labels:
+            shown = [_ome.channel("classes", "#ffffff", 0, max(1, len(classes) - 1))]
+            ome = _ome.image(scales(info.axes, "mode", f"labels/{_ome.LABEL}/"), shown)
+        else:
+            ome = _ome.image(scales("c" + info.axes, "none", "logits/", levels=1), raw)
+        yield "zarr.json", _ome.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
+
+
+def _description(unfinished: Place) -> str:
+    """Where the root's ``zarr.json`` is under an unfinished result."""
+    return UNFINISHED if isinstance(unfinished, RemotePath) else "zarr.json"
+
+
+class ZarrUnitWriter:
+    """Takes the rows of one unit in sweep order; implements `tilelab.io.results.sink.UnitWriter`."""
+
+    def __init__(self, sink: OmeZarrSink, box: Box, start: int, sweep_axis: int) -> None:
+        layout = sink.info.layout
+        for a, (begin, end, grain, size) in enumerate(
+            zip(box.start, box.stop, layout.grain, layout.shape, strict=True)
+        ):
+            if begin % grain or (end % grain and end != size) or not 0 <= begin < end <= size:
+                raise ValueError(f"unit {box} is not cut at multiples of {layout.grain} on axis {'zyx'[a]}")
+        first, last = box.start[sweep_axis], box.stop[sweep_axis]
+        if not first <= start <= last or (start % layout.grain[sweep_axis] and start != last):
+            raise ValueError(f"a unit cannot begin at {start}: it is not a multiple of {layout.grain[sweep_axis]}")
+        self._pool = ThreadPoolExecutor(sink.threads, "tilelab-zstd") if sink.threads > 1 else None
+        self._position = start
+        self._stop = box.stop[sweep_axis]
+        self._grain = layout.grain[sweep_axis]
+        self._axis = sweep_axis
+        self._cross = tuple(n for a, n in enumerate(box.shape) if a != sweep_axis)
+        rest = Box(tuple(start if a == sweep_axis else b for a, b in enumerate(box.start)), box.stop)
+        encode = map if self._pool is None else self._pool.map
+        self._cascades = {
+            what: Cascade(arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch, encode)
+            for what in WHATS
+            if (arrays := sink.info.arrays(sink.partial, what))
+        }
+
+    def write(self, rows: Finished) -> int:
+        """Append `rows`; returns the position up to which all levels are on disk.  See `UnitWriter.write`."""
+        count = 0
+        for what, cascade in self._cascades.items():
+            given: Array | None = getattr(rows, what)
+            if given is None:
+                raise ValueError(f"the result has {what}, the finished rows have none")
+            block = given[np.newaxis] if what == "labels" else given
+            count = block.shape[1 + self._axis]
+            cross = tuple(n for a, n in enumerate(block.shape[1:]) if a != self._axis)
+            if block.shape[0] != cascade.channels or cross != self._cross or self._position + count > self._stop:
+                raise ValueError(f"{what} of shape {given.shape} do not continue the unit at {self._position}")
+            cascade.push(block)
+        self._position += count
+        done = self._position == self._stop
+        return self._stop if done else self._position // self._grain * self._grain
+
+    def close(self) -> None:
+        """Forget unfinished rows and stop threads."""
+        self._cascades = {}
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None

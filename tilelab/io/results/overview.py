@@ -1,0 +1,166 @@
+"""A picture to look at: the image in grey, the segmentation over it, the classes' names and a scale bar below.
+
+The picture is drawn at twice its size and then reduced, which smooths every edge.  Memory depends on the picture alone:
+the image is read and averaged in strips, the segmentation from the level that is just fine enough.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Picture
+
+from tilelab.arrays import Float32, UInt8
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.image import Image
+from tilelab.io.results.drawing import draw_scale_bar, frame, paint, visible_colors
+from tilelab.io.results.result import LevelImage, Result, read_result
+from tilelab.io.storage.place import Place
+from tilelab.io.zarr.sharded_array import output_error
+
+_STRIP_BYTES = 2**23
+_LEAST_SIDE = 1024
+"""A smaller image is enlarged, so that contours and words stay fine."""
+_CONTRAST = (0.3, 99.7)
+"""Percentiles of the image that become black and white."""
+
+
+def write_overview(image: Image, result: str | Place, out: str | Path, *, max_side: int = 1600) -> Path:
+    """Draw a result over its image.
+
+    Of a stack the middle slice is drawn.  All of that slice is read once: for an image that is itself a pyramid, hand
+    in a coarse level, any that is at least `max_side` wide or high looks the same.
+
+    Args:
+        image: what was segmented; its first channel is shown.
+        result: the OME-Zarr folder.
+        out: the PNG, replaced if it exists; it appears whole or not at all.
+        max_side: pixels of the drawn image's longer side.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: `result` is not a result, has neither labels nor probabilities, or a file is corrupt.
+        OutputError: the disk is full or unwritable.
+    """
+    opened, path = read_result(result), Path(out)
+    shape = opened.info.layout.shape
+    size = _panel_size(shape[2], shape[1], max_side)
+    z = shape[0] // 2
+    panel = _read_grey(image, (z + 0.5) / shape[0], size).convert("RGB")
+    labels = _read_labels(opened, z, (2 * size[0], 2 * size[1]))
+    colors = visible_colors([known.color for known in opened.info.classes])
+    paint(panel, labels, colors)
+    nm = opened.info.pixel_size_nm
+    if nm is not None:
+        draw_scale_bar(panel, nm[-1] * shape[2] / size[0])
+    present = [i for i in range(1, len(colors)) if bool((labels == i).any())]
+    facts = [opened.info.name, f"{shape[2]} x {shape[1]} px"]
+    facts += [f"slice {z} of {shape[0]}"] if shape[0] > 1 else []
+    facts += [f"{nm[-1]:g} nm/px"] if nm is not None else []
+    names = [(opened.info.classes[i].name, colors[i]) for i in present]
+    picture = frame(panel, names, "  \N{MIDDLE DOT}  ".join(facts))
+    unfinished = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            picture.save(unfinished, "PNG")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
+    return path
+
+
+def _panel_size(width: int, height: int, max_side: int) -> tuple[int, int]:
+    """Pixels (width, height) of the drawn image."""
+    longer = max(width, height)
+    scale = min(max_side, max(longer, _LEAST_SIDE)) / longer
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _read_grey(image: Image, depth: float, size: tuple[int, int]) -> Picture.Image:
+    """The slice at relative `depth`, averaged down to `size` and stretched in contrast."""
+    extent = dict(zip(image.axes, image.shape, strict=True))
+    height, width = extent["y"], extent["x"]
+    factor = max(1, min(height // size[1], width // size[0]))
+    rows = _strip_rows(image, factor, width)
+    parts = []
+    for y in range(0, height, rows):
+        at = {
+            "c": (0, 1),
+            "z": (int(depth * extent.get("z", 1)),) * 2,
+            "y": (y, min(height, y + rows)),
+            "x": (0, width),
+        }
+        at["z"] = (at["z"][0], at["z"][0] + 1)
+        box = Box(tuple(at[a][0] for a in image.axes), tuple(at[a][1] for a in image.axes))
+        parts.append(_average(image.read(box).reshape(box.shape[-2:]), factor))
+    grey = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = np.percentile(grey, _CONTRAST)
+    stretched = (grey - low) * (255 / (high - low)) if high > low else np.full_like(grey, 128)
+    picture = Picture.fromarray(np.clip(np.rint(stretched), 0, 255).astype(np.uint8))
+    return picture.resize(size, Picture.Resampling.LANCZOS)
+
+
+def _strip_rows(image: Image, factor: int, width: int) -> int:
+    """Rows to read at once: a multiple of `factor`, and of the chunks where that is not too much."""
+    row_bytes = width * image.dtype.itemsize
+    step = math.lcm(factor, image.chunks[image.axes.index("y")])
+    if step * row_bytes > 2 * _STRIP_BYTES:
+        step = factor
+    return step * max(1, _STRIP_BYTES // (step * row_bytes))
+
+
+def _average(block: npt.NDArray[np.generic], factor: int) -> Float32:
+    """Mean of `factor` x `factor` blocks, float32; the last ones are filled up with the edge."""
+    if factor == 1:
+        return block.astype(np.float32)
+    missing = [(0, -n % factor) for n in block.shape]
+    whole = np.pad(block, missing, mode="edge") if any(m[1] for m in missing) else block
+    y, x = (n // factor for n in whole.shape)
+    mean: Float32 = whole.reshape(y, factor, x, factor).mean(axis=(1, 3), dtype=np.float32)
+    return mean
+
+
+def _read_labels(result: Result, z: int, size: tuple[int, int]) -> UInt8:
+    """The classes of a slice drawn at `size` (width, height) with smooth edges, uint8 ``(height, width)``."""
+    levels = result.labels or result.probabilities
+    if not levels:
+        raise InputError(f"{result.path} has neither labels nor probabilities to draw")
+    number = max(
+        (i for i, level in enumerate(levels) if level.shape[-2] >= size[1] and level.shape[-1] >= size[0]), default=0
+    )
+    level = levels[number]
+    labels = _read_slice(level, z // result.info.layout.scale(number)[0])
+    if not result.labels:  # the likeliest class, where one is likelier than not
+        index = np.array(result.info.probabilities, np.uint8)[labels.argmax(axis=0)]
+        labels = np.where(labels.max(axis=0) >= 128, index, np.uint8(0))[np.newaxis]
+    plane = labels[0]
+    kind = Picture.Resampling.BOX if plane.shape[1] >= size[0] else Picture.Resampling.BICUBIC
+    best = np.zeros((size[1], size[0]), np.uint8)
+    most = np.zeros_like(best)
+    for value in range(len(result.info.classes)):
+        mask = plane == value
+        if not mask.any():
+            continue
+        share = np.asarray(Picture.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(size, kind))
+        wins = share > most if value else share >= 128
+        best[wins], most[wins] = value, share[wins]
+    return best
+
+
+def _read_slice(level: LevelImage, z: int) -> UInt8:
+    """One slice of a level with all its channels, uint8 ``(channels, y, x)``."""
+    y, x = level.shape[-2:]
+    extent = dict(zip(level.axes, level.shape, strict=True))
+    start = {"c": 0, "z": min(z, extent.get("z", 1) - 1), "y": 0, "x": 0}
+    stop = {"c": extent.get("c", 1), "z": start["z"] + 1, "y": y, "x": x}
+    found: UInt8 = level.read(Box(tuple(start[a] for a in level.axes), tuple(stop[a] for a in level.axes)))
+    return found.reshape(stop["c"], y, x)

@@ -1,0 +1,173 @@
+"""A segmentation on disk, finished or not: what it says of itself, and its levels as lazy images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.image import Image
+from tilelab.io.storage.place import Place, as_place
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.zarr import ome as _ome
+from tilelab.io.zarr.layout import Layout
+from tilelab.io.zarr.sharded_array import ShardedArray
+from tilelab.spec import ClassInfo
+
+UNFINISHED = ".tilelab/zarr.json"
+"""Where a remote result keeps its root's ``zarr.json`` until it is finished."""
+ATTRIBUTE = "tilelab"
+"""Key of `ResultInfo` among the attributes of the root group."""
+
+What = Literal["labels", "probabilities", "logits"]
+WHATS: tuple[What, ...] = get_args(What)
+
+
+class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a result says of itself.
+
+    Attributes:
+        name: of the image.
+        axes: of the labels.
+        pixel_size_nm: nanometres per pixel on `axes`, or None when unknown.
+        classes: all classes; labels are indices into them.
+        probabilities: indices of the classes that have a probability channel, in channel order.
+        labels: whether there are labels.
+        logits: number of logit channels, 0 for none.
+        layout: levels, shards and chunks.
+        metadata: what the caller wanted kept: model, versions, options.
+        origin_px: where the first pixel lies in what the image was a part of, in pixels on `axes`; empty means at 0.
+    """
+
+    name: str
+    axes: Literal["yx", "zyx"]
+    pixel_size_nm: tuple[float, ...] | None
+    classes: tuple[ClassInfo, ...]
+    probabilities: tuple[int, ...]
+    labels: bool
+    logits: int
+    layout: Layout
+    metadata: dict[str, Any]
+    origin_px: tuple[float, ...] = ()
+
+    def arrays(self, root: Place, what: What) -> tuple[ShardedArray, ...]:
+        """The arrays of one kind under `root`, finest level first; none when the result has none of it."""
+        layout, skip = self.layout, 3 - len(self.axes)
+        folder = {"labels": root / "labels" / _ome.LABEL, "probabilities": root, "logits": root / "logits"}[what]
+        channels = {"labels": int(self.labels), "probabilities": len(self.probabilities), "logits": self.logits}[what]
+        lead, one = ((), ()) if what == "labels" else ((channels,), (1,))
+        if not channels:
+            return ()
+        return tuple(
+            ShardedArray(
+                path=folder / str(level),
+                shape=lead + layout.level_shape(level)[skip:],
+                dtype=np.dtype(np.float32 if what == "logits" else np.uint8),
+                chunk=one + layout.chunk[skip:],
+                shard=one + (layout.row_shard if what == "logits" else layout.level_shard(level))[skip:],
+                axes="c" * len(lead) + self.axes,
+            )
+            for level in range(1 if what == "logits" else layout.levels)
+        )
+
+
+class LevelImage(Image):
+    """One level of a result as a lazy image."""
+
+    def __init__(self, array: ShardedArray, pixel_size_nm: tuple[float, ...] | None) -> None:
+        self._array = array
+        self.uri = str(array.path)
+        self.axes = array.axes
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.chunks = array.chunk
+        self.pixel_size_nm = pixel_size_nm
+
+    def read(self, box: Box) -> Array:
+        """Decode one region; see `Image.read`."""
+        return self._array.read(box)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The path, and a hash of the result's own description."""
+        return {"path": self.uri, "metadata": hashlib.sha256((self._array.path / "zarr.json").read_bytes()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A segmentation, opened for reading.
+
+    Attributes:
+        path: the OME-Zarr folder, local or remote.
+        info: what it says of itself: classes, axes, pixel size, metadata.
+        labels: uint8 class indices per level, finest first, axes ``info.axes``; empty when there are none.
+        probabilities: uint8 ``round(255 p)`` per level, axes ``c`` + ``info.axes``; empty when there are none.
+        logits: float32, axes ``c`` + ``info.axes``; None when there are none.
+    """
+
+    path: Place
+    info: ResultInfo
+    labels: tuple[LevelImage, ...]
+    probabilities: tuple[LevelImage, ...]
+    logits: LevelImage | None
+
+
+def read_result(path: str | Place) -> Result:
+    """Open a result; a local one may be unfinished (what it lacks reads as 0), a remote one must be finished.
+
+    Raises:
+        InputError: it does not exist or was not written by tilelab.
+    """
+    root = as_place(path)
+    info = read_info(root)
+    scales = [info.layout.scale(level)[3 - len(info.axes) :] for level in range(info.layout.levels)]
+
+    def images(what: What) -> tuple[LevelImage, ...]:
+        size = info.pixel_size_nm
+        return tuple(
+            LevelImage(array, None if size is None else tuple(s * n for s, n in zip(size, scale, strict=True)))
+            for array, scale in zip(info.arrays(root, what), scales, strict=False)
+        )
+
+    logits = images("logits")
+    return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None)
+
+
+def read_info(root: Place, document: str = "zarr.json") -> ResultInfo:
+    """What the result at `root` says of itself, in its file `document`.
+
+    Raises:
+        InputError: it does not exist or was not written by tilelab.
+    """
+    try:
+        attributes = json.loads((root / document).read_bytes())["attributes"]
+        return msgspec.convert(attributes[ATTRIBUTE], ResultInfo)
+    except FileNotFoundError as error:
+        if isinstance(root, RemotePath) and (root / UNFINISHED).is_file():
+            raise InputError(f"the result at {root} is not finished: run the command that began it again") from None
+        raise InputError(
+            f"no tilelab result at {root}: {'it has no zarr.json' if root.is_dir() else 'no such folder'}"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {root}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{root} is not a result that this tilelab can read: {error}") from error
+
+
+def parse_info(text: str | bytes, path: str | Path) -> ResultInfo:
+    """What a result said of itself, from the JSON kept in a file at `path` that was made of it.
+
+    Raises:
+        InputError: it is not such a document.
+    """
+    try:
+        return msgspec.json.decode(text, type=ResultInfo)
+    except ValueError as error:  # a MsgspecError is one
+        raise InputError(f"{path} does not say which result it was made of: {error}") from error

@@ -1,0 +1,65 @@
+"""What the sweep hands over, and what takes it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from tilelab.arrays import Float32, UInt8
+from tilelab.geometry import Box
+from tilelab.io.storage.place import Place, as_place
+from tilelab.io.storage.remote_path import RemotePath
+
+
+def partial_path(path: str | Place) -> Place:
+    """Where the result `path` is while it is unfinished; stores cannot rename, so a remote one is in its place."""
+    path = as_place(path)
+    return path if isinstance(path, RemotePath) else path.with_name(path.name + ".partial")
+
+
+class Finished(NamedTuple):
+    """Finished rows of a unit, in image axis order; what was not asked for is None.
+
+    labels: uint8 ``(z, y, x)``.
+    probabilities: uint8 ``(P, z, y, x)``, ``round(255 p)``.
+    logits: float32 ``(K, z, y, x)``.
+    """
+
+    labels: UInt8 | None
+    probabilities: UInt8 | None
+    logits: Float32 | None
+
+
+class UnitWriter(Protocol):
+    """Takes the rows of one unit in sweep order."""
+
+    def write(self, rows: Finished) -> int:
+        """Append `rows` (full unit extent on the cross axes, any number of rows on the sweep axis).
+
+        The arrays are the caller's and may be reused after the call.  Returns the position on the sweep axis, in image
+        coordinates, up to which all levels are durably on disk: a multiple of the grain, or the unit's end.
+
+        Raises:
+            OutputError: the disk is full or the store is unwritable.
+        """
+        ...
+
+    def close(self) -> None:
+        """Forget unfinished rows and stop threads."""
+        ...
+
+
+class Sink(Protocol):
+    """A result being written; one per job, units may write from several processes."""
+
+    @property
+    def grain(self) -> tuple[int, int, int]:
+        """Shard extent (z, y, x) at level 0: units are cut at multiples of it."""
+        ...
+
+    def writer(self, box: Box, start: int, sweep_axis: int) -> UnitWriter:
+        """A writer for the unit `box`, whose first rows will be those at `start` on `sweep_axis` (0 = z, 1 = y)."""
+        ...
+
+    def finalize(self) -> dict[str, Any]:
+        """Make the coarse levels, move the result to its final name; returns what was written, for the report."""
+        ...

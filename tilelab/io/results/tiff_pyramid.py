@@ -1,0 +1,88 @@
+"""A pyramid (arrays in a local folder) as tiled OME-TIFF: pages by channel and slice, a SubIFD per level."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from tilelab.arrays import Array
+from tilelab.geometry import Box
+from tilelab.io.storage.decode import usable_cpus
+from tilelab.io.zarr.sharded_array import ShardedArray, output_error
+
+_TILE = 512
+_CLASSIC_LIMIT = 2**32 - 2**26
+"""Bytes of pixels that a classic TIFF surely holds, whatever compression makes of them."""
+
+
+def write_pyramid_tiff(
+    levels: tuple[ShardedArray, ...],
+    path: Path,
+    name: str,
+    pixel_size_nm: tuple[float, ...] | None,
+    fingerprint: Mapping[str, str],
+) -> None:
+    """Write the levels of an image as one OME-TIFF: tiles of 512 x 512, deflate, whole numbers as differences.
+
+    Args:
+        levels: ``yx``, ``zyx``, ``cyx`` or ``czyx``, finest first, halved in y and x.
+        path: of the file.
+        name: of the image.
+        pixel_size_nm: of level 0 on the spatial axes, or None.
+        fingerprint: of the source, for the file's identity.
+
+    Raises:
+        InputError: a level cannot be read.
+        OutputError: the disk is full or the file is unwritable.
+    """
+    axes = levels[0].axes
+    nbytes = sum(int(np.prod(level.shape, dtype=np.int64)) * level.dtype.itemsize for level in levels)
+    metadata: dict[str, Any] = {
+        "axes": axes.upper(),
+        "Name": name,
+        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, repr(sorted(fingerprint.items())))}",
+    }
+    resolution: dict[str, Any] = {}
+    if pixel_size_nm is not None:
+        for axis, size in zip(axes.replace("c", "").upper(), pixel_size_nm, strict=True):
+            metadata |= {f"PhysicalSize{axis}": size / 1000, f"PhysicalSize{axis}Unit": "µm"}
+    try:
+        with tifffile.TiffWriter(path, bigtiff=nbytes > _CLASSIC_LIMIT, ome=True) as tiff:
+            for i, level in enumerate(levels):
+                if pixel_size_nm is not None:
+                    y, x = (1e7 / (size * 2**i) for size in pixel_size_nm[-2:])
+                    resolution = {"resolution": (x, y), "resolutionunit": "CENTIMETER"}
+                first: dict[str, Any] = {"subifds": len(levels) - 1, "metadata": metadata, "software": "tilelab"}
+                tiff.write(
+                    _tiles(level),
+                    shape=level.shape,
+                    dtype=level.dtype,
+                    tile=(_TILE, _TILE),
+                    photometric="minisblack",
+                    compression="adobe_deflate",
+                    predictor=level.dtype.kind == "u",  # few readers know the one for float
+                    maxworkers=usable_cpus(),
+                    buffersize=2**24,
+                    **resolution,
+                    **({"subfiletype": 1} if i else first),
+                )
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _tiles(level: ShardedArray) -> Iterator[Array]:
+    """Every tile in the order of the file, filled up with 0 at the edges."""
+    depth, height, width = (1, *(level.shape[1:] if "c" in level.axes else level.shape))[-3:]
+    for channel, z, y in product(range(level.channels), range(depth), range(0, height, _TILE)):
+        rows = level.read_channel(channel, Box((z, y, 0), (z + 1, min(y + _TILE, height), width)))[0, 0]
+        for x in range(0, width, _TILE):
+            part = rows[:, x : x + _TILE]
+            tile = np.zeros((_TILE, _TILE), level.dtype)
+            tile[: part.shape[0], : part.shape[1]] = part
+            yield tile

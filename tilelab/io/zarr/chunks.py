@@ -1,0 +1,213 @@
+"""Reading regions of a Zarr array.
+
+The codecs in common use are undone here, in threads: zarr-python takes several times as long per chunk, much of it with
+the GIL held, and importing it takes longer than opening an image.  Anything else is left to it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.storage.decode import DecodedPieces, for_each
+from tilelab.io.storage.files import OpenFile, ReadOnlyFile
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.zarr.metadata import ArrayNode, ChunkCodec
+from tilelab.io.zarr.sharded_array import crc32c
+
+_ABSENT = 2**64 - 1
+_INDEX_BYTES = 16 * 2**20
+_DECODE: dict[str, Callable[..., Any]] = {
+    "zstd": imagecodecs.zstd_decode,
+    "gzip": imagecodecs.gzip_decode,
+    "zlib": imagecodecs.zlib_decode,
+    "blosc": imagecodecs.blosc_decode,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk, where its bytes are, and the region of it that is wanted."""
+
+    chunk: tuple[int, ...]
+    file: OpenFile
+    offset: int
+    count: int
+    wanted: Box
+
+
+class ChunkReader:
+    """Reads regions of an array whose codec is known here."""
+
+    def __init__(self, node: ArrayNode, codec: ChunkCodec) -> None:
+        self._node = node
+        self._codec = codec
+        self._kept = DecodedPieces()
+        self._indexes: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+        self._lock = threading.Lock()
+        self._shard_grid = tuple(-(-g // c) for g, c in zip(node.grid, node.chunk, strict=True))
+        self._chunk_bytes = math.prod(node.chunk) * codec.dtype.itemsize
+
+    def read(self, box: Box) -> Array:
+        """Decode a region that lies inside; raises InputError where a file is unreadable or corrupt."""
+        node = self._node
+        out = self._blank(box)
+        pieces: list[Piece] = []
+        files: list[ReadOnlyFile] = []
+        try:
+            for cell in overlapping(box, node.grid):
+                path = node.file(cell)
+                assert not isinstance(path, RemotePath)  # noqa: S101 - see `RemoteChunkReader`
+                if not path.is_file():
+                    continue  # absent: the fill value
+                file = ReadOnlyFile(path)
+                files.append(file)
+                pieces.extend(self._shard_pieces(cell, file, box) if node.sharded else [self._piece(cell, file, box)])
+            compressed = self._codec.compressor is not None
+            for_each(lambda piece: self._place(piece, box, out), pieces, threads=compressed)
+        finally:
+            for file in files:
+                file.close()
+        return out
+
+    def _blank(self, box: Box) -> Array:
+        """A region of which no chunk is there."""
+        return np.full(box.shape, self._node.fill, self._node.dtype)
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self._kept.clear()
+
+    def _piece(self, cell: tuple[int, ...], file: OpenFile, box: Box) -> Piece:
+        """The chunk `cell`, which is a file of its own."""
+        return Piece(cell, file, 0, file.size, box.intersect(cell_box(cell, self._node.chunk)))
+
+    def _shard_pieces(self, shard: tuple[int, ...], file: OpenFile, box: Box) -> list[Piece]:
+        """The chunks of one shard that have a pixel in `box`."""
+        index = self._index(shard, file)
+        first = tuple(s * n for s, n in zip(shard, self._shard_grid, strict=True))
+        pieces = []
+        for chunk in overlapping(box.intersect(cell_box(shard, self._node.grid)), self._node.chunk):
+            offset, count = (int(v) for v in index[tuple(c - f for c, f in zip(chunk, first, strict=True))])
+            if offset == count == _ABSENT:
+                continue
+            if offset + count > file.size:
+                raise InputError(
+                    f"{file.path} is truncated: chunk {chunk} ends at byte {offset + count} of {file.size}"
+                )
+            pieces.append(Piece(chunk, file, offset, count, box.intersect(cell_box(chunk, self._node.chunk))))
+        return pieces
+
+    def _index(self, shard: tuple[int, ...], file: OpenFile) -> Array:
+        """The index of a shard, uint64 ``(*chunks per axis, 2)``; the last few are kept."""
+        with self._lock:
+            index = self._indexes.get(shard)
+        if index is not None:
+            return index
+        size = 16 * math.prod(self._shard_grid)
+        if file.size < size + 4:
+            raise InputError(f"{file.path} is truncated: it has {file.size} bytes, its index alone has {size + 4}")
+        raw = file.read(file.size - size - 4 if self._node.index_at_end else 0, size + 4)
+        if crc32c(raw[:size]) != int.from_bytes(raw[size:], "little"):
+            raise InputError(f"{file.path} is corrupt: the checksum of its index is wrong")
+        index = np.frombuffer(raw[:size], "<u8").reshape(*self._shard_grid, 2)
+        with self._lock:
+            self._indexes[shard] = index
+            while len(self._indexes) * size > _INDEX_BYTES and len(self._indexes) > 1:
+                self._indexes.popitem(last=False)
+        return index
+
+    def _place(self, piece: Piece, box: Box, out: Array) -> None:
+        """Decode one chunk and copy the wanted part of it into place."""
+        node = self._node
+        cell = cell_box(piece.chunk, node.chunk)
+        whole = piece.wanted.shape == cell.intersect(Box.whole(node.shape)).shape
+        decoded = self._kept.get(piece.chunk, self._chunk_bytes, lambda: self._decode(piece), keep=not whole)
+        self._copy(decoded, cell, piece.wanted, box, out)
+
+    @staticmethod
+    def _copy(decoded: Array, cell: Box, wanted: Box, box: Box, out: Array) -> None:
+        """Copy the part `wanted` of a decoded chunk, which is at `cell`, into the region `box`."""
+        target = out[tuple(slice(a - o, b - o) for a, b, o in zip(*_ends(wanted), box.start, strict=True))]
+        target[...] = decoded[tuple(slice(a - o, b - o) for a, b, o in zip(*_ends(wanted), cell.start, strict=True))]
+
+    def _decode(self, piece: Piece) -> Array:
+        """The pixels of one chunk, ``chunk`` shape, as stored."""
+        data = piece.file.read(piece.offset, piece.count)
+        try:
+            if self._codec.compressor == "blosc" and int.from_bytes(data[12:16], "little") > len(data):
+                raise ValueError("it is shorter than it states")  # Blosc itself would read beyond it
+            if self._codec.compressor is not None:
+                data = _DECODE[self._codec.compressor](data, out=self._chunk_bytes)
+            order = self._codec.order
+            stored = np.frombuffer(data, self._codec.dtype).reshape([self._node.chunk[i] for i in order])
+        except (RuntimeError, ValueError) as error:
+            region = cell_box(piece.chunk, self._node.chunk).intersect(Box.whole(self._node.shape))
+            raise InputError(f"{piece.file.path} is corrupt: its region {region} cannot be decoded: {error}") from error
+        return stored.transpose(np.argsort(order))
+
+
+class ForeignReader:
+    """Reads regions of any other array through zarr-python."""
+
+    def __init__(self, node: ArrayNode) -> None:
+        import warnings
+
+        import zarr
+
+        self._path = node.path
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                if isinstance(node.path, RemotePath):
+                    store: Any = node.path.store.zarr_store(node.path.key)
+                else:
+                    store = zarr.storage.LocalStore(node.path, read_only=True)
+                self._array: Any = zarr.open_array(store, mode="r", zarr_format=node.version)
+            except Exception as error:  # noqa: BLE001 - zarr-python and stores raise many kinds
+                raise self._refusal("cannot be opened", error) from None
+
+    def read(self, box: Box) -> Array:
+        """Decode a region that lies inside; raises InputError where it cannot be decoded."""
+        try:
+            pixels = np.asarray(self._array[box.slices])
+        except Exception as error:  # noqa: BLE001 - codecs and stores raise many kinds
+            raise self._refusal(f"is corrupt: its region {box} cannot be decoded", error) from None
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+    def clear(self) -> None:
+        """Nothing is kept."""
+
+    def _refusal(self, what: str, error: Exception) -> InputError:
+        path = self._path
+        if isinstance(path, RemotePath) and type(error).__module__.startswith("obstore"):  # its text may hold secrets
+            return InputError(f"{path} cannot be read: {path.store.explain(error)}")
+        return InputError(f"{path} {what}: {error}")
+
+
+def overlapping(box: Box, extent: tuple[int, ...]) -> product[tuple[int, ...]]:
+    """Grid positions of the cells of `extent` that have a pixel in `box`."""
+    return product(*(range(a // e, -(-b // e)) for a, b, e in zip(box.start, box.stop, extent, strict=True)))
+
+
+def cell_box(cell: tuple[int, ...], extent: tuple[int, ...]) -> Box:
+    """The region of a grid cell, which may reach beyond the array."""
+    return Box(
+        tuple(i * e for i, e in zip(cell, extent, strict=True)),
+        tuple((i + 1) * e for i, e in zip(cell, extent, strict=True)),
+    )
+
+
+def _ends(box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return box.start, box.stop

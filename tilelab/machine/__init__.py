@@ -1,0 +1,1 @@
+"""The machine: its cores, instruction sets and memory."""

@@ -1,9 +1,0 @@
-"""How good a segmentation is; no torch.
-
-`confusion` counts pixels and scores them (accuracy, IoU, Dice, precision, recall, F1), `isbi` compares partitions
-(V_rand, V_info), `surface` measures distances between outlines (ASSD).  The last two compile with Numba when imported.
-"""
-
-from tilelab.metrics.confusion import Scores, count_confusion, score_confusion
-
-__all__ = ["Scores", "count_confusion", "score_confusion"]

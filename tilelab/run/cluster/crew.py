@@ -1,0 +1,211 @@
+"""The workers of one run, seen from the client: it hands out units, keeps the journal and shows the progress."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tilelab.arrays import Float32
+from tilelab.errors import ClusterError, EngineError, InputError, ModelError, TilelabError
+from tilelab.io.results.ome_zarr import OmeZarrSink
+from tilelab.io.storage.remote_access import clean_uri
+from tilelab.run.cluster.shared_sweep import SharedSweep
+from tilelab.run.cluster.start import dashboard_link, start_client
+from tilelab.run.cluster.task import EngineFacts, Order, describe
+from tilelab.run.journal.local import Journal
+from tilelab.run.options import Options
+from tilelab.run.plan.plan import Plan
+from tilelab.run.prepare import Prepared
+from tilelab.run.progress import Progress
+from tilelab.run.sweep.job import Stalls
+from tilelab.spec import ModelSpec, Precision, parse_precision
+
+REPORT_SECONDS = 0.5
+REPORTS_PER_SECOND = 200  # of all workers together: what a client and a scheduler take in passing
+LOAD_SECONDS = 20.0  # how long the first worker that has the engine waits for the others; later ones join later
+
+
+class RemoteEngine:
+    """An engine that is loaded in the workers only; says what they say, computes nothing."""
+
+    def __init__(self, facts: EngineFacts, warnings: tuple[str, ...]) -> None:
+        self.name = facts.name
+        self.device = facts.device
+        self.precision: Precision = parse_precision(facts.precision)
+        self.batch = facts.batch
+        self.streams = 1
+        self.spec = ModelSpec.from_json(facts.spec)
+        self.tile = self.spec.tile
+        self.model_digest = facts.digest
+        self.warnings = warnings
+        self._versions = dict(facts.versions)
+
+    def run(self, tiles: Float32, out: Float32) -> None:  # noqa: ARG002 - see `Engine`
+        """Not here."""
+        raise EngineError("this engine is loaded in the workers, not here")
+
+    def versions(self) -> Mapping[str, str]:
+        """Those of the workers."""
+        return self._versions
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Crew:
+    """Workers that have loaded the engine.
+
+    engine: what all of them have.
+    options: as each of them understands them.
+    unfit: workers that could not load it, and why.
+    summary: for the report.
+    """
+
+    client: Any
+    image: str
+    model: str
+    facts: EngineFacts
+    engine: RemoteEngine
+    options: Options
+    note: Callable[[str], None]
+    unfit: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def sweep_units(
+        self, prepared: Prepared, plan: Plan, sink: OmeZarrSink, journal: Journal, progress: Progress
+    ) -> Stalls:
+        """Every unfinished unit, on all workers; the journal is written here alone.
+
+        Raises:
+            Incomplete: some units failed every time; the rest is finished.
+            OutputError: nothing can be written.
+            ClusterError: the scheduler is gone, or all workers are.
+        """
+        count = max(1, self.options.workers or 1)
+        order = Order(
+            topic=f"tilelab-{uuid.uuid4().hex}",
+            image=self.image,
+            model=self.model,
+            options=self.options,
+            plan=plan,
+            facts=self.facts,
+            mean=prepared.job.mean,
+            gain=prepared.job.gain,
+            activation=prepared.job.activation,
+            channels=prepared.job.channels,
+            output=sink.path.resolve(),
+            report_seconds=max(REPORT_SECONDS, count / REPORTS_PER_SECOND),
+        )
+        sweep = SharedSweep(self.client, order, journal, progress.advance, self.note, self.unfit)
+        try:
+            return sweep.run()
+        finally:
+            dispatcher = sweep.dispatcher
+            self.summary |= {"lost": sweep.lost, "repeated": dispatcher.retries, "helped": dispatcher.helped}
+
+
+@contextlib.contextmanager
+def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], None]) -> Iterator[Crew]:
+    """Start or join the workers that `options` ask for, and load the engine in all of them.
+
+    Raises:
+        InputError, ModelError: the image is an array, or the model an engine: workers could not open them.
+        ClusterError: there are no workers, or they disagree.
+        TilelabError: the engine cannot be loaded in any of them.
+    """
+    if not isinstance(image, str | Path):
+        raise InputError("several workers read the image themselves: give its path, not an array, or use one worker")
+    if not isinstance(model, str | Path):
+        raise ModelError("several workers load the model themselves: give its path or name, not a loaded engine")
+    image, model = _absolute(image), _absolute(model)
+    if options.mask is not None:
+        options = replace(options, mask=_absolute(options.mask))
+    with start_client(options) as (client, fitted):
+        addresses = list(client.nthreads())
+        local = fitted.scheduler is None
+        note(f"{len(addresses)} workers {'on this machine' if local else f'of {fitted.scheduler}'}")
+        if (link := dashboard_link(client)) is not None:
+            note(f"dashboard: {link}")
+        facts, warnings, unfit = _describe(client, addresses, model, fitted)
+        for address, why in unfit.items():
+            note(f"worker {address} is left out: {why}")
+        fitted = replace(fitted, workers=len(addresses) - len(unfit))
+        engine = RemoteEngine(facts, warnings)
+        yield Crew(client, image, model, facts, engine, fitted, note, unfit, {"count": fitted.workers})
+
+
+def _absolute(path: str | Path) -> str:
+    """A local path that means the same in a worker; names and addresses stay."""
+    if "://" in str(path):
+        return _Address(path)
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else str(path)
+
+
+class _Address(str):
+    """An address as workers need it; in what Dask logs of its tasks it appears without user, password and signature."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(clean_uri(self))
+
+
+def _describe(
+    client: Any, addresses: list[str], model: str, options: Options
+) -> tuple[EngineFacts, tuple[str, ...], dict[str, str]]:
+    """Load the engine in every worker; those that cannot are named with the reason."""
+    futures = {
+        address: client.submit(
+            describe, model, options, workers=[address], pure=False, key=f"load-engine-{uuid.uuid4()}"
+        )
+        for address in addresses
+    }
+    _wait(list(futures.values()), options.patience_seconds)
+    known: dict[str, EngineFacts] = {}
+    warnings: tuple[str, ...] = ()
+    unfit: dict[str, str] = {}
+    first: BaseException | None = None
+    for address, future in futures.items():
+        if future.status == "finished":
+            known[address], warnings = future.result()
+        elif future.status == "error":
+            error = future.exception()
+            first = first or error
+            unfit[address] = str(error) if isinstance(error, TilelabError) else f"{type(error).__name__}: {error}"
+    client.cancel(list(futures.values()))
+    if not known:
+        if isinstance(first, TilelabError):
+            raise first
+        why = next(iter(unfit.values()), f"none has done so within {options.patience_seconds:.0f} s")
+        raise ClusterError(f"no worker can load the engine: {why}")
+    reference, facts = next(iter(known.items()))
+    for address, other in known.items():
+        differ = facts.differences(other)
+        if differ:
+            raise ClusterError(
+                f"workers {reference} and {address} would not give the same result ({'; '.join(differ)}): "
+                "make them the same"
+            )
+    return facts, warnings, unfit
+
+
+def _wait(futures: list[Any], seconds: float) -> None:
+    """Until all are done, or the first one has been for `LOAD_SECONDS`, but not longer than `seconds`."""
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
+    deadline = time.monotonic() + seconds
+    for _ in futures:
+        try:
+            future = done.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return
+        if future.status == "finished":
+            deadline = min(deadline, time.monotonic() + LOAD_SECONDS)

@@ -1,0 +1,161 @@
+"""The main job: an image of any size and a model in, a finished result out; resumable at any moment.
+
+`infer` is the whole story: open, plan, claim the output, sweep every unit, finalize, report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilelab.engines.base import Engine
+from tilelab.engines.registry import read_spec
+from tilelab.errors import OutputError
+from tilelab.io.storage.place import Place
+from tilelab.machine.memory import resident_memory
+from tilelab.run.cluster.devices import is_distributed
+from tilelab.run.options import Options, load
+from tilelab.run.progress import Progress, Silent
+from tilelab.run.target import begun_fingerprint, convert_result, finished, output_path, present, work_path
+
+if TYPE_CHECKING:
+    from tilelab.run.plan.plan import Plan
+
+# What needs Numba is imported in the functions: `infer` loads the engine meanwhile.
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    path: of the result.
+    report: everything worth keeping: what was run on what, how long each part took, versions.
+    already_finished: the result was there, nothing was computed.
+    """
+
+    path: Place
+    report: dict[str, Any] = field(repr=False)
+    already_finished: bool = False
+
+
+def infer(
+    image: Any,
+    model: str | Path | Engine,
+    out: str | Place | None = None,
+    *,
+    options: Options | None = None,
+    overview: str | Path | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+) -> Run:
+    """Segment an image of any size.
+
+    Args:
+        image: path or URI of anything `open_image` reads, an `Image`, a NumPy or Dask array.
+        model: path of a model, name of a bundled one, or a loaded engine (which is then the caller's to close).
+        out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
+            ``.png``, or ``.precomputed`` (neuroglancer); or ``s3://.../NAME.ome.zarr``, ``gs://...``.
+        options: everything else.
+        overview: PNG to draw, the image with the segmentation over it.
+        progress: told how far the run is.
+        note: called with one line for each thing the user should know.
+
+    Returns:
+        The path of the result and the report.
+
+    Raises:
+        TilelabError: something does not fit, cannot be read or written; nothing half-written is left under the final
+            name, and what was finished is kept for the next try.
+        Interrupted: Ctrl-C; the same call continues.
+    """
+    options = options or Options()
+    progress = progress or Silent()
+    began = time.perf_counter()
+    target = output_path(image, out)
+    work = work_path(target)
+    if isinstance(model, str | Path) and options.auto_tile:
+        from tilelab.run.autotile import choose_tile
+
+        options = choose_tile(model, image, options, note, None if options.restart else begun_fingerprint(target, work))
+    with contextlib.ExitStack() as opened:
+        crew = None
+        engine: Engine
+        if is_distributed(options):
+            from tilelab.run.cluster.crew import open_crew
+
+            if isinstance(image, str | Path) and isinstance(model, str | Path):
+                plan(image, model, options=options)  # what can be refused is refused before any worker starts
+            crew = opened.enter_context(open_crew(image, model, options, note))
+            options, engine = crew.options, crew.engine
+        else:
+            engine = load_and_warm_up(model, options) if isinstance(model, str | Path) else model
+        if engine is not model:
+            opened.callback(engine.close)
+        from tilelab.run.execute import execute
+        from tilelab.run.prepare import prepare
+        from tilelab.run.report import Clock, make_report
+
+        memory = resident_memory()
+        clock = Clock(began)
+        prepared = prepare(image, engine, options)
+        if prepared.image is not image:
+            opened.callback(prepared.image.close)
+        for line in prepared.notes:
+            note(line)
+        if isinstance(target, Path) and target.suffix == ".png":
+            from tilelab.io.results.png import check_png
+
+            check_png(prepared.plan.source.shape, target)
+        if isinstance(target, Path) and target.suffix == ".precomputed" and not options.labels:
+            raise OutputError(f"{target} would hold the labels: leave --no-labels out, or name it .ome.zarr")
+        done = finished(target, work, prepared.fingerprint, options.restart)
+        clock.mark("start")
+        stalls = None
+        if not done and (options.restart or not present(work)):
+            sweep = None if crew is None else crew.sweep_units
+            stalls = execute(prepared, target, work, options, progress, note, sweep)
+            clock.mark("sweep")
+        if overview is not None:
+            if present(work):
+                from tilelab.io.results.overview import write_overview
+
+                write_overview(prepared.image, work, overview)
+            else:
+                note(f"no overview: it is drawn when {target} is made; --restart makes it anew")
+            clock.mark("overview")
+        if not done and work != target:
+            convert_result(work, target)
+            clock.mark("convert")
+        report = make_report(prepared, target, stalls, clock, memory)
+        if crew is not None:
+            report["workers"] = crew.summary
+        return Run(target, report, already_finished=done)
+
+
+def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Plan:
+    """What `infer` would do; nothing is computed or written.
+
+    Raises:
+        TilelabError: image and model do not fit, or a limit would be exceeded.
+    """
+    from tilelab.run.prepare import open_source, plan_image
+
+    options = options or Options()
+    spec = read_spec(model, options.model)
+    assert spec is not None  # noqa: S101 - it is only None without overrides
+    return plan_image(open_source(image, options, spec)[0], spec, options, options.batch or 1)
+
+
+def load_and_warm_up(model: str | Path, options: Options) -> Engine:
+    """The engine, loaded while Numba is imported and the kernels are made ready: each takes about a second."""
+    with ThreadPoolExecutor(1, "tilelab-load") as pool:
+        loading = pool.submit(load, model, options)
+        from tilelab.kernels.warm import warm_up
+
+        warm_up()
+        return loading.result()

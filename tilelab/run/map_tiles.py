@@ -1,0 +1,313 @@
+"""For people who live in Dask: a lazy array in, a lazy array of labels or probabilities out, the bytes of `infer`.
+
+Blocks may be cut anywhere: each is computed from the pixels it needs (its own and a halo), by tiles that lie where the
+size of the whole array puts them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tilelab.arrays import Array, Float32
+from tilelab.engines.base import Engine
+from tilelab.engines.registry import read_spec
+from tilelab.errors import InputError, ModelError
+from tilelab.geometry import Box, Cuts, reflect
+from tilelab.io.images.mask import open_mask
+from tilelab.io.images.volume import Volume, network_input
+from tilelab.io.results.sink import Finished
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.run.normalize import normalization_constants, sample_boxes
+from tilelab.run.options import Options
+from tilelab.run.plan.device_buffers import seen_range
+from tilelab.run.prepare import open_source, plan_image, probability_classes
+from tilelab.run.sweep.job import Job
+from tilelab.run.sweep.start import make_unit
+from tilelab.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import dask.array
+
+Slices = tuple[slice, ...]
+
+BLOCK_PX = {"2d": (1, 8192, 8192), "3d": (256, 512, 512)}  # default extent of a block, at most
+
+
+def map_tiles(
+    array: dask.array.Array,
+    model: str | Path,
+    *,
+    output: Literal["labels", "probabilities"] = "labels",
+    options: Options | None = None,
+    chunks: Sequence[int] | None = None,
+) -> dask.array.Array:
+    """Segment a Dask array lazily.
+
+    Args:
+        array: ``(y, x)``, ``(z, y, x)`` or with a channel axis, as `infer` takes it.
+        model: path of a model or name of a bundled one; each process that computes blocks loads it once.
+        output: ``labels``, or ``probabilities`` of the classes that `options` name.
+        options: of `infer`; what concerns files, memory and workers has no meaning here.
+        chunks: of the result, on its spatial axes.  Every block computes the tiles at its border anew, so large ones
+            are better; by default at most 8192 x 8192 pixels, or 256 x 512 x 512 for a 3-D model.
+
+    Returns:
+        uint8 ``(y, x)`` or ``(z, y, x)``, for probabilities with a leading channel axis: ``round(255 p)``.
+
+    Raises:
+        TilelabError: array, model and options do not fit.
+    """
+    import dask
+    import dask.array as da
+
+    options = options or Options()
+    if not isinstance(array, da.Array):
+        raise InputError(
+            f"map_tiles takes a Dask array, not {type(array).__name__}: use dask.array.from_array, or infer"
+        )
+    if options.rescale:
+        raise ModelError("map_tiles does not resample: resample the array first, or use infer")
+    if options.region is not None:
+        raise ModelError("map_tiles takes no region: slice the array first, array[z0:z1, y0:y1, x0:x1]")
+    if output not in ("labels", "probabilities"):
+        raise ModelError(f"map_tiles gives labels or probabilities, not {output!r}")
+    spec = read_spec(model, options.model)
+    assert spec is not None  # noqa: S101 - it is only None without overrides
+    frame = _Frame(array.shape, array.dtype)
+    image, _ = open_source(frame, options, spec)
+    volume = Volume(image)
+    where = _stored_axes(frame, volume)
+    task = _Task(array.shape, array.dtype, str(model), spec, options, output)
+    if spec.normalization.kind == "constants":
+        constants: Any = normalization_constants(volume, spec.normalization, spec.channels, options.intensity_range)[:2]
+    else:
+        pieces = [(where.slices(box), array[where.slices(box)]) for box in sample_boxes(volume)]
+        constants = dask.delayed(task.constants)([p[0] for p in pieces], [p[1] for p in pieces])
+    plan = plan_image(image, spec, options, options.batch or 1)
+    lattice = plan.lattice
+
+    channels = len(task.classes)
+    if output == "probabilities" and not channels:
+        raise ModelError("no class has a probability channel: name some, or ask for labels")
+    kept = [a for a, letter in enumerate("zyx") if letter in image.axes]
+    cuts = _cuts(volume.shape, kept, chunks, BLOCK_PX["2d" if spec.axes == "yx" else "3d"])
+    compute = dask.delayed(task.compute, pure=True)
+
+    def block(box: Box) -> da.Array:
+        seen = [
+            seen_range(axis, axis.covering(a, b)) for axis, a, b in zip(lattice.axes, box.start, box.stop, strict=True)
+        ]
+        if spec.neighbours:
+            around = np.arange(seen[0][0] - spec.neighbours, seen[0][1] + spec.neighbours)
+            slices = reflect(around, volume.shape[0])
+            seen[0] = (int(slices.min()), int(slices.max()) + 1)
+        region = where.slices(Box(tuple(a for a, _ in seen), tuple(b for _, b in seen)))
+        extent = tuple(box.shape[a] for a in kept)
+        shape = (channels, *extent) if output == "probabilities" else extent
+        return da.from_delayed(compute(box, region, array[region], constants), shape, np.uint8)
+
+    def blocks(ranges: list[tuple[int, int]]) -> Any:
+        at = len(ranges)
+        if at == 3:
+            return block(Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges)))
+        found = [blocks([*ranges, cuts[at][i]]) for i in range(len(cuts[at]))]
+        return found if at in kept else found[0]
+
+    return da.block(blocks([]))
+
+
+class _Frame:
+    """An array that has a shape and no pixels; remembers what is asked of it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.asked: Slices = ()
+
+    def __getitem__(self, slices: Slices) -> Array:
+        self.asked = slices
+        return np.zeros(tuple(s.stop - s.start for s in slices), self.dtype)
+
+
+class _StoredAxes:
+    """Which axes of the array are z, y and x, and what is read of the others."""
+
+    def __init__(self, rest: Slices, axes: tuple[int | None, ...]) -> None:
+        self._rest, self._axes = rest, axes
+
+    def slices(self, box: Box) -> Slices:
+        """The region of the array behind a region ``(z, y, x)`` of the image."""
+        found = list(self._rest)
+        for axis, a, b in zip(self._axes, box.start, box.stop, strict=True):
+            if axis is not None:
+                found[axis] = slice(a, b)
+        return tuple(found)
+
+
+def _stored_axes(frame: _Frame, volume: Volume) -> _StoredAxes:
+    """Find out by reading single pixels: the rules about axes are those of `open_image`."""
+    origin = Box((0, 0, 0), (1, 1, 1))
+    volume.read(origin)
+    rest = frame.asked
+    axes: list[int | None] = []
+    for axis, size in enumerate(volume.shape):
+        at = tuple(size - 1 if a == axis else 0 for a in range(3))
+        volume.read(Box(at, tuple(n + 1 for n in at)))
+        moved = [i for i, (a, b) in enumerate(zip(rest, frame.asked, strict=True)) if a != b]
+        axes.append(moved[0] if moved else None)  # an axis of one pixel does not move, and need not
+    return _StoredAxes(rest, tuple(axes))
+
+
+class _Window:
+    """An array of which some regions are there."""
+
+    def __init__(self, shape: tuple[int, ...], regions: Sequence[Slices], pieces: Sequence[Array]) -> None:
+        self.shape, self.dtype = shape, pieces[0].dtype
+        self._regions, self._pieces = regions, pieces
+
+    def __getitem__(self, slices: Slices) -> Array:
+        for region, piece in zip(self._regions, self._pieces, strict=True):
+            if all(r.start <= s.start and s.stop <= r.stop for r, s in zip(region, slices, strict=True)):
+                return piece[
+                    tuple(slice(s.start - r.start, s.stop - r.start) for r, s in zip(region, slices, strict=True))
+                ]
+        raise IndexError(f"region {slices} was not brought along")
+
+
+class _Task:
+    """What the blocks of one array share; sent to whoever computes them."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        model: str,
+        spec: ModelSpec,
+        options: Options,
+        output: Literal["labels", "probabilities"],
+    ) -> None:
+        self.shape, self.dtype, self.model, self.spec = shape, dtype, model, spec
+        self.options, self.output = options, output
+        self.classes = probability_classes(spec, options.probabilities) if output == "probabilities" else ()
+
+    def constants(self, regions: list[Slices], pieces: list[Array]) -> tuple[Float32, Float32]:
+        """Mean and gain of an image that is normalised by its own statistics, from samples of it."""
+        volume = self._volume(regions, pieces)
+        spec = self.spec
+        return normalization_constants(volume, spec.normalization, spec.channels, self.options.intensity_range)[:2]
+
+    def compute(self, box: Box, region: Slices, pixels: Array, constants: tuple[Float32, Float32]) -> Array:
+        """One block, from the pixels of `region`."""
+        volume = self._volume([region], [pixels])
+        engine = _engine(self.model, self.options)
+        plan = plan_image(volume.image, self.spec, self.options, engine.batch)
+        job = Job(
+            image=network_input(volume, self.spec),
+            lattice=plan.lattice,
+            frame=plan.frame,
+            mean=constants[0],
+            gain=constants[1],
+            activation=SOFTMAX if self.spec.activation == "softmax" else SIGMOID,
+            channels=np.array(self.classes, np.int64),
+            labels=self.output == "labels",
+            mask=None if self.options.mask is None else open_mask(self.options.mask, volume),
+            symmetries=8 if self.options.symmetries else 1,
+        )
+        rows = _Rows(plan.frame.sweep_axis)
+        with engine.whole_units:
+            make_unit(job, engine, box).run(rows)
+        block = rows.joined(self.output)
+        return block if "z" in volume.image.axes else block[..., 0, :, :]
+
+    def _volume(self, regions: Sequence[Slices], pieces: Sequence[Array]) -> Volume:
+        image, _ = open_source(_Window(self.shape, regions, pieces), self.options, self.spec)
+        return Volume(image)
+
+
+class _Rows:
+    """A unit's writer that keeps everything."""
+
+    def __init__(self, sweep_axis: int) -> None:
+        self._axis = sweep_axis
+        self._rows: list[Finished] = []
+
+    def write(self, rows: Finished) -> int:
+        """Keep `rows`."""
+        self._rows.append(rows)
+        return 0
+
+    def close(self) -> None:
+        """Nothing is held that is not wanted."""
+
+    def joined(self, what: str) -> Array:
+        """All rows of one kind, ``([P,] z, y, x)``."""
+        parts = [np.asarray(getattr(rows, what)) for rows in self._rows]
+        return np.concatenate(parts, axis=parts[0].ndim - 3 + self._axis)
+
+
+class _SharedEngine:
+    """An engine that several threads share; those beyond its streams wait in its `run`.
+
+    whole_units: held while a unit is swept by an engine that has one stream for all of it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.whole_units = threading.Lock() if hasattr(engine, "enqueue") else _Free()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+class _Free:
+    """A lock that is never held: blocks may be swept side by side."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+_loading = threading.Lock()
+
+
+def _engine(model: str, options: Options) -> Any:
+    """The engine of this process, loaded once."""
+    with _loading:
+        return _load(model, repr(options), _Hidden(options))
+
+
+class _Hidden:
+    """Options that do not count as a key: they need not be hashable, and their text stands for them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=2)
+def _load(model: str, key: str, options: _Hidden) -> _SharedEngine:  # noqa: ARG001
+    from tilelab.run.options import load
+
+    return _SharedEngine(load(model, options.options))
+
+
+def _cuts(
+    shape: tuple[int, ...], kept: list[int], chunks: Sequence[int] | None, most: tuple[int, int, int]
+) -> list[Cuts]:
+    """How the result is cut: as asked, or evenly."""
+    if chunks is None:
+        return [Cuts.at_most(n, m, 1) for n, m in zip(shape, most, strict=True)]
+    if len(chunks) != len(kept) or any(c < 1 for c in chunks):
+        axes = "".join("zyx"[a] for a in kept)
+        raise InputError(f"chunks {tuple(chunks)} do not fit axes {axes}: give one positive extent for each")
+    asked = dict(zip(kept, chunks, strict=True))
+    return [Cuts(n, asked.get(a, n)) for a, n in enumerate(shape)]

@@ -1,0 +1,119 @@
+"""The numbers that turn raw intensities into the network's input, the same for every tile of an image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array, Float32, Float64
+from tilelab.errors import ModelError
+from tilelab.geometry import Box, boxes
+from tilelab.io.images.volume import Volume
+from tilelab.spec import Normalization
+
+SAMPLE_PIXELS = 16 << 20  # more would not change a mean or a percentile visibly
+SAMPLE_BLOCK = 512
+_WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+
+
+def normalization_constants(
+    volume: Volume,
+    normalization: Normalization,
+    channels: int,
+    intensity_range: tuple[float, float] | None = None,
+) -> tuple[Float32, Float32, dict[str, Any]]:
+    """`mean` and `gain` such that the network's input is ``(raw - mean) * gain``.
+
+    Args:
+        volume: the image.
+        normalization: what the model asks for.
+        channels: input channels of the model.
+        intensity_range: raw intensities that are black and white for the model's constants, for an image of another
+            dtype than the training images.
+
+    Returns:
+        float32 ``(channels,)`` twice, and a record for the report.
+
+    Raises:
+        ModelError: the image's channels or dtype do not suit the model.
+    """
+    if volume.channels not in (1, channels):
+        raise ModelError(
+            f"{volume.image.uri} has {volume.channels} channels, the model takes {channels}: choose one with --channel"
+        )
+    if normalization.kind == "constants":
+        mean, std = _constants(volume, normalization, intensity_range)
+        record: dict[str, Any] = {"kind": "constants"}
+    else:
+        low, spread, sampled = _statistics(volume, normalization)
+        mean, std = low, np.where(spread > 0, spread, 1.0)  # a constant image is all zeros, not all NaN
+        record = {"kind": normalization.kind, "sampled_pixels": sampled}
+    mean = np.broadcast_to(mean, channels).astype(np.float32)
+    gain = np.broadcast_to(1 / std, channels).astype(np.float32)
+    record |= {"mean": [float(m) for m in mean], "std": [float(1 / g) for g in gain]}
+    if intensity_range is not None:
+        record["range"] = list(intensity_range)
+    return np.ascontiguousarray(mean), np.ascontiguousarray(gain), record
+
+
+def _constants(
+    volume: Volume, normalization: Normalization, intensity_range: tuple[float, float] | None
+) -> tuple[Float64, Float64]:
+    mean = np.array(normalization.mean, np.float64)
+    std = np.array(normalization.std, np.float64)
+    if intensity_range is None:
+        if str(volume.dtype) != normalization.dtype:
+            raise ModelError(
+                f"the model was trained on {normalization.dtype} intensities, {volume.image.uri} is {volume.dtype}: "
+                "say which intensities are black and white with --range LOW:HIGH, or use --normalization percentile"
+            )
+        return mean, std
+    low, high = intensity_range
+    if not low < high or not math.isfinite(high - low):
+        raise ModelError(f"range {low:g}:{high:g} is empty: give LOW:HIGH with LOW below HIGH")
+    scale = (high - low) / _WHITE[normalization.dtype]
+    return low + mean * scale, std * scale
+
+
+def _statistics(volume: Volume, normalization: Normalization) -> tuple[Float64, Float64, int]:
+    """Offset and spread per channel, from blocks spread evenly over the image; in a fixed order, so always the same."""
+    samples: list[Array] = []
+    taken = 0
+    for box in sample_boxes(volume):
+        block = volume.read(box).reshape(volume.channels, -1)
+        if block.dtype.kind == "f":
+            block = block[:, np.isfinite(block).all(axis=0)]  # the sweep will name what is not
+        samples.append(block)
+        taken += box.size
+    values = np.concatenate(samples, axis=1)
+    if not values.shape[1]:
+        return np.zeros(volume.channels), np.zeros(volume.channels), 0
+    if normalization.kind == "percentile":
+        low, high = np.percentile(values, (normalization.low, normalization.high), axis=1)
+        return low.astype(np.float64), (high - low).astype(np.float64), taken
+    return values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64), taken
+
+
+def sample_boxes(volume: Volume) -> list[Box]:
+    """All of a small image; of a large one, blocks on a regular grid."""
+    extent = (1, SAMPLE_BLOCK, SAMPLE_BLOCK)
+    counts = [math.ceil(n / e) for n, e in zip(volume.shape, extent, strict=True)]
+    wanted = SAMPLE_PIXELS // (SAMPLE_BLOCK * SAMPLE_BLOCK)
+    if math.prod(counts) <= wanted:
+        return list(boxes(volume.shape, extent))
+    # at most 8 slices; as many blocks in each as the total allows
+    deep = min(counts[0], 8)
+    side = max(1, math.isqrt(wanted // deep))
+    high = min(counts[1], side)
+    wide = min(counts[2], max(1, wanted // (deep * high)))
+    picks = [[(2 * i + 1) * n // (2 * k) for i in range(k)] for n, k in zip(counts, (deep, high, wide), strict=True)]
+    found = []
+    for z in picks[0]:
+        for y in picks[1]:
+            for x in picks[2]:
+                start = tuple(i * e for i, e in zip((z, y, x), extent, strict=True))
+                stop = tuple(min(n, a + e) for n, a, e in zip(volume.shape, start, extent, strict=True))
+                found.append(Box(start, stop))
+    return found

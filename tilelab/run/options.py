@@ -1,0 +1,82 @@
+"""What a user may ask of a run; everything has a default, and the model's own word stands where nothing is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tilelab.engines.base import Engine
+from tilelab.engines.overrides import SpecOverrides
+from tilelab.engines.registry import load_engine
+from tilelab.io.images.region import Region
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `tilelab.infer` and `tilelab.plan`.
+
+    Attributes:
+        engine, device, precision, batch, threads: see `tilelab.load_engine`.
+        model: what the user says of the model.
+        auto_tile: find the fastest tile that the model and `memory_bytes` allow.
+        level, channel, timepoint: of an image that has several.
+        region: the part of the image that is segmented as if it were the image, in pixels of that level:
+            ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane), an end may be left out; or pairs of numbers and None.
+        pixel_size_nm: of the image, when its file does not say or is wrong.
+        ignore_pixel_size: run although the image's pixel size is not the model's.
+        rescale: resample the image to the model's pixel size; the result has that pixel size too.
+        intensity_range: raw intensities that are black and white for a model trained on another dtype.
+        mask: image that is nonzero where the result is wanted.
+        symmetries: average over the 8 symmetries of the square (8 times the work).
+        labels: write class labels.
+        probabilities: classes that get a probability channel: names, or ``("all",)``, ``("none",)``; None means all but
+            the background.
+        logits: write the float32 logits too.
+        memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
+        lanes, spans: cut x and the swept axis into so many ranges, as far as the result's shards allow.
+        restart: throw away what an earlier run left.
+        workers: processes that share the work, or with `scheduler` how many workers to wait for.
+        scheduler: address of a Dask scheduler whose workers do the work, ``tcp://...``.
+        patience_seconds: time without a word from a worker after which it counts as hung.
+    """
+
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    batch: int | None = None
+    threads: int | None = None
+    model: SpecOverrides = field(default_factory=SpecOverrides)
+    auto_tile: bool = False
+    level: int = 0
+    channel: int | None = None
+    timepoint: int | None = None
+    region: Region | None = None
+    pixel_size_nm: tuple[float, ...] | None = None
+    ignore_pixel_size: bool = False
+    rescale: bool = False
+    intensity_range: tuple[float, float] | None = None
+    mask: str | Path | None = None
+    symmetries: bool = False
+    labels: bool = True
+    probabilities: tuple[str, ...] | None = None
+    logits: bool = False
+    memory_bytes: int | None = None
+    lanes: int | None = None
+    spans: int | None = None
+    restart: bool = False
+    workers: int | None = None
+    scheduler: str | None = None
+    patience_seconds: float = 300.0
+
+
+def load(model: str | Path, options: Options) -> Engine:
+    """The engine that `options` ask for; see `tilelab.load_engine`."""
+    return load_engine(
+        model,
+        engine=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch=options.batch,
+        threads=options.threads,
+        spec_overrides=options.model,
+    )

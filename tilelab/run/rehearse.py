@@ -1,0 +1,310 @@
+"""A rehearsal: the whole job on a small part of the image that is spread over all of it, with an engine that copies.
+
+Everything but the network is the real job's: the image's files, tiles, overlap, window, normalisation and outputs.
+The result goes into a temporary folder, is compared pixel by pixel with what it must be, and is removed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array, Float32
+from tilelab.errors import EngineError, OutputError
+from tilelab.geometry import Box, boxes
+from tilelab.io.images.image import Image
+from tilelab.io.images.mask import open_mask
+from tilelab.io.images.volume import Volume, network_input
+from tilelab.io.results.result import Result, read_result
+from tilelab.io.storage.place import Place
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.kernels.reference import SIGMOID, SOFTMAX, finish
+from tilelab.run.infer import infer
+from tilelab.run.normalize import normalization_constants
+from tilelab.run.options import Options, load
+from tilelab.run.plan.estimate import calibrate, expected_seconds, seconds_per_tile, stored_bytes
+from tilelab.run.plan.plan import Plan
+from tilelab.run.prepare import open_source, plan_image, probability_classes
+from tilelab.run.target import output_path, present, work_path
+from tilelab.spec import ModelSpec, Precision
+from tilelab.text import format_bytes
+
+MOST_PIXELS = 4 << 20
+_LEAST_BLOCK = 64  # pixels that are kept together where the image has no chunks
+
+
+class ThinnedImage(Image):
+    """Every n-th block of `image` along each spatial axis, put side by side; a block is a chunk, or 64 pixels of rows.
+
+    Attributes:
+        bytes, seconds: what was read of `image` so far.
+        blocks: how many of its blocks there are, and how many of those of `image`.
+    """
+
+    def __init__(self, image: Image, most_pixels: int = MOST_PIXELS, least: Mapping[str, int] | None = None) -> None:
+        """Keep about `most_pixels`; `least` is the smallest extent by axis letter, if the image has that much."""
+        self._image = image
+        self._extent, self._steps = [], []
+        least = least or {}
+        kept = [n if a == "c" else min(n, least.get(a, 1)) for a, n in zip(image.axes, image.shape, strict=True)]
+        for axis, chunk in zip(image.axes, image.chunks, strict=True):
+            self._extent.append(chunk if axis in "cz" else max(chunk, _LEAST_BLOCK))
+        growing = True
+        while growing:  # axes grow in turn, by doubling, as long as the whole stays small enough
+            growing = False
+            for i, (axis, n) in enumerate(zip(image.axes, image.shape, strict=True)):
+                more = min(n, max(2 * kept[i], self._extent[i]))
+                spatial = math.prod(kept) // kept[i] // (1 if "c" not in image.axes else image.shape[0])
+                if axis != "c" and more > kept[i] and spatial * more <= most_pixels:
+                    kept[i] = more
+                    growing = True
+        shape = []
+        for n, extent, keep in zip(image.shape, self._extent, kept, strict=True):
+            count, wanted = -(-n // extent), -(-keep // extent)
+            step = max(1, count // max(1, wanted))
+            chosen = range(0, count, step)
+            self._steps.append(step)
+            shape.append(sum(min(n, (i + 1) * extent) - i * extent for i in chosen))
+        self.uri, self.axes, self.dtype = image.uri, image.axes, image.dtype
+        self.shape = tuple(shape)
+        self.chunks = tuple(min(e, n) for e, n in zip(self._extent, shape, strict=True))
+        self.pixel_size_nm = image.pixel_size_nm
+        self.blocks = (
+            math.prod(-(-n // e) for n, e in zip(self.shape, self._extent, strict=True)),
+            math.prod(-(-n // e) for n, e in zip(image.shape, self._extent, strict=True)),
+        )
+        self.bytes, self.seconds = 0, 0.0
+        self._lock = threading.Lock()
+
+    def read(self, box: Box) -> Array:
+        """Put together from the blocks that lie in `box`; see `Image.read`."""
+        out = np.empty(box.shape, self.dtype)
+        ranges = [range(a // e, -(-b // e)) for a, b, e in zip(box.start, box.stop, self._extent, strict=True)]
+        began = time.perf_counter()
+        for at in np.ndindex(*(len(r) for r in ranges)):
+            start, stop, into = [], [], []
+            for i, r, e, step, a, b in zip(at, ranges, self._extent, self._steps, box.start, box.stop, strict=True):
+                first, last = max(a, r[i] * e), min(b, (r[i] + 1) * e)
+                shift = r[i] * (step - 1) * e
+                start.append(first + shift)
+                stop.append(last + shift)
+                into.append(slice(first - a, last - a))
+            out[tuple(into)] = self._image.read(Box(tuple(start), tuple(stop)))
+        with self._lock:
+            self.bytes += out.nbytes
+            self.seconds += time.perf_counter() - began
+        return out
+
+    def fingerprint(self) -> dict[str, str]:
+        return self._image.fingerprint() | {"thinned": str(self._steps)}
+
+
+class CopyingEngine:
+    """Stands in for a network of this description: output k is a multiple of an input channel; see `Engine`."""
+
+    name = "identity"
+    device = "cpu"
+    precision: Precision = "fp32"
+    path = None
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
+        self.spec, self.tile, self.batch, self.streams = spec, tile, batch, 1
+        self.source = [k % spec.channels for k in range(spec.outputs)]
+        self.factor = [(-1.0) ** k / (1 + k // 2) for k in range(spec.outputs)]  # all different: no ties
+
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """Copy."""
+        for k, (channel, factor) in enumerate(zip(self.source, self.factor, strict=True)):
+            np.multiply(tiles[:, channel], np.float32(factor), out=out[:, k])
+
+    def versions(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def dry_run(
+    image: Any,
+    model: str | Path,
+    out: str | Place | None,
+    options: Options,
+    note: Callable[[str], None],
+    speed: float | None = None,
+) -> dict[str, Any]:
+    """Rehearse `infer`; leaves nothing behind.
+
+    Args:
+        image, model, out, options: as for `infer`.
+        note: told what the user should know.
+        speed: megapixels per second of one worker; by default measured here, on this machine's engine.
+
+    Returns:
+        ``checked`` (one line each) and ``expected`` (``seconds``, ``workers``, ``tiles``, ``units``, ``bytes_read``,
+        ``bytes_written_at_most``, ``read_bytes_per_second``, ``memory_per_worker``, ...), ready for JSON.
+
+    Raises:
+        TilelabError: what the real job would meet: something does not fit, cannot be read or written.
+    """
+    target = output_path(image, out)
+    checked = []
+    engine = load(model, options)
+    try:
+        opened, notes = open_source(image, options, engine.spec)
+        for line in notes:
+            note(line)
+        plan = plan_image(opened, engine.spec, options, engine.batch)
+        per_tile = calibrate(engine) * (8 if options.symmetries else 1)
+        per_tile = per_tile if speed is None else seconds_per_tile(plan, speed)
+        stand_in = CopyingEngine(engine.spec, engine.tile, engine.batch)
+        checked.append(f"{engine.name} {engine.precision} on {engine.device} loads the model and runs it")
+    finally:
+        engine.close()
+    if options.mask is not None:
+        open_mask(options.mask, Volume(opened)).image.close()
+        checked.append("the mask fits the image")
+    if isinstance(target, Path) and target.suffix == ".png":
+        from tilelab.io.results.png import check_png
+
+        check_png(plan.source.shape, target)
+    checked.append(_check_target(target, plan, options.restart))
+    tile = dict(zip(engine.spec.axes, engine.tile, strict=True))
+    thinned = ThinnedImage(opened, least={axis: 2 * n for axis, n in tile.items()})
+    with tempfile.TemporaryDirectory(prefix="tilelab-dry-run-") as folder:
+        small = Path(folder) / "rehearsal.ome.zarr"
+        began = time.perf_counter()
+        run = infer(thinned, stand_in, small, options=_for_rehearsal(options))
+        seconds = time.perf_counter() - began
+        size = " x ".join(map(str, thinned.shape))
+        checked.append(
+            f"{thinned.blocks[0]} of {thinned.blocks[1]} blocks spread over the image were read ({size} px, "
+            f"{format_bytes(thinned.bytes)} in {thinned.seconds:.1f} s)"
+        )
+        tiles = run.report["tiles"]
+        checked.append(f"{tiles['inferred'] + tiles['skipped']} tiles were cut, blended and written in {seconds:.1f} s")
+        pixels = _compare(thinned, read_result(small), stand_in, options)
+        checked.append(f"all {pixels} pixels written are those that the copying engine must give")
+        if isinstance(target, Path) and small != target and work_path(target) != target:
+            checked.append(_rehearse_conversion(small, Path(folder) / f"rehearsal{''.join(target.suffixes[-2:])}"))
+    opened.close()
+    workers = max(1, options.workers or 1)
+    rate = thinned.bytes / max(1e-9, thinned.seconds)
+    return {
+        "checked": checked,
+        "expected": {
+            "output": str(target),
+            "workers": workers,
+            "seconds": expected_seconds(plan, per_tile, workers),
+            "tiles": plan.tiles,
+            "units": len(plan.units),
+            "bytes_read": plan.source.bytes,
+            "bytes_stored": stored_bytes(opened),
+            "read_bytes_per_second": rate,
+            "seconds_reading": plan.source.bytes / rate / workers,
+            "bytes_written_at_most": plan.bytes_written,
+            "memory_per_worker": plan.memory_bytes,
+        },
+    }
+
+
+def _for_rehearsal(options: Options) -> Options:
+    """The same job on an image that is open already, in this process."""
+    return replace(
+        options,
+        level=0,
+        channel=None,
+        timepoint=None,
+        region=None,
+        mask=None,
+        ignore_pixel_size=True,
+        rescale=False,
+        workers=None,
+        scheduler=None,
+        restart=False,
+        auto_tile=False,
+        device="cpu",
+    )
+
+
+def _check_target(target: Place, plan: Plan, restart: bool) -> str:
+    """Whether the result can be written; returns what was found.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if present(target) and not restart:
+        return f"{target} exists: the run would only go on if it is a result of the very same job"
+    if isinstance(target, RemotePath):
+        probe = target / ".tilelab" / f"probe-{uuid.uuid4().hex}"
+        try:
+            probe.write_bytes(b"may I?")
+            probe.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror}") from None
+        return f"{target} can be written"
+    parent = target.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write {target}: {parent} is no folder that may be written")
+    free = shutil.disk_usage(parent).free
+    if free < plan.bytes_written:
+        return (
+            f"{target} can be written, but {format_bytes(free)} are free there and up to "
+            f"{format_bytes(plan.bytes_written)} may be needed (before compression)"
+        )
+    return f"{target} can be written, {format_bytes(free)} are free there"
+
+
+def _compare(image: ThinnedImage, result: Result, engine: CopyingEngine, options: Options) -> int:
+    """Compare a result with what it must be; returns the number of pixels.
+
+    Raises:
+        EngineError: it differs.
+    """
+    spec = engine.spec
+    volume = network_input(Volume(image), spec)
+    mean, gain, _ = normalization_constants(volume, spec.normalization, spec.channels, options.intensity_range)
+    chosen = np.array(probability_classes(spec, options.probabilities), np.int64)
+    flat = "z" not in result.info.axes
+    for box in boxes(volume.shape, (1, 256, volume.shape[2])):
+        raw = volume.read(box).astype(np.float32)
+        scaled = (raw - mean[:, None, None, None]) * gain[:, None, None, None]
+        logits = np.stack([scaled[k] * np.float32(f) for k, f in zip(engine.source, engine.factor, strict=True)])
+        ranked = np.sort(np.concatenate([logits, np.zeros_like(logits[:1])]), axis=0)
+        clear = ranked[-1] - ranked[-2] > 1e-3 * (1 + np.abs(ranked[-1]))  # blending rounds where two are equal
+        labels = np.empty(box.shape, np.uint8)
+        shares = np.empty((len(chosen), *box.shape), np.uint8)
+        kind = SOFTMAX if spec.activation == "softmax" else SIGMOID
+        finish(logits, 0, kind, labels, shares, chosen, np.empty((0, 0, 0, 0), np.float32))
+        part = Box(box.start[1:], box.stop[1:]) if flat else box
+        wrong = 0
+        if options.labels:
+            wrong += int(((result.labels[0].read(part).reshape(box.shape) != labels) & clear).sum())
+        if len(chosen):
+            lead = Box((0, *part.start), (len(chosen), *part.stop))
+            found = result.probabilities[0].read(lead).reshape(shares.shape)
+            wrong += int((np.abs(found.astype(np.int16) - shares) > 1).sum())
+        if wrong:
+            raise EngineError(f"the rehearsal went wrong: {wrong} values in {box} are not those of the image")
+    return math.prod(volume.shape)
+
+
+def _rehearse_conversion(small: Path, file: Path) -> str:
+    from tilelab.run.target import convert_result
+
+    convert_result(small, file)
+    return f"the result was converted to {file.suffix[1:]}"

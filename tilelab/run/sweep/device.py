@@ -1,0 +1,301 @@
+"""The sweep on an NVIDIA GPU: raw rows go up once, finished rows come down, nothing between leaves the device.
+
+    host      read ----> pinned rows                                    pinned bytes ----> write
+    stream up                 `--> ring of raw rows                          ^
+    stream of the engine              `--> cut --> network --> blend --> finish
+    stream down                                                              `--> (copy)
+
+The calling thread only puts work on streams; it runs ahead of the GPU until a pinned buffer is not free yet, which
+bounds everything.  Streams wait for each other by events, the host for single events, never for the whole device.
+Tiles, sums and their order are those of `tilelab.run.sweep.host.Unit`, so the bytes are too, wherever the engine's are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from tilelab.engines.cuda.device_engine import DeviceEngine
+from tilelab.geometry import Box
+from tilelab.io.results.sink import UnitWriter
+from tilelab.kernels import cuda as kernels
+from tilelab.kernels import device
+from tilelab.kernels.cuda_elementwise import clear, turn
+from tilelab.run.plan.device_buffers import DeviceBuffers, check_device_memory, plan_buffers, seen_range
+from tilelab.run.plan.plan import Outputs, Source
+from tilelab.run.sweep.device_band import DeviceBand
+from tilelab.run.sweep.device_landing import Landings
+from tilelab.run.sweep.flow import Channel, Flow
+from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.job import Job, Stalls
+from tilelab.run.sweep.rows import _Rows
+
+
+@dataclass
+class _Segment:
+    """Tiles of one tile row that lie side by side in a batch: `count` from `first` of the placement, from `slot` on."""
+
+    j: int
+    first: int
+    count: int
+    slot: int
+
+
+class DeviceUnit(Unit):
+    """The sweep of one unit on the GPU of its engine; see `Unit`."""
+
+    engine: DeviceEngine
+
+    def __init__(self, job: Job, engine: DeviceEngine, box: Box, start: int | None = None) -> None:
+        super().__init__(job, engine, box, start)
+        image = job.image
+        self.buffers: DeviceBuffers = plan_buffers(
+            Source(image.shape, image.chunks, image.channels, image.dtype.itemsize),
+            engine.spec,
+            Outputs(job.labels, len(job.channels), engine.spec.outputs if job.logits else 0),
+            job.lattice,
+            job.frame,
+            engine.batch,
+            box,
+            raw_dtype=image.dtype,
+            tiles_dtype=engine.tiles_dtype,
+            logits_dtype=engine.logits_dtype,
+            symmetries=job.symmetries,
+        )
+
+    def run(
+        self,
+        writer: UnitWriter,
+        durable: Callable[[int], None] = lambda position: None,  # noqa: ARG005
+        progress: Callable[[int], None] = lambda tiles: None,  # noqa: ARG005
+    ) -> Stalls:
+        """Sweep to the end; see `Unit.run`.
+
+        Raises:
+            PlanError: the GPU has less free memory than the unit needs.
+        """
+        try:
+            info = device.select(self.engine.index)
+            check_device_memory(self.buffers, 0, info.free_bytes)
+            flow = Flow()
+            rows: Channel[_Rows] = flow.channel(2)
+            work = _Work(self, flow)
+        except BaseException:
+            writer.close()
+            raise
+        flow.start("read", lambda: self._read(rows))
+        flow.start("write", lambda: work.landings.write(writer, durable, progress))
+        try:
+            work.sweep(rows)
+        except BaseException as error:  # noqa: BLE001 - Stopped, errors of the engine, Ctrl-C: all end the flow
+            flow.fail(error)
+        try:
+            flow.join()
+        finally:
+            writer.close()
+            work.release()
+        stalls = work.stalls
+        stalls.read = rows.waited
+        # the caller waits for buffers that come down: for the GPU first, the rest is the writer's
+        stalls.engine = work.landings.device_wait
+        stalls.write = max(0.0, work.landings.free.waited - stalls.engine)
+        return stalls
+
+
+class _Work:
+    """The device's side of one unit: its buffers, its streams, and what has been put on them."""
+
+    def __init__(self, unit: DeviceUnit, flow: Flow) -> None:
+        self.unit, self.job, self.engine = unit, unit.job, unit.engine
+        self.compute = unit.engine.stream
+        self.up, self.down = device.stream(), device.stream()
+        self.stalls = Stalls()
+        shapes, pinned = unit.buffers.device, unit.buffers.pinned
+        with device.memory_errors(unit.buffers.device_bytes):
+            self.at = {name: device.empty(*shapes[name]) for name in shapes}
+            self.host = {name: device.pinned(*pinned[name]) for name in pinned}
+        for name in ("canvas", "tiles", "flags"):
+            clear(self.at[name], self.compute)
+        self._prepare_tables()
+        self.landings = Landings(unit, flow, self.at, self.host)
+        self.band = DeviceBand(self.at["raw rows"], self.host["raw rows"], self.up, self.compute)
+        self.segments: list[_Segment] = []
+        self.used = 0
+        self.current = -1
+        self.done = unit.start
+        self.share_rows: dict[bytes, Any] = {}
+        self.pending_tiles = 0
+
+    def _prepare_tables(self) -> None:
+        """What the kernels look up: where tiles lie across the sweep, and their shares there."""
+        unit = self.unit
+        columns = [
+            (unit.cross.position(c), unit.cols.position(x), i, k)
+            for (i, c), (k, x) in product(enumerate(unit.cross_tiles), enumerate(unit.col_tiles))
+        ]
+        tables = {
+            "placement": np.array(columns, np.int32),
+            "cross shares": np.stack([unit.cross.shares(c) for c in unit.cross_tiles]),
+            "x shares": np.stack([unit.cols.shares(x) for x in unit.col_tiles]),
+        }
+        for name, table in tables.items():
+            device.upload(table, self.at[name], self.compute)
+        job = self.job
+        self.constants: dict[str, Any] = {}
+        for name, values in (("mean", job.mean), ("gain", job.gain), ("channels", job.channels.astype(np.int32))):
+            if values.size:
+                self.constants[name] = device.empty(values.shape, values.dtype)
+                device.upload(np.ascontiguousarray(values), self.constants[name], self.compute)
+        self.compute.synchronize()  # the host arrays go away
+
+    def sweep(self, rows: Channel[_Rows]) -> None:
+        """Put every tile row on the streams."""
+        unit = self.unit
+        blocks = iter(rows)
+        for j in unit.rows:
+            low, high = seen_range(unit.sweep, range(j, j + 1))
+            self.band.hold(low, high, blocks)
+            for first, count in self._runs(j):
+                self._cut(j, first, count)
+            self.band.cut(low)
+            self.pending_tiles += len(unit.cross_tiles) * len(unit.col_tiles)
+        self._flush()
+        self._finish(unit.stop)
+        self.landings.close()
+
+    def _runs(self, j: int) -> Iterator[tuple[int, int]]:
+        """The wanted tiles of a tile row, as runs of the placement."""
+        unit = self.unit
+        tiles = list(product(unit.cross_tiles, unit.col_tiles))
+        if self.job.mask is None:
+            yield 0, len(tiles)
+            return
+        start = None
+        for n, (c, x) in enumerate([*tiles, (-1, -1)]):
+            wanted = n < len(tiles) and unit._wanted(j, c, x)
+            if wanted and start is None:
+                start = n
+            elif not wanted and start is not None:
+                yield start, n - start
+                start = None
+            self.stalls.blank += n < len(tiles) and not wanted
+
+    def _cut(self, j: int, first: int, count: int) -> None:
+        """Cut tiles into the batch, sending it off whenever it is full."""
+        unit = self.unit
+        while count:
+            n = min(count, self.engine.batch - self.used)
+            kernels.cut(
+                self.band.ring,
+                (unit.cross_seen[0], unit.cols_seen[0]),
+                (unit.sweep.size, unit.cross.size, unit.cols.size),
+                self.at["placement"],
+                first,
+                n,
+                unit.sweep.position(j),
+                self.constants["mean"],
+                self.constants["gain"],
+                self.at["tiles"][self.used : self.used + n],
+                self.compute,
+            )
+            self.segments.append(_Segment(j, first, n, self.used))
+            self.used += n
+            first, count = first + n, count - n
+            if self.used == self.engine.batch:
+                self._flush()
+
+    def _flush(self) -> None:
+        """The batch through the network and onto the canvas."""
+        if not self.used:
+            return
+        logits, scale = self._infer()
+        for segment in self.segments:
+            self._blend(segment, logits, scale)
+        self.stalls.tiles += self.used
+        self.segments, self.used = [], 0
+
+    def _infer(self) -> tuple[Any, float]:
+        """The logits of the batch, and what to scale their shares by."""
+        tiles, logits = self.at["tiles"], self.at["logits"]
+        engine, tile = self.engine, self.engine.tile
+        batch_in, batch_out = (engine.batch, engine.spec.channels, *tile), (engine.batch, engine.spec.outputs, *tile)
+        if self.job.symmetries == 1:
+            engine.enqueue(tiles.reshape(*batch_in), logits.reshape(*batch_out))
+            return logits, 1.0
+        turned, total = self.at["turned tiles"], self.at["summed logits"]
+        clear(total, self.compute)
+
+        def planes(array: Any) -> Any:
+            return array.reshape(math.prod(array.shape) // (tile[-1] * tile[-2]), tile[-2], tile[-1])
+
+        for turns, mirror in product(range(4), (False, True)):
+            turn(planes(tiles), planes(turned), turns, mirror, stream=self.compute)
+            engine.enqueue(turned.reshape(*batch_in), logits.reshape(*batch_out))
+            turn(planes(logits), planes(total), turns, mirror, back=True, add=True, stream=self.compute)
+        return total, 1 / 8
+
+    def _blend(self, segment: _Segment, logits: Any, scale: float) -> None:
+        unit = self.unit
+        at = unit.sweep.position(segment.j)
+        if segment.j != self.current:
+            self._finish(at)
+            self.current = segment.j
+        shares = (self._share_row(segment.j, scale), self.at["cross shares"], self.at["x shares"])
+        kernels.blend(
+            self.at["canvas"],
+            logits[segment.slot : segment.slot + segment.count],
+            self.at["placement"],
+            segment.first,
+            segment.count,
+            at,
+            shares,
+            (unit.cross_range[0], unit.col_range[0]),
+            max(unit.start, at),
+            min(unit.stop, at + unit.sweep.tile),
+            self.compute,
+        )
+
+    def _share_row(self, j: int, scale: float) -> Any:
+        """Shares along the sweep on the device; few tile rows differ, so few are ever uploaded."""
+        values = self.unit.sweep.shares(j) * np.float32(scale)
+        key = values.tobytes()
+        if key not in self.share_rows:
+            table = device.empty(values.shape, values.dtype)
+            device.upload(values, table, self.compute)
+            self.compute.synchronize()
+            self.share_rows[key] = table
+        return self.share_rows[key]
+
+    def _finish(self, upto: int) -> None:
+        """Send rows up to `upto` down, in groups that fit a landing."""
+        unit = self.unit
+        upto = min(upto, unit.stop)
+        while self.done < upto:
+            landing = self.landings.take(self.done, upto, self.pending_tiles)
+            self.pending_tiles = 0
+            rows = self.landings.shaped(landing, landing.on_device)
+            clear(landing.on_device["flags"], self.compute)
+            kernels.finish(
+                self.at["canvas"],
+                landing.start,
+                self.job.activation,
+                rows["labels"],
+                landing.on_device["flags"],
+                rows.get("probabilities"),
+                self.constants.get("channels"),
+                rows.get("finished logits"),
+                self.compute,
+            )
+            self.landings.send(landing, self.compute, self.down)
+            self.done = landing.stop
+
+    def release(self) -> None:
+        """Wait for what was put on the streams and let the buffers go."""
+        for stream in (self.up, self.compute, self.down):
+            stream.synchronize()
+        self.at, self.host, self.share_rows, self.constants = {}, {}, {}, {}

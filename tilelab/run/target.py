@@ -1,0 +1,187 @@
+"""The file or folder that a run writes: its name, whether it is there already, and its final form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tilelab.errors import InputError, OutputError
+from tilelab.io.images.optional import split_member
+from tilelab.io.results.sink import partial_path
+from tilelab.io.storage.place import Place, remote_place, remove_tree
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, differences
+from tilelab.run.journal.local import Journal
+from tilelab.run.journal.open import held
+
+SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".precomputed")
+
+
+def output_path(image: Any, out: str | Place | None) -> Place:
+    """Where the result goes: `out`, or a name made from the image's, in the current folder.
+
+    Raises:
+        OutputError: the format is unknown, or cannot be written there, or the result would overwrite the image.
+    """
+    source: Place | None = None
+    if isinstance(image, str | Path | RemotePath):
+        source = remote_place(image) or Path(split_member(str(image))[0])
+    if out is None:
+        if source is None:
+            raise OutputError("an array has no name to derive the output's from: give one")
+        stem = source.name
+        for suffix in (".ome.zarr", ".zarr", ".ome.tiff", ".ome.tif"):
+            stem = stem.removesuffix(suffix)
+        stem = stem.rpartition(".")[0] or stem
+        target = Path(f"{stem}.ome.zarr")
+        if source.resolve() == target.resolve():
+            target = Path(f"{stem}.labels.ome.zarr")
+        return target
+    if (remote := remote_place(out)) is not None:
+        return _check_remote(remote, source)
+    target = Path(str(out)).expanduser()
+    if not target.name.endswith(SUFFIXES):
+        raise OutputError(f"{target} is of an unknown format: name it .ome.zarr, .ome.tif, .png or .precomputed")
+    if source is not None and source.resolve() == target.resolve():
+        raise OutputError(f"{target} is the input: choose another output")
+    return target
+
+
+def _check_remote(target: RemotePath, source: Place | None) -> RemotePath:
+    if not target.writable:
+        raise OutputError(f"{target} cannot be written, web servers are read only: choose s3://, gs:// or a local path")
+    if not target.name.endswith(".zarr"):
+        raise OutputError(
+            f"{target}: results in remote stores are OME-Zarr; write NAME.ome.zarr there and convert it afterwards"
+        )
+    if isinstance(source, RemotePath) and (source == target or source in target.parents or target in source.parents):
+        raise OutputError(f"{target} is the input, or holds it, or lies inside: choose another output")
+    return target
+
+
+def work_path(target: Place) -> Place:
+    """Where the OME-Zarr result is made: `target` itself, or a hidden folder beside a file."""
+    return (
+        target
+        if isinstance(target, RemotePath) or target.name.endswith(".zarr")
+        else target.with_name(f".{target.name}.work")
+    )
+
+
+def present(path: Place) -> bool:
+    """Whether something has the final name; a remote result has it from the start, so there it must be finished.
+
+    Raises:
+        OutputError: a store does not say.
+    """
+    if not isinstance(path, RemotePath):
+        return path.exists()
+    try:
+        return (path / "zarr.json").is_file()
+    except OSError as error:
+        raise OutputError(f"cannot use {path}: {error.strerror}") from None
+
+
+def finished(target: Place, work: Place, fingerprint: Fingerprint, restart: bool) -> bool:
+    """Whether the result is there already; clears the way when it may.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    for path in {target, work}:
+        if not present(path):
+            continue
+        known = _known_fingerprint(path)
+        changed = None if known is None else differences(known, fingerprint)
+        if changed == [] and not restart:
+            Journal.remove(path)
+            if path == target:
+                return True
+            continue
+        if not restart:
+            why = (
+                "was not made by tilelab" if changed is None else f"is the result of another job ({'; '.join(changed)})"
+            )
+            raise OutputError(f"{path} exists and {why}: choose another output with -o, or replace it with --restart")
+        if known is None and path.is_dir():
+            raise OutputError(f"{path} was not made by tilelab and is not removed: choose another output with -o")
+    if isinstance(work, RemotePath):
+        _clear_remote(work, restart)
+    elif restart:
+        unfinished = partial_path(work)
+        if (unfinished / FOLDER).is_dir():
+            with held(unfinished):
+                remove_tree(unfinished)
+        if work != target and work.exists():
+            remove_tree(work)
+    return False
+
+
+def _clear_remote(result: RemotePath, restart: bool) -> None:
+    """Make room for a remote result: with `restart`, what is there goes before the work begins, not after it."""
+    try:
+        begun, known = (result / FOLDER).is_dir(), present(result)
+        if not begun and not known and result.is_dir():
+            raise OutputError(f"{result} holds objects that tilelab did not write: choose another output with -o")
+        if restart and (begun or known):
+            with held(result):
+                (result / "zarr.json").unlink()  # without it nobody takes the rest for a result
+                result.remove_tree()
+    except OSError as error:
+        raise OutputError(f"cannot use {result}: {error.strerror}") from None
+
+
+def convert_result(work: Place, target: Place) -> None:
+    """The finished OME-Zarr `work` as the file or volume that was asked for."""
+    assert isinstance(work, Path)  # noqa: S101 - remote results are OME-Zarr
+    assert isinstance(target, Path)  # noqa: S101
+    if target.suffix == ".png":
+        from tilelab.io.results.png import write_png
+
+        write_png(work, target)
+    elif target.suffix == ".precomputed":
+        from tilelab.io.results.precomputed import write_precomputed
+
+        write_precomputed(work, target)
+    else:
+        from tilelab.io.results.tiff import write_tiff
+
+        write_tiff(work, target)
+    remove_tree(work)
+
+
+def begun_fingerprint(target: Place, work: Place) -> Fingerprint | None:
+    """The fingerprint of what an earlier run left, finished or not."""
+    for path in (target, work, partial_path(work)):
+        if (isinstance(path, RemotePath) or path.exists()) and (known := _known_fingerprint(path)) is not None:
+            return known
+    return None
+
+
+def _known_fingerprint(path: Place) -> Fingerprint | None:
+    """The fingerprint in a finished result; None for anything else."""
+    try:
+        if isinstance(path, RemotePath):
+            from tilelab.io.results.result import UNFINISHED, read_info
+
+            metadata = read_info(path, "zarr.json" if present(path) else UNFINISHED).metadata
+        elif path.suffix == ".precomputed":
+            from tilelab.io.results.precomputed import read_precomputed_metadata
+
+            metadata = read_precomputed_metadata(path)
+        elif path.is_dir():
+            from tilelab.io.results.result import read_info
+
+            metadata = read_info(path).metadata
+        elif path.suffix == ".png":
+            from tilelab.io.results.png import read_png_metadata
+
+            metadata = read_png_metadata(path)
+        else:
+            from tilelab.io.results.tiff import read_tiff_metadata
+
+            metadata = read_tiff_metadata(path)
+    except InputError:
+        return None
+    fingerprint: Fingerprint | None = metadata.get("fingerprint")
+    return fingerprint

@@ -1,0 +1,48 @@
+"""Sizes and messages in words."""
+
+from __future__ import annotations
+
+from tilelab.errors import PlanError
+
+
+def size_text(extent: tuple[int, ...]) -> str:
+    """``512 x 512``."""
+    return " x ".join(map(str, extent))
+
+
+def explain(error: BaseException) -> str:
+    """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
+    lines = [line.strip(" -").removesuffix(".") for line in str(error).splitlines() if line.strip()]
+    # ONNX Runtime begins with [ONNXRuntimeError] : 7 : INVALID_PROTOBUF :
+    return (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1][:300]
+
+
+def format_bytes(count: float) -> str:
+    """``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} PiB"
+
+
+def parse_bytes(text: str) -> int:
+    """``4GB``, ``512 MiB``, ``2g`` or plain bytes.
+
+    Raises:
+        PlanError: it is none of these.
+    """
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+    cleaned = text.strip().lower().removesuffix("b")
+    binary = cleaned.endswith("i")
+    cleaned = cleaned.removesuffix("i")
+    number, unit = (cleaned[:-1], cleaned[-1:]) if cleaned[-1:] in "kmgt" and cleaned else (cleaned, "")
+    try:
+        value = float(number)
+    except ValueError:
+        raise PlanError(f"{text!r} is not an amount of memory: write 4GB, 512MiB or bytes") from None
+    power = "kmgt".find(unit) + 1 if unit else 0
+    count = int(value * (1024**power if binary else units[unit]))
+    if count <= 0:
+        raise PlanError(f"{text!r} is not an amount of memory: write 4GB, 512MiB or bytes")
+    return count
