@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No deadlines: a loaded machine is no failure. CI draws the same examples every time, so that a change is not stopped
+# by what another one broke; people's runs go on searching.
+settings.register_profile(
+    "tilelab",
+    deadline=None,
+    print_blob=True,
+    derandomize=bool(os.environ.get("CI")),
+    database=None if os.environ.get("CI") else settings.default.database,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tilelab")
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +35,51 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real micrographs at {root} (set TILELAB_DATA)")
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small networks are no faster on more, and sums are the same on every machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def device() -> Any:
+    """`tilelab.kernels.device` on a real GPU or in Numba's simulator."""
+    pytest.importorskip("numba.cuda")
+    from tilelab.errors import EngineError
+    from tilelab.kernels import device
+
+    try:
+        device.select(0)
+    except EngineError as error:
+        pytest.skip(f"{error} (the simulator's test runs these without a GPU)")
+    return device
+
+
+_spent: Counter[str] = Counter()
+_before = 0.0
+
+
+def _processor_seconds() -> float:
+    """Of this process and those it started and waited for."""
+    return sum(os.times()[:4])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count each file's processor time."""
+    global _before
+    now = _processor_seconds()
+    _spent[report.nodeid.partition("::")[0]] += now - _before
+    _before = now
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the run cost, and where: the whole suite is bounded to ten minutes of processor time."""
+    dearest = ", ".join(f"{Path(file).stem} {seconds:.0f}" for file, seconds in _spent.most_common(6) if seconds >= 1)
+    terminalreporter.write_line(f"{_processor_seconds():.0f} s of processor time" + (dearest and f": {dearest}"))

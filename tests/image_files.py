@@ -46,7 +46,7 @@ def check_reads(image: Image, expected: Array, examples: int = 12) -> None:
     assert all(1 <= chunk <= size for chunk, size in zip(image.chunks, image.shape, strict=True))
     np.testing.assert_array_equal(image.read(Box.whole(image.shape)), expected)
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     @given(boxes(expected.shape))
     def read_any(box: Box) -> None:
         region = image.read(box)

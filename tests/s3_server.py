@@ -20,6 +20,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from helpers import wait_for
+
 SECRET = "SHHHsecretSHHH"  # noqa: S105 - of a server that lives as long as the tests
 KEY = "AKIDidentityAKID"
 
@@ -42,15 +44,14 @@ class S3Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), 0.5).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise RuntimeError("the S3 server does not start") from None
-                time.sleep(0.05)
+                return True
+            return False
+
+        wait_for(answers, "an answer of the S3 server", process=self.process)
 
     def make_bucket(self, name: str) -> None:
         """A new, empty bucket."""

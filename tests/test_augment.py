@@ -63,7 +63,7 @@ def test_symmetries_are_eight() -> None:
 
 
 @given(st.integers(0, 3), st.booleans(), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_image_and_mask_are_turned_alike(turns: int, mirror: bool, seed: int) -> None:
     mask = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (6, 6), dtype=np.uint8))
     turned = Symmetry(turns, mirror).apply(mask)

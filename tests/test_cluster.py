@@ -11,17 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import zarr
+from helpers import text_of, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import make_spec, save_unet
 
-from tests.tiny_models import make_spec, save_unet
 from tilelab.errors import ClusterError, EngineError, Incomplete, InputError, ModelError, OutputError
 from tilelab.geometry import Cuts, Frame, Lattice, Units
 from tilelab.io.results.result import read_info
@@ -168,7 +168,7 @@ def make_units(shape, extents):
     return Units(tuple(Cuts(n, e) for n, e in zip(shape, extents, strict=True)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_every_unit_is_finished_or_given_up_whatever_happens(data, seed):
     shape = tuple(data.draw(st.integers(1, 30)) for _ in range(3))
@@ -321,7 +321,7 @@ def test_a_worker_that_cannot_do_the_job_gets_none_of_it():
     assert dispatcher.left == 6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_units_are_ordered_by_size_and_none_is_missing(data):
     shape = [data.draw(st.integers(1, 40)) for _ in range(3)]
@@ -352,7 +352,7 @@ def test_a_petabyte_of_units_is_never_listed():
 # The plan for several workers
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_crossings_count_the_tiles_of_each_range(data):
     size, tile = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 50))
@@ -645,10 +645,7 @@ def test_a_killed_client_leaves_no_process_and_its_work_goes_on(picture, whole, 
     words += ["--workers", "2", "-q", "--report", str(tmp_path / "report.json")]
     client = subprocess.Popen(words, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
     progress = out.with_name(out.name + ".partial") / ".tilelab" / "progress"
-    deadline = time.monotonic() + 60
-    while not (progress.exists() and progress.stat().st_size) and time.monotonic() < deadline:
-        assert client.poll() is None, client.communicate()[1]
-        time.sleep(0.05)
+    wait_for(lambda: text_of(progress), "the first finished rows", process=client)
     children = psutil.Process(client.pid).children(recursive=True)
     assert len(children) >= 2
     client.kill()
@@ -673,10 +670,7 @@ def test_an_interrupted_client_says_how_to_go_on(picture, tmp_path, environment,
         words, env=os.environ | environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     progress = out.with_name(out.name + ".partial") / ".tilelab" / "progress"
-    deadline = time.monotonic() + 60
-    while not (progress.exists() and progress.stat().st_size) and time.monotonic() < deadline:
-        assert client.poll() is None, client.communicate()[1]
-        time.sleep(0.05)
+    wait_for(lambda: text_of(progress), "the first finished rows", process=client)
     os.killpg(client.pid, signal.SIGINT)  # Ctrl-C reaches the workers too
     _, said = client.communicate(timeout=60)
     assert client.returncode == 3, said
@@ -705,10 +699,8 @@ def test_a_lost_scheduler_leaves_what_was_done(picture, tmp_path, environment, b
         env=os.environ | environment,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
     said = tmp_path / "scheduler.json"
-    while not (said.exists() and said.read_text().endswith("}")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: text_of(said).endswith("}"), "the scheduler's address", process=scheduler)
     address = json.loads(said.read_text())["address"]
     worker = subprocess.Popen(
         dask_command("worker", address, "--nthreads", "1", "--local-directory", tmp_path, "--death-timeout", "5"),
@@ -719,9 +711,10 @@ def test_a_lost_scheduler_leaves_what_was_done(picture, tmp_path, environment, b
     progress = out.with_name(out.name + ".partial") / ".tilelab" / "progress"
 
     def kill_when_begun():
-        while not (progress.exists() and progress.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        scheduler.kill()
+        try:
+            wait_for(lambda: text_of(progress), "the first finished rows")
+        finally:
+            scheduler.kill()
 
     killer = threading.Thread(target=kill_when_begun)
     killer.start()

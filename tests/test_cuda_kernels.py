@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import run_in_simulator
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -31,32 +29,14 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def test_simulator():
-    if SIMULATED:
-        pytest.skip("this is the simulator")
-    pytest.importorskip("numba_cuda")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "equal or order", str(Path(__file__))],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "skipped" not in result.stdout
-    assert "passed" in result.stdout
+    run_in_simulator(__file__, "equal or order")
 
 
 @pytest.fixture(scope="module")
-def gpu():
+def gpu(device):
     """`tilelab.kernels.cuda` and `device` on a real GPU or in the simulator."""
-    from tilelab.errors import EngineError
-    from tilelab.kernels import cuda, cuda_elementwise, device
+    from tilelab.kernels import cuda, cuda_elementwise
 
-    try:
-        device.select(0)
-    except EngineError as error:
-        pytest.skip(f"{error} (test_simulator runs these without a GPU)")
     return SimpleNamespace(cuda=cuda, elementwise=cuda_elementwise, put=device.cuda.to_device, device=device)
 
 
@@ -68,7 +48,7 @@ def small(draw_block):
 blocks = st.sampled_from([(4, 2), (2, 1), (8, 3)])
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(
     seed=seeds,
     dtype=st.sampled_from([np.uint8, np.uint16, np.float32]),
@@ -116,7 +96,7 @@ def test_cut_is_equal_to_the_reference(gpu, seed, dtype, out, channels, repeat, 
         np.testing.assert_array_equal(got.copy_to_host()[t], expected.astype(out))
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(
     seed=seeds,
     classes=st.sampled_from([1, 2, 3, 19]),
@@ -153,7 +133,7 @@ def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, block):
     np.testing.assert_array_equal(got.copy_to_host(), expected)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(
     seed=seeds,
     classes=st.sampled_from([1, 2, 3, 19]),

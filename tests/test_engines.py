@@ -510,7 +510,7 @@ def test_the_file_reader_agrees_with_onnx(tmp_path, seed):
     assert file.last_operators == {value.name: made[value.name] for value in model.graph.output}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_files_never_escape_as_other_errors(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")

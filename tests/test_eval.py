@@ -184,7 +184,7 @@ def test_nothing_to_pair_is_an_error(tmp_path):
 # --- scores -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 9000), st.integers(1, 200_000)),
     chunk=st.tuples(st.integers(1, 3000), st.integers(1, 200_000)),

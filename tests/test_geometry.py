@@ -22,7 +22,7 @@ def tilings(draw, max_size=300):
     return AxisTiling(draw(st.integers(1, max_size)), tile, overlap, stride, draw(st.sampled_from(WINDOWS)), bits)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tilings())
 def test_shares_sum_to_exactly_one_in_float32(axis):
     total = np.zeros(axis.padded, np.float32)
@@ -34,7 +34,7 @@ def test_shares_sum_to_exactly_one_in_float32(axis):
     np.testing.assert_array_equal(total, 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tilings(), st.data())
 def test_covering_is_what_counting_says(axis, data):
     start = data.draw(st.integers(0, axis.padded - 1))
@@ -43,7 +43,7 @@ def test_covering_is_what_counting_says(axis, data):
     assert list(axis.covering(start, stop)) == counted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tilings())
 def test_positions_keep_stride_and_overlap(axis):
     positions = [axis.position(j) for j in range(len(axis))]
@@ -55,7 +55,7 @@ def test_positions_keep_stride_and_overlap(axis):
     assert axis.padded - axis.size < max(axis.stride, axis.tile)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tilings())
 def test_crop_gives_each_pixel_to_one_tile_with_half_the_overlap_as_margin(axis):
     axis = AxisTiling(axis.size, axis.tile, axis.overlap, axis.stride, "crop", axis.bits)
@@ -79,7 +79,7 @@ def test_the_share_of_two_axes_sums_to_one_exactly_too():
     np.testing.assert_array_equal(total, 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 30), st.integers(0, 90))
 def test_reflection_is_numpys(size, pad):
     expected = np.pad(np.arange(size), (0, pad), mode="reflect") if size > 1 else np.zeros(1 + pad, int)
@@ -94,7 +94,7 @@ def test_windows_are_positive_and_symmetric(window):
         np.testing.assert_allclose(profile, profile[::-1], rtol=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 5000), st.integers(1, 3000), st.integers(1, 600))
 def test_cuts_cover_at_multiples_of_the_grain(size, extent, grain):
     cuts = Cuts.at_most(size, extent, grain)
@@ -136,7 +136,7 @@ def test_boxes_cover_an_array_once():
 ranges = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ranges, ranges, ranges, ranges)
 def test_intersection(ay, ax, by, bx):
     one, two = Box((ay[0], ax[0]), (ay[1], ax[1])), Box((by[0], bx[0]), (by[1], bx[1]))

@@ -14,7 +14,7 @@ DTYPES = [np.uint8, np.uint16, np.float32]
 seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=seeds,
     dtype=st.sampled_from(DTYPES),
@@ -38,7 +38,7 @@ def test_cut_equals_reference(seed, dtype, channels, repeat, tile):
     np.testing.assert_array_equal(got, expected)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=seeds,
     classes=st.sampled_from([1, 2, 3, 19]),
@@ -67,7 +67,7 @@ def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, thread
     np.testing.assert_array_equal(got[~touched], before[~touched])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=seeds,
     classes=st.sampled_from([1, 2, 3, 19]),

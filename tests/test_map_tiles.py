@@ -7,8 +7,8 @@ import pytest
 import zarr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_models import make_spec, save_unet
 
-from tests.tiny_models import make_spec, save_unet
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import InputError, ModelError
 from tilelab.io.results.result import read_result
@@ -75,7 +75,7 @@ def test_statistics_are_those_of_the_whole_array(tmp_path):
     np.testing.assert_array_equal(found.compute(), probabilities)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 2**31))
 def test_blocks_may_be_cut_anywhere(data, seed, tmp_path_factory):
     axes = data.draw(st.sampled_from([2, 3]), label="axes")

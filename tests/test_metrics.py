@@ -19,7 +19,7 @@ from tilelab.evaluation.metrics.regions import flood_regions, label_regions
 from tilelab.evaluation.metrics.surface import SurfaceDistances, find_surface, measure_surfaces
 
 planes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def masks(shape):
@@ -172,7 +172,7 @@ def test_regions_are_the_connected_components(mask):
     assert same_partition(labels, expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(planes.flatmap(masks))
 def test_flooding_is_the_classic_watershed(mask):
     np.testing.assert_array_equal(flood_regions(mask), watershed_by_flooding(np.where(mask, 0, 255)))
@@ -224,7 +224,7 @@ def slow_scores(truth, proposal):
     return rand, 2 * precision * recall / (precision + recall) if precision + recall else nan
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_isbi_scores_equal_the_slow_ones(data):
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,7 @@ from benchmarks.trained.models import TABLE, Entry, as_markdown, examine  # noqa
 FAST = (Entry("pmcanet:resnet18"), Entry("casenet:resnet18"), Entry("linknet:resnet18"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check(entry: Entry, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,7 @@ from tilelab.models.encoders import load_encoder_weights  # noqa: E402
 from tilelab.models.measure import macs_per_pixel, measure_network, receptive_field, total_stride  # noqa: E402
 from tilelab.models.pmcanet import PyramidAttention  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_importing_models_does_not_import_torch() -> None:

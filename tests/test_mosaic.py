@@ -22,7 +22,7 @@ def planes_of(shapes):
     return [np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8) for i, shape in enumerate(shapes)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(sizes, min_size=1, max_size=5), st.tuples(st.integers(1, 60), st.integers(1, 60)), st.data())
 def test_every_patch_is_its_plane_mirrored_at_every_join(shapes, shape, data):
     mosaic = Mosaic(shape, planes_of(shapes))

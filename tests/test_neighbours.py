@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from helpers import run_in_simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sweep import Memory, Network, whole
+from sweep_parts import Collector, DeviceNetwork, Memory, Network, scramble, sweep_device, whole
+from tiny_models import make_spec, save_conv, save_unet
 
-from tests.tiny_models import make_spec, save_conv, save_unet
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import ModelError
@@ -118,7 +120,7 @@ def test_the_bytes_of_the_reference(unet: Path, plain: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(plane[0], reference(array[:1], plain, tmp_path / "plane")[0][0])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), n=st.integers(1, 2))
 def test_any_split_gives_the_same_bytes(data: st.DataObject, n: int) -> None:
     array = stack(7, seed=3)[:, :50, :60]
@@ -162,8 +164,6 @@ def test_slices_are_decoded_once_per_unit() -> None:
     job = Job(image, planned.lattice, planned.frame, 0 * one, one, SOFTMAX, np.zeros(0, np.int64))
     for unit in planned.units:
         result = {"labels": np.zeros(image.shape, np.uint8)}
-        from test_sweep import Collector
-
         Unit(job, engine, unit.box).run(Collector(result, unit.box, unit.box.start[1], 1))
     per_slice = source.reads.reshape(20, -1).max(axis=1)
     assert per_slice.tolist() == [1] * 6 + [2, 2] + [1] * 5 + [2, 2] + [1] * 5
@@ -261,18 +261,8 @@ def test_another_number_of_neighbours_is_another_job(tmp_path: Path) -> None:
         infer(stack(4), "identity:3", tmp_path / "a.ome.zarr", options=other)
 
 
-def test_device_gives_the_bytes_of_the_cpu() -> None:
+def test_device_gives_the_bytes_of_the_cpu(device: Any) -> None:
     """On a GPU, or in Numba's simulator, where `test_the_simulator` runs it."""
-    pytest.importorskip("numba.cuda")
-    from test_sweep_cuda import DeviceNetwork, scramble, sweep_device
-
-    from tilelab.errors import EngineError
-    from tilelab.kernels import device
-
-    try:
-        device.select(0)
-    except EngineError as error:
-        pytest.skip(f"{error} (test_the_simulator runs this without a GPU)")
     array = np.random.default_rng(0).integers(0, 256, (5, 14, 11), np.uint8)
     image = Neighbourhood(Volume(Memory(array, "zyx", (1, 5, 11))), 1)
     one = np.ones(3, np.float32)
@@ -293,24 +283,7 @@ def test_device_gives_the_bytes_of_the_cpu() -> None:
 
 
 def test_the_simulator() -> None:
-    import os
-    import subprocess
-    import sys
-
-    if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
-        pytest.skip("this is the simulator")
-    pytest.importorskip("numba_cuda")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "device_gives", __file__],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "skipped" not in result.stdout
-    assert "passed" in result.stdout
+    run_in_simulator(__file__, "device_gives")
 
 
 # --- training

@@ -11,7 +11,7 @@ import pytest
 import tensorstore
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tiff_out import CLASSES, METADATA, make
+from result_files import CLASSES, METADATA, make_result
 
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
@@ -52,7 +52,7 @@ def spread(path: Path, bits: tuple[int, int], monkeypatch: pytest.MonkeyPatch, r
 def test_tensorstore_reads_every_scale(
     tmp_path: Path, shape: tuple[int, ...], kind: Any, bits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = make(tmp_path / "r.ome.zarr", shape, kind)
+    result = make_result(tmp_path / "r.ome.zarr", shape, kind)
     out = spread(tmp_path / "r.precomputed", bits, monkeypatch, result.path)
     info = json.loads((out / "info").read_text())
     assert (info["data_type"], info["type"], info["num_channels"]) == ("uint8", "segmentation", 1)
@@ -76,7 +76,7 @@ def test_tensorstore_reads_every_scale(
 
 
 def test_few_files_and_the_same_bytes_each_time(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (5, 600, 1100))
+    result = make_result(tmp_path / "r.ome.zarr", (5, 600, 1100))
     first, second = (write_precomputed(result.path, tmp_path / f"{name}.precomputed") for name in "ab")
     files = sorted(file.relative_to(first) for file in first.rglob("*") if file.is_file())
     assert len([file for file in files if file.suffix == ".shard"]) == len(result.labels)
@@ -172,7 +172,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "labels.precomputed"
-    result = make(tmp_path / "r.ome.zarr", (60, 70), labels=False)
+    result = make_result(tmp_path / "r.ome.zarr", (60, 70), labels=False)
     with pytest.raises(OutputError, match="no labels"):
         write_precomputed(result.path, out)
     np.save(tmp_path / "a.npy", np.zeros((60, 70), np.uint8))
@@ -187,5 +187,5 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(OutputError, match="was not made by tilelab"):
         infer(np.zeros((60, 70), np.uint8), "identity", out, options=options(restart=True))
     with pytest.raises(OutputError, match="was not made by tilelab"):
-        write_precomputed(make(tmp_path / "l.ome.zarr", (60, 70)).path, out)
+        write_precomputed(make_result(tmp_path / "l.ome.zarr", (60, 70)).path, out)
     assert (out / "info").read_text() == "{}"

@@ -58,12 +58,7 @@ def draw_texture(kind: str, seed: int) -> np.ndarray:
     return np.clip(128 + 60 * waves + rng.normal(0, 4, x.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

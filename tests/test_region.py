@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import boxes, check_reads, pixels
-from test_sweep import Memory
+from sweep_parts import Collector, Memory, Network
 
 from tilelab.cli.main import main
 from tilelab.errors import InputError, ModelError, OutputError
@@ -110,7 +110,7 @@ def test_a_region_of_an_open_image_and_of_a_region() -> None:
     assert len({str(i.fingerprint()) for i in (whole, part, inner)}) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(box=boxes((50, 60)), chunks=st.tuples(st.integers(1, 70), st.integers(1, 70)))
 def test_chunks_are_read_where_they_end(box: Box, chunks: tuple[int, int]) -> None:
     """The phase says where in the region chunks of the whole begin."""
@@ -125,7 +125,6 @@ def test_chunks_are_read_where_they_end(box: Box, chunks: tuple[int, int]) -> No
 
 def test_each_chunk_is_decoded_once(tmp_path: Path) -> None:
     """Along the sweep, which no cache hides."""
-    from test_sweep import Collector, Network
 
     from tilelab.geometry import Frame, Lattice
     from tilelab.io.images.volume import Volume

@@ -17,6 +17,7 @@ import numcodecs
 import numpy as np
 import pytest
 import tifffile
+from helpers import wait_for
 from s3_server import KEY, SECRET, S3Server, TroubleProxy, environment, web_server
 
 import tilelab
@@ -255,13 +256,9 @@ def start(image: str, out: str, pause: float, url: str) -> subprocess.Popen:
     )
 
 
-def wait_for(key: str, process: subprocess.Popen, seconds: float = 60) -> bytes:
-    store, deadline = open_store("s3://data"), time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if store.exists(key) and (data := store.get(key)):
-            return data
-        time.sleep(0.1)
-    raise AssertionError(f"{key} does not appear: {process.stdout.read() if process.poll() is not None else 'timeout'}")
+def wait_for_object(key: str, process: subprocess.Popen) -> None:
+    store = open_store("s3://data")
+    wait_for(lambda: store.exists(key) and store.get(key), key, process=process)
 
 
 def test_killed_and_run_again(s3, uploaded):
@@ -271,7 +268,7 @@ def test_killed_and_run_again(s3, uploaded):
     assert straight.returncode == 0, said
     process = start(image, out, 0.02, s3.url)
     try:
-        wait_for("killed/out.ome.zarr/.tilelab/progress", process)
+        wait_for_object("killed/out.ome.zarr/.tilelab/progress", process)
         with pytest.raises(InputError, match="is not finished"):
             read_result(out)
         with pytest.raises(InputError):
@@ -294,7 +291,7 @@ def test_killed_and_run_again(s3, uploaded):
 def test_interrupted_saves_what_is_finished(s3, uploaded):
     out = "s3://data/stopped/out.ome.zarr"
     process = start(f"{uploaded}/shards.zarr", out, 0.02, s3.url)
-    wait_for("stopped/out.ome.zarr/.tilelab/progress", process)
+    wait_for_object("stopped/out.ome.zarr/.tilelab/progress", process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     left = objects("stopped/out.ome.zarr")

@@ -16,7 +16,7 @@ def resampled(array, source_nm, target_nm, axes="yx"):
     return ResampledImage(open_image(array, axes=axes, pixel_size_nm=source_nm), target_nm)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 2**31),
     shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),

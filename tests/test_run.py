@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from helpers import text_of, wait_for
 
 import tilelab
 from tilelab.engines.overrides import SpecOverrides
@@ -110,16 +111,19 @@ def start(picture, out, pause):
     )
 
 
+def wait_for_lock(out, process):
+    """Wait until the process has begun to work on its output."""
+    lock = out.with_name(out.name + ".partial") / ".tilelab" / "lock"
+    wait_for(lambda: str(process.pid) in text_of(lock), "its lock", process=process)
+
+
 def kill_until_finished(picture, out, kills, pause=0.003, seed=0):
     """Kill runs at random moments; returns how many kills met a run that had begun to write."""
     rng = random.Random(seed)  # noqa: S311
     met = 0
     for _ in range(kills):
         process = start(picture, out, pause)
-        partial = out.with_name(out.name + ".partial")
-        began = time.monotonic()
-        while process.poll() is None and not (partial / "zarr.json").exists() and time.monotonic() - began < 60:
-            time.sleep(0.01)
+        wait_for_lock(out, process)
         time.sleep(rng.uniform(0, 1.2))
         if process.poll() is None:
             met += 1
@@ -148,9 +152,7 @@ def test_a_continued_run_does_not_begin_again(picture, tmp_path):
     out = tmp_path / "r.ome.zarr"
     process = start(picture, out, 0.003)
     progress = out.with_name(out.name + ".partial") / ".tilelab" / "progress"
-    began = time.monotonic()
-    while not (progress.exists() and progress.read_text()) and time.monotonic() - began < 60:
-        time.sleep(0.01)
+    wait_for(lambda: text_of(progress), "the first finished rows", process=process)
     process.kill()
     process.communicate()
     again = start(picture, out, 0)
@@ -162,10 +164,7 @@ def test_a_continued_run_does_not_begin_again(picture, tmp_path):
 def test_two_runs_on_one_output_the_second_is_refused(picture, tmp_path):
     out = tmp_path / "r.ome.zarr"
     first = start(picture, out, 0.02)
-    lock = out.with_name(out.name + ".partial") / ".tilelab" / "lock"
-    began = time.monotonic()
-    while not (lock.exists() and lock.read_text()) and time.monotonic() - began < 60:
-        time.sleep(0.01)
+    wait_for_lock(out, first)
     second = start(picture, out, 0)
     output, _ = second.communicate()
     first.kill()
@@ -227,9 +226,7 @@ def test_ctrl_c_leaves_a_resumable_output_and_exit_code_3(picture, tmp_path):
         [sys.executable, "-m", "tilelab", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     partial = tmp_path / "r.ome.zarr.partial"
-    began = time.monotonic()
-    while not (partial / "zarr.json").exists() and time.monotonic() - began < 60:
-        time.sleep(0.01)
+    wait_for((partial / "zarr.json").exists, "the result's first file", process=process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors

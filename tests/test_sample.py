@@ -22,7 +22,7 @@ def whole():
     return draw_superalloy(SHAPE, seed=3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_any_region_is_the_same_as_in_the_whole(whole, data):
     y0 = data.draw(st.integers(0, SHAPE[0]))

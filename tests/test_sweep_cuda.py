@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import run_in_simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("numba.cuda")
-from test_sweep import Collector, Memory, Network, make_job, whole
+from sweep_parts import Collector, DeviceNetwork, Memory, Network, make_job, scramble, sweep_device, whole
 
 from tilelab.errors import EngineError, InputError, OutputError, PlanError, TilelabError
 from tilelab.geometry import WINDOWS, AxisTiling, Box, Frame, Lattice
@@ -26,77 +25,10 @@ EXAMPLES = 10 if SIMULATED else 60
 
 
 def test_simulator():
-    if SIMULATED:
-        pytest.skip("this is the simulator")
-    pytest.importorskip("numba_cuda")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "device_gives or device_stops", __file__],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "skipped" not in result.stdout
-    assert "passed" in result.stdout
+    run_in_simulator(__file__, "device_gives or device_stops")
 
 
-@pytest.fixture(scope="module")
-def device():
-    from tilelab.kernels import device
-
-    try:
-        device.select(0)
-    except EngineError as error:
-        pytest.skip(f"{error} (test_simulator runs these without a GPU)")
-    return device
-
-
-class DeviceNetwork(Network):
-    """A NumPy function as an engine that takes arrays on the device."""
-
-    name, precision, index, tiles_dtype, logits_dtype = "test", "fp32", 0, np.dtype(np.float32), np.dtype(np.float32)
-
-    def on(self, device):
-        self.module, self.stream = device, device.stream()
-        return self
-
-    def enqueue(self, tiles, logits):
-        self.stream.synchronize()
-        host = tiles.copy_to_host()
-        assert host.shape == (self.batch, self.channels, *self.tile)
-        self.calls += 1
-        self.seen.append(host)
-        result = np.ascontiguousarray(self.function(host.astype(np.float32)).astype(self.logits_dtype))
-        self.module.upload(result, logits, self.stream)
-        self.stream.synchronize()
-
-
-def sweep_device(job, engine, units=None, starts=None, progress=lambda n: None):
-    from tilelab.run.sweep.device import DeviceUnit
-
-    shape = job.image.shape
-    result = {
-        "labels": np.full(shape, 255, np.uint8),
-        "probabilities": np.full((len(job.channels), *shape), 255, np.uint8),
-        "logits": np.full((engine.outputs, *shape), np.nan, np.float32),
-    }
-    stalls = []
-    for i, box in enumerate(units or [Box.whole(shape)]):
-        start = box.start[job.frame.sweep_axis] if starts is None else starts[i]
-        collector = Collector(result, box, start, job.frame.sweep_axis)
-        stalls.append(DeviceUnit(job, engine, box, start).run(collector, progress=progress))
-    return result, stalls
-
-
-def scramble(tiles):
-    """A network that is no identity: three outputs that differ everywhere, and within a tile."""
-    ramp = np.linspace(-1, 1, tiles.shape[-1], dtype=np.float32)
-    return np.concatenate([tiles[:, :1] * (k - 1) + ramp * k for k in range(3)], axis=1).astype(np.float32)
-
-
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data(), seed=st.integers(0, 2**31), window=st.sampled_from(WINDOWS), volume=st.booleans())
 def test_device_gives_the_bytes_of_the_cpu(device, data, seed, window, volume):
     rng = np.random.default_rng(seed)
@@ -209,7 +141,7 @@ def test_device_stops_all_stages_at_the_first_error(device, where, monkeypatch):
         DeviceUnit(job, engine, Box.whole((1, 64, 8))).run(collector)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(size=st.integers(1, 200), tile=st.integers(1, 12), stride=st.integers(1, 4), data=st.data())
 def test_ring_of_raw_rows_holds_two_neighbouring_tile_rows(size, tile, stride, data):
     axis = AxisTiling(size, tile * stride, data.draw(st.integers(0, (tile - 1) * stride)), stride)

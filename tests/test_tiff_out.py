@@ -10,51 +10,17 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image as Picture
+from result_files import CLASSES, METADATA, make_result
 
 from tilelab.errors import InputError, OutputError
-from tilelab.geometry import Box
 from tilelab.io.results import tiff as tiff_out
-from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.png import check_png, read_png_metadata, write_png
-from tilelab.io.results.result import Result, read_result
-from tilelab.io.results.sink import Finished
 from tilelab.io.results.tiff import read_tiff_metadata, write_tiff
-from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.pyramid import reference_halve_mean, reference_halve_mode
-from tilelab.spec import ClassInfo
-
-CLASSES = (ClassInfo("matrix", "#101010"), ClassInfo("a < b & ü", "#1f77b4"), ClassInfo("tertiary", "#d62728"))
-METADATA = {"model": "superalloy", "fingerprint": {"tile": [512, 512], "name": 'a "quoted" < name'}}
-
-
-def make(path: Path, shape: tuple[int, ...], kind: Literal["2d", "3d"] = "2d", **options: Any) -> Result:
-    """A result with random blobs."""
-    pixel_size_nm = options.pop("pixel_size_nm", (30.0, 4.0, 5.0)[3 - len(shape) :])
-    layout = Layout.fit(shape, pixel_size_nm, kind)
-    rng = np.random.default_rng(1)
-    z, y, x = layout.shape
-    labels = rng.integers(0, 3, (z, y // 7 + 1, x // 7 + 1)).astype(np.uint8).repeat(7, 1).repeat(7, 2)[:, :y, :x]
-    probabilities = rng.integers(0, 256, (2, z, y, x)).astype(np.uint8)
-    known = {
-        "classes": CLASSES,
-        "probabilities": (1, 2),
-        "axes": "yx" if len(shape) == 2 else "zyx",
-        "pixel_size_nm": pixel_size_nm,
-        "metadata": METADATA,
-    } | options
-    sink = OmeZarrSink.create(path, layout, **known)
-    rows = Finished(
-        np.ascontiguousarray(labels) if sink.info.labels else None,
-        probabilities if sink.info.probabilities else None,
-        None,
-    )
-    sink.writer(Box.whole(layout.shape), 0, 1).write(rows)
-    sink.finalize()
-    return read_result(path)
 
 
 def test_a_plane_is_one_page_with_its_pyramid(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (1300, 1101))
+    result = make_result(tmp_path / "r.ome.zarr", (1300, 1101))
     out = write_tiff(result.path, tmp_path / "r.ome.tif")
     with tifffile.TiffFile(out) as tiff:
         assert tiff.is_ome
@@ -75,7 +41,7 @@ def test_a_plane_is_one_page_with_its_pyramid(tmp_path: Path) -> None:
 
 
 def test_the_description_says_what_the_pixels_are(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (3, 70, 90))
+    result = make_result(tmp_path / "r.ome.zarr", (3, 70, 90))
     out = write_tiff(result.path, tmp_path / "r.ome.tif", probabilities=True)
     with tifffile.TiffFile(out) as tiff:
         root = ElementTree.fromstring(tiff.ome_metadata)  # noqa: S314
@@ -94,9 +60,9 @@ def test_the_description_says_what_the_pixels_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_stacks_and_volumes_with_probabilities(tmp_path: Path, kind: Literal["2d", "3d"]) -> None:
     """z is never halved in the file, as OME-TIFF wants, even where the OME-Zarr halves it."""
-    result = make(tmp_path / "r.ome.zarr", (5, 60, 1030), kind)
+    result = make_result(tmp_path / "r.ome.zarr", (5, 60, 1030), kind)
     assert result.info.layout.z_factor == 1  # pixels of 30 x 4 x 5 nm
-    isotropic = make(tmp_path / "i.ome.zarr", (5, 60, 1030), kind, pixel_size_nm=None)
+    isotropic = make_result(tmp_path / "i.ome.zarr", (5, 60, 1030), kind, pixel_size_nm=None)
     for opened in (result, isotropic):
         out = write_tiff(opened.path, tmp_path / "r.ome.tif", probabilities=True)
         with tifffile.TiffFile(out) as tiff:
@@ -111,7 +77,7 @@ def test_stacks_and_volumes_with_probabilities(tmp_path: Path, kind: Literal["2d
 
 
 def test_halving_in_portions_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = make(tmp_path / "r.ome.zarr", (3, 1030, 33), "3d", pixel_size_nm=None)
+    result = make_result(tmp_path / "r.ome.zarr", (3, 1030, 33), "3d", pixel_size_nm=None)
     assert result.info.layout.z_factor == 2
     once = write_tiff(result.path, tmp_path / "a.tif").read_bytes()
     monkeypatch.setattr(tiff_out, "_ROWS_AT_ONCE", 8)
@@ -119,7 +85,7 @@ def test_halving_in_portions_gives_the_same(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_bytes_depend_on_the_result_alone(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (700, 600))
+    result = make_result(tmp_path / "r.ome.zarr", (700, 600))
     once = write_tiff(result.path, tmp_path / "a.ome.tif").read_bytes()
     assert write_tiff(result.path, tmp_path / "b.ome.tif", threads=3).read_bytes() == once
     assert (
@@ -130,7 +96,7 @@ def test_the_bytes_depend_on_the_result_alone(tmp_path: Path) -> None:
 
 def test_a_large_file_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff_out, "_CLASSIC_LIMIT", 1000)
-    result = make(tmp_path / "r.ome.zarr", (50, 40))
+    result = make_result(tmp_path / "r.ome.zarr", (50, 40))
     out = write_tiff(result.path, tmp_path / "r.ome.tif")
     with tifffile.TiffFile(out) as tiff:
         assert tiff.is_bigtiff
@@ -139,7 +105,7 @@ def test_a_large_file_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (512, 512), (513, 511)])
 def test_sizes_at_the_edge(tmp_path: Path, shape: tuple[int, int]) -> None:
-    result = make(tmp_path / "r.ome.zarr", shape)
+    result = make_result(tmp_path / "r.ome.zarr", shape)
     labels = result.labels[0][...]
     np.testing.assert_array_equal(tifffile.imread(write_tiff(result.path, tmp_path / "r.tif")), labels)
     with Picture.open(write_png(result.path, tmp_path / "r.png")) as picture:
@@ -147,7 +113,7 @@ def test_sizes_at_the_edge(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 
 def test_a_png_shows_the_classes_in_their_colours(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (300, 600))
+    result = make_result(tmp_path / "r.ome.zarr", (300, 600))
     with Picture.open(write_png(result.path, tmp_path / "r.png")) as picture:
         assert picture.mode == "P"
         assert picture.info["dpi"] == pytest.approx((25.4e6 / 5, 25.4e6 / 4))
@@ -158,7 +124,7 @@ def test_a_png_shows_the_classes_in_their_colours(tmp_path: Path) -> None:
 
 
 def test_what_the_run_was_is_kept(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (30, 60))
+    result = make_result(tmp_path / "r.ome.zarr", (30, 60))
     assert read_tiff_metadata(write_tiff(result.path, tmp_path / "r.ome.tif")) == METADATA
     assert read_png_metadata(write_png(result.path, tmp_path / "r.png")) == METADATA
 
@@ -174,7 +140,7 @@ def test_files_of_others_are_told_apart(tmp_path: Path, read: Any) -> None:
 
 
 def test_without_labels_the_probabilities_are_written(tmp_path: Path) -> None:
-    result = make(tmp_path / "r.ome.zarr", (50, 40), labels=False)
+    result = make_result(tmp_path / "r.ome.zarr", (50, 40), labels=False)
     np.testing.assert_array_equal(
         tifffile.imread(write_tiff(result.path, tmp_path / "r.tif")), result.probabilities[0][...]
     )
@@ -185,11 +151,11 @@ def test_without_labels_the_probabilities_are_written(tmp_path: Path) -> None:
 def test_a_png_of_what_it_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"o.png: a PNG of 30000 x 9 px is too large.*use .ome.zarr or .tif"):
         check_png((9, 30000), "o.png")
-    result = make(tmp_path / "r.ome.zarr", (2, 9, 9))
+    result = make_result(tmp_path / "r.ome.zarr", (2, 9, 9))
     with pytest.raises(OutputError, match=r"holds one plane, the result has 2 slices: use .ome.zarr or .tif"):
         write_png(result.path, tmp_path / "r.png")
     assert not list(tmp_path.glob("r.png*"))
-    single = make(tmp_path / "s.ome.zarr", (1, 9, 9))
+    single = make_result(tmp_path / "s.ome.zarr", (1, 9, 9))
     with Picture.open(write_png(single.path, tmp_path / "s.png")) as picture:
         np.testing.assert_array_equal(np.asarray(picture), single.labels[0][0])
 
@@ -197,7 +163,7 @@ def test_a_png_of_what_it_cannot_hold_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [write_tiff, write_png])
 def test_a_failure_leaves_what_was_there(tmp_path: Path, write: Any) -> None:
     resource = pytest.importorskip("resource")
-    result = make(tmp_path / "r.ome.zarr", (800, 900))
+    result = make_result(tmp_path / "r.ome.zarr", (800, 900))
     out = tmp_path / "out"
     out.write_bytes(b"before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

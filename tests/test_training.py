@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,7 @@ from tilelab.training.validate import infer_logits, validate  # noqa: E402
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("disc", "#ffffff"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_discs(seed: int, size: int = 96) -> tuple[np.ndarray, np.ndarray]:
@@ -223,7 +217,7 @@ def test_pairs_that_do_not_fit_are_named(discs: Path, tmp_path: Path) -> None:
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 150), st.integers(1, 150)), elements=st.sampled_from([0, 1, 2, IGNORE]))
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_block_counts_add_up(mask: np.ndarray) -> None:
     counts = count_blocks(ArrayMask(mask), 3)
     assert counts.sum() == (mask != IGNORE).sum()

@@ -46,7 +46,7 @@ def kinds(model):
     return [node.get_type_name() for node in model.get_ops()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_folded_graphs_give_the_same_numbers(data):
     rank = data.draw(st.sampled_from([2, 2, 3]), "axes")

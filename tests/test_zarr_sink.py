@@ -105,7 +105,6 @@ def write_whole(path: Path, layout: Layout, whole: Finished, **options: Any) -> 
     return read_result(path)
 
 
-@settings(deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 4), values=st.sampled_from([2, 5, 256]), factor=st.sampled_from([1, 2]),
     seed=st.integers(0, 2**32 - 1),
@@ -123,7 +122,6 @@ def test_halving_by_hand() -> None:
     assert halve_mean(np.array([[[[0, 1], [0, 1]]]], np.uint8), 1).item() == 1  # a half goes up
 
 
-@settings(deadline=None)
 @given(shape=st.tuples(*[st.integers(1, 9)] * 4), chunk=st.tuples(*[st.integers(1, 5)] * 3), data=st.data())
 def test_chunks_are_padded_with_zeros(shape: tuple[int, ...], chunk: tuple[int, int, int], data: st.DataObject) -> None:
     block = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 2, shape).astype(np.float32)
@@ -136,7 +134,7 @@ def test_chunks_are_padded_with_zeros(shape: tuple[int, ...], chunk: tuple[int, 
     np.testing.assert_array_equal(occupied, chunks.any(axis=(4, 5, 6)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1), axis=st.sampled_from([0, 1]), data=st.data())
 def test_any_split_and_resume_gives_the_same_files_with_the_right_pixels(
     layout: Layout, seed: int, axis: int, data: st.DataObject
