@@ -37,6 +37,10 @@ class ClusterError(TilelabError):
     """Workers or their scheduler cannot be reached, disagree or are gone; what was finished is kept."""
 
 
+class StrictError(TilelabError):
+    """Something would have to be assumed, and ``--strict`` forbids it."""
+
+
 class Incomplete(TilelabError):
     """Some regions failed every time they were tried; all others are finished and kept (exit code 4)."""
 

@@ -18,6 +18,7 @@ from tilelab.cli.info_network import (
     examine_checkpoint,
     is_architecture,
 )
+from tilelab.cli.screen import assumption_rows
 from tilelab.errors import InputError, TilelabError
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.remote_access import clean_uri
@@ -192,7 +193,8 @@ def _image_rows(image: dict[str, Any]) -> _Rows:
     rows += [
         (key, _plain(image[key])) for key in ("images", "slices", "labels", "name") if image.get(key) not in (None, 1)
     ]
-    return rows + [("warning", warning) for warning in image.get("warnings", ())]
+    rows += [("warning", warning) for warning in image.get("warnings", ())]
+    return rows + [("assumed", text) for text in assumption_rows(image["assumptions"]).values()]
 
 
 def _model_rows(model: dict[str, Any]) -> _Rows:

@@ -6,8 +6,11 @@ import argparse
 import json
 from typing import Any
 
+import msgspec
+
+from tilelab.assumptions import Assumption, check_strict
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
-from tilelab.cli.screen import say
+from tilelab.cli.screen import assumption_rows, say
 from tilelab.engines.base import Engine
 from tilelab.errors import PlanError
 from tilelab.io.images.volume import Volume
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     spec = read_spec(args.model, options.model) if engine is None else engine.spec
     assert spec is not None  # noqa: S101 - it is only None without overrides
     image, notes = open_source(args.image, options, spec)
+    assumptions = image.assumptions + (engine.assumptions if engine else ())
+    check_strict(assumptions, options.strict)
     plan = plan_image(image, spec, options, engine.batch if engine else options.batch or 1)
     per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
     if engine is not None:
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         engine,
         per_tile,
         notes,
+        assumptions,
         workers=options.workers or 1,
         price=args.price,
         stored=stored_bytes(image),
@@ -69,6 +75,7 @@ def describe(
     engine: Engine | None,
     per_tile: float | None,
     notes: list[str],
+    assumptions: tuple[Assumption, ...] = (),
     *,
     workers: int = 1,
     price: float | None = None,
@@ -82,6 +89,7 @@ def describe(
         engine: None when none was loaded.
         per_tile: seconds of one worker for one tile; None when unknown.
         notes: for the user.
+        assumptions: of image and model.
         workers: how many share the work.
         price: of one worker for an hour.
         stored: bytes of the image as it is stored.
@@ -120,6 +128,7 @@ def describe(
         "worker_hours": hours,
         "cost": None if hours is None or price is None else hours * price,
         "notes": notes,
+        "assumptions": msgspec.to_builtins(assumptions),
     }
 
 
@@ -174,6 +183,7 @@ def as_text(plan: dict[str, Any]) -> str:
         rows["samples"] = f"{samples['blank']} of {samples['read']} sample tiles are blank: those take no engine time"
     for i, note in enumerate(plan["notes"]):
         rows["note" if i == 0 else " " * i] = note
+    rows |= assumption_rows(plan["assumptions"])
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

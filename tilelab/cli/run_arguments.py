@@ -41,6 +41,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-labels", action="store_true", help="write no class labels")
     add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (default: all but the first)")
     add("--logits", action="store_true", help="write the blended float32 logits too")
+    add("--strict", action="store_true", help="refuse whatever would have to be assumed of the image or the model")
     group = parser.add_argument_group("how it runs")
     add = group.add_argument
     add("--engine", default="auto", metavar="NAME", help="openvino, onnxruntime, ... (auto: the fastest permitted)")
@@ -97,6 +98,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         memory_bytes=args.memory,
         lanes=args.lanes,
         spans=args.spans,
+        strict=args.strict,
         restart=getattr(args, "restart", False),
         workers=args.workers,
         scheduler=args.scheduler,

@@ -6,6 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from tilelab.assumptions import Assumption
 from tilelab.text import format_bytes
 
 if TYPE_CHECKING:
@@ -88,8 +91,15 @@ def summary(report: dict[str, Any]) -> str:
         above = format_bytes(max(0, memory["peak"] - memory["before"]))
         rows["memory"] = f"peak {format_bytes(memory['peak'])}, {above} above the loaded engine"
     rows["result"] = report["output"]
+    rows |= assumption_rows(report["assumptions"])
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+
+def assumption_rows(assumptions: list[dict[str, str]]) -> dict[str, str]:
+    """A row for each guess of a document; names that look alike must differ, so they are padded."""
+    texts = [str(msgspec.convert(one, Assumption)).removeprefix("assumed: ") for one in assumptions]
+    return {"assumed" if i == 0 else " " * i: text for i, text in enumerate(texts)}
 
 
 def _size(extent: list[int]) -> str:

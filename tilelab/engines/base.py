@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from tilelab.arrays import Float32
+from tilelab.assumptions import Assumption
 from tilelab.spec import ModelSpec, Precision
 
 
@@ -19,6 +20,8 @@ class Engine(Protocol):
         spec: what the model says of itself.
         batch: tiles per run, fixed.
         tile: pixels per axis of a tile, in the order of ``spec.axes``, fixed.
+        warnings: one line each, for the user.
+        assumptions: what had to be guessed of the model.
         streams: calls of `run` that may be under way at once, from as many threads, and make use of it.
     """
 
@@ -36,6 +39,10 @@ class Engine(Protocol):
     def tile(self) -> tuple[int, ...]: ...
     @property
     def streams(self) -> int: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def assumptions(self) -> tuple[Assumption, ...]: ...
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute the logits of one batch into `out`; blocks, and releases the GIL while computing.

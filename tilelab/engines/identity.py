@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tilelab.arrays import Float32
+from tilelab.assumptions import Assumption
 from tilelab.engines.overrides import SpecOverrides, default_colors, override_spec
 from tilelab.errors import ModelError
 from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision
@@ -54,6 +55,7 @@ class IdentityEngine:
     device = "cpu"
     precision: Precision = "fp32"
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
         if spec.channels != spec.outputs:

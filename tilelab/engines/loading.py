@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Float32
+from tilelab.assumptions import Assumption
 from tilelab.engines.base import Engine
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.streams import Streams
@@ -57,6 +58,7 @@ class LoadRequest:
         batch, tile: the fixed shape of a batch.
         threads: of the engine; None for one on each core.
         warnings: one line each, for the user.
+        assumptions: what had to be guessed of the model.
     """
 
     file: ModelFile
@@ -69,6 +71,7 @@ class LoadRequest:
     tile: tuple[int, ...]
     threads: int | None = None
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     @property
     def activated(self) -> Activation | None:
@@ -108,6 +111,7 @@ class FileEngine(abc.ABC):
 
     Attributes:
         warnings: one line each, for the user.
+        assumptions: what had to be guessed of the model.
         streams: see `Engine`; more calls of `run` than that wait for their turn.
     """
 
@@ -120,6 +124,7 @@ class FileEngine(abc.ABC):
         self.batch = request.batch
         self.tile = request.tile
         self.warnings = request.warnings
+        self.assumptions = request.assumptions
         self._request = request
         self._open_streams(1, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
         self._activation = request.activated

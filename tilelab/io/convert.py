@@ -48,7 +48,7 @@ def convert_image(
         level, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are kept.
         overwrite: replace a file, or a Zarr folder, that is there.
         progress: called with pixels done and pixels in all, for the finest level.
-        note: called with each of the image's warnings.
+        note: called with each of the image's warnings and assumptions.
 
     Returns:
         ``path``, ``format``, ``axes``, ``shape``, ``dtype``, ``pixel_size_nm``, ``levels``, ``bytes`` and ``seconds``.
@@ -74,8 +74,8 @@ def convert_image(
         region=region,
     ) as image:
         if note is not None:
-            for line in image.warnings:
-                note(line)
+            for said in (*image.warnings, *image.assumptions):
+                note(str(said))
         name = path.name.removesuffix(path.suffix).removesuffix(".ome")
         total, done = math.prod(image.shape), 0
 

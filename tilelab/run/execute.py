@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.geometry import Cuts
 from tilelab.io.results.ome_zarr import OmeZarrSink
@@ -137,6 +139,7 @@ def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
             "model": spec.name or spec.architecture,
             "fingerprint": prepared.fingerprint,
             "normalization": prepared.normalization,
+            **({"assumptions": msgspec.to_builtins(prepared.assumptions)} if prepared.assumptions else {}),
             **({} if (region := prepared.fingerprint["input"].get("region")) is None else {"region": region}),
         },
     )

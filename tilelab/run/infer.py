@@ -105,8 +105,8 @@ def infer(
         prepared = prepare(image, engine, options)
         if prepared.image is not image:
             opened.callback(prepared.image.close)
-        for line in prepared.notes:
-            note(line)
+        for said in (*prepared.notes, *prepared.assumptions):
+            note(str(said))
         if isinstance(target, Path) and target.suffix == ".png":
             from tilelab.io.results.png import check_png
 

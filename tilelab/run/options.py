@@ -34,6 +34,7 @@ class Options:
         logits: write the float32 logits too.
         memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
         lanes, spans: cut x and the swept axis into so many ranges, as far as the result's shards allow.
+        strict: refuse what would have to be assumed.
         restart: throw away what an earlier run left.
         workers: processes that share the work, or with `scheduler` how many workers to wait for.
         scheduler: address of a Dask scheduler whose workers do the work, ``tcp://...``.
@@ -63,6 +64,7 @@ class Options:
     memory_bytes: int | None = None
     lanes: int | None = None
     spans: int | None = None
+    strict: bool = False
     restart: bool = False
     workers: int | None = None
     scheduler: str | None = None

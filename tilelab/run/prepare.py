@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tilelab.assumptions import Assumption, check_strict
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
@@ -38,6 +39,7 @@ class Prepared:
     probabilities: the classes that get a channel.
     normalization: how intensities were normalised, for the report.
     notes: one line each, for the user.
+    assumptions: what had to be guessed of image and model.
     fingerprint: what the result's bytes depend on.
     """
 
@@ -48,6 +50,7 @@ class Prepared:
     probabilities: tuple[int, ...]
     normalization: dict[str, Any]
     notes: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
     fingerprint: Fingerprint
 
 
@@ -84,8 +87,13 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
         return opened, notes
     if have is None:
         known = " x ".join(f"{s:g}" for s in want)
-        notes.append(
-            f"the pixel size of {opened.uri} is unknown, the model expects {known} nm: say it with --pixel-size"
+        opened.assumptions += (
+            Assumption(
+                what=f"the pixel size of {opened.uri}",
+                taken=f"the model's, {known} nm",
+                because="nothing states it",
+                flag="--pixel-size",
+            ),
         )
         return opened, notes
     ratios = [h / w for h, w in zip(have[-len(want) :], want, strict=True)]
@@ -157,7 +165,9 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     """
     spec = engine.spec
     opened, notes = open_source(image, options, spec)
-    notes += getattr(engine, "warnings", ())
+    notes += engine.warnings
+    assumptions = opened.assumptions + engine.assumptions
+    check_strict(assumptions, options.strict)
     volume = Volume(opened)
     if options.symmetries and spec.tile[-1] != spec.tile[-2]:
         raise ModelError(f"the 8 symmetries need a square tile, this one is {' x '.join(map(str, spec.tile))}")
@@ -203,7 +213,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
             "pixel_size_nm": str(opened.pixel_size_nm),
         },
     }
-    return Prepared(opened, engine, plan, job, probabilities, normalization, tuple(notes), fingerprint)
+    return Prepared(opened, engine, plan, job, probabilities, normalization, tuple(notes), assumptions, fingerprint)
 
 
 def model_digest(engine: Engine) -> str:

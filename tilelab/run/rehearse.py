@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Float32
+from tilelab.assumptions import Assumption, check_strict
 from tilelab.errors import EngineError, OutputError
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
@@ -118,6 +119,7 @@ class CopyingEngine:
     precision: Precision = "fp32"
     path = None
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
         self.spec, self.tile, self.batch, self.streams = spec, tile, batch, 1
@@ -164,8 +166,10 @@ def dry_run(
     engine = load(model, options)
     try:
         opened, notes = open_source(image, options, engine.spec)
-        for line in notes:
-            note(line)
+        assumptions = opened.assumptions + engine.assumptions
+        check_strict(assumptions, options.strict)
+        for said in (*notes, *assumptions):
+            note(str(said))
         plan = plan_image(opened, engine.spec, options, engine.batch)
         per_tile = calibrate(engine) * (8 if options.symmetries else 1)
         per_tile = per_tile if speed is None else seconds_per_tile(plan, speed)

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from tilelab.io.storage.place import Place
 from tilelab.machine.memory import peak_memory
 from tilelab.machine.version import __version__
@@ -69,4 +71,5 @@ def make_report(prepared: Prepared, target: Place, stalls: Stalls | None, clock:
         "memory": {"peak": peak_memory(), "before": memory, "planned": plan.memory},
         "versions": {"tilelab": __version__, "python": platform.python_version(), "platform": sys.platform},
         "notes": list(prepared.notes),
+        "assumptions": msgspec.to_builtins(prepared.assumptions),
     }

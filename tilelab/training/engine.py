@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tilelab.arrays import Float32
+from tilelab.assumptions import Assumption
 from tilelab.spec import ModelSpec, Precision
 
 
@@ -24,6 +25,8 @@ class TorchEngine:
     name = "torch"
     batch = 1
     streams = 1
+    warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     def __init__(self, network: nn.Module, spec: ModelSpec, *, precision: Precision = "fp32", device: str = "cpu"):
         self.network = network

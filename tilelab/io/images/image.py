@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.assumptions import Assumption
 from tilelab.geometry import Box
 
 
@@ -30,6 +31,7 @@ class Image(abc.ABC):
         chunk_phase: how far inside a chunk the image begins, per axis; empty means that chunks begin with it.
         neighbours: slices on either side that are already among the channels, as a 2.5-D model takes them.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
+        assumptions: what had to be guessed to open it.
     """
 
     uri: str
@@ -42,6 +44,7 @@ class Image(abc.ABC):
     chunk_phase: tuple[int, ...] = ()
     neighbours: int = 0
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     @abc.abstractmethod
     def read(self, box: Box) -> Array:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 from tilelab.errors import InputError
 from tilelab.io.images.image import Image
 from tilelab.io.images.optional import split_member
@@ -118,9 +120,9 @@ def describe(uri: Any) -> dict[str, Any]:
     Returns:
         A dictionary that JSON can hold: ``uri``, ``format``, ``axes`` and ``shape`` as stored, ``dtype`` as stored,
         ``chunks``, ``levels`` (one shape each), ``pixel_size_nm`` by axis letter, ``bytes`` on disk of a file,
-        ``warnings``; ``image`` with axes, shape and dtype as `open_image` gives them, or ``error`` with the reason why
-        it needs to be told more (a time point, say); and, where they apply, ``compression``, ``layout``, ``shards``,
-        ``images``, ``slices``, ``labels``, ``label``, ``name``, ``tilelab``.
+        ``warnings``, ``assumptions`` (see `Assumption`); ``image`` with axes, shape and dtype as `open_image` gives
+        them, or ``error`` with the reason why it needs to be told more (a time point, say); and, where they apply,
+        ``compression``, ``layout``, ``shards``, ``images``, ``slices``, ``labels``, ``label``, ``name``, ``tilelab``.
 
     Raises:
         InputError: as `open_image`.
@@ -153,7 +155,11 @@ def describe(uri: Any) -> dict[str, Any]:
         try:
             image = SourceImage(source)
         except InputError as error:
-            return facts | {"warnings": list(source.warnings), "error": str(error)}
+            return facts | {
+                "warnings": list(source.warnings),
+                "assumptions": msgspec.to_builtins(source.assumptions),
+                "error": str(error),
+            }
         return facts | _image_facts(image)
     finally:
         source.close()
@@ -185,7 +191,11 @@ def _describe_slices(path: str) -> dict[str, Any]:
 
 def _image_facts(image: Image) -> dict[str, Any]:
     seen = {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
-    return {"warnings": list(image.warnings), "image": seen}
+    return {
+        "warnings": list(image.warnings),
+        "assumptions": msgspec.to_builtins(image.assumptions),
+        "image": seen,
+    }
 
 
 def _local_path(uri: str | os.PathLike[str]) -> str:

@@ -83,7 +83,8 @@ class RegionImage(Image):
         check_region(whole, box)
         self.whole = whole
         self.box = box
-        self.uri, self.axes, self.dtype, self.warnings = whole.uri, whole.axes, whole.dtype, whole.warnings
+        self.uri, self.axes, self.dtype = whole.uri, whole.axes, whole.dtype
+        self.warnings, self.assumptions = whole.warnings, whole.assumptions
         self.pixel_size_nm = whole.pixel_size_nm
         self.shape = box.shape
         self.chunks = tuple(min(chunk, n) for chunk, n in zip(whole.chunks, box.shape, strict=True))

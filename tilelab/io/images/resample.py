@@ -25,7 +25,8 @@ class ResampledImage(Image):
         steps = {a: new / old for a, new, old in zip(spatial, pixel_size_nm, image.pixel_size_nm, strict=True)}
         self._image = image
         self._steps = tuple(steps.get(a, 1.0) for a in image.axes)  # source pixels per pixel
-        self.uri, self.axes, self.dtype, self.warnings = image.uri, image.axes, image.dtype, image.warnings
+        self.uri, self.axes, self.dtype = image.uri, image.axes, image.dtype
+        self.warnings, self.assumptions = image.warnings, image.assumptions
         self.shape = tuple(max(1, round(n / s)) for n, s in zip(image.shape, self._steps, strict=True))
         self.chunks = tuple(max(1, round(n / s)) for n, s in zip(image.chunks, self._steps, strict=True))
         self.pixel_size_nm = pixel_size_nm

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 
@@ -36,6 +37,7 @@ class Source(abc.ABC):
         lut: what stored values stand for (palettes, min-is-white), indexed by them; None when they are grey values.
         levels: shape of every resolution level, in stored axis order, finest first.
         warnings: one line each, for the user.
+        assumptions: what the reader had to guess.
         details: further facts for `describe`.
     """
 
@@ -52,6 +54,7 @@ class Source(abc.ABC):
     lut: Array | None = None
     levels: tuple[tuple[int, ...], ...] = ()
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     details: Mapping[str, Any]
 
     @abc.abstractmethod

@@ -85,6 +85,7 @@ class SourceImage(Image):
         if any(source.offset_px.values()):
             self.origin_px = tuple(float(source.offset_px.get(a, 0.0)) for a in self.axes if a != "c")
         self.warnings = source.warnings + assumed
+        self.assumptions = source.assumptions
         chosen = {"level": level or None, "channel": channel, "timepoint": timepoint, "axes": axes}
         self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 

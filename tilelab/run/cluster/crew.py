@@ -17,7 +17,7 @@ from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.cluster.start import dashboard_link, start_client
-from tilelab.run.cluster.task import EngineFacts, Order, describe
+from tilelab.run.cluster.task import EngineAccount, EngineFacts, Order, describe
 from tilelab.run.journal.local import Journal
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
@@ -34,7 +34,8 @@ LOAD_SECONDS = 20.0  # how long the first worker that has the engine waits for t
 class RemoteEngine:
     """An engine that is loaded in the workers only; says what they say, computes nothing."""
 
-    def __init__(self, facts: EngineFacts, warnings: tuple[str, ...]) -> None:
+    def __init__(self, account: EngineAccount) -> None:
+        facts = account.facts
         self.name = facts.name
         self.device = facts.device
         self.precision: Precision = parse_precision(facts.precision)
@@ -43,7 +44,7 @@ class RemoteEngine:
         self.spec = ModelSpec.from_json(facts.spec)
         self.tile = self.spec.tile
         self.model_digest = facts.digest
-        self.warnings = warnings
+        self.warnings, self.assumptions = account.warnings, account.assumptions
         self._versions = dict(facts.versions)
 
     def run(self, tiles: Float32, out: Float32) -> None:  # noqa: ARG002 - see `Engine`
@@ -133,12 +134,12 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         note(f"{len(addresses)} workers {'on this machine' if local else f'of {fitted.scheduler}'}")
         if (link := dashboard_link(client)) is not None:
             note(f"dashboard: {link}")
-        facts, warnings, unfit = _describe(client, addresses, model, fitted)
+        account, unfit = _describe(client, addresses, model, fitted)
         for address, why in unfit.items():
             note(f"worker {address} is left out: {why}")
         fitted = replace(fitted, workers=len(addresses) - len(unfit))
-        engine = RemoteEngine(facts, warnings)
-        yield Crew(client, image, model, facts, engine, fitted, note, unfit, {"count": fitted.workers})
+        engine = RemoteEngine(account)
+        yield Crew(client, image, model, account.facts, engine, fitted, note, unfit, {"count": fitted.workers})
 
 
 def _absolute(path: str | Path) -> str:
@@ -157,9 +158,7 @@ class _Address(str):
         return repr(clean_uri(self))
 
 
-def _describe(
-    client: Any, addresses: list[str], model: str, options: Options
-) -> tuple[EngineFacts, tuple[str, ...], dict[str, str]]:
+def _describe(client: Any, addresses: list[str], model: str, options: Options) -> tuple[EngineAccount, dict[str, str]]:
     """Load the engine in every worker; those that cannot are named with the reason."""
     futures = {
         address: client.submit(
@@ -168,13 +167,12 @@ def _describe(
         for address in addresses
     }
     _wait(list(futures.values()), options.patience_seconds)
-    known: dict[str, EngineFacts] = {}
-    warnings: tuple[str, ...] = ()
+    known: dict[str, EngineAccount] = {}
     unfit: dict[str, str] = {}
     first: BaseException | None = None
     for address, future in futures.items():
         if future.status == "finished":
-            known[address], warnings = future.result()
+            known[address] = future.result()
         elif future.status == "error":
             error = future.exception()
             first = first or error
@@ -185,15 +183,15 @@ def _describe(
             raise first
         why = next(iter(unfit.values()), f"none has done so within {options.patience_seconds:.0f} s")
         raise ClusterError(f"no worker can load the engine: {why}")
-    reference, facts = next(iter(known.items()))
+    reference, account = next(iter(known.items()))
     for address, other in known.items():
-        differ = facts.differences(other)
+        differ = account.facts.differences(other.facts)
         if differ:
             raise ClusterError(
                 f"workers {reference} and {address} would not give the same result ({'; '.join(differ)}): "
                 "make them the same"
             )
-    return facts, warnings, unfit
+    return account, unfit
 
 
 def _wait(futures: list[Any], seconds: float) -> None:

@@ -14,9 +14,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tilelab.arrays import Float32, Int64
+from tilelab.assumptions import Assumption
 from tilelab.engines.base import Engine
 from tilelab.errors import OutputError, TilelabError
 from tilelab.geometry import Box
@@ -174,15 +175,23 @@ class Unwanted(Exception):
     """The unit was taken back, or its worker is being closed."""
 
 
-def describe(model: str, options: Options) -> tuple[EngineFacts, tuple[str, ...]]:
-    """Load the engine; returns what it is, and its warnings.
+class EngineAccount(NamedTuple):
+    """What a worker says of its engine."""
+
+    facts: EngineFacts
+    warnings: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
+
+
+def describe(model: str, options: Options) -> EngineAccount:
+    """Load the engine; returns what it is, its warnings and its assumptions.
 
     Raises:
         TilelabError: it cannot be loaded here.
     """
     with _bench.lock:
         engine = _bench.engine(model, with_threads(options))
-        return EngineFacts.of(engine), tuple(getattr(engine, "warnings", ()))
+        return EngineAccount(EngineFacts.of(engine), engine.warnings, engine.assumptions)
 
 
 def run_unit(topic: str, parcel: bytes, part: Part) -> None:
