@@ -27,6 +27,7 @@ from tilelab.engines.cuda import onnxruntime as ort_gpu
 from tilelab.engines.cuda import onnxruntime_cuda as ort_cuda
 from tilelab.engines.cuda import onnxruntime_rtx as ort_rtx
 from tilelab.engines.cuda import onnxruntime_tensorrt as ort_tensorrt
+from tilelab.engines.files.aotinductor_package import Compiled
 from tilelab.engines.registry import choose, load_engine, read_model, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.machine.cpu import cpu_features
@@ -320,7 +321,7 @@ def write_package(path, **changes):
     """A package as torch lays it out, with our description but without code."""
     torch = pytest.importorskip("torch")
     facts = {"torch": str(torch.__version__), "device": "cuda", "capability": (9, 0), "batch": 2, "precision": "fp32"}
-    compiled = aotinductor.Compiled(**(facts | {"dtype": "float32"} | changes))
+    compiled = Compiled(**(facts | {"dtype": "float32"} | changes))
     fields = {"tilelab": make_spec().to_json(), "tilelab_compiled": msgspec.json.encode(compiled).decode()}
     with zipfile.ZipFile(path, "w") as out:
         out.writestr("n/data/aotinductor/model/c_metadata.json", json.dumps(fields))

@@ -32,6 +32,7 @@ from tilelab.io.storage import remote_access
 from tilelab.io.storage.remote_file import RemoteFile
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.remote_store import open_store
+from tilelab.run.journal import lease as leases
 from tilelab.run.journal import remote as journal_remote
 from tilelab.run.options import Options
 
@@ -306,7 +307,7 @@ def test_a_silent_run_elsewhere_is_waited_for_then_taken_over(s3, uploaded, trut
     with pytest.raises(OutputError, match="process 12 on far") as refused:
         segment(f"{uploaded}/shards.zarr", place)
     assert "30 s" in str(refused.value)
-    monkeypatch.setattr(journal_remote, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
     time.sleep(2.1)  # the store's clock counts whole seconds
     segment(f"{uploaded}/shards.zarr", place)
     assert objects("elsewhere/out.ome.zarr") == truth
@@ -319,7 +320,7 @@ def test_a_run_that_was_taken_over_stops(s3, monkeypatch):
     (place / ".tilelab" / "lease").write_bytes(json.dumps({"run": "another"}).encode())
 
     def go_on() -> None:
-        for position in range(50):
+        for position in range(1200):
             journal.record(0, position)
             time.sleep(0.1)
 
@@ -330,12 +331,12 @@ def test_a_run_that_was_taken_over_stops(s3, monkeypatch):
 
 def test_two_that_begin_at_once(s3):
     place = RemotePath.parse("s3://data/race/out.ome.zarr")
-    first = journal_remote.Lease(place)
+    first = leases.Lease(place)
     with pytest.raises(OutputError, match="being written by another run"):
-        journal_remote.Lease(place)
+        leases.Lease(place)
     first.renew()
     first.release()
-    journal_remote.Lease(place).release()
+    leases.Lease(place).release()
 
 
 # trouble

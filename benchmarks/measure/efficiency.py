@@ -32,8 +32,8 @@ batch, tile, channels, count, streams = map(int, sys.argv[4:9])
 shape = (batch, channels, tile, tile)
 data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
 if name == "openvino":
-    from tilelab.engines.ov import import_openvino  # as it is, less its telemetry
-    from tilelab.engines.ov_upsampling import fold_upsampling
+    from tilelab.engines.cpu.openvino import import_openvino  # as it is, less its telemetry
+    from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
     openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(path)
@@ -50,7 +50,7 @@ if name == "openvino":
 else:
     from collections import deque
     from concurrent.futures import ThreadPoolExecutor
-    from tilelab.engines.ort import import_onnxruntime
+    from tilelab.engines.cpu.onnxruntime import import_onnxruntime
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
