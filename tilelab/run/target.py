@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
-from tilelab.io.images.optional import split_member
 from tilelab.io.results.sink import partial_path
+from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Place, remote_place, remove_tree
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, differences

@@ -19,9 +19,9 @@ from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
-from tilelab.io.images.optional import split_member
 from tilelab.io.images.volume import Neighbourhood, Volume
 from tilelab.io.images.volume_formats import find_folder_reader
+from tilelab.io.storage.member import split_member
 from tilelab.spec import Normalization
 from tilelab.training.sections import IGNORE, Data
 

@@ -13,11 +13,12 @@ from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
-from tilelab.io.images.optional import one_line, require, split_member
+from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
+from tilelab.io.storage.member import split_member
 
 _LISTED = 8
 _SLOTS = 12_421  # a prime, as HDF5 asks for

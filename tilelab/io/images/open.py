@@ -20,12 +20,12 @@ import msgspec
 
 from tilelab.errors import InputError
 from tilelab.io.images.image import Image
-from tilelab.io.images.optional import split_member
 from tilelab.io.images.region import Region, crop
 from tilelab.io.images.source import Source
 from tilelab.io.images.view import SourceImage
 from tilelab.io.images.volume_formats import find_file_reader, find_folder_reader
 from tilelab.io.storage.files import ReadOnlyFile
+from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import remote_place
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.io.storage.remote_path import SCHEMES, RemotePath

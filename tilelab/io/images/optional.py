@@ -24,14 +24,6 @@ def require(module: str, what: str) -> Any:
         ) from error
 
 
-def split_member(path: str) -> tuple[str, str]:
-    """``file.h5::/path/in/file`` as the file and the path in it, which is empty where none is named."""
-    if "::" not in path or Path(path).exists():
-        return path, ""
-    file, _, member = path.partition("::")
-    return file, member
-
-
 def is_precomputed(path: Path) -> bool:
     """Whether the folder `path` is a neuroglancer precomputed volume, or by its name should be."""
     if path.suffix == ".precomputed":

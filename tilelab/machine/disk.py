@@ -1,0 +1,152 @@
+"""Files that appear whole or not at all, and folders that are removed only if they are ours.
+
+Everything that tilelab replaces, renames or removes on a disk goes through this module; nothing else in the package
+calls `unlink`, `rmtree`, `rename` or `replace`.
+
+A file is written under a temporary name beside its own, ``.NAME.XXXXXXXX.tilelab``, made so that no file of that name
+can have been there, locked while it is written, and renamed when its bytes are on the disk.  What a killed process left
+is known by name and by its free lock, and goes when the same file is written again.  A folder is ours if it holds the
+mark, `MARK`; links are never followed when something is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tilelab.errors import OutputError
+
+MARK = ".tilelab"
+"""What a folder of ours holds: a file, or a folder with the journal of an unfinished result."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
+    """A temporary file to write, which becomes `path` if the block ends well, and vanishes otherwise.
+
+    What `path` held stays until then, so a failure costs nothing.  A link is followed: the file behind it is replaced.
+
+    Args:
+        path: the file to write; its folder must exist.
+        suffix: of the temporary file's name, for libraries that go by it.
+
+    Raises:
+        OutputError: it cannot be written, its folder is missing, or it is a folder, a device or a pipe.
+    """
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():
+        raise OutputError(f"{path} is a folder, a device or a pipe: name a file")
+    try:
+        _sweep_leftovers(final)
+        temporary = final.with_name(f".{final.name[:180]}.{secrets.token_hex(4)}{MARK}{suffix}")
+        with temporary.open("xb") as lock:
+            try_lock(lock)
+            try:
+                yield temporary
+                if final.exists():
+                    shutil.copymode(final, temporary)
+                flush(temporary)
+                temporary.replace(final)
+                flush(final.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, UTF-8; raises as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """Have the bytes of a file, or the names in a folder, on the disk before going on, where the system can."""
+    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDWR
+    with contextlib.suppress(OSError):  # some file systems cannot, and a folder cannot on Windows
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def try_lock(file: IO[bytes] | IO[str]) -> bool:
+    """Lock an open file until it is closed or the process dies, however it dies; False when another one has it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def make_ours(folder: Path) -> None:
+    """Make a folder that bears our mark; one that bears it already may be there.
+
+    Raises:
+        OutputError: something else has the name.
+        OSError: it cannot be made.
+    """
+    if not os.path.lexists(folder):
+        folder.mkdir(parents=True)
+        (folder / MARK).mkdir()
+    elif not is_ours(folder):
+        raise OutputError(f"{folder} was not made by tilelab, which needs that name: move it away")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether something is a folder that bears our mark; a link to one is not."""
+    return not folder.is_symlink() and folder.is_dir() and os.path.lexists(folder / MARK)
+
+
+def remove_ours(folder: Path) -> None:
+    """Remove a folder of ours with all that is in it, its mark last; nothing happens when there is none.
+
+    Raises:
+        OutputError: it is not ours, or is a link.
+        OSError: something in it cannot be removed.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not is_ours(folder):
+        raise OutputError(f"{folder} was not made by tilelab and is not removed: move it away")
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == MARK):
+        remove_entry(entry)
+    folder.rmdir()
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, a link (not what it points to), or a folder with all that is in it, of a place that is ours."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(kind):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sweep_leftovers(final: Path) -> None:
+    """Remove what a killed process left of an earlier attempt at the same file."""
+    ours = re.compile(re.escape(f".{final.name[:180]}.") + r"[0-9a-f]{8}" + re.escape(MARK) + r"(\.\w+)?")
+    with os.scandir(final.parent) as entries:
+        found = [Path(entry.path) for entry in entries if ours.fullmatch(entry.name) and not entry.is_symlink()]
+    for leftover in found:
+        with contextlib.suppress(OSError), leftover.open("r+b") as file:
+            if try_lock(file):
+                leftover.unlink(missing_ok=True)
