@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tilelab
+from tilelab.assumptions import Assumption
 from tilelab.sample import write_superalloy
 from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision
 
@@ -40,6 +41,8 @@ class FunctionEngine:
     precision: Precision = "fp32"
     batch: int = 2
     streams: int = 1  # calls that may run at once
+    warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()  # guesses about the model: none, its description is all there is
 
     @property
     def tile(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in missing else real(name, package)
 sys.argv = ["gpu", "--toy", "--batch", "2"]
-runpy.run_module("benchmarks.gpu.__main__", run_name="__main__")
+runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 
 
@@ -46,9 +46,9 @@ def test_without_a_gpu_it_says_so_in_one_line():
     pytest.importorskip("numba.cuda")
     if not driver_problem():
         pytest.skip("there is a GPU")
-    result = run("-m", "benchmarks.gpu.__main__")
+    result = run("-m", "benchmarks.gpu")
     assert result.returncode == 2, result.stderr
-    assert result.stdout.startswith("benchmarks.gpu.__main__: nothing was measured: no NVIDIA GPU is usable here (")
+    assert result.stdout.startswith("benchmarks.gpu: nothing was measured: no NVIDIA GPU is usable here (")
     assert result.stdout.count("\n") == 1
     assert not result.stderr
 

@@ -1,7 +1,7 @@
 """The GPU path on one GPU: are its kernels right, how near are they to a plain copy, the whole to the bare engine.
 
-    python -m benchmarks.gpu.__main__              # about three minutes; prints one table
-    python -m benchmarks.gpu.__main__ --networks unet-resnet18
+    python -m benchmarks.gpu              # about three minutes; prints one table
+    python -m benchmarks.gpu --networks unet-resnet18
 
 Needs torch, torchvision, numba-cuda, numpy and tifffile, and no installed tilelab: run it from the repository's root.
 Other engines (--engines) are measured where their libraries and msgspec are there as well.
@@ -28,7 +28,7 @@ Row = tuple[str, str, str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns 0, or 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu.__main__", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=(*NETWORKS, "small"))
     parser.add_argument("--precisions", nargs="*", default=["fp32", "fp16"], choices=("fp32", "fp16"))
     parser.add_argument("--engines", nargs="*", default=["torch"], choices=ENGINES)
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stand_in_for_msgspec()
     for library in ("torch", "numba"):
         if importlib.util.find_spec(library) is None:
-            print(
-                f"benchmarks.gpu.__main__: {library} is not installed: it needs torch, numba-cuda, numpy and tifffile"
-            )
+            print(f"benchmarks.gpu: {library} is not installed: it needs torch, numba-cuda, numpy and tifffile")
             return 2
     from tilelab.errors import EngineError, TilelabError
 
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         info = device.select(0)
     except EngineError as error:
-        print(f"benchmarks.gpu.__main__: nothing was measured: {error}")
+        print(f"benchmarks.gpu: nothing was measured: {error}")
         return 2
     from benchmarks.gpu.parts import Sizes, measure_kernels, measure_network
 

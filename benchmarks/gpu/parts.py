@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks.gpu.__main__`."""
+"""The measurements of `benchmarks.gpu`."""
 
 from __future__ import annotations
 
