@@ -46,10 +46,9 @@ def test_cut_equals_reference(seed, dtype, channels, repeat, tile):
     canvas=st.tuples(st.integers(9, 12), st.integers(1, 5), st.integers(1, 12)),
     row=st.integers(0, 40),
     origin=st.tuples(st.integers(-6, 6), st.integers(-10, 13)),
-    threads=st.sampled_from([0, 2, 3]),
     data=st.data(),
 )
-def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, threads, data):
+def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, data):
     rng = np.random.default_rng(seed)
     first = data.draw(st.integers(0, tile[0]))
     last = data.draw(st.integers(first, tile[0]))
@@ -58,10 +57,7 @@ def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, thread
     before = rng.normal(size=(classes, *canvas)).astype(np.float32)
     expected, got = before.copy(), before.copy()
     reference.blend(expected, logits, *shares, row, first, last, *origin)
-    pool = cpu.Threads(threads) if threads else None
-    cpu.blend(got, logits, *shares, row, first, last, *origin, threads=pool)
-    if pool:
-        pool.close()
+    cpu.blend(got, logits, *shares, row, first, last, *origin)
     np.testing.assert_allclose(got, expected, rtol=2e-7, atol=2e-7)
     touched = expected != before
     np.testing.assert_array_equal(got[~touched], before[~touched])
@@ -76,25 +72,21 @@ def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, thread
     row=st.integers(0, 20),
     scale=st.sampled_from([0.1, 3.0, 40.0]),
     want_logits=st.booleans(),
-    threads=st.sampled_from([0, 2]),
 )
-def test_finish_equals_reference(seed, classes, activation, size, row, scale, want_logits, threads):
+def test_finish_equals_reference(seed, classes, activation, size, row, scale, want_logits):
     rng = np.random.default_rng(seed)
     n, height, width = size
     canvas = (rng.normal(size=(classes, n + 2, height, width)) * scale).astype(np.float32)
     canvas[:, :, :, ::5] = 0  # ties
     channels = np.arange(classes + activation)[::-1].copy()
     results = []
-    pool = cpu.Threads(threads) if threads else None
-    for finish, extra in ((reference.finish, {}), (cpu.finish, {"threads": pool})):
+    for finish in (reference.finish, cpu.finish):
         work = canvas.copy()
         labels = np.full(size, 77, np.uint8)
         probabilities = np.full((len(channels), *size), 77, np.uint8)
         logits = np.full((classes, *size) if want_logits else (0, 0, 0, 0), 77, np.float32)
-        finish(work, row, activation, labels, probabilities, channels, logits, **extra)
+        finish(work, row, activation, labels, probabilities, channels, logits)
         results.append((work, labels, probabilities, logits))
-    if pool:
-        pool.close()
     (work_r, labels_r, probabilities_r, logits_r), (work, labels, probabilities, logits) = results
     np.testing.assert_array_equal(labels, labels_r)
     np.testing.assert_array_equal(work, work_r)

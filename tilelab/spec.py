@@ -6,6 +6,7 @@ file from a newer tilelab is never half understood.
 
 from __future__ import annotations
 
+import colorsys
 import re
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,9 @@ NormalizationKind = Literal["constants", "mean-std", "percentile"]
 
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
+PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+"""Colours of classes that have none of their own, background first; Okabe and Ito's, for any colour vision."""
+
 
 class ClassInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One class: its name and its display colour, ``#rrggbb``."""
@@ -34,6 +38,15 @@ class ClassInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not _COLOR.fullmatch(self.color):
             raise ValueError(f"colour {self.color!r} of class {self.name!r} is not of the form #rrggbb")
+
+
+def default_colors(count: int) -> tuple[str, ...]:
+    """`count` colours that can be told apart, black first."""
+    colors = list(PALETTE[:count])
+    for i in range(count - len(colors)):
+        rgb = colorsys.hsv_to_rgb(i * 0.381966 % 1, 0.75 - 0.25 * (i % 2), 0.95)  # the golden angle
+        colors.append("#" + "".join(f"{round(255 * v):02x}" for v in rgb))
+    return tuple(colors)
 
 
 class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tilelab.errors import PlanError
 
 
-def size_text(extent: tuple[int, ...]) -> str:
+def size_text(extent: Iterable[object]) -> str:
     """``512 x 512``."""
     return " x ".join(map(str, extent))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,35 @@ import numpy as np
 from benchmarks.bench.workbench import Workbench
 from tilelab.geometry import Box
 from tilelab.kernels import cpu
-from tilelab.kernels.cpu import Threads
 
 WIDTH, TILE, CLASSES = 8192, 512, 3
 NONE = np.empty((0, 0, 0, 0), np.float32)
 
 Work = Callable[[], object]
+
+
+class Threads:
+    """A few threads that split the rows of one kernel call among them; with one, calls run in place."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count - 1, "tilelab-kernel") if count > 1 else None
+
+    def split(self, rows: int, kernel: Callable[[int, int], object]) -> None:
+        """Call ``kernel(first, last)`` on consecutive ranges that cover ``0:rows``."""
+        if self._pool is None or rows < self.count:
+            kernel(0, rows)
+            return
+        cuts = [rows * i // self.count for i in range(self.count + 1)]
+        others = [self._pool.submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
+        kernel(0, cuts[1])  # in the thread that would only wait
+        for done in others:
+            done.result()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator,unused-ignore]
@@ -58,11 +83,11 @@ class Kernels:
         channels = np.arange(1, CLASSES)
         mean, gain = np.zeros(1, np.float32), np.ones(1, np.float32)
 
-        def split(part: Callable[[int, int], object]) -> None:
+        def split(rows: int, part: Callable[[int, int], object]) -> None:
             if self.threads is None:
-                part(0, size)
+                part(0, rows)
             else:
-                self.threads.split(size, lambda a, b: (part(a, b), None)[1])
+                self.threads.split(rows, part)
 
         def cut() -> None:
             for number, tile_of in enumerate(tiles):
@@ -70,14 +95,21 @@ class Kernels:
 
         def blend() -> None:
             for number, values in enumerate(logits):
-                cpu.blend(canvas, values, share, one, share, 0, 0, tile, 0, number * tile, self.threads)
+
+                def part(a: int, b: int, values: Any = values, at: int = number * tile) -> None:
+                    cpu.blend(canvas, values, share, one, share, 0, a, b, 0, at)
+
+                split(tile, part)
 
         def finish() -> None:
-            cpu.finish(canvas, 0, cpu.SOFTMAX, labels, probabilities, channels, NONE, self.threads)
+            split(
+                tile,
+                lambda a, b: cpu.finish(canvas, a, cpu.SOFTMAX, labels[a:b], probabilities[:, a:b], channels, NONE),
+            )
 
         self.works: dict[str, Work] = {
-            "copy": lambda: split(lambda a, b: np.copyto(copy[a:b], big[a:b])),
-            "update": lambda: split(lambda a, b: _update(copy, big, np.float32(0.5), a, b)),
+            "copy": lambda: split(size, lambda a, b: np.copyto(copy[a:b], big[a:b])),
+            "update": lambda: split(size, lambda a, b: _update(copy, big, np.float32(0.5), a, b)),
             "blend": blend,
             "cut": cut,
             "finish": finish,

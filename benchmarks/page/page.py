@@ -12,6 +12,7 @@ from benchmarks.page.markdown import busy, paragraph, picture, table
 from benchmarks.page.peers import peers
 from benchmarks.page.scaleout import scaleout
 from benchmarks.registry import SUITE
+from tilelab.text import size_text
 
 MIB = 2**20
 
@@ -67,7 +68,7 @@ def _made(section: dict[str, Any]) -> list[str]:
 
 def _efficiency(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:  # noqa: ARG001 - has no plot
     seconds, engine = found["seconds"], found["engine"]
-    size = " x ".join(map(str, found["image"]))
+    size = size_text(found["image"])
     what = f"{size} pixels ({found['tiles']['inferred']} tiles, {engine['name']} {engine['precision']})"
     lines = paragraph(
         f"`tilelab infer` on {what} against a process that loads the same engine and runs as many batches on noise:",
@@ -89,7 +90,7 @@ def _efficiency(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:  
     text = f"{found['megapixels_per_s']:.2f} MP/s. Memory: {memory}"
     if "tall" in found:
         tall = found["tall"]
-        size = " x ".join(map(str, tall["image"]))
+        size = size_text(tall["image"])
         text += f", {tall['memory_above_engine'] / MIB:.0f} MiB on {size} ({tall['megapixels_per_s']:.2f} MP/s)"
     return [*lines, text + ".", ""]
 
@@ -112,7 +113,7 @@ def _precision(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
                 f"{row['memory_growth'] / MIB:.0f}",
             ]
         )
-    size = " x ".join(map(str, found["image"]))
+    size = size_text(found["image"])
     header = [
         "engine",
         "s",
@@ -178,7 +179,7 @@ def _scaling(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
     growth = [row["memory_growth"] for row in rows]
     body = [
         [
-            " x ".join(map(str, row["image"])),
+            size_text(row["image"]),
             f"{row['megapixels']:.1f}",
             str(row["tiles"]),
             f"{row['seconds']:.2f}",

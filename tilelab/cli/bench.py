@@ -13,6 +13,7 @@ import numpy as np
 
 from tilelab.errors import TilelabError
 from tilelab.run.plan.estimate import calibrate
+from tilelab.text import size_text
 
 WIDTH, TILE, CLASSES = 8192, 512, 3
 
@@ -114,7 +115,7 @@ def measure_engines(model: str, seconds: float) -> list[dict[str, Any]]:
                 continue
             per_tile = calibrate(engine, seconds)
             pixels = int(np.prod(engine.tile))
-            size = " x ".join(map(str, engine.tile))
+            size = size_text(engine.tile)
             unverified = "".join(f"; {w}" for w in getattr(engine, "warnings", ()))
             rows.append(
                 _row(

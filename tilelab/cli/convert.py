@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tilelab.cli.run_arguments import parse_region
 from tilelab.cli.screen import say
 from tilelab.errors import Interrupted
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise Interrupted(f"stopped: {args.destination} was not written") from None
     if not args.quiet:
-        size = " x ".join(map(str, done["shape"]))
+        size = size_text(done["shape"])
         say(
             f"{done['path']}: {done['format']}, {done['axes']} {size} {done['dtype']}, {done['levels']} levels, "
             f"{format_bytes(done['bytes'])}, {done['seconds']:.1f} s"

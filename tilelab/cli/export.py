@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from tilelab.errors import EngineError, InputError
 from tilelab.geometry import WINDOWS
 from tilelab.spec import PRECISIONS, ModelSpec, parse_precision
+from tilelab.text import size_text
 
 if TYPE_CHECKING:
     from tilelab.exporting.parity import Sample
@@ -118,8 +119,12 @@ def run(args: argparse.Namespace) -> int:
     opset = f", opset {file.opset}" if file.opset else ""
     print(f"wrote {done.path} ({file.size_bytes / 1e6:.2f} MB): {file.format}{opset}, {file.precision}")
     print(f"  input {'; '.join(map(str, file.inputs))}; output {'; '.join(map(str, file.outputs))}")
-    size = " (fixed)" if spec.tile_fixed else f", or any multiple of {spec.stride} from {_size(spec.tile_min or ())}"
-    print(f"  tile {_size(spec.tile)}{size}, overlap {_size(spec.overlap)}; permits {', '.join(spec.precisions)}")
+    size = (
+        " (fixed)" if spec.tile_fixed else f", or any multiple of {spec.stride} from {size_text(spec.tile_min or ())}"
+    )
+    print(
+        f"  tile {size_text(spec.tile)}{size}, overlap {size_text(spec.overlap)}; permits {', '.join(spec.precisions)}"
+    )
     return 0
 
 
@@ -198,7 +203,3 @@ class _BuildBar:
         if phase not in self._tasks:
             self._tasks[phase] = self._bar.add_task(phase, total=total)
         self._bar.update(self._tasks[phase], completed=done, total=total)
-
-
-def _size(extent: Sequence[int]) -> str:
-    return " x ".join(map(str, extent))

@@ -22,6 +22,7 @@ from tilelab.cli.screen import assumption_rows
 from tilelab.errors import InputError, TilelabError
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.remote_access import clean_uri
+from tilelab.text import format_bytes, size_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -171,14 +172,15 @@ _Rows = list[tuple[str, Any]]
 
 
 def _image_rows(image: dict[str, Any]) -> _Rows:
-    from tilelab.text import format_bytes
-
     known = image["pixel_size_nm"]
     rows: _Rows = [
         ("format", ", ".join(str(image[key]) for key in ("format", "layout", "compression") if image.get(key))),
         ("size", f"{_axes_text(image['axes'], image['shape'])}, {image['dtype']}"),
         ("pixel size", _pixel_text(None if known is None else list(known.items()))),
-        ("chunks", _size(image["chunks"]) + (f" in shards of {_size(image['shards'])}" if image.get("shards") else "")),
+        (
+            "chunks",
+            size_text(image["chunks"]) + (f" in shards of {size_text(image['shards'])}" if image.get("shards") else ""),
+        ),
         ("levels", _levels_text(image["levels"])),
         ("on disk", format_bytes(image["bytes"]) if image.get("bytes") else None),
     ]
@@ -198,8 +200,6 @@ def _image_rows(image: dict[str, Any]) -> _Rows:
 
 
 def _model_rows(model: dict[str, Any]) -> _Rows:
-    from tilelab.text import format_bytes
-
     file, spec = model["file"], model["description"]
     rows: _Rows = []
     if file is not None:
@@ -213,10 +213,10 @@ def _model_rows(model: dict[str, Any]) -> _Rows:
         ]
     if spec is None:
         return [*rows, ("describes itself", "no: infer needs --classes, --mean and --std for it (see its --help)")]
-    tile = _size(spec["tile"]) + (" (fixed)" if spec["tile_fixed"] else "")
+    tile = size_text(spec["tile"]) + (" (fixed)" if spec["tile_fixed"] else "")
     if not spec["tile_fixed"]:
         tile += f", or any multiple of {spec['stride']}" if spec["stride"] > 1 else ", or any other"
-        tile += f" from {_size(spec['tile_min'])}" if spec["tile_min"] else ""
+        tile += f" from {size_text(spec['tile_min'])}" if spec["tile_min"] else ""
     field = spec["receptive_field"]
     size = spec["pixel_size_nm"]
     rows += [
@@ -229,7 +229,7 @@ def _model_rows(model: dict[str, Any]) -> _Rows:
         ("normalization", _normalization_text(spec["normalization"])),
         ("pixel size", _pixel_text(None if size is None else list(zip(spec["axes"], size, strict=True)))),
         ("tile", tile),
-        ("overlap", f"{_size(spec['overlap'])}, {spec['window']} window"),
+        ("overlap", f"{size_text(spec['overlap'])}, {spec['window']} window"),
         ("stride", spec["stride"]),
         ("sees", "the whole tile" if field is None else f"{field} px around each pixel"),
         ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
@@ -245,8 +245,6 @@ def _checkpoint_rows(checkpoint: dict[str, Any]) -> _Rows:
 
 
 def _result_rows(result: dict[str, Any]) -> _Rows:
-    from tilelab.text import format_bytes
-
     size = result["pixel_size_nm"]
     metadata = result["metadata"]
     engine = metadata.get("fingerprint", {}).get("engine", {})
@@ -313,15 +311,11 @@ def _axes_text(axes: str, shape: list[int]) -> str:
     pixels = 1
     for axis, n in zip(axes, shape, strict=True):
         pixels *= n if axis in "zyx" else 1
-    return f"{_size(shape)} ({', '.join(axes)}), {pixels / 1e6:.4g} MP"
+    return f"{size_text(shape)} ({', '.join(axes)}), {pixels / 1e6:.4g} MP"
 
 
 def _levels_text(levels: list[list[int]]) -> str:
-    return f"{len(levels)}, down to {_size(levels[-1])}" if len(levels) > 1 else "1"
-
-
-def _size(extent: list[int]) -> str:
-    return " x ".join(map(str, extent))
+    return f"{len(levels)}, down to {size_text(levels[-1])}" if len(levels) > 1 else "1"
 
 
 def _plain(value: Any) -> str:

@@ -16,7 +16,7 @@ from tilelab.errors import PlanError
 from tilelab.io.images.volume import Volume
 from tilelab.run.plan.estimate import Samples, calibrate, expected_seconds, sample_tiles, seconds_per_tile, stored_bytes
 from tilelab.run.plan.plan import Plan
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,12 +150,13 @@ def as_text(plan: dict[str, Any]) -> str:
     """The plan for people."""
     image, engine, memory = plan["image"], plan["engine"], plan["memory"]
     rows = {
-        "image": f"{_size(image['shape'])} (z, y, x), {image['megapixels']:.1f} MP, chunks {_size(image['chunks'])}",
+        "image": f"{size_text(image['shape'])} (z, y, x), {image['megapixels']:.1f} MP, "
+        f"chunks {size_text(image['chunks'])}",
         "engine": (f"{engine['name']} {engine['precision']} on {engine['device']}, " if engine["name"] else "")
-        + f"tile {_size(engine['tile'])}, batch {engine['batch']}",
-        "tiles": f"{plan['tiles']}, overlap {_size(plan['overlap'])} px, {plan['window']} window, "
+        + f"tile {size_text(engine['tile'])}, batch {engine['batch']}",
+        "tiles": f"{plan['tiles']}, overlap {size_text(plan['overlap'])} px, {plan['window']} window, "
         f"{plan['tiles_computed_twice']:.2%} computed twice",
-        "units": f"{plan['units']} of at most {_size(plan['unit_shape'])} px",
+        "units": f"{plan['units']} of at most {size_text(plan['unit_shape'])} px",
         "read": format_bytes(plan["bytes_read"])
         + ("" if plan["bytes_stored"] is None else f" decoded, stored in about {format_bytes(plan['bytes_stored'])}"),
         "write": f"at most {format_bytes(plan['bytes_written_at_most'])} before compression, {plan['levels']} levels",
@@ -196,10 +197,6 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
-
-
-def _size(extent: list[int]) -> str:
-    return " x ".join(map(str, extent))
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tilelab.assumptions import Assumption
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -76,7 +76,7 @@ def summary(report: dict[str, Any]) -> str:
     waits = ", ".join(f"{name} {seconds[f'waited_for_{name}']:.1f} s" for name in ("read", "blend", "write"))
     skipped = f", {tiles['skipped']} blank or masked" if tiles["skipped"] else ""
     rows = {
-        "image": f"{' x '.join(map(str, report['shape']))} {report['dtype']}, {report['megapixels']:.1f} MP",
+        "image": f"{size_text(report['shape'])} {report['dtype']}, {report['megapixels']:.1f} MP",
         "model": f"{report['model']}, tile {_size(report['tile'])}, overlap {_size(report['overlap'])}, "
         f"{report['window']} window",
         "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, {tiles['inferred']} tiles{skipped}",
@@ -103,4 +103,4 @@ def assumption_rows(assumptions: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _size(extent: list[int]) -> str:
-    return str(extent[0]) if len(set(extent)) == 1 else " x ".join(map(str, extent))
+    return str(extent[0]) if len(set(extent)) == 1 else size_text(extent)

@@ -12,6 +12,7 @@ from tilelab.errors import PlanError
 from tilelab.geometry import Lattice
 from tilelab.machine.memory import resident_memory
 from tilelab.spec import ModelSpec
+from tilelab.text import size_text
 
 _SCALES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)
 _REPEATS = 2  # after the trial run of loading
@@ -105,7 +106,7 @@ def fastest_tile(
             break
     if not measured:
         need = f"needs {refused.memory_bytes >> 20} MiB in the engine" if refused else "was asked for"
-        tile_text = " x ".join(map(str, refused.tile)) if refused else "none"
+        tile_text = size_text(refused.tile) if refused else "none"
         limit = f", the limit is {memory_limit >> 20} MiB: raise --memory" if memory_limit is not None else ""
         raise PlanError(f"--tile auto: even the smallest tile, {tile_text}, {need}{limit}")
     measured.sort(key=lambda s: (math.prod(s.tile) * s.batch, s.tile, s.batch))

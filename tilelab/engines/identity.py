@@ -13,9 +13,9 @@ import numpy as np
 
 from tilelab.arrays import Float32
 from tilelab.assumptions import Assumption
-from tilelab.engines.overrides import SpecOverrides, default_colors, override_spec
+from tilelab.engines.overrides import SpecOverrides, override_spec
 from tilelab.errors import ModelError
-from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision
+from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision, default_colors
 
 
 def identity_spec(outputs: int = 1, overrides: SpecOverrides | None = None) -> ModelSpec:

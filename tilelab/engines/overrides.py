@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
@@ -12,13 +11,12 @@ import msgspec
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.errors import ModelError
 from tilelab.geometry import Window
-from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind
+from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind, default_colors
+from tilelab.text import size_text
 
 Axes = Literal["yx", "zyx"]
 _Number = TypeVar("_Number", int, float)
 
-# Okabe and Ito: told apart with any colour vision; the background is black.
-_PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 _IMPOSSIBLE = (ModelError, msgspec.MsgspecError, ValueError)
 _USUAL_STRIDE = 32  # five halvings, the depth of the usual encoders
 
@@ -61,15 +59,6 @@ class SpecOverrides:
     stride: int | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     output: str | None = None
-
-
-def default_colors(count: int) -> tuple[str, ...]:
-    """`count` colours that can be told apart, black first."""
-    colors = list(_PALETTE[:count])
-    for i in range(count - len(colors)):
-        rgb = colorsys.hsv_to_rgb(i * 0.381966 % 1, 0.75 - 0.25 * (i % 2), 0.95)  # the golden angle
-        colors.append("#" + "".join(f"{round(255 * v):02x}" for v in rgb))
-    return tuple(colors)
 
 
 def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port]:
@@ -143,7 +132,7 @@ def _override(spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
     if given.tile is not None:
         tile = _per_axis(given.tile, axes, "--tile")
         if spec.tile_fixed and tile != spec.tile:
-            raise ModelError(f"the model pins its tile to {_size(spec.tile)}: leave --tile {_size(tile)} out")
+            raise ModelError(f"the model pins its tile to {size_text(spec.tile)}: leave --tile {size_text(tile)} out")
         changes["tile"] = tile
     overlap = changes.get("overlap", spec.overlap)
     if given.overlap is not None:
@@ -289,7 +278,3 @@ def _overlap(value: tuple[int, ...] | float, tile: tuple[int, ...], axes: str) -
     if not 0 <= value < 1:
         raise ModelError(f"--overlap {value:g} is not a fraction of the tile: give 0 to 0.99, or pixels as a tuple")
     return tuple(round(n * value) if n > 1 else 0 for n in tile)
-
-
-def _size(extent: tuple[int, ...]) -> str:
-    return " x ".join(map(str, extent))

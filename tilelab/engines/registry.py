@@ -22,6 +22,7 @@ from tilelab.engines.loading import Availability, LoadRequest, try_out
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision, parse_precision
+from tilelab.text import size_text
 
 # Module of each engine, and the model formats it reads.
 ENGINES = {
@@ -252,7 +253,7 @@ def check_tile(spec: ModelSpec) -> None:
     """Raise `ModelError` when the tile is smaller than the model allows."""
     least = spec.tile_min
     if least is not None and any(t < m for t, m in zip(spec.tile, least, strict=True)):
-        given, wanted = (" x ".join(map(str, n)) for n in (spec.tile, least))
+        given, wanted = map(size_text, (spec.tile, least))
         raise ModelError(f"a tile of {given} is too small for this model: give at least {wanted}")
 
 

@@ -17,7 +17,8 @@ from tilelab.evaluation.labels import LabelMap, Labels, open_labels
 from tilelab.evaluation.metrics.confusion import Counts, Scores, count_confusion, mean_of_present, score_confusion
 from tilelab.evaluation.pairs import Pair
 from tilelab.geometry import Box, boxes
-from tilelab.spec import ClassInfo
+from tilelab.spec import ClassInfo, default_colors
+from tilelab.text import size_text
 
 if TYPE_CHECKING:
     from tilelab.evaluation.metrics.isbi import IsbiScores
@@ -196,7 +197,7 @@ def _check_sizes(labels: Labels, truth: Labels) -> None:
 
 
 def _size(shape: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, shape if shape[0] > 1 else shape[1:]))
+    return size_text(shape if shape[0] > 1 else shape[1:])
 
 
 def _count(labels: Labels, truth: Labels, ignore: int | None) -> tuple[Counts, int]:
@@ -256,11 +257,8 @@ def _unnamed(count: int) -> tuple[ClassInfo, ...]:
 
 
 def _colored(names: tuple[str, ...]) -> tuple[ClassInfo, ...]:
-    """Classes with the colours of Okabe and Ito, black for the background."""
-    palette = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
-    return tuple(
-        ClassInfo(name, "#000000" if i == 0 else palette[(i - 1) % len(palette)]) for i, name in enumerate(names)
-    )
+    """Classes in the colours that models without their own have."""
+    return tuple(map(ClassInfo, names, default_colors(len(names))))
 
 
 def _add_surfaces(evaluation: Evaluation, question: Question) -> None:

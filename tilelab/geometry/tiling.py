@@ -200,11 +200,6 @@ class Lattice:
         """Extent of a tile."""
         return tuple(axis.tile for axis in self.axes)
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Extent of the image."""
-        return tuple(axis.size for axis in self.axes)
-
     def __len__(self) -> int:
         return math.prod(self.shape)
 

@@ -1,7 +1,6 @@
 """The kernels on the CPU, compiled by Numba: same arguments and meaning as in `tilelab.kernels.reference`.
 
-They release the GIL and take whole-number row ranges, so `Threads` can spread one call over cores; every pixel is
-computed by one thread in one order, so the result has the same bytes for any number of threads.  Inner loops run over
+They release the GIL, and every pixel is computed in one order, so rows shared among threads have the same bytes.  Inner loops run over
 x alone and hold float32 only, which lets LLVM vectorise them; `fastmath` stays off, so nothing is reordered or fused.
 """
 
@@ -9,45 +8,17 @@ from __future__ import annotations
 
 from tilelab.arrays import Array, Float32, Int64, UInt8
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-
 import numba
 import numpy as np
 
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
-__all__ = ["SIGMOID", "SOFTMAX", "Threads", "all_finite", "blend", "cut", "finish", "is_constant"]
+__all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "finish", "is_constant"]
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 _exp_negative = _jit(exp_negative)
-
-
-class Threads:
-    """A few threads that split the rows of one kernel call among them; with one, calls run in place."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool = ThreadPoolExecutor(count - 1, "tilelab-kernel") if count > 1 else None
-
-    def split(self, rows: int, kernel: Callable[[int, int], None]) -> None:
-        """Call ``kernel(first, last)`` on consecutive ranges that cover ``0:rows``."""
-        if self._pool is None or rows < self.count:
-            kernel(0, rows)
-            return
-        cuts = [rows * i // self.count for i in range(self.count + 1)]
-        others = [self._pool.submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
-        kernel(0, cuts[1])  # in the thread that would only wait
-        for done in others:
-            done.result()
-
-    def close(self) -> None:
-        """Stop the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
 
 
 @_jit
@@ -104,19 +75,11 @@ def blend(
     last: int,
     cross: int,
     col: int,
-    threads: Threads | None = None,
 ) -> None:
     """Add one tile to the canvas; see `reference.blend`."""
     if cross >= canvas.shape[2] or col >= canvas.shape[3] or cross + share_a.size <= 0 or col + share_x.size <= 0:
         return
-
-    def part(a: int, b: int) -> None:
-        _blend(canvas, logits, share_s, share_a, share_x, row, first + a, first + b, cross, col)
-
-    if threads is None:
-        part(0, last - first)
-    else:
-        threads.split(last - first, part)
+    _blend(canvas, logits, share_s, share_a, share_x, row, first, last, cross, col)
 
 
 @_jit
@@ -199,17 +162,9 @@ def finish(
     probabilities: UInt8,
     channels: Int64,
     logits: Float32,
-    threads: Threads | None = None,
 ) -> None:
     """Turn finished rows into bytes and clear them; see `reference.finish`."""
-
-    def part(a: int, b: int) -> None:
-        _finish(canvas, row, a, b, activation, labels, probabilities, channels, logits)
-
-    if threads is None:
-        part(0, labels.shape[0])
-    else:
-        threads.split(labels.shape[0], part)
+    _finish(canvas, row, 0, labels.shape[0], activation, labels, probabilities, channels, logits)
 
 
 @_jit

@@ -112,11 +112,6 @@ def stream_handle(value: Stream) -> int:
     return 0 if SIMULATED else int(value)
 
 
-def wrap_stream(handle: int) -> Stream:
-    """Another library's ``cudaStream_t`` as a stream."""
-    return cuda.stream() if SIMULATED else cuda.external_stream(handle)
-
-
 def event() -> Event:
     """A marker to record in one stream, and to wait for in another or on the host; it takes no times."""
     return cuda.event(timing=False) if not SIMULATED else cuda.event()

@@ -14,6 +14,7 @@ from tilelab.engines.registry import load_engine, read_spec
 from tilelab.io.images.volume import Volume
 from tilelab.run.journal.fingerprint import Fingerprint
 from tilelab.run.options import Options
+from tilelab.text import size_text
 
 BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # each core of a CPU has a tile of its own
 
@@ -63,7 +64,7 @@ def choose_tile(
 
     candidates = [(tile, batch) for tile in tile_candidates(spec, shape) for batch in batches]
     best, measured = fastest_tile(load, candidates, shape, options.memory_bytes)
-    size = " x ".join(map(str, best.tile))
+    size = size_text(best.tile)
     note(
         f"tile {size}, batch {best.batch}: {best.pixels_per_s / 1e6:.2f} MP/s, the fastest of {len(measured)} measured"
     )

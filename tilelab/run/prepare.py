@@ -25,6 +25,7 @@ from tilelab.run.normalize import normalization_constants
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Outputs, Plan, Source, make_plan
 from tilelab.spec import ModelSpec
+from tilelab.text import size_text
 
 if TYPE_CHECKING:
     from tilelab.run.sweep.job import Job  # brings Numba, which planning does without
@@ -86,7 +87,7 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
     if want is None or options.ignore_pixel_size:
         return opened, notes
     if have is None:
-        known = " x ".join(f"{s:g}" for s in want)
+        known = size_text(f"{s:g}" for s in want)
         opened.assumptions += (
             Assumption(
                 what=f"the pixel size of {opened.uri}",
@@ -170,7 +171,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     check_strict(assumptions, options.strict)
     volume = Volume(opened)
     if options.symmetries and spec.tile[-1] != spec.tile[-2]:
-        raise ModelError(f"the 8 symmetries need a square tile, this one is {' x '.join(map(str, spec.tile))}")
+        raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(spec.tile)}")
     plan = plan_image(opened, spec, options, engine.batch)
     mask = None if options.mask is None else open_mask(options.mask, volume)
     mean, gain, normalization = normalization_constants(

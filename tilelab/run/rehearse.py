@@ -39,7 +39,7 @@ from tilelab.run.plan.plan import Plan
 from tilelab.run.prepare import open_source, plan_image, probability_classes
 from tilelab.run.target import output_path, present, work_path
 from tilelab.spec import ModelSpec, Precision
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, size_text
 
 MOST_PIXELS = 4 << 20
 _LEAST_BLOCK = 64  # pixels that are kept together where the image has no chunks
@@ -192,7 +192,7 @@ def dry_run(
         began = time.perf_counter()
         run = infer(thinned, stand_in, small, options=_for_rehearsal(options))
         seconds = time.perf_counter() - began
-        size = " x ".join(map(str, thinned.shape))
+        size = size_text(thinned.shape)
         checked.append(
             f"{thinned.blocks[0]} of {thinned.blocks[1]} blocks spread over the image were read ({size} px, "
             f"{format_bytes(thinned.bytes)} in {thinned.seconds:.1f} s)"

@@ -23,6 +23,7 @@ from tilelab.io.images.volume import Neighbourhood, Volume
 from tilelab.io.images.volume_formats import find_folder_reader
 from tilelab.io.storage.member import split_member
 from tilelab.spec import Normalization
+from tilelab.text import size_text
 from tilelab.training.sections import IGNORE, Data
 
 BLOCK = 64
@@ -137,7 +138,7 @@ def open_pairs(data: Data, root: Path, classes: int, neighbours: int = 0) -> lis
         image, labels = open_image(image_path), open_labels(mask_path, mapping)
         volume = Volume(image)
         if volume.shape != labels.shape:
-            sizes = [" x ".join(map(str, shape)) for shape in (volume.shape, labels.shape)]
+            sizes = [size_text(shape) for shape in (volume.shape, labels.shape)]
             raise InputError(f"image {image_path} has {sizes[0]} pixels (z, y, x), its mask {mask_path} {sizes[1]}")
         if neighbours and volume.channels > 1:
             raise InputError(f"{image_path} has {volume.channels} channels, network.neighbours needs a grey stack")

@@ -19,6 +19,7 @@ from tilelab.io.images.units import length_nm
 from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
 from tilelab.io.storage.member import split_member
+from tilelab.text import size_text
 
 _LISTED = 8
 _SLOTS = 12_421  # a prime, as HDF5 asks for
@@ -145,7 +146,7 @@ def _images(h5py: Any, group: Any) -> list[Any]:
 
 
 def _listing(datasets: list[Any]) -> str:
-    names = [f"{d.name} ({' x '.join(map(str, d.shape))} {d.dtype})" for d in datasets[:_LISTED]]
+    names = [f"{d.name} ({size_text(d.shape)} {d.dtype})" for d in datasets[:_LISTED]]
     more = len(datasets) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "") if names else "no images"
 

@@ -11,6 +11,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.assumptions import Assumption
 from tilelab.geometry import Box
+from tilelab.text import size_text
 
 
 class Image(abc.ABC):
@@ -96,6 +97,6 @@ class Image(abc.ABC):
         self.close()
 
     def __repr__(self) -> str:
-        size = " x ".join(map(str, self.shape))
+        size = size_text(self.shape)
         nm = "unknown pixel size" if self.pixel_size_nm is None else f"{self.pixel_size_nm} nm"
         return f"<Image {self.uri} {self.axes} {size} {self.dtype} {nm}>"

@@ -12,6 +12,7 @@ from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import RegionImage, crop
 from tilelab.io.images.volume import Volume
+from tilelab.text import size_text
 
 
 def open_mask(mask: str | Path, volume: Volume) -> Volume:
@@ -32,8 +33,8 @@ def open_mask(mask: str | Path, volume: Volume) -> Volume:
         opened = _EverySlice(opened.image, volume.shape[0])
     if opened.channels != 1 or opened.shape != volume.shape:
         raise InputError(
-            f"mask {image.uri} is {' x '.join(map(str, opened.image.shape))} ({opened.image.axes}), the image "
-            f"{' x '.join(map(str, volume.image.shape))} ({volume.image.axes}): they must have the same size"
+            f"mask {image.uri} is {size_text(opened.image.shape)} ({opened.image.axes}), the image "
+            f"{size_text(volume.image.shape)} ({volume.image.axes}): they must have the same size"
         )
     return opened
 

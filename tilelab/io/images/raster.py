@@ -16,13 +16,13 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
-from tilelab.io.images.source import Source, check_level, format_bytes
+from tilelab.io.images.source import Source, check_level
 from tilelab.io.images.units import resolution_nm
 from tilelab.io.storage.decode import LARGE_BYTES, DecodedPieces
 from tilelab.io.storage.files import ReadOnlyFile, hash_file
+from tilelab.text import format_bytes
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SCAN_MARKER = 0xDA

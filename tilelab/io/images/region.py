@@ -11,6 +11,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.view import check_region
+from tilelab.text import size_text
 
 Ends = tuple[int | None, int | None]
 Region = Sequence[Ends] | str
@@ -50,7 +51,7 @@ def crop(image: Image, region: Region) -> RegionImage:
         raise InputError(f"region {region!r} is not understood: give (first, stop) per axis, or text") from error
     spatial = image.axes.replace("c", "")
     size = dict(zip(image.axes, image.shape, strict=True))
-    extent = " x ".join(str(size[a]) for a in spatial)
+    extent = size_text(size[a] for a in spatial)
     if len(ends) != len(spatial):
         raise InputError(
             f"region {format_region(ends)} has {len(ends)} ranges, {image.uri} has axes {','.join(spatial)} "

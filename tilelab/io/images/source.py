@@ -17,6 +17,7 @@ from tilelab.arrays import Array
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.text import format_bytes
 
 
 class Source(abc.ABC):
@@ -92,10 +93,3 @@ def whole_piece_warning(uri: str, nbytes: int) -> str:
     """What to tell of an image whose smallest readable pieces are large."""
     size = format_bytes(nbytes)
     return f"{uri} is stored in pieces of {size}, decoded one by one in memory: `tilelab convert` rewrites it in tiles"
-
-
-def format_bytes(count: int) -> str:
-    """`count` bytes for people, e.g. ``1.5 GiB``."""
-    if count < 2**20:
-        return f"{count / 2**10:.1f} KiB"
-    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

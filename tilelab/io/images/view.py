@@ -27,6 +27,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.source import Source
+from tilelab.text import size_text
 
 _KNOWN = "tczyxs"
 _KEPT = "czyx"
@@ -180,19 +181,19 @@ def _name_axes(source: Source, axes: str | None) -> list[str]:
     uri, shape = source.uri, source.shape
     letters = list(source.axes if axes is None else axes.lower())
     if len(letters) != len(shape):
-        raise InputError(f"axes {axes!r} were given for {uri}, which has {len(shape)} axes: {_times(shape)}")
+        raise InputError(f"axes {axes!r} were given for {uri}, which has {len(shape)} axes: {size_text(shape)}")
     if not all(shape):
-        raise InputError(f"{uri} is empty: its shape is {_times(shape)}")
+        raise InputError(f"{uri} is empty: its shape is {shape}")
     unknown = [i for i, letter in enumerate(letters) if letter not in _KNOWN]
     wide = [i for i in unknown if shape[i] > 1]
     if len(wide) == 1 and not any(letter == "z" and n > 1 for letter, n in zip(letters, shape, strict=True)):
         letters = ["_" if letter == "z" else letter for letter in letters]
         letters[wide[0]] = "z"
     elif wide:
-        raise InputError(f"{uri} has axes {''.join(letters)} {_times(shape)}: only t, c, z, y, x are understood")
+        raise InputError(f"{uri} has axes {''.join(letters)} {size_text(shape)}: only t, c, z, y, x are understood")
     for letter in "yx":
         if letter not in letters:
-            raise InputError(f"{uri} has axes {source.axes!r} {_times(shape)}: an image needs y and x")
+            raise InputError(f"{uri} has axes {source.axes!r} {size_text(shape)}: an image needs y and x")
     for letter in _KNOWN:
         if letters.count(letter) > 1:
             raise InputError(f"{uri} has axis {letter!r} twice ({''.join(letters)}): name its axes otherwise")
@@ -269,7 +270,7 @@ def given_pixel_size(given: float | Sequence[float], axes: str, uri: str) -> tup
     if len(sizes) != len(axes):
         raise InputError(f"{len(sizes)} pixel sizes were given for {uri}, which has {len(axes)} spatial axes, {axes}")
     if not all(math.isfinite(v) and v > 0 for v in sizes):
-        raise InputError(f"a pixel size of {_times(sizes)} nm was given for {uri}: it must be positive")
+        raise InputError(f"a pixel size of {size_text(sizes)} nm was given for {uri}: it must be positive")
     return sizes
 
 
@@ -283,8 +284,4 @@ def check_region(image: Image, box: Box) -> None:
         a >= 0 and b <= n for a, b, n in zip(box.start, box.stop, image.shape, strict=True)
     )
     if not inside:
-        raise InputError(f"region {box} was asked for, {image.uri} has {image.axes} {_times(image.shape)}")
-
-
-def _times(shape: Sequence[float]) -> str:
-    return " x ".join(map(str, shape)) or "()"
+        raise InputError(f"region {box} was asked for, {image.uri} has {image.axes} {size_text(image.shape)}")

@@ -11,6 +11,7 @@ from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
 from tilelab.arrays import Bool, UInt8
+from tilelab.spec import PALETTE
 
 Color = tuple[int, int, int]
 Mask = Bool
@@ -22,8 +23,6 @@ _CROWDED = 0.15
 _INK, _FAINT, _PAPER = (30, 33, 38), (120, 125, 132), (255, 255, 255)
 _MICRO = "\N{MICRO SIGN}"
 _MARGIN, _GAP, _TEXT = 20, 14, 19
-_SUBSTITUTES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-"""For classes too dark to be seen on grey (Okabe and Ito's colours)."""
 
 
 def visible_colors(colors: Sequence[str]) -> list[Color]:
@@ -32,7 +31,7 @@ def visible_colors(colors: Sequence[str]) -> list[Color]:
     for i, color in enumerate(colors):
         r, g, b = bytes.fromhex(color[1:])
         if 0.299 * r + 0.587 * g + 0.114 * b < 40:
-            r, g, b = bytes.fromhex(_SUBSTITUTES[(i - 1) % len(_SUBSTITUTES)][1:])
+            r, g, b = bytes.fromhex(PALETTE[1 + (i - 1) % (len(PALETTE) - 1)][1:])
         found.append((r, g, b))
     return found
 

@@ -30,7 +30,6 @@ from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.zarr.layout import Extent
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
 
-SUFFIX = ".precomputed"
 _DESCRIPTION = "tilelab.json"
 _PROPERTIES = "segment_properties"
 

@@ -98,15 +98,6 @@ OpenFile: TypeAlias = ReadOnlyFile | RemoteFile
 """What is read at positions: a local file or an object in a remote store."""
 
 
-def open_file(place: str | Place) -> OpenFile:
-    """Open a file for reading at positions; a remote one is not asked for yet.
-
-    Raises:
-        InputError: it does not exist or cannot be read.
-    """
-    return RemoteFile(place) if isinstance(place, RemotePath) else ReadOnlyFile(place)
-
-
 def read_region(file: OpenFile, offset: int, shape: tuple[int, ...], box: Box, out: Array) -> None:
     """Read a region of a C-ordered array that lies uncompressed in `file`.
 

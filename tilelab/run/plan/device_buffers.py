@@ -39,11 +39,6 @@ class DeviceBuffers:
         """All of GPU memory that a unit takes, the engine's own excluded."""
         return sum(self.bytes().values())
 
-    @property
-    def pinned_bytes(self) -> int:
-        """All of page-locked memory."""
-        return sum(self.bytes("pinned").values())
-
 
 def seen_range(axis: AxisTiling, tiles: range) -> tuple[int, int]:
     """The range of image pixels that `tiles` look at, reflection included."""

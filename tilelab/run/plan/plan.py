@@ -14,7 +14,7 @@ from tilelab.io.zarr.layout import Layout
 from tilelab.machine.memory import default_memory_limit
 from tilelab.run.plan.share_out import crossings, share_out
 from tilelab.spec import ModelSpec
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, size_text
 
 BASE_BYTES = 64 << 20  # interpreter, libraries and queues beside the arrays counted below
 BATCHES_AHEAD = 3  # cut batches waiting for the engine
@@ -158,9 +158,9 @@ def make_plan(
     needed = sum(memory.values())
     if needed > limit:
         raise PlanError(
-            f"one unit of {' x '.join(map(str, widest.shape))} px needs {format_bytes(needed)}, the limit is "
+            f"one unit of {size_text(widest.shape)} px needs {format_bytes(needed)}, the limit is "
             f"{format_bytes(limit)}: raise --memory, or lower --tile or --batch (units are multiples of "
-            f"{' x '.join(map(str, grain))} px)"
+            f"{size_text(grain)} px)"
         )
     return Plan(source, spec, outputs, layout, lattice, frame, units, batch, memory)
 
