@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ pytest.importorskip("torch", reason="the benchmarks train their own network")
 
 from benchmarks import suite
 from benchmarks.__main__ import main
-from benchmarks.bench import contenders
+from benchmarks.bench import contenders, machine
 from benchmarks.bench.contenders import CONTENDERS, Contender
 from benchmarks.bench.ledger import Ledger
 from benchmarks.bench.machine import Others
@@ -149,12 +148,16 @@ def test_a_busy_machine_is_said(document: dict, tmp_path: Path) -> None:
     assert "Other programs took 1.5 cores meanwhile: times are noisy" in (tmp_path / "page.md").read_text()
 
 
-def test_work_of_others_is_noticed_and_ones_own_is_not(tmp_path: Path) -> None:
+def test_work_of_others_is_noticed_and_ones_own_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, busy, own = machine._used()
+    run_process([sys.executable, "-c", "sum(range(5_000_000))"], cwd=tmp_path)
+    after = machine._used()
+    assert after[0] > wall
+    assert after[2] > own  # the child's work is ours
+    assert after[1] > busy or not Path("/proc/stat").exists()
     others = Others()
-    run_process([sys.executable, "-c", "sum(range(20_000_000))"], cwd=tmp_path)
-    assert others.cores() < (os.cpu_count() or 1)
-    others._began = tuple(now - then for now, then in zip(others._began, (10, 15, 5), strict=True))
-    assert others.cores() >= 0.9  # 10 seconds in which 15 were used, 5 of them by this process
+    monkeypatch.setattr(machine, "_used", lambda: (others._began[0] + 10, others._began[1] + 15, others._began[2] + 5))
+    assert others.cores() == pytest.approx(1)  # 10 seconds in which 15 were used, 5 of them by this process
 
 
 def test_headline_needs_peers_and_markers(document: dict, tmp_path: Path) -> None:
@@ -258,7 +261,6 @@ def test_planning_takes_the_same_memory_for_a_petabyte() -> None:
     assert large["units"] > 50 * small["units"]
     assert large["held"] < 2 * small["held"]
     assert large["peak"] < 1 << 20
-    assert large["seconds"] < 2
 
 
 def test_sections_are_kept_from_run_to_run(tmp_path: Path) -> None:
@@ -283,18 +285,17 @@ def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_process_memory_is_watched_and_limited(tmp_path: Path) -> None:
-    hold = "import time; held = bytearray(200 << 20); time.sleep(30)"
+    hold = "import time; held = bytearray(200 << 20); time.sleep(600)"
     stopped = run_process([sys.executable, "-c", hold], cwd=tmp_path, memory_limit=150 << 20)
     assert stopped.stopped == "memory"
     assert not stopped.ok
-    assert stopped.seconds < 25
     assert "more than the limit" in stopped.reason
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
     assert run_process([sys.executable, "-c", child], cwd=tmp_path, memory_limit=150 << 20).stopped == "memory"
 
 
 def test_process_can_be_killed_and_can_fail(tmp_path: Path) -> None:
-    killed = run_process([sys.executable, "-c", "import time; time.sleep(30)"], cwd=tmp_path, kill_after=0.3)
+    killed = run_process([sys.executable, "-c", "import time; time.sleep(600)"], cwd=tmp_path, kill_after=0.3)
     assert (killed.stopped, killed.code) == ("asked", -9)
     failed = run_process([sys.executable, "-c", "raise SystemExit('no disk')"], cwd=tmp_path)
     assert (failed.ok, failed.reason) == (False, "no disk")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,19 +160,12 @@ def terabyte(folder: Path) -> Path:
     return folder
 
 
-def plan_it(uri: str, env: dict[str, str]) -> tuple[dict, float]:
-    command = [sys.executable, "-m", "tilelab", "plan", uri, "--model", "superalloy", "--json"]
-    command += ["--ignore-pixel-size", "--workers", "64", "--speed", "5", "--price", "0.4"]
-    took = []
-    for _ in range(3):  # processor time, and the best of three: others may be at work on this machine
-        before = os.times()
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
-        after = os.times()
-        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        assert done.returncode == 0, done.stderr
-        if took[-1] < 2:
-            break
-    return json.loads(done.stdout), min(took)
+def plan_it(uri: str, capsys, *more: str) -> tuple[dict, float]:
+    """The plan, and the processor's seconds that it took."""
+    before = time.process_time()
+    words = ["--ignore-pixel-size", "--workers", "64", "--speed", "5", "--price", "0.4"]
+    assert main(["plan", uri, "--model", "superalloy", "--json", *words, *more]) == 0
+    return json.loads(capsys.readouterr().out), time.process_time() - before
 
 
 def check_terabyte(found: dict) -> None:
@@ -190,15 +181,15 @@ def check_terabyte(found: dict) -> None:
     assert found["sample_tiles"]["blank"] >= found["sample_tiles"]["read"] - 1
 
 
-def test_a_terabyte_is_planned_in_two_seconds(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    found, seconds = plan_it(str(terabyte(tmp_path / "tera.zarr")), env)
+def test_a_terabyte_is_planned_almost_as_fast_as_a_corner_of_it(tmp_path, capsys):
+    volume = str(terabyte(tmp_path / "tera.zarr"))
+    corner = min(plan_it(volume, capsys, "--region", "0:4,0:2048,0:2048")[1] for _ in range(2))
+    found, seconds = plan_it(volume, capsys)
     check_terabyte(found)
-    print(f"planned in {seconds:.2f} s")
-    assert seconds < 2
+    assert seconds < 10 * corner + 1
 
 
-def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch):
+def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch, capsys):
     pytest.importorskip("obstore", reason="extra `remote` is not installed")
     pytest.importorskip("moto", reason="extra `test` is not installed")
     from tilelab.io.storage.remote_store import open_store
@@ -214,12 +205,8 @@ def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch):
             if file.is_file():
                 open_store("s3://big").put(f"tera.zarr/{file.relative_to(folder).as_posix()}", file.read_bytes())
         before = len(proxy.seen)
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        found, seconds = plan_it("s3://big/tera.zarr", env)
-        check_terabyte(found)
-        print(f"planned in {seconds:.2f} s")
-        assert len(proxy.seen) - before < 3 * 100
-        assert seconds < 2
+        check_terabyte(plan_it("s3://big/tera.zarr", capsys)[0])
+        assert len(proxy.seen) - before < 100
         options = Options(model=SpecOverrides(tile=(256, 256)))
         rehearsed = dry_run("s3://big/tera.zarr", "identity:1", "s3://big/o.ome.zarr", options, lambda line: None)
         assert any("can be written" in line for line in rehearsed["checked"])

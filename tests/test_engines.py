@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
+from helpers import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -191,7 +192,7 @@ def test_half_precision_files_take_and_give_float32(tmp_path, name):
     path = save_half(tmp_path / "h.onnx", spec=make_spec(precisions=("fp16",)))
     assert read_onnx(path).precision == "fp16"
     engine = load_engine(path, engine=name)
-    assert engine.precision == "fp32"  # no CPU here computes in fp16; the weights only are
+    assert engine.precision == "fp32"  # even where the CPU computes in fp16: that is slower
     tiles = tiles_for(engine)
     np.testing.assert_allclose(logits(engine, tiles), convolve(path, tiles), atol=0.02)
 
@@ -252,6 +253,12 @@ def test_running_releases_the_gil(tmp_path, name):
     engine = load_engine(save_unet(tmp_path / "n.onnx", tile, width=16, spec=make_spec(tile, stride=4)), engine=name)
     tiles, ticks, done = tiles_for(engine), [], threading.Event()
 
+    def ticked_within_a_run():
+        began = time.perf_counter()
+        logits(engine, tiles)
+        ended = time.perf_counter()
+        return sum(began < t < ended for t in ticks) >= 5  # in between runs there is time for one or two
+
     def count():
         while not done.is_set():
             ticks.append(time.perf_counter())
@@ -259,14 +266,11 @@ def test_running_releases_the_gil(tmp_path, name):
 
     counter = threading.Thread(target=count)
     counter.start()
-    began = time.perf_counter()
-    for _ in range(5):
-        logits(engine, tiles)
-    ended = time.perf_counter()
-    done.set()
-    counter.join()
-    during = [t for t in ticks if began < t < ended]
-    assert len(during) > 10 * (ended - began)
+    try:
+        wait_for(ticked_within_a_run, "a run beside which Python goes on")
+    finally:
+        done.set()
+        counter.join()
 
 
 # --- what is refused

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fake_gpu
@@ -22,8 +23,10 @@ from tilelab.cli import main  # noqa: E402
 from tilelab.engines.cuda import tensorrt  # noqa: E402
 from tilelab.engines.files.half import convert_to_half, simulate_half  # noqa: E402
 from tilelab.engines.files.tensorrt_plan import read_header  # noqa: E402
-from tilelab.engines.registry import load_engine, permitted, read_model, read_spec  # noqa: E402
+from tilelab.engines.loading import Availability  # noqa: E402
+from tilelab.engines.registry import availability, load_engine, permitted, read_model, read_spec  # noqa: E402
 from tilelab.errors import EngineError, ModelError, OutputError  # noqa: E402
+from tilelab.exporting import export as exporting  # noqa: E402
 from tilelab.exporting import write as writing  # noqa: E402
 from tilelab.exporting.calibration import Variation, draw_tiles  # noqa: E402
 from tilelab.exporting.export import Place, export_model  # noqa: E402
@@ -53,17 +56,33 @@ def calibration() -> Request:
     return Request(calibration=[open_image(draw_superalloy((64, 64), seed=5)[0], axes="yx")], tiles=8)
 
 
+def without_fp16(engine: str) -> Availability:
+    """What an engine can do on a machine whose CPU lacks fp16."""
+    found = availability(engine)
+    return replace(found, targets=tuple(t for t in found.targets if t.precision != "fp16"))
+
+
 def holds_no_path(path: Path) -> bool:
     data = path.read_bytes()
     return not any(place.encode() in data for place in (str(Path.cwd()), str(path.parent), "site-packages", "/tmp/"))  # noqa: S108
 
 
-def test_an_fp32_file_again_learns_what_passes(source: Path, samples: list[Sample], tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [None, False], ids=["this machine", "a machine without fp16"])
+def test_an_fp32_file_again_learns_what_passes(
+    source: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool | None
+) -> None:
+    if native is None:  # some CPUs have the arithmetic
+        native = any(
+            t.precision == "fp16" and not t.reason for e in ("openvino", "onnxruntime") for t in availability(e).targets
+        )
+    else:
+        monkeypatch.setattr(exporting, "availability", without_fp16)
     said: list[str] = []
     done = export_model(source, tmp_path / "again.onnx", samples, report=said.append)
     assert (done.file.precision, done.spec.tile) == ("fp32", (32, 32))
-    assert "fp16" in done.spec.precisions  # no engine computes it here: proved by rounding every result
-    assert any(line.startswith("simulated fp16") for line in said)
+    assert "fp16" in done.spec.precisions
+    # Where no engine computes it, it is proved by rounding every result.
+    assert any(line.startswith("simulated fp16") for line in said) == (not native)
     assert read_spec(done.path) == done.spec
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.onnx", "m.onnx"]
 

@@ -493,7 +493,7 @@ def test_a_metadata_service_that_is_not_there_is_not_waited_for(s3, monkeypatch)
         remote_access._on_cloud_machine.cache_clear()
         began = time.monotonic()
         assert not remote_access._on_cloud_machine()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
     remote_access._on_cloud_machine.cache_clear()
 
 

@@ -359,12 +359,12 @@ def test_the_plan_of_a_petabyte_takes_no_time_and_memory():
 
     spec = load_engine("identity:2", tile=(512, 512)).spec
     shape = (100_000, 100_000, 100_000)
-    began = time.perf_counter()
+    began = time.process_time()
     plan = make_plan(Source(shape, (1, 512, 512), 1, 1), spec, Layout.fit(shape), Outputs(True, 1, 0))
     assert plan.tiles >= len(plan.lattice) > 10**9
     assert plan.recomputed < 0.05
     assert len(plan.units) >= 10**5
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 10  # a list of its tiles would take hours
 
 
 def test_an_array_needs_a_name_for_its_result():

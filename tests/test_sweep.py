@@ -208,16 +208,27 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
 
 @dataclass
 class Unhurried(Network):
-    """Takes another time for each tile, so that they end in another order than they began."""
+    """Takes another time for each tile, so that they end in another order than they began.
+
+    The first runs wait until one is under way on every stream.
+    """
 
     pause: float = 0.01
     busy: int = 0
     most: int = 0
+    begun: int = 0
+
+    def __post_init__(self):
+        self.together = threading.Barrier(self.streams)
 
     def run(self, tiles, out):
         with TURN:
+            self.begun += 1
+            first = self.begun <= self.streams
             self.busy += 1
             self.most = max(self.most, self.busy)
+        if first:
+            self.together.wait(120)
         time.sleep(self.pause * float(tiles.flat[0]) % (3 * self.pause))
         try:
             super().run(tiles, out)
