@@ -207,7 +207,7 @@ def test_pairs_that_do_not_fit_are_named(discs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)images.b\.png.*masks.b\.png"):
         open_pairs(Data("images", "masks"), tmp_path, 2)
     Image.fromarray(np.full((8, 9), 2, np.uint8)).save(masks / "b.png")
-    with pytest.raises(InputError, match=r"b\.png holds 2.*labels = '2:1'"):
+    with pytest.raises(InputError, match=r'b\.png holds 2 \(100 %\).*labels = "2:1".*--truth-map 2:1'):
         open_pairs(Data("images", "masks"), tmp_path, 2)
     with pytest.raises(InputError, match="no such folder"):
         open_pairs(Data("nowhere", "masks"), tmp_path, 2)

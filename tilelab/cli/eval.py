@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truth-map",
         metavar="MAP",
-        help="classes of stored values, 255:1, or colours, #0000ff:1,#ff0000:2; others are 0",
+        help="classes of stored values, 255:1 or 0-127:1,128-255:0, or colours, '#0000ff:1,#ff0000:2'; a class may be "
+        "'ignore', all others are *:CLASS, else 0",
     )
     parser.add_argument("--pred-map", metavar="MAP", help="the same for PRED")
     parser.add_argument("--ignore", metavar="N", type=int, help="leave out pixels whose true class is N")
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score a segmentation against the truth."""
-    from tilelab.evaluation.labels import LabelMap
+    from tilelab.evaluation.label_map import LabelMap
     from tilelab.evaluation.pairs import find_pairs
     from tilelab.evaluation.report import to_json, to_markdown
     from tilelab.evaluation.scoring import Question, evaluate
@@ -53,14 +55,19 @@ def run(args: argparse.Namespace) -> int:
         surfaces=args.assd,
         lines=args.isbi,
     )
-    for path in (args.markdown, args.json):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise OutputError(f"{path} cannot be written: there is no folder {Path(path).resolve().parent}")
+    _check_outputs(args)
     pairs, notes = find_pairs(Path(args.prediction), Path(args.truth), Path(args.image) if args.image else None)
-    for line in notes:
-        print(f"tilelab: {line}", file=sys.stderr)
+    if args.image is not None:
+        notes += [f"{args.image} has no image of {pair.name}" for pair in pairs if pair.image is None]
+    if args.pictures is not None:
+        from tilelab.evaluation.pictures import check_image
+
+        for pair in pairs:
+            check_image(pair, question)
     evaluation = evaluate(pairs, question)
     evaluation.notes += notes
+    for line in evaluation.notes:
+        print(f"tilelab: {line}", file=sys.stderr)
     text = to_markdown(evaluation)
     print(text, end="")
     for path, content in ((args.markdown, text), (args.json, to_json(evaluation))):
@@ -73,6 +80,34 @@ def run(args: argparse.Namespace) -> int:
             for picture in draw_pair(scored, evaluation.classes, question, Path(args.pictures), args.picture_size):
                 print(picture, file=sys.stderr)
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse what could not be written before anything is counted.
+
+    Raises:
+        OutputError: a folder is missing, a file, or not to be written to, or one file is to hold two things.
+    """
+    files = [Path(path) for path in (args.markdown, args.json) if path is not None]
+    for path in files:
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"{path} cannot be written: there is no folder {path.resolve().parent}")
+        if path.is_dir():
+            raise OutputError(f"{path} cannot be written: it is a folder, name a file in it")
+        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+            raise OutputError(f"{path} cannot be written: permission denied")
+    if len(files) == 2 and files[0].resolve() == files[1].resolve():
+        raise OutputError(f"{files[0]} was given for both --markdown and --json: name two files")
+    if args.pictures is None:
+        return
+    if args.picture_size < 1:
+        raise OutputError(f"--picture-size {args.picture_size} was given: at least 1 pixel")
+    folder = Path(args.pictures).resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"pictures cannot be written to {args.pictures}: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"pictures cannot be written to {args.pictures}: permission denied")
 
 
 def _write(path: Path, text: str) -> None:

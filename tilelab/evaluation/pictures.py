@@ -21,10 +21,12 @@ from PIL import Image as Pillow
 from tilelab.arrays import Bool, UInt8
 from tilelab.errors import InputError, OutputError
 from tilelab.evaluation.labels import Labels
+from tilelab.evaluation.pairs import Pair
 from tilelab.evaluation.scoring import PairScores, Question, block_extent, open_pair
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
 from tilelab.spec import ClassInfo
 
 DEFAULT_SIZE = 2048
@@ -53,6 +55,24 @@ def draw_pair(
             size=size,
             ignore=question.ignore,
         )
+
+
+def check_image(pair: Pair, question: Question) -> None:
+    """Refuse a micrograph that is not as large as its pair.
+
+    Raises:
+        InputError: it is not, or has channels.
+    """
+    if pair.image is not None:
+        with open_pair(pair, question) as (labels, _), open_image(pair.image) as image:
+            _check_size(image, labels)
+
+
+def _check_size(image: Image, labels: Labels) -> None:
+    if image.shape[-2:] != labels.shape[1:] or "c" in image.axes or Volume(image).shape[0] not in (1, labels.shape[0]):
+        size = " x ".join(map(str, image.shape))
+        theirs = " x ".join(map(str, labels.shape))
+        raise InputError(f"{image.uri} is {size} ({image.axes}), {labels.path} {theirs} pixels (z, y, x): give its own")
 
 
 def draw_errors(
@@ -87,8 +107,8 @@ def draw_errors(
         OutputError: a picture cannot be written.
     """
     _, height, width = labels.shape
-    if image is not None and (image.shape[-2:] != (height, width) or "c" in image.axes):
-        raise InputError(f"{image.uri} has {image.axes} {image.shape}, {labels.path} is of {height} x {width} pixels")
+    if image is not None:
+        _check_size(image, labels)
     factor = -(-max(height, width) // size)
     small = (-(-height // factor), -(-width // factor))
     maps = np.zeros((len(classes) - 1, *small, 3), np.uint8)

@@ -15,8 +15,9 @@ from tilelab.evaluation.scoring import Evaluation, PairScores
 
 _RULES = (
     "The pixels of all images are counted together ('all'). A class that occurs in neither truth nor prediction has no "
-    "score (-) and is left out of the means. F1 is that of pixels, without tolerance for displaced ones, and equals "
-    "Dice; in the first table it is the mean over all classes but the background."
+    "score (-) and is left out of the means; one that occurs in one of them only scores 0. F1 is that of pixels, "
+    "without tolerance for displaced ones, and equals Dice; in the first table it is the mean over all classes but "
+    "the background."
 )
 
 
@@ -26,20 +27,32 @@ def to_markdown(evaluation: Evaluation) -> str:
     isbi = evaluation.isbi is not None
     head = ["image", "pixels", "accuracy", "mean IoU", *(f"IoU {name}" for name in names), "mean Dice", "F1"]
     head += ["V_rand", "V_info"] if isbi else []
+    beside = {
+        "left out": [pair.ignored for pair in evaluation.pairs],
+        "unlisted": [pair.unlisted for pair in evaluation.pairs],
+    }
+    beside = {name: numbers for name, numbers in beside.items() if any(numbers)}
+    head += list(beside)
     rows = [
         [
             pair.pair.name,
             *_row(pair.scores),
             *([_number(pair.isbi.v_rand), _number(pair.isbi.v_info)] if pair.isbi else []),
+            *(f"{numbers[i]:,}" for numbers in beside.values()),
         ]
-        for pair in evaluation.pairs
+        for i, pair in enumerate(evaluation.pairs)
     ]
     if len(rows) > 1:
         total = evaluation.isbi
-        rows.append(
-            ["**all**", *_row(evaluation.pooled)] + ([_number(total.v_rand), _number(total.v_info)] if total else [])
+        both = [_number(total.v_rand), _number(total.v_info)] if total else []
+        sums = [f"{sum(numbers):,}" for numbers in beside.values()]
+        rows.append(["**all**", *_row(evaluation.pooled), *both, *sums])
+    parts = [_table(head, rows), _table(*_class_table(evaluation)), _tell_means(evaluation), _RULES]
+    if beside:
+        parts.append(
+            "Left out: pixels without a class in the truth, in no score. Unlisted: pixels that a label map does not "
+            f"list, counted as {names[0]}."
         )
-    parts = [_table(head, rows), _table(*_class_table(evaluation)), _RULES]
     if len(rows) > 1:
         parts.append(f"Mean over the images of their mean IoU: {_number(evaluation.image_mean_iou)}.")
     if evaluation.surfaces is not None:
@@ -49,6 +62,26 @@ def to_markdown(evaluation: Evaluation) -> str:
         parts.append(f"V_rand and V_info: after thinning, at the best thresholds ({at} for all planes together).")
     parts += ["\n".join(f"- {note}" for note in evaluation.notes)] if evaluation.notes else []
     return "\n\n".join(parts) + "\n"
+
+
+def _tell_means(evaluation: Evaluation) -> str:
+    """Over which classes the means are."""
+    names = [info.name for info in evaluation.classes]
+    absent = _absent(evaluation.pooled, names)
+    if not absent:
+        return f"Means are over all {len(names)} classes{_less(evaluation, names)}."
+    there = [name for name in names if name not in absent]
+    return f"Means are over {', '.join(there) or 'no class'}; {', '.join(absent)} occurs nowhere."
+
+
+def _less(evaluation: Evaluation, names: list[str]) -> str:
+    """Where single images have fewer classes than all of them."""
+    short = sum(bool(_absent(pair.scores, names)) for pair in evaluation.pairs)
+    return f", in {short} of {len(evaluation.pairs)} images over those that occur there" if short else ""
+
+
+def _absent(scores: Scores, names: list[str]) -> list[str]:
+    return [name for name, iou in zip(names, scores.iou, strict=True) if np.isnan(iou)]
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -114,6 +147,8 @@ def _pair_record(pair: PairScores, names: list[str]) -> dict[str, Any]:
         "prediction": str(pair.pair.prediction),
         "truth": str(pair.pair.truth),
         "shape": list(pair.shape),
+        "ignored": pair.ignored,
+        "unlisted": pair.unlisted,
         **_score_record(pair.scores, names),
         **_extras(pair, names),
     }
@@ -125,6 +160,7 @@ def _score_record(scores: Scores, names: list[str]) -> dict[str, Any]:
         "pixels": int(scores.confusion.sum()),
         "pixel_accuracy": scores.pixel_accuracy,
         "mean_iou": scores.mean_iou,
+        "mean_over": [name for name in names if name not in _absent(scores, names)],
         "mean_dice": scores.mean_dice,
         "foreground_f1": scores.foreground_f1,
         **{key: dict(zip(names, values.tolist(), strict=True)) for key, values in by_class.items()},

@@ -13,7 +13,9 @@ import numpy as np
 
 from tilelab.arrays import Float64, UInt8
 from tilelab.errors import InputError
-from tilelab.evaluation.labels import LabelMap, Labels, open_labels
+from tilelab.evaluation.census import Census, check_map, judge, report_unlisted
+from tilelab.evaluation.label_map import IGNORE, LabelMap
+from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.metrics.confusion import Counts, Scores, count_confusion, mean_of_present, score_confusion
 from tilelab.evaluation.pairs import Pair
 from tilelab.geometry import Box, boxes
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 _BLOCK = 2**24
 """Pixels read at once."""
 _THREADS = 2
-_MOST_UNNAMED = 32
-"""Labels are indices; without class names, one above this is taken for a forgotten label map."""
+_SAME_SIZE = 0.01
+"""Pixel sizes that differ by no more are taken for the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Question:
 
     Attributes:
         prediction_map, truth_map: what stored values mean, where they are not class indices.
-        ignore: pixels of this true class are left out.
+        ignore: pixels of this true class are left out, beside those that the map of the truth leaves out.
         classes: names, when the predictions do not know them.
         surfaces: measure the ASSD of every class but the background.
         lines: class whose lines enclose the regions that V_rand and V_info compare (index or name); None for neither
@@ -61,7 +63,9 @@ class PairScores:
         pair: the files.
         shape: (z, y, x) in pixels.
         plane: index along z of the plane with the most wrong pixels.
-        scores: of all its pixels.
+        scores: of all its pixels that count.
+        ignored: pixels that were left out.
+        unlisted: pixels that the label map of the truth, or else that of the prediction, does not list.
         surfaces: distances between outlines, if asked for; entry k is class k + 1.
         isbi: V_rand and V_info at this pair's own best thresholds, if asked for.
     """
@@ -70,6 +74,8 @@ class PairScores:
     shape: tuple[int, int, int]
     plane: int
     scores: Scores
+    ignored: int = 0
+    unlisted: int = 0
     surfaces: SurfaceDistances | None = None
     isbi: IsbiScores | None = None
 
@@ -112,30 +118,43 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     question = question or Question()
     stated: set[tuple[ClassInfo, ...]] = set()
     sizes: set[tuple[float, float] | None] = set()
+    notes: list[str] = []
     for pair in pairs:  # refuse what does not fit before counting anything
         with open_pair(pair, question) as (labels, truth):
             _check_sizes(labels, truth)
+            notes += _compare_pixel_sizes(labels, truth)
             sizes.add(labels.pixel_size_nm or truth.pixel_size_nm)
             stated |= {labels.classes} if labels.classes else set()
     known = _colored(question.classes) if question.classes else _agree(stated)
+    names = [info.name for info in known]
+    check_map(question.truth_map, names, "the label map of the truth")
+    check_map(question.prediction_map, names, "the label map of the prediction")
+    if question.lines is not None and known:
+        find_class(known, question.lines)
     counted = []
     for pair in pairs:
         with open_pair(pair, question) as (labels, truth):
-            counts, plane = _count(labels, truth, question.ignore)
-            _check_values(pair, counts, len(known) or _MOST_UNNAMED, named=bool(known))
-            counted.append((labels.shape, counts, plane))
-    classes = known or _unnamed(max(len(counts) for _, counts, _ in counted))
-    resized = [_resize(counts, len(classes)) for _, counts, _ in counted]
+            count = _count(labels, truth, question)
+            judge(count.truth, question.truth_map, names, ignore=question.ignore)
+            judge(count.prediction, question.prediction_map, names, flag="--pred-map")
+            counted.append((labels.shape, count))
+    notes += _report_unlisted([count for _, count in counted], question, names)
+    classes = known or _unnamed(max(len(count.confusion) for _, count in counted))
+    resized = [_resize(count.confusion, len(classes)) for _, count in counted]
     scored = [
-        PairScores(pair, shape, plane, score_confusion(counts))
-        for pair, (shape, _, plane), counts in zip(pairs, counted, resized, strict=True)
+        PairScores(pair, shape, count.plane, score_confusion(counts), count.ignored, count.count_unlisted(question))
+        for pair, (shape, count), counts in zip(pairs, counted, resized, strict=True)
     ]
-    evaluation = Evaluation(classes, scored, score_confusion(np.sum(resized, axis=0)))
+    evaluation = Evaluation(classes, scored, score_confusion(np.sum(resized, axis=0)), notes=notes)
     evaluation.pixel_size_nm = sizes.pop() if len(sizes) == 1 else None
     if question.surfaces:
         _add_surfaces(evaluation, question)
     if question.lines is not None:
         _add_isbi(evaluation, question, find_class(classes, question.lines))
+    if (question.surfaces or question.lines is not None) and any(pair.ignored for pair in scored):
+        notes.append(
+            "outlines and regions are those of whole planes: pixels that are left out count there as background"
+        )
     return evaluation
 
 
@@ -163,13 +182,16 @@ def find_class(classes: Sequence[ClassInfo], wanted: str | int) -> int:
     raise InputError(f"no class {wanted!r}: there are {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
 
 
-def read_blocks(labels: Labels, truth: Labels) -> Iterator[tuple[Box, UInt8, UInt8]]:
-    """Both of a pair in blocks that decode few chunks twice: the box, the labels and the truth there."""
+def read_blocks(labels: Labels, truth: Labels, seen: tuple[Census, Census]) -> Iterator[tuple[Box, UInt8, UInt8]]:
+    """Both of a pair in blocks that decode few chunks twice: the box, the labels and the truth there.
+
+    What is stored is counted in `seen`, that of the labels first.
+    """
     extent = block_extent(labels.shape, tuple(max(a, b) for a, b in zip(labels.chunks, truth.chunks, strict=True)))
     todo = boxes(labels.shape, extent)
 
     def read(box: Box) -> tuple[Box, UInt8, UInt8]:
-        return box, labels.read(box), truth.read(box)
+        return box, labels.read(box, seen[0]), truth.read(box, seen[1])
 
     with ThreadPoolExecutor(_THREADS, "tilelab-eval") as pool:
         running = [pool.submit(read, box) for box in islice(todo, _THREADS)]
@@ -200,17 +222,62 @@ def _size(shape: tuple[int, int, int]) -> str:
     return size_text(shape if shape[0] > 1 else shape[1:])
 
 
-def _count(labels: Labels, truth: Labels, ignore: int | None) -> tuple[Counts, int]:
-    """Confusion of a pair, cut to the labels that occur, and the plane with the most wrong pixels."""
+def _compare_pixel_sizes(labels: Labels, truth: Labels) -> list[str]:
+    """A line where a pair says two pixel sizes of the same pixels."""
+    one, other = labels.pixel_size_nm, truth.pixel_size_nm
+    if one is None or other is None or np.allclose(one, other, rtol=_SAME_SIZE, atol=0):
+        return []
+    texts = [f"{y:g} nm" if y == x else f"{y:g} x {x:g} nm" for y, x in (one, other)]
+    return [f"{labels.path} has pixels of {texts[0]}, its truth {truth.path} of {texts[1]}: compared pixel by pixel"]
+
+
+@dataclass
+class _Count:
+    """What one pass over a pair counted: its confusion, cut to the labels that occur, and what is stored."""
+
+    confusion: Counts
+    plane: int
+    ignored: int
+    prediction: Census
+    truth: Census
+
+    def count_unlisted(self, question: Question) -> int:
+        """Pixels that were made class 0 because a label map does not list them."""
+        maps = ((self.truth, question.truth_map), (self.prediction, question.prediction_map))
+        return max((sum(census.unlisted(m).values()) + census.rest for census, m in maps if m is not None), default=0)
+
+
+def _count(labels: Labels, truth: Labels, question: Question) -> _Count:
+    """Count a pair in one pass; the plane is that with the most wrong pixels."""
     total = np.zeros((256, 256), np.int64)
     wrong = np.zeros(labels.shape[0], np.int64)
-    for box, mine, true in read_blocks(labels, truth):
-        counts = count_confusion(mine, true, ignore=ignore)
+    seen = Census(str(labels.path)), Census(str(truth.path))
+    left_out = {question.ignore, IGNORE if question.truth_map is not None else None} - {None}
+    ignored = 0
+    for box, mine, true in read_blocks(labels, truth, seen):
+        counts = count_confusion(mine, true)
+        for label in left_out:
+            ignored += int(counts[label].sum())
+            counts[label] = 0
         total += counts
         wrong[box.start[0]] += counts.sum() - np.trace(counts)
     present = np.flatnonzero(total.sum(axis=0) + total.sum(axis=1))
     size = int(present[-1]) + 1 if present.size else 1
-    return total[:size, :size].copy(), int(np.argmax(wrong))
+    return _Count(total[:size, :size].copy(), int(np.argmax(wrong)), ignored, *seen)
+
+
+def _report_unlisted(counted: Sequence[_Count], question: Question, names: Sequence[str]) -> list[str]:
+    """What the label maps leave to class 0, over all pairs; refuses a map of which nothing occurs."""
+    lines = []
+    for what, flag, mapping, found in (
+        ("truth", "--truth-map", question.truth_map, [count.truth for count in counted]),
+        ("predictions", "--pred-map", question.prediction_map, [count.prediction for count in counted]),
+    ):
+        whole = Census(found[0].name if len(found) == 1 else f"{what} ({len(found)} files)")
+        for census in found:
+            whole.merge(census)
+        lines.append(report_unlisted(whole, mapping, names, flag=flag))
+    return [line for line in lines if line is not None]
 
 
 def _resize(counts: Counts, classes: int) -> Counts:
@@ -229,27 +296,6 @@ def _agree(stated: set[tuple[ClassInfo, ...]]) -> tuple[ClassInfo, ...]:
         first, second = sorted(", ".join(info.name for info in classes) for classes in stated)[:2]
         raise InputError(f"the predictions have different classes ({first}; {second}): evaluate them apart")
     return next(iter(stated), ())
-
-
-def _check_values(pair: Pair, counts: Counts, limit: int, *, named: bool) -> None:
-    """Refuse labels that are no class.
-
-    Raises:
-        InputError: names the file and the value, and says how to map or ignore it.
-    """
-    present = {pair.truth: counts.sum(axis=1), pair.prediction: counts.sum(axis=0)}
-    for path, pixels in present.items():
-        values = np.flatnonzero(pixels)
-        if not values.size or values[-1] < limit:
-            continue
-        value, truth = int(values[-1]), path == pair.truth
-        share = 100 * pixels[value] / counts.sum()
-        why = f"the classes are 0 to {limit - 1}" if named else "which is hardly a class"
-        ways = f"map it (--truth-map {value}:1) or leave it out (--ignore {value})"
-        raise InputError(
-            f"{path} holds the value {value} in {share:.3g} % of its pixels, {why}: "
-            + (ways if truth else f"map it (--pred-map {value}:1)")
-        )
 
 
 def _unnamed(count: int) -> tuple[ClassInfo, ...]:

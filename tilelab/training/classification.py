@@ -5,16 +5,18 @@ What is kept is the encoder alone, under its own names, for ``[network] weights`
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from tilelab.errors import InputError
+from tilelab.errors import InputError, ResumeError
 from tilelab.models.classifier import Classifier
 from tilelab.models.encoders import load_encoder_weights
 from tilelab.spec import Normalization
@@ -57,11 +59,13 @@ class EncoderHeader(State, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     classes        that it was taught to tell apart
     normalization  of its input: a decoder's should bring intensities to the same range
+    trained_on     folder, number of classes and images, digest of the images' names and sizes
     """
 
     recipe: Pretraining
     classes: tuple[str, ...]
     normalization: Normalization
+    trained_on: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Classification:
@@ -95,7 +99,33 @@ class Classification:
         weights = self.recipe.network.weights
         if weights:
             note(f"{weights}: {load_encoder_weights(self.network, self.root / weights)}")
-        return EncoderHeader(recipe=self.recipe, classes=tuple(self.names), normalization=self.normalization)
+        return EncoderHeader(
+            recipe=self.recipe,
+            classes=tuple(self.names),
+            normalization=self.normalization,
+            trained_on=self._trained_on(),
+        )
+
+    def resume(self, header: EncoderHeader) -> None:
+        """Refuse to go on with other images than before."""
+        if header.trained_on and header.trained_on != self._trained_on():
+            raise ResumeError(
+                "the images to train on are not those that this training began with: put them back, give another "
+                "output, or --restart"
+            )
+
+    def _trained_on(self) -> dict[str, Any]:
+        """What the images are, by their names and sizes; there may be too many to read."""
+        listed = hashlib.sha256()
+        for image in self.images.images:
+            size = image.path.stat().st_size
+            listed.update(f"{self.names[image.label]}/{image.path.name} {size}\n".encode())
+        return {
+            "folder": self.root.resolve().name,
+            "classes": len(self.names),
+            "images": len(self.images.images),
+            "digest": f"sha256:{listed.hexdigest()}",
+        }
 
     def draw(self, step: int, index: int) -> Example:
         """A crop of an image: float32 ``(C, crop, crop)`` and the class, int64 ``()``."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tilelab.arrays import Int64, UInt8
+from tilelab.errors import InputError
 from tilelab.geometry import Box, reflect
 from tilelab.io.images.volume import Volume
 from tilelab.machine.cpu import core_count
@@ -84,6 +85,12 @@ class Source:
         """
         box, index = square.inside(self.shape)
         region = self.volume.read(Box((0, *box.start), (1, *box.stop)))[:, 0]
+        if region.dtype.kind == "f" and not np.isfinite(region).all():
+            count = int((~np.isfinite(region)).sum())
+            raise InputError(
+                f"{self.volume.image.uri} holds {count} pixels that are not finite (NaN or infinite) in a crop: "
+                "replace them, or leave the image out"
+            )
         white = full_scale(self.volume.dtype)
         image = resize(torch.from_numpy(region[:, index[0], index[1]].astype(np.float32) / np.float32(white)), size)
         mask = None if labels is None else resize_labels(torch.from_numpy(labels.read(box)[index]), size)

@@ -100,6 +100,14 @@ class Task(Protocol[H]):
         """Put pre-trained weights into the network; the header of step 0."""
         ...
 
+    def resume(self, header: H) -> None:
+        """Refuse to go on from a header where what is trained on has changed.
+
+        Raises:
+            ResumeError: it has.
+        """
+        ...
+
     def draw(self, step: int, index: int) -> Example:
         """Example `index` of a step, always the same."""
         ...
@@ -163,6 +171,7 @@ class Trainer(Generic[H]):
         # both ways the network's weights are set before it is moved and copied
         self.header = task.begin(note) if found is None else found.header
         if found is not None:
+            task.resume(found.header)
             self.network.load_state_dict(found.part("model"))
             note(f"continuing after step {found.header.step}")
         self.network.to(group.device)

@@ -5,7 +5,7 @@ Small planes are kept in memory, since every step reads from them; large ones ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,9 @@ import numpy as np
 
 from tilelab.arrays import Array, Int64, UInt8
 from tilelab.errors import InputError
-from tilelab.evaluation.labels import LabelMap, Labels, open_labels
+from tilelab.evaluation.census import Census, check_map, judge, report_unlisted
+from tilelab.evaluation.label_map import LabelMap
+from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
@@ -24,7 +26,8 @@ from tilelab.io.images.volume_formats import find_folder_reader
 from tilelab.io.storage.member import split_member
 from tilelab.spec import Normalization
 from tilelab.text import size_text
-from tilelab.training.sections import IGNORE, Data
+from tilelab.training.inspection import Inspection, check_finite
+from tilelab.training.sections import Data
 
 BLOCK = 64
 """Side of the blocks in which the pixels of each class are counted."""
@@ -119,44 +122,97 @@ def make_pair(name: str, image: Array, mask: UInt8) -> Pair:
 
 
 def open_pairs(data: Data, root: Path, classes: int, neighbours: int = 0) -> list[Pair]:
-    """Find and check the pairs of one set, in the order of their names, stacks plane by plane.
+    """The pairs of `open_set`, where nothing else of it is needed."""
+    return open_set(data, root, [f"class {k}" for k in range(classes)], neighbours)[0]
+
+
+def open_set(
+    data: Data, root: Path, names: Sequence[str], neighbours: int = 0, what: str = "train"
+) -> tuple[list[Pair], Inspection]:
+    """Find and check the pairs of one set, in the order of their names, stacks plane by plane; every mask is read.
 
     Args:
         data: where they are.
         root: the folder that its paths are relative to.
-        classes: number of classes.
+        names: of the classes.
         neighbours: slices on either side that are channels of each plane.
+        what: name of the set.
+
+    Returns:
+        The pairs, and what was seen of them.
 
     Raises:
-        InputError: a folder is missing or empty, a file has no partner, sizes differ, a mask holds a value that is
-            neither a class nor 255, or an image has channels where neighbours are to be; the files are named.
+        InputError: a folder is missing or empty, a file has no partner, sizes differ, a mask holds a value that is no
+            class, an image has pixels that are not finite, or channels where neighbours are to be; files are named.
     """
     mapping = LabelMap.parse(data.labels) if data.labels else None
+    check_map(mapping, names, f"{what}.labels")
+    seen, stored = Inspection(what, names), Census(f"{what} masks")
     pairs: list[Pair] = []
+    try:
+        matched = _match(root / data.images, root / data.masks)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     room = _KEPT_PIXELS
-    for name, image_path, mask_path in _match(root / data.images, root / data.masks):
+    for name, image_path, mask_path in matched:
         image, labels = open_image(image_path), open_labels(mask_path, mapping)
-        volume = Volume(image)
-        if volume.shape != labels.shape:
-            sizes = [size_text(shape) for shape in (volume.shape, labels.shape)]
-            raise InputError(f"image {image_path} has {sizes[0]} pixels (z, y, x), its mask {mask_path} {sizes[1]}")
-        if neighbours and volume.channels > 1:
-            raise InputError(f"{image_path} has {volume.channels} channels, network.neighbours needs a grey stack")
-        start, stop = data.planes or (0, volume.shape[0])
-        if not 0 <= start < stop <= volume.shape[0]:
-            raise InputError(f"planes {start} to {stop} were asked for, {image_path} has {volume.shape[0]}")
+        start, stop = _check_pair(image, labels, data, neighbours, (image_path, mask_path))
+        single, census = stop - start == 1, Census(f"mask {mask_path}")
+        stop = min(stop, start + data.limit - len(pairs)) if data.limit else stop
+        check_finite(str(image_path), Volume(image), start, stop)
         for z in range(start, stop):
-            mask: Mask = StoredMask(labels, z)
             plane: Image = Plane(image, z, neighbours)
-            if (room := room - mask.shape[0] * mask.shape[1] * (2 * neighbours + 1)) >= 0:
-                whole = Box.whole(mask.shape)
-                mask = ArrayMask(mask.read(whole))
+            mask: Mask = StoredMask(labels, z)
+            room -= mask.shape[0] * mask.shape[1] * (2 * neighbours + 1)
+            if room >= 0:
+                mask = ArrayMask(labels.read(_rows(labels, z, 0, mask.shape[0]), census)[0])
+                seen.count(mask.array)
                 plane = load_plane(plane)
-            _check_mask(mask, classes, mask_path)
-            pairs.append(Pair(name if stop - start == 1 else f"{name}[{z}]", plane, mask))
-            if data.limit and len(pairs) == data.limit:
-                return pairs
-    return pairs
+                seen.see(plane[...])
+            else:
+                _count_in_place(labels, z, census, seen)
+                seen.see(plane.read(_top(plane)))
+            pairs.append(Pair(name if single else f"{name}[{z}]", plane, mask))
+        judge(census, mapping, names)
+        stored.merge(census)
+        if data.limit and len(pairs) == data.limit:
+            break
+    seen.planes = len(pairs)
+    if (line := report_unlisted(stored, mapping, names)) is not None:
+        seen.notes.append(line)
+    return pairs, seen
+
+
+def _check_pair(image: Image, labels: Labels, data: Data, neighbours: int, paths: tuple[Path, Path]) -> tuple[int, int]:
+    """The planes of a pair that are asked for, the first and the one after the last; refuses what does not fit."""
+    volume = Volume(image)
+    if volume.shape != labels.shape:
+        sizes = [size_text(shape) for shape in (volume.shape, labels.shape)]
+        raise InputError(f"image {paths[0]} has {sizes[0]} pixels (z, y, x), its mask {paths[1]} {sizes[1]}")
+    if neighbours and volume.channels > 1:
+        raise InputError(f"{paths[0]} has {volume.channels} channels, network.neighbours needs a grey stack")
+    start, stop = data.planes or (0, volume.shape[0])
+    if not 0 <= start < stop <= volume.shape[0]:
+        raise InputError(f"planes {start} to {stop} were asked for, {paths[0]} has {volume.shape[0]}")
+    return start, stop
+
+
+def _count_in_place(labels: Labels, z: int, census: Census, seen: Inspection) -> None:
+    """See a plane of a mask that is too large to keep."""
+    rows = max(BLOCK, min(labels.chunks[1], _KEPT_PIXELS // labels.shape[2]))
+    for top in range(0, labels.shape[1], rows):
+        seen.count(labels.read(_rows(labels, z, top, min(labels.shape[1], top + rows)), census)[0])
+
+
+def _rows(labels: Labels, z: int, top: int, bottom: int) -> Box:
+    return Box((z, top, 0), (z + 1, bottom, labels.shape[2]))
+
+
+def _top(plane: Image) -> Box:
+    """The first rows of a plane, of every channel."""
+    stop = list(plane.shape)
+    stop[-2] = min(stop[-2], BLOCK)
+    return Box((0,) * len(stop), tuple(stop))
 
 
 def load_plane(plane: Image) -> Image:
@@ -193,17 +249,6 @@ def _is_single(path: Path) -> bool:
         raise InputError(f"no such folder or file: {file}")
     zarr = any((path / name).exists() for name in _ZARR)
     return bool(member) or path.is_file() or zarr or find_folder_reader(path) is not None
-
-
-def _check_mask(mask: Mask, classes: int, path: Path) -> None:
-    for band in bands(mask):
-        values = np.flatnonzero(np.bincount(band.ravel(), minlength=256))
-        wrong = [v for v in values if v >= classes and v != IGNORE]
-        if wrong:
-            hint = "" if len(values) > 2 else f": if these are masks of 0 and {wrong[0]}, set labels = '{wrong[0]}:1'"
-            raise InputError(
-                f"mask {path} holds {wrong[0]}, which is not a class (0 to {classes - 1}) or {IGNORE}{hint}"
-            )
 
 
 def bands(mask: Mask) -> Iterator[UInt8]:

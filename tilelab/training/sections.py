@@ -10,11 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from tilelab.evaluation.label_map import IGNORE as IGNORE
 from tilelab.geometry import Window
 from tilelab.spec import Activation
-
-IGNORE = 255
-"""Mask value that takes no part in the loss or the scores."""
 
 
 def check(condition: bool, message: str) -> None:

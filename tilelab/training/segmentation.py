@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import torch
 from torch import nn
 
+from tilelab.errors import ResumeError
 from tilelab.models.build import initialise
 from tilelab.models.encoders import load_checkpoint_weights, load_encoder_weights
 from tilelab.models.measure import measure_network
@@ -19,7 +21,8 @@ from tilelab.training.data import CropSampler
 from tilelab.training.engine import TorchEngine
 from tilelab.training.loop import BEST, Note, Report, ignore, run_task
 from tilelab.training.losses import weighted_sum
-from tilelab.training.pairs import measure_normalization, open_pairs
+from tilelab.training.pairs import measure_normalization, open_set
+from tilelab.training.provenance import DIGEST, describe_training, stated
 from tilelab.training.recipe import Recipe, RecipeError
 from tilelab.training.validate import validate
 
@@ -64,13 +67,14 @@ class Segmentation:
     header = Header
 
     def __init__(self, recipe: Recipe, root: Path):
-        self.recipe, self.root = recipe, root
+        self._given, self.root = recipe, root
         self.channels, self.batch = recipe.network.channels, recipe.sampling.batch
         self.names = [info.name for info in recipe.classes]
         self.columns = ("mean_iou", "image_mean_iou", "pixel_accuracy", *(f"iou {name}" for name in self.names))
         around = recipe.network.neighbours
-        pairs = open_pairs(recipe.train, root, len(recipe.classes), around)
-        self.validation = open_pairs(recipe.validation, root, len(recipe.classes), around)
+        pairs, self._seen = open_set(recipe.train, root, self.names, around)
+        self.validation, self._seen_validation = open_set(recipe.validation, root, self.names, around, "validation")
+        self.recipe = msgspec.structs.replace(recipe, provenance=stated(recipe, self._seen.digest))
         self.normalization = recipe.normalization or measure_normalization(pair.image for pair in pairs)
         self.sampler = CropSampler(
             pairs,
@@ -94,7 +98,39 @@ class Segmentation:
         start = self.recipe.network.checkpoint
         if start:
             note(f"{start}: {load_checkpoint_weights(self.network, self.root / start)}")
-        return Header(recipe=self.recipe, spec=describe(self.recipe, self.network, self.normalization))
+        data = (
+            self._seen.record(self.recipe.train, self.root),
+            self._seen_validation.record(self.recipe.validation, self.root),
+        )
+        history = describe_training(self.recipe, self.root, *data)
+        header = Header(recipe=self.recipe, spec=describe(self.recipe, self.network, self.normalization, history))
+        self._seen.require(2)
+        self._seen_validation.require(1)
+        for line in self._tell_data():
+            note(line)
+        return header
+
+    def resume(self, header: Header) -> None:
+        """Refuse to go on with other data than before."""
+        before, now = header.spec.training.get("trained_on", {}).get(DIGEST), self._seen.digest
+        if before is not None and before != now:
+            raise ResumeError(
+                "the training images or masks are not those that this training began with: put them back, give another "
+                "output, or --restart"
+            )
+
+    def _tell_data(self) -> Iterator[str]:
+        """What the user should know of the data before training starts."""
+        for seen in (self._seen, self._seen_validation):
+            yield seen.summary()
+            yield from seen.notes
+        if self._seen.absent:
+            yield f"train: no pixel of {', '.join(self._seen.absent)}: not to be learned from these masks"
+        if self._seen_validation.absent:
+            absent = ", ".join(self._seen_validation.absent)
+            yield f"validation: no pixel of {absent}: where none is predicted either, the mean IoU is over the others"
+        if self._given.provenance and not self.recipe.provenance:
+            yield f"the provenance in recipe {self.recipe.name} is of other data and left out: state your own"
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The recipe's."""
@@ -122,8 +158,16 @@ class Segmentation:
         save_checkpoint(path, Checkpoint(header, tensors))
 
 
-def describe(recipe: Recipe, network: nn.Module, normalization: Normalization) -> ModelSpec:
+def describe(
+    recipe: Recipe, network: nn.Module, normalization: Normalization, history: Mapping[str, Any] | None = None
+) -> ModelSpec:
     """The model description that inference will read; stride and receptive field are measured.
+
+    Args:
+        recipe: what is trained.
+        network: as the recipe says.
+        normalization: of its input.
+        history: what is known of its making; left out, what the recipe states.
 
     Raises:
         RecipeError: the crop or the tile is not a multiple of the network's stride.
@@ -152,7 +196,7 @@ def describe(recipe: Recipe, network: nn.Module, normalization: Normalization) -
             receptive_field=facts.receptive_field,
             pixel_size_nm=None if recipe.pixel_size_nm is None else (recipe.pixel_size_nm, recipe.pixel_size_nm),
             training={
-                **recipe.provenance,
+                **(recipe.provenance if history is None else history),
                 "parameters": facts.parameters,
                 "macs_per_pixel": round(facts.macs_per_pixel),
             },

@@ -31,6 +31,7 @@ class Image(abc.ABC):
             offset), in pixels of this image, per spatial axis; empty means at 0.
         chunk_phase: how far inside a chunk the image begins, per axis; empty means that chunks begin with it.
         neighbours: slices on either side that are already among the channels, as a 2.5-D model takes them.
+        rgb: the channels are red, green, blue and what else there may be.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
         assumptions: what had to be guessed to open it.
     """
@@ -44,6 +45,7 @@ class Image(abc.ABC):
     origin_px: tuple[float, ...] = ()
     chunk_phase: tuple[int, ...] = ()
     neighbours: int = 0
+    rgb: bool = False
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
 

@@ -22,7 +22,7 @@ from tilelab.errors import InputError
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import Region, crop
 from tilelab.io.images.source import Source
-from tilelab.io.images.view import SourceImage
+from tilelab.io.images.view import AsLabels, SourceImage
 from tilelab.io.images.volume_formats import find_file_reader, find_folder_reader
 from tilelab.io.storage.files import ReadOnlyFile
 from tilelab.io.storage.member import split_member
@@ -47,6 +47,7 @@ def open_image(
     axes: str | None = None,
     pixel_size_nm: float | Sequence[float] | None = None,
     region: Region | None = None,
+    as_labels: AsLabels | None = None,
 ) -> Image:
     """Open an image lazily; nothing is decoded until a region is read.
 
@@ -60,6 +61,8 @@ def open_image(
         pixel_size_nm: nanometres per pixel, instead of what is stated; one value, or one per spatial axis.
         region: the part to open, in pixels of that level: ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane, ends may
             be left out), or pairs of numbers and None.
+        as_labels: keep what is stored instead of making it grey, 0 and 1 of bool, the samples of colours as channels
+            (`Image.rgb`); of a PNG with a palette the ``indices`` or the ``colors``.
 
     Raises:
         InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel,
@@ -67,7 +70,13 @@ def open_image(
     """
     if region is not None:
         whole = open_image(
-            uri, level=level, channel=channel, timepoint=timepoint, axes=axes, pixel_size_nm=pixel_size_nm
+            uri,
+            level=level,
+            channel=channel,
+            timepoint=timepoint,
+            axes=axes,
+            pixel_size_nm=pixel_size_nm,
+            as_labels=as_labels,
         )
         try:
             return crop(whole, region)
@@ -95,19 +104,30 @@ def open_image(
                 raise InputError(f"axes {axes!r} were given for {path}, a folder of slices: those are zyx")
 
             def open_slice(file: str) -> Image:
-                return open_image(file, level=level, channel=channel, timepoint=timepoint)
+                return open_image(file, level=level, channel=channel, timepoint=timepoint, as_labels=as_labels)
 
             stack = SliceStack(path, open_slice, pixel_size_nm)
             if len(stack.files) > 1:
                 return stack
             stack.close()
             return open_image(
-                stack.files[0], level=level, channel=channel, timepoint=timepoint, pixel_size_nm=pixel_size_nm
+                stack.files[0],
+                level=level,
+                channel=channel,
+                timepoint=timepoint,
+                pixel_size_nm=pixel_size_nm,
+                as_labels=as_labels,
             )
         source = reader(path, level)
     try:
         return SourceImage(
-            source, level=level, channel=channel, timepoint=timepoint, axes=axes, pixel_size_nm=pixel_size_nm
+            source,
+            level=level,
+            channel=channel,
+            timepoint=timepoint,
+            axes=axes,
+            pixel_size_nm=pixel_size_nm,
+            as_labels=as_labels,
         )
     except InputError:
         source.close()

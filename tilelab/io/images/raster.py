@@ -6,6 +6,8 @@ than 8 bits are scaled to 8 and palettes expanded to colours, as every PNG reade
 
 from __future__ import annotations
 
+import io
+import math
 import struct
 import zlib
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from tilelab.text import format_bytes
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+_PALETTE = 3  # PNG's colour type
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SCAN_MARKER = 0xDA
 _END_OF_JPEG = b"\xff\xd9"
@@ -38,6 +41,7 @@ class _Header(NamedTuple):
     bits: int
     scale_nm: dict[str, float]
     pixels: int
+    palette: bool = False
 
 
 class RasterSource(Source):
@@ -59,7 +63,7 @@ class RasterSource(Source):
             raise InputError(f"{path} is a damaged {self.format} file: {error}") from error
         if header.samples == 4 and not self._png:
             raise InputError(f"{path} has CMYK colours: convert it to RGB or grey first")
-        self._pixels = header.pixels
+        self._pixels, self._palette, self._indices = header.pixels, header.palette, False
         self.axes = "yx" if header.samples == 1 else "yxs"
         self.shape = (header.height, header.width, header.samples)[: len(self.axes)]
         self.dtype = np.dtype(np.uint8 if header.bits <= 8 else np.uint16)
@@ -79,6 +83,13 @@ class RasterSource(Source):
         plane = self._kept.get(0, self._bytes, self._decode, keep=box.shape[:2] != self.shape[:2])
         return plane[box.slices].copy()
 
+    def show_indices(self) -> None:
+        if self._palette:
+            self._indices, self.rgb, self.samples, self.axes = True, False, None, "yx"
+            self.shape = self.chunks = self.shape[:2]
+            self.levels = (self.shape,)
+            self._bytes = math.prod(self.shape)
+
     def fingerprint(self) -> dict[str, str]:
         return hash_file(self.uri)
 
@@ -91,8 +102,11 @@ class RasterSource(Source):
         try:
             if not self._png and data.rfind(_END_OF_JPEG) < self._pixels:
                 raise ValueError("it ends before its image does")  # libjpeg would fill the rest with grey, silently
-            plane: Array = imagecodecs.png_decode(_pixel_chunks(data)) if self._png else imagecodecs.jpeg8_decode(data)
-        except (RuntimeError, ValueError, struct.error) as error:
+            if self._indices:
+                plane = _png_indices(_pixel_chunks(data))
+            else:
+                plane = imagecodecs.png_decode(_pixel_chunks(data)) if self._png else imagecodecs.jpeg8_decode(data)
+        except (RuntimeError, ValueError, OSError, SyntaxError, struct.error) as error:
             raise InputError(f"{self.uri} is a corrupt or truncated {self.format} file: {error}") from error
         if plane.shape != self.shape or plane.dtype != self.dtype:
             raise InputError(f"{self.uri} is corrupt: its header says {self.shape}, its pixels are {plane.shape}")
@@ -118,7 +132,7 @@ def _png_header(file: ReadOnlyFile) -> _Header:
             sizes = {"y": resolution_nm(y / 100, "cm"), "x": resolution_nm(x / 100, "cm")} if unit == 1 else {}
             scale = {letter: size for letter, size in sizes.items() if size is not None}
         position += 12 + length
-    return _Header(height, width, samples, depth, scale, position)
+    return _Header(height, width, samples, depth, scale, position, color == _PALETTE)
 
 
 def _pixel_chunks(data: bytes) -> bytes:
@@ -137,6 +151,14 @@ def _pixel_chunks(data: bytes) -> bytes:
             kept.append(view[position:end])
         position = end
     return b"".join(kept)
+
+
+def _png_indices(data: bytes) -> Array:
+    """The indices into a PNG's palette, uint8 ``(y, x)``; imagecodecs has colours only."""
+    from PIL.PngImagePlugin import PngImageFile  # Pillow.open has a limit on pixels, this has none
+
+    with PngImageFile(io.BytesIO(data)) as image:
+        return np.array(image, dtype=np.uint8)
 
 
 def _jpeg_header(file: ReadOnlyFile) -> _Header:

@@ -58,7 +58,7 @@ class SliceStack(Image):
         self._z = self.axes.index("z")
         self.shape = (*first.shape[: self._z], len(self.files), *first.shape[self._z :])
         self.chunks = (*first.chunks[: self._z], 1, *first.chunks[self._z :])
-        self.dtype = first.dtype
+        self.dtype, self.rgb = first.dtype, first.rgb
         self.warnings, self.assumptions = first.warnings, first.assumptions
         plane_bytes = math.prod(first.shape) * first.dtype.itemsize
         self._most_open = max(1, min(_MOST_OPEN, 2 * LARGE_BYTES // plane_bytes))

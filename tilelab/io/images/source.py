@@ -70,6 +70,9 @@ class Source(abc.ABC):
     def fingerprint(self) -> dict[str, str]:
         """What identifies the stored content without reading all of it."""
 
+    def show_indices(self) -> None:
+        """Give the indices into a palette, where there is one, not the colours behind them."""
+
     def stored_bytes(self) -> int | None:
         """About how many bytes the image takes where it is stored; None where that cannot be told cheaply."""
         return None

@@ -54,6 +54,8 @@ class TiffSource(Source):
         self.chunks, self.levels, self.scale_nm = layout.chunks, layout.levels, layout.scale_nm
         self.rgb, self.samples, self.lut = layout.rgb, layout.samples, layout.lut
         self.warnings, self.details = layout.warnings, layout.details
+        if layout.palette:
+            self.warnings += (f"{self.uri} has a colour palette: its colours are read as grey",)
         self._layout = layout
         self._remote = isinstance(path, RemotePath)
         self._kept = DecodedPieces()
@@ -79,6 +81,10 @@ class TiffSource(Source):
         else:
             for_each(self._place, pieces, threads=self.details["compression"] is not None)
         return out
+
+    def show_indices(self) -> None:
+        if self._layout.palette:
+            self.lut, self.warnings = None, self._layout.warnings
 
     def fingerprint(self) -> dict[str, str]:
         files = self._layout.files

@@ -64,6 +64,7 @@ class Layout:
     Attributes:
         path: the file.
         format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, warnings, details: as in `Source`.
+        palette: `lut` is the grey of a colour table.
         swap: the file's byte order is not the machine's.
         page_shape: extent of a page.
         tile: depth, rows and columns of a tile or strip.
@@ -86,6 +87,7 @@ class Layout:
     rgb: bool = False
     samples: int | None = None
     lut: Array | None = None
+    palette: bool = False
     warnings: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     swap: bool = False
@@ -236,7 +238,7 @@ def _set_colours(layout: Layout, page: tifffile.TiffPage) -> None:
         colours = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
         layout.lut = np.zeros(values, np.uint8)
         layout.lut[: colours.shape[1]] = luma(colours.T)
-        layout.warnings += (f"{layout.path} has a colour palette: its colours are read as grey",)
+        layout.palette = True
     elif photometric == _MIN_IS_WHITE and layout.dtype.kind == "b":
         layout.lut = np.array([255, 0], np.uint8)
     elif photometric == _MIN_IS_WHITE and values:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.source import Source
 from tilelab.text import size_text
 
+AsLabels = Literal["indices", "colors"]
 _KNOWN = "tczyxs"
 _KEPT = "czyx"
 _EXACT = 2**24
@@ -45,6 +46,8 @@ class SourceImage(Image):
         timepoint: entry of the time axis; needed when there are several.
         axes: letters that replace those of the source, one per stored axis.
         pixel_size_nm: replaces what the source says, one value for all spatial axes or one each.
+        as_labels: keep what is stored: 0 and 1 of bool, the samples of colours as channels, of palettes the ``indices``
+            or the ``colors``.
 
     Raises:
         InputError: the image has no y or x, is empty, has axes to choose from, or a dtype without a rule.
@@ -59,17 +62,22 @@ class SourceImage(Image):
         timepoint: int | None = None,
         axes: str | None = None,
         pixel_size_nm: float | Sequence[float] | None = None,
+        as_labels: AsLabels | None = None,
     ) -> None:
+        if as_labels == "indices":
+            source.show_indices()
         self.source = source
         self.uri = source.uri
         letters = _name_axes(source, axes)
         self._fixed = _choose(source, letters, channel, timepoint)
         self._grey = None  # stored axis of the colours that become one
         if "s" in letters and (at := letters.index("s")) not in self._fixed:
-            if source.rgb and source.shape[at] >= 3:
+            colours = source.rgb and source.shape[at] >= 3
+            if colours and not as_labels:
                 self._grey = at
             else:
                 letters[at] = "c"
+                self.rgb = colours
         free = [i for i in range(len(letters)) if i not in self._fixed and i != self._grey]
         self._kept = sorted(free, key=lambda i: _KEPT.index(letters[i]))
         self.axes = "".join(letters[i] for i in self._kept)
@@ -82,6 +90,7 @@ class SourceImage(Image):
         )
         stored = source.dtype if source.lut is None else source.lut.dtype
         self.dtype = image_dtype(stored, source.uri)
+        self._white = 1 if as_labels else 255  # of bool
         self.pixel_size_nm, assumed = _pixel_size(source, self.axes, pixel_size_nm)
         if any(source.offset_px.values()):
             self.origin_px = tuple(float(source.offset_px.get(a, 0.0)) for a in self.axes if a != "c")
@@ -122,10 +131,11 @@ class SourceImage(Image):
         for a in range(0, box.shape[0], rows):
             block = pixels[a : a + rows]
             if lut is not None:
-                block = lut[block.view(np.uint8) if block.dtype.kind == "b" else block]  # bools would be a mask
+                values = lut.astype(bool) if block.dtype.kind == "b" else lut
+                block = values[block.view(np.uint8) if block.dtype.kind == "b" else block]  # bools would be a mask
             if self._grey is not None:
                 block = luma(block)
-            convert_into(out[a : a + rows], block, f"{self.uri}, region {box}")
+            convert_into(out[a : a + rows], block, f"{self.uri}, region {box}", self._white)
         return out
 
 
@@ -156,14 +166,14 @@ def luma(rgb: Array) -> Array:
     return np.where((red == green) & (red == blue), red, grey)
 
 
-def convert_into(out: Array, stored: Array, where: str) -> None:
-    """Fill `out` (uint8, uint16 or float32) with `stored` by the rule for dtypes.
+def convert_into(out: Array, stored: Array, where: str, white: int = 255) -> None:
+    """Fill `out` (uint8, uint16 or float32) with `stored` by the rule for dtypes; what is true becomes `white`.
 
     Raises:
         InputError: an integer is beyond what float32 holds exactly.
     """
     if stored.dtype.kind == "b":
-        np.multiply(stored, 255, out=out, dtype=np.uint8)
+        np.multiply(stored, white, out=out, dtype=np.uint8)
         return
     if stored.dtype.kind in "iu" and stored.dtype.itemsize > 2 and stored.size:
         low, high = int(stored.min()), int(stored.max())
