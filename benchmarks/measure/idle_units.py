@@ -30,8 +30,9 @@ from tilelab.io.images.volume import Volume
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.reference import SIGMOID
+from tilelab.run.cluster.order import EngineFacts, Errand, Order, count_tiles
+from tilelab.run.cluster.outbox import Task
 from tilelab.run.cluster.shared_sweep import SharedSweep
-from tilelab.run.cluster.task import EngineFacts, Order, Part, part_of
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
 from tilelab.run.sweep.host import Unit
@@ -40,7 +41,6 @@ from tilelab.spec import ClassInfo
 
 WORKERS_PER_PROCESS = 32
 TALK = 20  # reports of a talkative unit
-Task = Callable[[str, bytes, Part], None]
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def run_units(client: Any, plan: Plan, task: Task, report_seconds: float = 0.5) 
     )
     positions: dict[int, int] = {}
     journal = SimpleNamespace(positions=positions, record=positions.__setitem__)
-    sweep = SharedSweep(client, order, journal, lambda tiles: None, lambda line: None, task=task)  # type: ignore[arg-type] # noqa: ARG005
+    sweep = SharedSweep(client, order, journal, progress=lambda tiles: None, note=lambda line: None, task=task)  # type: ignore[arg-type] # noqa: ARG005
     began, cpu = time.perf_counter(), time.process_time()
     sweep.run()
     return time.perf_counter() - began, time.process_time() - cpu
@@ -124,29 +124,29 @@ class Sleep:
     def __init__(self, per_tile: float, start: float = 0.0, talk: int = 0, spread: float = 0.0) -> None:
         self.per_tile, self.start, self.talk, self.spread = per_tile, start, talk, spread
 
-    def __call__(self, topic: str, parcel: bytes, part: Part) -> None:
+    def __call__(self, topic: str, parcel: bytes, errand: Errand) -> None:
         """See `tilelab.run.cluster.task.run_unit`."""
         from distributed import get_worker
 
         order = _order(parcel)
         worker, plan = get_worker(), order.plan
         key = worker.get_current_task()
-        axis, grain = plan.frame.sweep_axis, plan.layout.grain[plan.frame.sweep_axis]
-        tiles = plan.lattice.count(part_of(plan.units[part.unit].box, axis, part.start, part.stop))
+        grain = plan.layout.grain[plan.frame.sweep_axis]
+        tiles = count_tiles(plan, errand.unit, errand.start, errand.stop)
 
         def tell(what: str, **more: Any) -> None:
-            worker.log_event(topic, {"what": what, "attempt": part.number, "worker": worker.address, **more})
+            worker.log_event(topic, {"what": what, "attempt": errand.number, "worker": worker.address, **more})
 
         tell("started")
         for _ in range(self.talk):
-            tell("report", tiles=0, position=part.start)
+            tell("report", tiles=0, position=errand.start)
         began = time.perf_counter()
         slower = 1.0
-        for seed in (worker.address, f"{worker.address} {part.number}"):
+        for seed in (worker.address, f"{worker.address} {errand.number}"):
             slower *= max(0.5, random.Random(seed).gauss(1, self.spread))  # noqa: S311 - a simulation
         seconds = self.start + self.per_tile * tiles * slower
-        rows = part.stop - part.start
-        pause = min(order.report_seconds, seconds * grain / rows) if part.eager else order.report_seconds
+        rows = errand.stop - errand.start
+        pause = min(order.report_seconds, seconds * grain / rows) if errand.eager else order.report_seconds
         while (left := began + seconds - time.perf_counter()) > 0:
             time.sleep(min(left, pause))
             task = worker.state.tasks.get(key)
@@ -155,7 +155,7 @@ class Sleep:
                 return
             if left > pause:
                 done = (time.perf_counter() - began) / seconds
-                tell("report", tiles=int(done * tiles), position=int((part.start + done * rows) // grain * grain))
+                tell("report", tiles=int(done * tiles), position=int((errand.start + done * rows) // grain * grain))
         tell("done", **vars(Stalls()))
 
 

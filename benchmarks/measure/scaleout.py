@@ -13,8 +13,8 @@ from benchmarks.bench.settings import Volume
 from benchmarks.bench.workbench import Workbench
 from benchmarks.measure.idle_units import Sleep, many_workers, measure_costs, run_units
 from benchmarks.measure.simulate import PIXELS_PER_SECOND, SPREAD, Costs, plan_for, simulate
+from tilelab.run.cluster.backlog import largest_first
 from tilelab.run.cluster.crew import REPORT_SECONDS, REPORTS_PER_SECOND
-from tilelab.run.cluster.dispatch import largest_first
 
 START_SECONDS = 60.0  # until all workers of Dask are there
 

@@ -15,17 +15,19 @@ import heapq
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 from benchmarks.bench.settings import Volume
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.geometry import Units
 from tilelab.io.zarr.layout import Layout
+from tilelab.run.cluster.attempt import Action, Assign, Attempt, Restart
+from tilelab.run.cluster.coverage import Coverage
 from tilelab.run.cluster.crew import REPORT_SECONDS, REPORTS_PER_SECOND
-from tilelab.run.cluster.dispatch import Action, Assign, Attempt, Dispatcher, Restart
-from tilelab.run.cluster.task import part_of
+from tilelab.run.cluster.dispatch import Dispatcher
+from tilelab.run.cluster.order import count_tiles
 from tilelab.run.plan.plan import Outputs, Plan, Source, make_plan
 
 PIXELS_PER_SECOND = 278e6
@@ -63,7 +65,6 @@ class Simulation:
 
     def __init__(self, plan: Plan, workers: int, costs: Costs, seed: int = 0) -> None:
         self.plan, self.workers, self.costs = plan, workers, costs
-        self.units: Units = plan.units
         self.axis = plan.frame.sweep_axis
         self.random = random.Random(seed)  # noqa: S311 - a simulation
         # a worker that has nothing to do twice would take exactly pixels / PIXELS_PER_SECOND
@@ -71,9 +72,8 @@ class Simulation:
         self.report_seconds = max(REPORT_SECONDS, workers / REPORTS_PER_SECOND)
         self.positions: dict[int, int] = {}
         self.grain = plan.layout.grain[self.axis]
-        self.dispatcher = Dispatcher(
-            self.units, plan.frame, self.grain, self.positions, self.positions.__setitem__, self.tiles
-        )
+        coverage = Coverage(plan.units, self.axis, self.positions, self.positions.__setitem__)
+        self.dispatcher = Dispatcher(coverage, self.grain, partial(count_tiles, plan))
         speeds = [max(0.5, self.random.gauss(1, SPREAD)) for _ in range(workers)]
         self.speed = {f"w{n}": speed * workers / sum(speeds) for n, speed in enumerate(speeds)}
         self.queues: dict[str, list[Attempt]] = {name: [] for name in self.speed}
@@ -81,10 +81,6 @@ class Simulation:
         self.order = count()
         self.server_free = 0.0
         self.server_busy = 0.0
-
-    def tiles(self, unit: int, start: int, stop: int) -> int:
-        """Tiles of a unit between two positions."""
-        return self.plan.lattice.count(part_of(self.units[unit].box, self.axis, start, stop))
 
     def at(self, when: float, what: str, about: Any) -> None:
         """Something will happen."""

@@ -1,4 +1,4 @@
-"""The workers of one run, seen from the client: it hands out units, keeps the journal and shows the progress."""
+"""The workers of one run, seen from the client: all of them load the engine, then share the units."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tilelab.arrays import Float32
 from tilelab.errors import ClusterError, EngineError, InputError, ModelError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.storage.remote_access import clean_uri
+from tilelab.run.cluster.order import EngineAccount, EngineFacts, Order
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.cluster.start import dashboard_link, start_client
-from tilelab.run.cluster.task import EngineAccount, EngineFacts, Order, describe
+from tilelab.run.cluster.task import load_here
 from tilelab.run.journal.local import Journal
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
@@ -104,7 +105,7 @@ class Crew:
             output=sink.path.resolve(),
             report_seconds=max(REPORT_SECONDS, count / REPORTS_PER_SECOND),
         )
-        sweep = SharedSweep(self.client, order, journal, progress.advance, self.note, self.unfit)
+        sweep = SharedSweep(self.client, order, journal, progress=progress.advance, note=self.note, unfit=self.unfit)
         try:
             return sweep.run()
         finally:
@@ -134,7 +135,7 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         note(f"{len(addresses)} workers {'on this machine' if local else f'of {fitted.scheduler}'}")
         if (link := dashboard_link(client)) is not None:
             note(f"dashboard: {link}")
-        account, unfit = _describe(client, addresses, model, fitted)
+        account, unfit = _load_everywhere(client, addresses, model, fitted)
         for address, why in unfit.items():
             note(f"worker {address} is left out: {why}")
         fitted = replace(fitted, workers=len(addresses) - len(unfit))
@@ -158,11 +159,13 @@ class _Address(str):
         return repr(clean_uri(self))
 
 
-def _describe(client: Any, addresses: list[str], model: str, options: Options) -> tuple[EngineAccount, dict[str, str]]:
+def _load_everywhere(
+    client: Any, addresses: list[str], model: str, options: Options
+) -> tuple[EngineAccount, dict[str, str]]:
     """Load the engine in every worker; those that cannot are named with the reason."""
     futures = {
         address: client.submit(
-            describe, model, options, workers=[address], pure=False, key=f"load-engine-{uuid.uuid4()}"
+            load_here, model, options, workers=[address], pure=False, key=f"load-engine-{uuid.uuid4()}"
         )
         for address in addresses
     }

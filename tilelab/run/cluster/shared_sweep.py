@@ -1,18 +1,25 @@
-"""A job shared among workers, seen from the client: it hands out units, keeps the journal and shows the progress."""
+"""A job shared among workers, seen from the client: messages in, actions out.
+
+The dispatcher decides; here its actions are carried out, the journal is kept and the progress is shown.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tilelab.errors import ClusterError, Incomplete, OutputError
-from tilelab.run.cluster.dispatch import Assign, Attempt, Dispatcher, Failure, Limits, Release, Restart
-from tilelab.run.cluster.task import Order, Part, part_of, run_unit
+from tilelab.run.cluster.attempt import Assign, Attempt, Failure, Limits, Release, Restart
+from tilelab.run.cluster.coverage import Coverage
+from tilelab.run.cluster.dispatch import Dispatcher
+from tilelab.run.cluster.order import Order, count_tiles
+from tilelab.run.cluster.outbox import Outbox, Task
+from tilelab.run.cluster.task import run_unit
 from tilelab.run.journal.local import Journal
 from tilelab.run.sweep.job import Stalls
 
@@ -20,18 +27,8 @@ RESTART_SECONDS = 30.0
 LINGER_SECONDS = 10.0  # how long the end waits for workers that are still at something no longer wanted
 
 
-class _PerKey:
-    """A Dask annotation that differs from task to task; the scheduler asks it."""
-
-    def __init__(self, values: dict[Any, Any]) -> None:
-        self._values = values
-
-    def __call__(self, key: Any) -> Any:
-        return self._values.get(key)
-
-
 class SharedSweep:
-    """One job on its way: messages in, actions out, all in the calling thread.
+    """One job on its way, all in the calling thread.
 
     Attributes:
         dispatcher: decides.
@@ -43,10 +40,11 @@ class SharedSweep:
         client: Any,
         order: Order,
         journal: Journal,
+        *,
         progress: Callable[[int], None],
         note: Callable[[str], None],
         unfit: Mapping[str, str] | None = None,
-        task: Callable[[str, bytes, Part], None] = run_unit,
+        task: Task = run_unit,
     ) -> None:
         """Get ready.
 
@@ -60,9 +58,8 @@ class SharedSweep:
             task: what a worker does.
         """
         self.client, self.order, self.journal = client, order, journal
-        self.progress, self.note, self.task = progress, note, task
+        self.progress, self.note = progress, note
         self.unfit = unfit or {}
-        self.parcel = pickle.dumps(order)  # once, not for every unit
         self.plan = order.plan
         self.axis = self.plan.frame.sweep_axis
         self.patience = order.options.patience_seconds
@@ -71,18 +68,13 @@ class SharedSweep:
         self.seen: set[str] = set()
         self.gpu_workers: set[str] = set()
         self.shown: dict[int, int] = {}  # tiles of each unit in flight that the progress bar has
-        self.futures: dict[int, Any] = {}
         self.restarts: list[threading.Thread] = []
         self.inbox: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        self.dispatcher = Dispatcher(
-            self.plan.units,
-            self.plan.frame,
-            self.plan.layout.grain[self.axis],
-            journal.positions,
-            self._record,
-            self.tiles,
-            Limits(patience=self.patience),
-        )
+        self.outbox = Outbox(client, order, task, self.inbox.put)
+        self.tiles = partial(count_tiles, order.plan)
+        coverage = Coverage(self.plan.units, self.axis, journal.positions, self._record)
+        grain = self.plan.layout.grain[self.axis]
+        self.dispatcher = Dispatcher(coverage, grain, self.tiles, Limits(patience=self.patience))
 
     def run(self) -> Stalls:
         """To the end.
@@ -124,12 +116,6 @@ class SharedSweep:
         if dispatcher.failures:
             raise Incomplete(self._explain(dispatcher.failures))
         return self.stalls
-
-    def tiles(self, unit: int, start: int, stop: int) -> int:
-        """Tiles of a unit between two sweep positions."""
-        if start >= stop:
-            return 0
-        return self.plan.lattice.count(part_of(self.plan.units[unit].box, self.axis, start, stop))
 
     # messages
 
@@ -180,7 +166,7 @@ class SharedSweep:
             self.stalls.add(Stalls(**{name: message[name] for name in vars(Stalls())}))
             self._show(attempt.unit, attempt.tiles - attempt.done)
             dispatcher.done(number, now)
-            self._forget(attempt)
+            self.outbox.forget(attempt)
         elif what == "failed":
             dispatcher.failed(number, message["cause"], unwritable=message["unwritable"])
             self._drop(attempt)
@@ -220,12 +206,7 @@ class SharedSweep:
         """An attempt was in vain from `position` on."""
         if not attempt.released:
             self._show(attempt.unit, self.tiles(attempt.unit, attempt.start, attempt.position) - attempt.done)
-        self._forget(attempt)
-
-    def _forget(self, attempt: Attempt) -> None:
-        future = self.futures.pop(attempt.number, None)
-        if future is not None:
-            future.release()
+        self.outbox.forget(attempt)
 
     # actions
 
@@ -236,46 +217,15 @@ class SharedSweep:
                 case Assign(attempt):
                     assigned.append(attempt)
                 case Release(attempt):
-                    if attempt.number in self.futures:
-                        self.futures[attempt.number].release()
+                    self.outbox.take_back(attempt)
                 case Restart(worker):
                     self._restart(worker)
-        # a worker that counts its GPUs is asked for one, so that what others run there does not share it
-        self._submit([a for a in assigned if a.worker in self.gpu_workers], resources={"GPU": 1})
-        self._submit([a for a in assigned if a.worker not in self.gpu_workers])
-
-    def _submit(self, attempts: list[Attempt], **annotations: Any) -> None:
-        """Send units to their workers, in one message however many."""
-        if not attempts:
-            return
-        import dask
-
-        keys = [(f"segment-unit-{self.order.topic}", attempt.unit, attempt.number) for attempt in attempts]
-        places = {key: [attempt.worker] for key, attempt in zip(keys, attempts, strict=True)}
-        for attempt in attempts:
+        for attempt in assigned:
             begin = self.plan.units[attempt.unit].box.start[self.axis]
             self.shown.setdefault(attempt.unit, self.tiles(attempt.unit, begin, attempt.start))
-        with (
-            dask.annotate(workers=_PerKey(places), **annotations),
-            dask.config.set({"distributed.diagnostics.computations.nframes": 0}),  # else it sends our source code along
-        ):
-            futures = self.client.map(
-                self.task,
-                [self.order.topic] * len(attempts),
-                [self.parcel] * len(attempts),
-                [Part(a.number, a.unit, a.start, a.stop, a.eager) for a in attempts],
-                key=keys,
-                pure=False,
-            )
-        for attempt, future in zip(attempts, futures, strict=True):
-            self.futures[attempt.number] = future
-
-            def over(finished: Any, number: int = attempt.number) -> None:
-                if finished.status == "error":
-                    error = finished.exception()
-                    self.inbox.put({"what": "lost", "attempt": number, "cause": f"{type(error).__name__}: {error}"})
-
-            future.add_done_callback(over)
+        # a worker that counts its GPUs is asked for one, so that what others run there does not share it
+        self.outbox.send([a for a in assigned if a.worker in self.gpu_workers], resources={"GPU": 1})
+        self.outbox.send([a for a in assigned if a.worker not in self.gpu_workers])
 
     def _restart(self, worker: str) -> None:
         """End a hung worker's process; its nanny starts another.  Takes a while, so not in this thread."""
@@ -303,8 +253,7 @@ class SharedSweep:
         with contextlib.suppress(Exception):
             self.client.unsubscribe_topic(self.order.topic)
             self.client.unsubscribe_topic("all")
-            for future in self.futures.values():
-                future.release()
+            self.outbox.close()
 
     def _explain(self, failures: list[Failure]) -> str:
         """The failed units, with region and cause, the first few of them."""

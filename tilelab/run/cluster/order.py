@@ -1,0 +1,135 @@
+"""What is sent to workers: the order, once to each, and errands, many; and what they say of their engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tilelab.arrays import Float32, Int64
+from tilelab.assumptions import Assumption
+from tilelab.engines.base import Engine
+from tilelab.geometry import Box
+from tilelab.io.images.mask import open_mask
+from tilelab.io.images.volume import Volume, network_input
+from tilelab.io.storage.place import Place
+from tilelab.machine.version import __version__
+from tilelab.run.options import Options
+from tilelab.run.plan.plan import Plan
+from tilelab.run.prepare import model_digest, open_source
+from tilelab.run.sweep.job import Job
+from tilelab.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the result's bytes depend on in a worker's engine; must be the same on all workers."""
+
+    name: str
+    device: str
+    precision: str
+    batch: int
+    spec: str
+    digest: str
+    versions: tuple[tuple[str, str], ...]
+    tilelab: str = __version__
+
+    @classmethod
+    def of(cls, engine: Engine) -> EngineFacts:
+        """Of a loaded engine."""
+        return cls(
+            engine.name,
+            engine.device.partition(":")[0],
+            engine.precision,
+            engine.batch,
+            engine.spec.to_json(),
+            model_digest(engine),
+            tuple(engine.versions().items()),
+        )
+
+    def differences(self, other: EngineFacts) -> list[str]:
+        """One phrase for each field that differs."""
+        mine, theirs = ({**vars(f), **dict(f.versions)} for f in (self, other))
+        return [
+            f"{name} {mine.get(name, 'absent')} and {theirs.get(name, 'absent')}"
+            for name in sorted({*mine, *theirs} - {"versions"})
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+class EngineAccount(NamedTuple):
+    """What a worker says of its engine."""
+
+    facts: EngineFacts
+    warnings: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job as it is sent to workers: everything but the image, the output and the engine, which they open themselves.
+
+    topic: under which messages are sent.
+    facts: what the first worker's engine is.
+    report_seconds: between two reports of one worker.
+    """
+
+    topic: str
+    image: str
+    model: str
+    options: Options
+    plan: Plan
+    facts: EngineFacts
+    mean: Float32
+    gain: Float32
+    activation: int
+    channels: Int64
+    output: Place
+    report_seconds: float
+
+    def job(self, spec: ModelSpec) -> Job:
+        """The job, with image and mask opened."""
+        volume = Volume(open_source(self.image, self.options, spec)[0])
+        return Job(
+            image=network_input(volume, spec),
+            lattice=self.plan.lattice,
+            frame=self.plan.frame,
+            mean=self.mean,
+            gain=self.gain,
+            activation=self.activation,
+            channels=self.channels,
+            labels=self.options.labels,
+            logits=self.options.logits,
+            mask=None if self.options.mask is None else open_mask(self.options.mask, volume),
+            symmetries=8 if self.options.symmetries else 1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a worker is sent out for: rows of a unit.
+
+    number: of the attempt.
+    unit: its index.
+    start, stop: sweep positions.
+    eager: say at once what is on disk.
+    """
+
+    number: int
+    unit: int
+    start: int
+    stop: int
+    eager: bool
+
+
+def box_of(plan: Plan, unit: int, start: int, stop: int) -> Box:
+    """The region of a unit of `plan` between two sweep positions."""
+    box, axis = plan.units[unit].box, plan.frame.sweep_axis
+    return Box(
+        tuple(start if a == axis else n for a, n in enumerate(box.start)),
+        tuple(stop if a == axis else n for a, n in enumerate(box.stop)),
+    )
+
+
+def count_tiles(plan: Plan, unit: int, start: int, stop: int) -> int:
+    """Tiles of a unit of `plan` between two sweep positions."""
+    return plan.lattice.count(box_of(plan, unit, start, stop)) if start < stop else 0
