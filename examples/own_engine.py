@@ -2,52 +2,38 @@
 
     python examples/own_engine.py [FOLDER]
 
-What `tilelab.infer` wants of an engine stands in `tilelab.engines.base`.  This one runs NumPy; one that calls PyTorch,
-JAX or a web service looks the same.
+What `tilelab.infer` wants of an engine stands in `tilelab.engines.base`; `BaseEngine` gives all but `run`.  This one
+runs NumPy; one that calls PyTorch, JAX or a web service looks the same.
 """
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import tilelab
-from tilelab.assumptions import Assumption
+from tilelab.engines.base import BaseEngine
 from tilelab.sample import write_superalloy
-from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision
+from tilelab.spec import ClassInfo, ModelSpec, Normalization
 
 Batch = NDArray[np.float32]
 
 
-@dataclass
-class FunctionEngine:
+class FunctionEngine(BaseEngine):
     """A function from tiles (B, C, y, x) to logits (B, K, y, x) as an engine.
 
-    Attributes:
+    Args:
         function: called with one batch at a time, always of the same shape.
         spec: channels, classes, normalization, tile and overlap.
         settings: what the function depends on.  They are part of the result's fingerprint: a result that was made with
             others is not taken for this one.
     """
 
-    function: Callable[[Batch], Batch]
-    spec: ModelSpec
-    settings: Mapping[str, str] = field(default_factory=dict)
-    name: str = "function"
-    device: str = "cpu"
-    precision: Precision = "fp32"
-    batch: int = 2
-    streams: int = 1  # calls that may run at once
-    warnings: tuple[str, ...] = ()
-    assumptions: tuple[Assumption, ...] = ()  # guesses about the model: none, its description is all there is
-
-    @property
-    def tile(self) -> tuple[int, ...]:
-        """As the description says."""
-        return self.spec.tile
+    def __init__(self, function: Callable[[Batch], Batch], spec: ModelSpec, settings: Mapping[str, str]) -> None:
+        super().__init__(spec, batch=2)
+        self.function, self.settings = function, settings
 
     def run(self, tiles: Batch, out: Batch) -> None:
         """Fill `out`."""
@@ -56,9 +42,6 @@ class FunctionEngine:
     def versions(self) -> Mapping[str, str]:
         """What may change the result."""
         return {"numpy": np.__version__, **self.settings}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 RADIUS = 4

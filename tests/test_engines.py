@@ -29,7 +29,8 @@ from tiny_models import (
 )
 
 from tilelab import infer
-from tilelab.engines import fastest, loading
+from tilelab.engines import loading
+from tilelab.engines.base import BaseEngine, EngineMemory
 from tilelab.engines.cpu import onnxruntime as ort
 from tilelab.engines.cpu import openvino as ov
 from tilelab.engines.fastest import fastest_tile, tile_candidates
@@ -753,15 +754,14 @@ print(threading.active_count())
 # --- the fastest tile
 
 
-class Clockwork:
-    """An engine that takes a set time and memory; its clock is the one that is measured with."""
+class Clockwork(BaseEngine):
+    """An engine that takes a set time; its clock is the one that is measured with."""
 
     now = 0.0
-    streams = 1
 
     def __init__(self, tile, batch, seconds, overlap=(8, 8)):
-        self.spec = make_spec(tile, overlap=overlap, tile_fixed=False)
-        self.tile, self.batch, self.seconds, self.closed = tile, batch, seconds, False
+        super().__init__(make_spec(tile, overlap=overlap, tile_fixed=False), tile, batch)
+        self.seconds, self.closed = seconds, False
 
     def run(self, tiles, out):
         assert tiles.shape == (self.batch, 1, *self.tile)
@@ -811,18 +811,16 @@ def test_ties_go_to_the_smaller_tile_and_slow_ones_lose(clockwork):
     assert choice.tile == (32, 32)
 
 
-def test_tiles_beyond_the_memory_limit_are_not_chosen(clockwork, monkeypatch):
-    resident = {"now": 0}
-    monkeypatch.setattr(fastest, "resident_memory", lambda: resident["now"])
-
+def test_tiles_beyond_the_memory_limit_are_not_chosen(clockwork):
     def load(tile, batch):
-        resident["now"] += tile[0] * tile[1] * 1000
-        return clockwork(lambda tile: 1e6)(tile, batch)
+        engine = clockwork(lambda tile: 1e6)(tile, batch)
+        engine.memory = EngineMemory(host_bytes=tile[0] * tile[1] * 1000)
+        return engine
 
     choice, measured = fastest_tile(load, squares(32, 64, 128, 256), (1024, 1024), 5_000_000)
     assert choice.tile == (64, 64)
     assert all(0 < m.memory_bytes <= 5_000_000 for m in measured)
-    with pytest.raises(PlanError, match="even the smallest tile, 32 x 32, needs 0 MiB in the engine, the limit"):
+    with pytest.raises(PlanError, match=r"even the smallest tile, 32 x 32, needs 1000.0 KiB in the engine, the limit"):
         fastest_tile(load, squares(32, 64, 128), (1024, 1024), 1000)
 
 

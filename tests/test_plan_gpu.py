@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tilelab.cli.plan import as_text, describe
+from tilelab.cli.plan_document import as_text, examine_plan
+from tilelab.engines.base import EngineMemory
 from tilelab.engines.registry import load_engine
 from tilelab.io.images.open import open_image
 from tilelab.run.options import Options
@@ -23,14 +24,15 @@ def test_gpu_memory_is_told(free: int, enough: bool) -> None:
         device="cuda:0",
         precision="fp16",
         batch=8,
-        device_bytes=10 << 20,
+        memory=EngineMemory(device_bytes=10 << 20),
         info=SimpleNamespace(free_bytes=free),
     )
-    document = describe(plan, gpu, None, [])
-    memory = document["device_memory"]
-    assert memory["parts"]["engine"] == 10 << 20
-    assert memory["parts"]["tiles"] == 8 * spec.channels * 64 * 64 * 4
-    assert memory["total"] == sum(memory["parts"].values())
+    gpu.on_device = gpu
+    document = examine_plan(plan, gpu, None, [])
+    memory = document.device_memory
+    assert memory.parts["engine"] == 10 << 20
+    assert memory.parts["tiles"] == 8 * spec.channels * 64 * 64 * 4
+    assert memory.total == sum(memory.parts.values())
     assert "GPU memory" in as_text(document)
     assert ("lower --batch or --tile" in as_text(document)) is not enough
 
@@ -38,6 +40,6 @@ def test_gpu_memory_is_told(free: int, enough: bool) -> None:
 def test_without_a_gpu_there_is_no_such_line() -> None:
     engine = load_engine("identity:3", tile=(64, 64))
     plan = plan_image(open_image(np.zeros((300, 500), np.uint8), axes="yx"), engine.spec, Options(), 1)
-    document = describe(plan, engine, None, [])
-    assert document["device_memory"] is None
+    document = examine_plan(plan, engine, None, [])
+    assert document.device_memory is None
     assert "GPU memory" not in as_text(document)

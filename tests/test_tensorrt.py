@@ -79,7 +79,7 @@ def test_an_engine_file_is_built_loaded_and_run(trt, tmp_path, gpu):
     for k in range(3):
         np.testing.assert_array_equal(out[:, k], (k + 1) * tiles.mean(axis=1))
     assert engine.versions() == {"tensorrt": trt.__version__, "gpu": "Fake H100", "driver": "13.0"}
-    assert engine.device_bytes == 123 << 20
+    assert engine.memory.device_bytes == 123 << 20
     assert gpu.streams[0].waits >= 1
     engine.close()
 

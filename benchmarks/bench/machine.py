@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.settings import ROOT
+from tilelab.machine.cpu import core_count
 
 _PACKAGES = ("tilelab", "numpy", "numba", "onnxruntime", "openvino", "nncf", "torch", "zarr", "tifffile")
 
@@ -18,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, system and library versions."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
         "memory_bytes": _field(Path("/proc/meminfo"), "MemTotal"),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -6,7 +6,6 @@ question is what stops a kernel, not who else is working.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from benchmarks.bench.workbench import Workbench
 from tilelab.geometry import Box
 from tilelab.kernels import cpu
+from tilelab.machine.cpu import core_count
 
 WIDTH, TILE, CLASSES = 8192, 512, 3
 NONE = np.empty((0, 0, 0, 0), np.float32)
@@ -149,7 +149,7 @@ def measure_limits(bench: Workbench) -> dict[str, Any]:
     """Kernels on one core and on all, and the formats."""
     scale = bench.scale
     width = WIDTH if scale.tile == TILE else 8 * scale.tile
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     kernels = []
     for threads in dict.fromkeys((1, cores)):
         bench.say(f"kernels on {threads} core{'s' * (threads > 1)}")

@@ -169,9 +169,8 @@ def score_run(
     if split:
         wanted = Data(f"{split}/images", f"{split}/masks", recipe.validation.labels)
     pairs = open_pairs(wanted, data / dataset, len(recipe.classes))
-    engine = TorchEngine(load_network(checkpoint), header.spec)
-    # part of a result's fingerprint
-    vars(engine)["model_digest"] = hashlib.sha256((folder / BEST).read_bytes()).hexdigest()
+    digest = hashlib.sha256((folder / BEST).read_bytes()).hexdigest()
+    engine = TorchEngine(load_network(checkpoint), header.spec, model_digest=digest)
     place = scratch / name
     place.mkdir(parents=True)
     found = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.errors import TilelabError
+from tilelab.machine.cpu import core_count
 from tilelab.run.plan.estimate import calibrate
 from tilelab.text import size_text
 
@@ -115,15 +115,14 @@ def measure_engines(model: str, seconds: float) -> list[dict[str, Any]]:
                 continue
             per_tile = calibrate(engine, seconds)
             pixels = int(np.prod(engine.tile))
-            size = size_text(engine.tile)
-            unverified = "".join(f"; {w}" for w in getattr(engine, "warnings", ()))
+            said = "".join(f"; {warning}" for warning in engine.warnings)
             rows.append(
                 _row(
                     f"{name} {precision}",
                     per_tile,
                     pixels,
                     None,
-                    f"{model}, tile {size}, {os.cpu_count()} cores{unverified}",
+                    f"{model}, tile {size_text(engine.tile)}, {core_count()} cores{said}",
                 )
             )
             engine.close()

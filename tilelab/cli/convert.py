@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise Interrupted(f"stopped: {args.destination} was not written") from None
     if not args.quiet:
-        size = size_text(done["shape"])
+        size = f"{done['axes']} {size_text(done['shape'])}"
         say(
-            f"{done['path']}: {done['format']}, {done['axes']} {size} {done['dtype']}, {done['levels']} levels, "
+            f"{done['path']}: {done['format']}, {size} {done['dtype']}, {done['levels']} levels, "
             f"{format_bytes(done['bytes'])}, {done['seconds']:.1f} s"
         )
     return 0

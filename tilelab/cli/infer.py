@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
-from tilelab.cli.screen import ProgressBar, say, summary
+from tilelab.cli.screen import ProgressBar, duration, say, summary
 from tilelab.errors import OutputError
 
 
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _rehearse(args: argparse.Namespace) -> int:
     """Say what was checked and what is to be expected."""
-    from tilelab.cli.plan import duration
     from tilelab.run.autotile import choose_tile
     from tilelab.run.rehearse import dry_run
     from tilelab.text import format_bytes

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
+from tilelab.cli.info_words import Rows
 from tilelab.errors import EngineError
+from tilelab.text import format_bytes
 
 CHECKPOINT = ".safetensors"
 _BASES = ("unet", "unet++", "linknet", "fpn", "pspnet", "pan", "deeplabv3+", "pmcanet", "casenet")
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:Class
-
-Rows = list[tuple[str, Any]]
 
 
 def is_architecture(name: str) -> bool:
@@ -95,8 +95,6 @@ def architecture_rows(document: dict[str, Any]) -> Rows:
 
 def checkpoint_rows(document: dict[str, Any]) -> Rows:
     """For people; what a model file would say as well is left to the caller."""
-    from tilelab.text import format_bytes
-
     recipe, best = document["recipe"], document["best"]
     holds = ["averaged weights"] if document["averaged"] else ["weights"]
     holds += ["the optimiser's state"] if document["resumable"] else []

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 import msgspec
 
-from tilelab.assumptions import Assumption, check_strict
+from tilelab.assumptions import check_strict
+from tilelab.cli.plan_document import as_text, examine_plan
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
-from tilelab.cli.screen import assumption_rows, say
-from tilelab.engines.base import Engine
+from tilelab.cli.screen import say
 from tilelab.errors import PlanError
 from tilelab.io.images.volume import Volume
-from tilelab.run.plan.estimate import Samples, calibrate, expected_seconds, sample_tiles, seconds_per_tile, stored_bytes
-from tilelab.run.plan.plan import Plan
-from tilelab.text import format_bytes, size_text
+from tilelab.run.plan.estimate import calibrate, sample_tiles, seconds_per_tile, stored_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.no_calibration:
             per_tile = calibrate(engine) * (8 if options.symmetries else 1)
         engine.close()
-    document = describe(
+    document = examine_plan(
         plan,
         engine,
         per_tile,
@@ -66,127 +63,8 @@ def run(args: argparse.Namespace) -> int:
         samples=sample_tiles(Volume(image), plan),
     )
     image.close()
-    print(json.dumps(document, indent=1) if args.json else as_text(document))
+    print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
     return 0
-
-
-def describe(
-    plan: Plan,
-    engine: Engine | None,
-    per_tile: float | None,
-    notes: list[str],
-    assumptions: tuple[Assumption, ...] = (),
-    *,
-    workers: int = 1,
-    price: float | None = None,
-    stored: int | None = None,
-    samples: Samples | None = None,
-) -> dict[str, Any]:
-    """The plan as a document.
-
-    Args:
-        plan: the plan.
-        engine: None when none was loaded.
-        per_tile: seconds of one worker for one tile; None when unknown.
-        notes: for the user.
-        assumptions: of image and model.
-        workers: how many share the work.
-        price: of one worker for an hour.
-        stored: bytes of the image as it is stored.
-        samples: tiles that were looked at.
-    """
-    seconds = None if per_tile is None else expected_seconds(plan, per_tile, workers)
-    hours = None if seconds is None else seconds * workers / 3600
-    return {
-        "image": {
-            "shape": list(plan.source.shape),
-            "chunks": list(plan.source.chunks),
-            "megapixels": plan.pixels / 1e6,
-        },
-        "engine": {
-            "name": engine.name if engine else None,
-            "device": engine.device if engine else None,
-            "precision": engine.precision if engine else None,
-            "tile": list(plan.spec.tile),
-            "batch": plan.batch,
-        },
-        "overlap": list(plan.spec.overlap),
-        "window": plan.spec.window,
-        "tiles": plan.tiles,
-        "tiles_computed_twice": plan.recomputed,
-        "units": len(plan.units),
-        "unit_shape": [c.extent if len(c) > 1 else c.size for c in plan.units.cuts],
-        "sample_tiles": None if samples is None else {"read": samples.tiles, "blank": samples.blank},
-        "bytes_read": plan.source.bytes,
-        "bytes_stored": stored,
-        "bytes_written_at_most": plan.bytes_written,
-        "levels": plan.layout.levels,
-        "memory": {"total": plan.memory_bytes, **plan.memory},
-        "device_memory": _device_memory(plan, engine),
-        "workers": workers,
-        "seconds": seconds,
-        "worker_hours": hours,
-        "cost": None if hours is None or price is None else hours * price,
-        "notes": notes,
-        "assumptions": msgspec.to_builtins(assumptions),
-    }
-
-
-def _device_memory(plan: Plan, engine: Engine | None) -> dict[str, Any] | None:
-    """What the largest unit takes on the engine's GPU, by purpose, and what was free there; None without a GPU."""
-    if engine is None or not engine.device.startswith("cuda"):
-        return None
-    from tilelab.run.plan.device_buffers import plan_buffers
-
-    unit = plan.units[0].box
-    buffers = plan_buffers(plan.source, plan.spec, plan.outputs, plan.lattice, plan.frame, engine.batch, unit)
-    own = int(getattr(engine, "device_bytes", 0))
-    info = getattr(engine, "info", None)
-    parts = {**buffers.bytes(), **({"engine": own} if own else {})}
-    return {"total": sum(parts.values()), "free": None if info is None else info.free_bytes, "parts": parts}
-
-
-def as_text(plan: dict[str, Any]) -> str:
-    """The plan for people."""
-    image, engine, memory = plan["image"], plan["engine"], plan["memory"]
-    rows = {
-        "image": f"{size_text(image['shape'])} (z, y, x), {image['megapixels']:.1f} MP, "
-        f"chunks {size_text(image['chunks'])}",
-        "engine": (f"{engine['name']} {engine['precision']} on {engine['device']}, " if engine["name"] else "")
-        + f"tile {size_text(engine['tile'])}, batch {engine['batch']}",
-        "tiles": f"{plan['tiles']}, overlap {size_text(plan['overlap'])} px, {plan['window']} window, "
-        f"{plan['tiles_computed_twice']:.2%} computed twice",
-        "units": f"{plan['units']} of at most {size_text(plan['unit_shape'])} px",
-        "read": format_bytes(plan["bytes_read"])
-        + ("" if plan["bytes_stored"] is None else f" decoded, stored in about {format_bytes(plan['bytes_stored'])}"),
-        "write": f"at most {format_bytes(plan['bytes_written_at_most'])} before compression, {plan['levels']} levels",
-        "memory": f"{format_bytes(memory['total'])} per worker, beside the engine ("
-        + ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items() if name != "total")
-        + ")",
-    }
-    gpu = plan["device_memory"]
-    if gpu is not None:
-        largest = sorted(gpu["parts"].items(), key=lambda part: -part[1])[:4]
-        rows["GPU memory"] = f"{format_bytes(gpu['total'])} ({', '.join(f'{n} {format_bytes(b)}' for n, b in largest)})"
-        if gpu["free"] is not None:
-            rows["GPU memory"] += f" of {format_bytes(gpu['free'])} free"
-            if gpu["total"] > gpu["free"]:
-                rows["GPU memory"] += ": too much, raise --lanes, or lower --batch or --tile"
-    if plan["seconds"] is not None:
-        shared = f" on {plan['workers']} workers" if plan["workers"] > 1 else ""
-        rate = image["megapixels"] / plan["seconds"]
-        rows["time"] = f"about {duration(plan['seconds'])}{shared} ({rate:.2f} MP/s)"
-        rows["work"] = f"{plan['worker_hours']:.2f} worker-hours"
-        if plan["cost"] is not None:
-            rows["cost"] = f"about {plan['cost']:.2f}"
-    samples = plan["sample_tiles"]
-    if samples and samples["blank"]:
-        rows["samples"] = f"{samples['blank']} of {samples['read']} sample tiles are blank: those take no engine time"
-    for i, note in enumerate(plan["notes"]):
-        rows["note" if i == 0 else " " * i] = note
-    rows |= assumption_rows(plan["assumptions"])
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 def _positive(text: str) -> float:
@@ -197,12 +75,3 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -96,11 +97,20 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
 
 
-def assumption_rows(assumptions: list[dict[str, str]]) -> dict[str, str]:
-    """A row for each guess of a document; names that look alike must differ, so they are padded."""
+def assumption_rows(assumptions: Iterable[Assumption | dict[str, str]]) -> dict[str, str]:
+    """A row for each guess, or document of one; names that look alike must differ, so they are padded."""
     texts = [str(msgspec.convert(one, Assumption)).removeprefix("assumed: ") for one in assumptions]
     return {"assumed" if i == 0 else " " * i: text for i, text in enumerate(texts)}
 
 
 def _size(extent: list[int]) -> str:
     return str(extent[0]) if len(set(extent)) == 1 else size_text(extent)
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from tilelab.arrays import Float32
 from tilelab.assumptions import Assumption
 from tilelab.spec import ModelSpec, Precision
 
+if TYPE_CHECKING:  # brings Numba's CUDA
+    from tilelab.kernels.device import DeviceArray, DeviceInfo, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Bytes that a loaded engine holds, weights and workspace, as far as the system and its library say; else 0.
+
+    Attributes:
+        host_bytes: of the process.
+        device_bytes: of its GPU.
+    """
+
+    host_bytes: int = 0
+    device_bytes: int = 0
+
 
 class Engine(Protocol):
-    """A loaded model on one device at one precision, for one batch shape.
+    """A loaded model on one device at one precision, for one batch shape; `BaseEngine` is what most begin with.
 
     Attributes:
         name: ``openvino``, ``onnxruntime``, ``identity``, ...
@@ -23,6 +43,9 @@ class Engine(Protocol):
         warnings: one line each, for the user.
         assumptions: what had to be guessed of the model.
         streams: calls of `run` that may be under way at once, from as many threads, and make use of it.
+        model_digest: identifies the network; part of the fingerprint of every result.
+        memory: what it holds.
+        on_device: the engine for those who have their tiles on its GPU, or None: ask here, nowhere else.
     """
 
     @property
@@ -43,6 +66,12 @@ class Engine(Protocol):
     def warnings(self) -> tuple[str, ...]: ...
     @property
     def assumptions(self) -> tuple[Assumption, ...]: ...
+    @property
+    def model_digest(self) -> str: ...
+    @property
+    def memory(self) -> EngineMemory: ...
+    @property
+    def on_device(self) -> DeviceEngine | None: ...
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute the logits of one batch into `out`; blocks, and releases the GIL while computing.
@@ -65,3 +94,86 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the device's memory."""
         ...
+
+
+class DeviceEngine(Engine, Protocol):
+    """An engine that also takes and gives arrays that are on its GPU, in the order of a stream.
+
+    Attributes:
+        index: of the GPU.
+        info: the GPU as it was when the engine was loaded.
+        stream: what `enqueue` puts its work on.
+        tiles_dtype, logits_dtype: float32 or float16, what the network itself takes and gives.
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def info(self) -> DeviceInfo: ...
+    @property
+    def stream(self) -> Stream: ...
+    @property
+    def tiles_dtype(self) -> np.dtype[Any]: ...
+    @property
+    def logits_dtype(self) -> np.dtype[Any]: ...
+
+    def enqueue(self, tiles: DeviceArray, logits: DeviceArray) -> None:
+        """Compute the logits of one batch, in the order of `stream`; may return before it is done.
+
+        Args:
+            tiles: on the GPU, C-contiguous, `tiles_dtype`, ``(batch, spec.channels, *tile)``, normalised.
+            logits: on the GPU, C-contiguous, `logits_dtype`, ``(batch, spec.outputs, *tile)``, overwritten.
+
+        Raises:
+            EngineError: the device failed or ran out of memory.
+        """
+        ...
+
+
+class BaseEngine(abc.ABC):
+    """An engine on the CPU with nothing to say of itself; see `Engine`.
+
+    One of your own needs `run`, and `versions` where its results depend on more than its name.
+
+    Args:
+        spec: what the model says of itself.
+        tile, batch: the fixed shape of a batch; by default the model's tile, one at a time.
+        model_digest: identifies the network, for the fingerprints of results; by default the engine's name.
+    """
+
+    name = "function"
+    device = "cpu"
+    precision: Precision = "fp32"
+    streams = 1
+    warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    memory = EngineMemory()
+
+    def __init__(
+        self, spec: ModelSpec, tile: tuple[int, ...] | None = None, batch: int = 1, model_digest: str = ""
+    ) -> None:
+        self.spec = spec
+        self.tile = spec.tile if tile is None else tile
+        self.batch = batch
+        self._digest = model_digest
+
+    @property
+    def model_digest(self) -> str:
+        """See `Engine.model_digest`."""
+        return self._digest or self.name
+
+    @property
+    def on_device(self) -> DeviceEngine | None:
+        """It has no GPU."""
+        return None
+
+    @abc.abstractmethod
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """See `Engine.run`."""
+
+    def versions(self) -> Mapping[str, str]:
+        """Nothing that could change the result."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to free."""

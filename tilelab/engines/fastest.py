@@ -10,9 +10,8 @@ from tilelab.engines.base import Engine
 from tilelab.engines.streams import time_batches
 from tilelab.errors import PlanError
 from tilelab.geometry import Lattice
-from tilelab.machine.memory import resident_memory
 from tilelab.spec import ModelSpec
-from tilelab.text import size_text
+from tilelab.text import format_bytes, size_text
 
 _SCALES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)
 _REPEATS = 2  # after the trial run of loading
@@ -105,9 +104,9 @@ def fastest_tile(
         if worse(speed):
             break
     if not measured:
-        need = f"needs {refused.memory_bytes >> 20} MiB in the engine" if refused else "was asked for"
+        need = f"needs {format_bytes(refused.memory_bytes)} in the engine" if refused else "was asked for"
         tile_text = size_text(refused.tile) if refused else "none"
-        limit = f", the limit is {memory_limit >> 20} MiB: raise --memory" if memory_limit is not None else ""
+        limit = f", the limit is {format_bytes(memory_limit)}: raise --memory" if memory_limit is not None else ""
         raise PlanError(f"--tile auto: even the smallest tile, {tile_text}, {need}{limit}")
     measured.sort(key=lambda s: (math.prod(s.tile) * s.batch, s.tile, s.batch))
     best = max(speed.pixels_per_s for speed in measured)
@@ -118,12 +117,11 @@ def fastest_tile(
 def _measure(
     load: Callable[[tuple[int, ...], int], Engine], tile: tuple[int, ...], batch: int, shape: tuple[int, ...]
 ) -> TileSpeed:
-    before = resident_memory()
     engine = load(tile, batch)
     try:
         spec = engine.spec
         times = time_batches(engine, lambda times: len(times) < _REPEATS)
-        held = max(0, resident_memory() - before)
+        held = engine.memory.host_bytes
     finally:
         engine.close()
     lattice = Lattice.fit(shape, tile, spec.overlap, stride=spec.stride, window=spec.window)

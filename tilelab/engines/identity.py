@@ -7,15 +7,13 @@ normalised to ``(k + 1) (v - 128 k / K)``, of which the k-th is the greatest whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from tilelab.arrays import Float32
-from tilelab.assumptions import Assumption
+from tilelab.engines.base import BaseEngine
 from tilelab.engines.overrides import SpecOverrides, override_spec
 from tilelab.errors import ModelError
-from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision, default_colors
+from tilelab.spec import ClassInfo, ModelSpec, Normalization, default_colors
 
 
 def identity_spec(outputs: int = 1, overrides: SpecOverrides | None = None) -> ModelSpec:
@@ -48,30 +46,16 @@ def identity_spec(outputs: int = 1, overrides: SpecOverrides | None = None) -> M
     return override_spec(spec, overrides)
 
 
-class IdentityEngine:
-    """Copies its input to its output; see `Engine` for the attributes."""
+class IdentityEngine(BaseEngine):
+    """Copies its input to its output."""
 
     name = "identity"
-    device = "cpu"
-    precision: Precision = "fp32"
-    warnings: tuple[str, ...] = ()
-    assumptions: tuple[Assumption, ...] = ()
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
         if spec.channels != spec.outputs:
             raise ModelError(f"identity gives what it takes, not {spec.outputs} outputs for {spec.channels} channels")
-        self.spec = spec
-        self.tile = tile
-        self.batch = batch
-        self.streams = 1
+        super().__init__(spec, tile, batch)
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Copy `tiles` to `out`."""
         np.copyto(out, tiles)
-
-    def versions(self) -> Mapping[str, str]:
-        """Nothing that could change the result."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to free."""

@@ -12,12 +12,12 @@ import numpy as np
 
 from tilelab.arrays import Array, Float32
 from tilelab.assumptions import Assumption
-from tilelab.engines.base import Engine
+from tilelab.engines.base import BaseEngine, Engine, EngineMemory
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.streams import Streams
 from tilelab.errors import ModelError
 from tilelab.machine.cpu import physical_core_count
-from tilelab.machine.memory import available_memory
+from tilelab.machine.memory import available_memory, resident_memory
 from tilelab.spec import Activation, ModelSpec, Precision
 from tilelab.text import explain, size_text
 
@@ -103,8 +103,8 @@ class _Stream:
     output: Array | None
 
 
-class FileEngine(abc.ABC):
-    """What engines that load a model file have in common; see `Engine` for the attributes.
+class FileEngine(BaseEngine):
+    """What engines that load a model file have in common.
 
     A network that takes or gives another float type is fed through buffers of that type, and one that ends in an
     activation has it undone.
@@ -118,11 +118,10 @@ class FileEngine(abc.ABC):
     name: str
 
     def __init__(self, request: LoadRequest) -> None:
+        super().__init__(request.spec, request.tile, request.batch)
+        self._held_before = resident_memory()
         self.device = request.device
         self.precision = request.precision
-        self.spec = request.spec
-        self.batch = request.batch
-        self.tile = request.tile
         self.warnings = request.warnings
         self.assumptions = request.assumptions
         self._request = request
@@ -163,6 +162,11 @@ class FileEngine(abc.ABC):
     @abc.abstractmethod
     def _compute(self, source: Array, target: Array, stream: int) -> None:
         """Run the network on `source` into `target`, both of its own types and the request's shapes."""
+
+    def measure_memory(self) -> None:
+        """Set `memory`, once the engine has run: what the process has grown by since loading began."""
+        held = max(0, resident_memory() - self._held_before)
+        self.memory = EngineMemory(held, self.memory.device_bytes)
 
     @abc.abstractmethod
     def versions(self) -> Mapping[str, str]:

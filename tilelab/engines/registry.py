@@ -18,7 +18,7 @@ from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.files.tensorrt_plan import read_header, read_plan_file
 from tilelab.engines.identity import IdentityEngine, identity_spec
-from tilelab.engines.loading import Availability, LoadRequest, try_out
+from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_out
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision, parse_precision
@@ -111,9 +111,10 @@ def load_engine(
     if arithmetic not in permitted(file, spec):
         warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
     request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings)
-    loaded: Engine = _module(name).load(request)
+    loaded: FileEngine = _module(name).load(request)
     if trial:
         try_out(loaded, file.path)
+        loaded.measure_memory()
     return loaded
 
 
@@ -253,8 +254,9 @@ def check_tile(spec: ModelSpec) -> None:
     """Raise `ModelError` when the tile is smaller than the model allows."""
     least = spec.tile_min
     if least is not None and any(t < m for t, m in zip(spec.tile, least, strict=True)):
-        given, wanted = map(size_text, (spec.tile, least))
-        raise ModelError(f"a tile of {given} is too small for this model: give at least {wanted}")
+        raise ModelError(
+            f"a tile of {size_text(spec.tile)} is too small for this model: give at least {size_text(least)}"
+        )
 
 
 def _check_native(file: ModelFile, wanted: Precision | None) -> None:

@@ -15,7 +15,7 @@ from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare
 from tilelab.exporting.source import CheckpointSource, OnnxSource, open_source
-from tilelab.exporting.write import FORMATS, Request, write_model
+from tilelab.exporting.write import FORMATS, Format, Request, Writing
 from tilelab.geometry import Window
 from tilelab.spec import ModelSpec, Precision
 
@@ -76,25 +76,12 @@ def export_model(
         EngineError: a library, device or precision that is needed is not to be had here.
     """
     place, request = place or Place(), request or Request()
-    kind = FORMATS.get(output.suffix)
-    if kind is None:
-        raise OutputError(f"cannot export to {output}: give a name that ends with one of {', '.join(FORMATS)}")
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists: give another name or --force")
     if isinstance(source, Path):
         source = open_source(source)
-    if output.exists() and output.samefile(source.path):
-        raise OutputError(f"{output} is what shall be exported: give another name")
-    held = precision or source.precision
-    if held not in kind.precisions:
-        hint = ": engines compute an fp32 file so where it passes (see --require)" if held == "bf16" else ""
-        raise EngineError(f"{output.suffix} files hold {', '.join(kind.precisions)}, not {held}{hint}")
-    if held != source.precision and source.precision != "fp32":
-        raise ModelError(f"{source.path} holds {source.precision}: export {held} from the fp32 file or the checkpoint")
+    kind = _check_output(source, output, force)
+    held = _check_precision(source, output, kind, precision, request)
     if place.free_size and kind.fixed:
         raise ModelError(f"{output.suffix} files have their size fixed: leave --free-size out")
-    if held == "int8" and source.precision != "int8" and not request.calibration:
-        raise ModelError("int8 needs images to measure the ranges of activations on: give --calibrate IMAGES")
     if kind.name != "onnx" and len(availability_of(kind.name)) == 0:
         reasons = dict.fromkeys(availability(name).reason for name in readers(kind.name))
         raise EngineError(f"{output.suffix} files cannot be made and checked here: {'; '.join(reasons)}")
@@ -106,7 +93,7 @@ def export_model(
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
             partial = Path(folder) / output.name
-            written = write_model(source, spec, held, partial, request, Path(folder))
+            written = Writing(source, spec, held, partial, request, Path(folder)).write()
             images = samples(spec) if callable(samples) else samples
             gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
             passed = gate.pass_all(spec, require)
@@ -117,6 +104,33 @@ def export_model(
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     return Exported(output, read_model(output), spec, tuple(gate.checks))
+
+
+def _check_output(source: CheckpointSource | OnnxSource, output: Path, force: bool) -> Format:
+    """The format of `output`; raises `OutputError` where it may not be written."""
+    kind = FORMATS.get(output.suffix)
+    if kind is None:
+        raise OutputError(f"cannot export to {output}: give a name that ends with one of {', '.join(FORMATS)}")
+    if output.exists() and not force:
+        raise OutputError(f"{output} exists: give another name or --force")
+    if output.exists() and output.samefile(source.path):
+        raise OutputError(f"{output} is what shall be exported: give another name")
+    return kind
+
+
+def _check_precision(
+    source: CheckpointSource | OnnxSource, output: Path, kind: Format, asked: Precision | None, request: Request
+) -> Precision:
+    """The precision that `output` will hold; raises where it cannot."""
+    held = asked or source.precision
+    if held not in kind.precisions:
+        hint = ": engines compute an fp32 file so where it passes (see --require)" if held == "bf16" else ""
+        raise EngineError(f"{output.suffix} files hold {', '.join(kind.precisions)}, not {held}{hint}")
+    if held != source.precision and source.precision != "fp32":
+        raise ModelError(f"{source.path} holds {source.precision}: export {held} from the fp32 file or the checkpoint")
+    if held == "int8" and source.precision != "int8" and not request.calibration:
+        raise ModelError("int8 needs images to measure the ranges of activations on: give --calibrate IMAGES")
+    return held
 
 
 def readers(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from tilelab.engines.files.onnx import embed_spec, read_onnx
 from tilelab.engines.files.tensorrt_plan import Compatibility
 from tilelab.engines.overrides import choose_ports
 from tilelab.errors import ModelError
-from tilelab.exporting.calibration import TILES, Variation, draw_tiles
+from tilelab.exporting.calibration import TILES, Tiles, Variation, draw_tiles
 from tilelab.exporting.source import CheckpointSource, OnnxSource
 from tilelab.io.images.image import Image
 from tilelab.spec import ModelSpec, Precision
@@ -68,126 +68,122 @@ class Written:
     describe: Callable[[ModelSpec], None]
 
 
-def write_model(
-    source: CheckpointSource | OnnxSource,
-    spec: ModelSpec,
-    precision: Precision,
-    path: Path,
-    request: Request,
-    scratch: Path,
-) -> Written:
-    """Write `path` in the format of its suffix.
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """One file on its way.
 
-    Args:
+    Attributes:
         source: the network.
         spec: its description, which goes into the file.
         precision: of the file.
         path: directly written.
         request: what quantisers and compilers want to know.
         scratch: a folder that is removed when the export is over.
-
-    Raises:
-        ModelError: the network cannot be converted so.
-        EngineError: something that is needed is not installed.
     """
-    if path.suffix == ".pt2":
-        return _write_package(source, spec, precision, path, request)
-    if path.suffix == ".onnx":
-        _write_onnx(source, spec, precision, path, request, scratch)
-        return Written(lambda final: embed_spec(path, final))
-    if path.suffix == ".xml":
-        return _write_openvino(source, spec, precision, path, request, scratch)
-    onnx = scratch / "network.onnx"
-    _write_onnx(source, spec, precision, onnx, request, scratch, symmetric=True)
-    build_engine(
-        onnx,
-        path,
-        precision=precision,
-        options=BuildOptions(
-            batch=request.batch or 8,
-            device="cuda:0" if request.device == "auto" else request.device,
-            compatibility=request.compatibility,
-            timing_cache=request.timing_cache,
-        ),
-        progress=request.progress,
-        origin=(source.path.name, source.file.digest())
-        if isinstance(source, OnnxSource)
-        else (path.with_suffix(".onnx").name, ""),
-    )
-    return Written(lambda final: None)  # noqa: ARG005 - it permits what it was built for
 
+    source: CheckpointSource | OnnxSource
+    spec: ModelSpec
+    precision: Precision
+    path: Path
+    request: Request
+    scratch: Path
 
-def _write_onnx(
-    source: CheckpointSource | OnnxSource,
-    spec: ModelSpec,
-    precision: Precision,
-    path: Path,
-    request: Request,
-    scratch: Path,
-    *,
-    symmetric: bool = False,
-) -> None:
-    if precision == source.precision:
-        source.write_onnx(spec, path)
-        return
-    plain = scratch / "plain.onnx"
-    source.write_onnx(spec, plain)
-    if precision == "fp16":
-        path.write_bytes(convert_to_half(plain))
-    else:
-        from tilelab.exporting.quantize import quantize_onnx
+    def write(self) -> Written:
+        """Write `path` in the format of its suffix.
 
-        tiles = draw_tiles(request.calibration, spec, count=request.tiles, variation=_variation(source, request))
-        quantize_onnx(plain, choose_ports(read_onnx(plain))[0].name, tiles, path, symmetric=symmetric)
-    embed_spec(path, spec)
+        Raises:
+            ModelError: the network cannot be converted so.
+            EngineError: something that is needed is not installed.
+        """
+        if self.path.suffix == ".pt2":
+            return self._package()
+        if self.path.suffix == ".onnx":
+            self._onnx(self.path)
+            return Written(lambda final: embed_spec(self.path, final))
+        return self._openvino() if self.path.suffix == ".xml" else self._tensorrt()
 
+    def _tensorrt(self) -> Written:
+        onnx, source, request = self.scratch / "network.onnx", self.source, self.request
+        self._onnx(onnx, symmetric=True)
+        build_engine(
+            onnx,
+            self.path,
+            precision=self.precision,
+            options=BuildOptions(
+                batch=request.batch or 8,
+                device="cuda:0" if request.device == "auto" else request.device,
+                compatibility=request.compatibility,
+                timing_cache=request.timing_cache,
+            ),
+            progress=request.progress,
+            origin=(source.path.name, source.file.digest())
+            if isinstance(source, OnnxSource)
+            else (self.path.with_suffix(".onnx").name, ""),
+        )
+        return Written(lambda final: None)  # noqa: ARG005 - it permits what it was built for
 
-def _write_openvino(
-    source: CheckpointSource | OnnxSource,
-    spec: ModelSpec,
-    precision: Precision,
-    path: Path,
-    request: Request,
-    scratch: Path,
-) -> Written:
-    from tilelab.exporting.openvino_file import read_network, write_ir
-    from tilelab.exporting.quantize import quantize_openvino
+    def _onnx(self, path: Path, *, symmetric: bool = False) -> None:
+        if self.precision == self.source.precision:
+            self.source.write_onnx(self.spec, path)
+            return
+        plain = self._plain()
+        if self.precision == "fp16":
+            path.write_bytes(convert_to_half(plain))
+        else:
+            from tilelab.exporting.quantize import quantize_onnx
 
-    plain = scratch / "plain.onnx"
-    source.write_onnx(spec, plain)
-    if precision == "int8" and source.precision != "int8":
-        tiles = draw_tiles(request.calibration, spec, count=request.tiles, variation=_variation(source, request))
-        network = quantize_openvino(plain, spec, tiles)
-    else:
-        network = read_network(plain)
-    half = precision == "fp16"
-    write_ir(network, spec, path, half=half)
+            tiles = self._calibration_tiles()
+            quantize_onnx(plain, choose_ports(read_onnx(plain))[0].name, tiles, path, symmetric=symmetric)
+        embed_spec(path, self.spec)
 
-    def describe(final: ModelSpec) -> None:
-        again = scratch / "again.xml"
-        write_ir(network, final, again, half=half)
-        for suffix in (".bin", ".xml"):
-            shutil.move(again.with_suffix(suffix), path.with_suffix(suffix))
+    def _openvino(self) -> Written:
+        from tilelab.exporting.openvino_file import read_network, write_ir
+        from tilelab.exporting.quantize import quantize_openvino
 
-    return Written(describe)
+        plain = self._plain()
+        if self.precision == "int8" and self.source.precision != "int8":
+            network = quantize_openvino(plain, self.spec, self._calibration_tiles())
+        else:
+            network = read_network(plain)
+        half = self.precision == "fp16"
+        write_ir(network, self.spec, self.path, half=half)
 
+        def describe(final: ModelSpec) -> None:
+            again = self.scratch / "again.xml"
+            write_ir(network, final, again, half=half)
+            for suffix in (".bin", ".xml"):
+                shutil.move(again.with_suffix(suffix), self.path.with_suffix(suffix))
 
-def _write_package(
-    source: CheckpointSource | OnnxSource, spec: ModelSpec, precision: Precision, path: Path, request: Request
-) -> Written:
-    from tilelab.engines.builders.aotinductor import compile_package
-    from tilelab.engines.cuda.nvidia import gpu_count
+        return Written(describe)
 
-    if not isinstance(source, CheckpointSource):
-        raise ModelError(f"a .pt2 is compiled from the network in torch, not from {source.path}: give its checkpoint")
-    target = request.device.partition(":")[0]
-    if target == "auto":
-        target = "cuda" if gpu_count() else "cpu"
-    batch = request.batch or (8 if target == "cuda" else 1)
-    if not isinstance(batch, int):
-        raise ModelError(f"a .pt2 has one batch size, not {batch}: give --batch N")
-    compile_package(source.network, spec, path, batch=batch, precision=precision, target=target)
-    return Written(lambda final: None)  # noqa: ARG005 - it permits what it was compiled for
+    def _package(self) -> Written:
+        from tilelab.engines.builders.aotinductor import compile_package
+        from tilelab.engines.cuda.nvidia import gpu_count
+
+        source, request = self.source, self.request
+        if not isinstance(source, CheckpointSource):
+            raise ModelError(
+                f"a .pt2 is compiled from the network in torch, not from {source.path}: give its checkpoint"
+            )
+        target = request.device.partition(":")[0]
+        if target == "auto":
+            target = "cuda" if gpu_count() else "cpu"
+        batch = request.batch or (8 if target == "cuda" else 1)
+        if not isinstance(batch, int):
+            raise ModelError(f"a .pt2 has one batch size, not {batch}: give --batch N")
+        compile_package(source.network, self.spec, self.path, batch=batch, precision=self.precision, target=target)
+        return Written(lambda final: None)  # noqa: ARG005 - it permits what it was compiled for
+
+    def _plain(self) -> Path:
+        """The network as an ONNX file in the source's precision."""
+        plain = self.scratch / "plain.onnx"
+        self.source.write_onnx(self.spec, plain)
+        return plain
+
+    def _calibration_tiles(self) -> Tiles:
+        request = self.request
+        variation = _variation(self.source, request)
+        return draw_tiles(request.calibration, self.spec, count=request.tiles, variation=variation)
 
 
 def _variation(source: CheckpointSource | OnnxSource, request: Request) -> Variation:

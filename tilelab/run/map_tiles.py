@@ -6,6 +6,7 @@ size of the whole array puts them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -204,7 +205,8 @@ class _Task:
     def compute(self, box: Box, region: Slices, pixels: Array, constants: tuple[Float32, Float32]) -> Array:
         """One block, from the pixels of `region`."""
         volume = self._volume([region], [pixels])
-        engine = _engine(self.model, self.options)
+        shared = _engine(self.model, self.options)
+        engine = shared.engine
         plan = plan_image(volume.image, self.spec, self.options, engine.batch)
         job = Job(
             image=network_input(volume, self.spec),
@@ -219,7 +221,7 @@ class _Task:
             symmetries=8 if self.options.symmetries else 1,
         )
         rows = _Rows(plan.frame.sweep_axis)
-        with engine.whole_units:
+        with shared.whole_units:
             make_unit(job, engine, box).run(rows)
         block = rows.joined(self.output)
         return block if "z" in volume.image.axes else block[..., 0, :, :]
@@ -253,28 +255,22 @@ class _Rows:
 class _SharedEngine:
     """An engine that several threads share; those beyond its streams wait in its `run`.
 
-    whole_units: held while a unit is swept by an engine that has one stream for all of it.
+    whole_units: held while a unit is swept by an engine that has one stream for all of it; others are swept side by
+        side.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.whole_units = threading.Lock() if hasattr(engine, "enqueue") else _Free()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-
-class _Free:
-    """A lock that is never held: blocks may be swept side by side."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
+        self.engine = engine
+        alone = engine.on_device is not None
+        self.whole_units: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if alone else contextlib.nullcontext()
+        )
 
 
 _loading = threading.Lock()
 
 
-def _engine(model: str, options: Options) -> Any:
+def _engine(model: str, options: Options) -> _SharedEngine:
     """The engine of this process, loaded once."""
     with _loading:
         return _load(model, repr(options), _Hidden(options))

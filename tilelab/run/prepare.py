@@ -195,7 +195,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     )
     fingerprint = {
         "input": opened.fingerprint() | {"shape": str(opened.shape), "dtype": str(opened.dtype), "axes": opened.axes},
-        "model": {"description": _digest(spec.to_json().encode()), "file": model_digest(engine)},
+        "model": {"description": _digest(spec.to_json().encode()), "file": engine.model_digest},
         "engine": {
             "name": engine.name,
             "device": engine.device.partition(":")[0],
@@ -215,12 +215,6 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         },
     }
     return Prepared(opened, engine, plan, job, probabilities, normalization, tuple(notes), assumptions, fingerprint)
-
-
-def model_digest(engine: Engine) -> str:
-    """A hash of the model's files, and of the output used; the engine's name for one without a file."""
-    digest: str = getattr(engine, "model_digest", engine.name)
-    return digest
 
 
 def _digest(data: bytes) -> str:

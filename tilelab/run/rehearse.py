@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Float32
-from tilelab.assumptions import Assumption, check_strict
+from tilelab.assumptions import check_strict
+from tilelab.engines.base import BaseEngine
 from tilelab.errors import EngineError, OutputError
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
@@ -38,7 +39,7 @@ from tilelab.run.plan.estimate import calibrate, expected_seconds, seconds_per_t
 from tilelab.run.plan.plan import Plan
 from tilelab.run.prepare import open_source, plan_image, probability_classes
 from tilelab.run.target import output_path, present, work_path
-from tilelab.spec import ModelSpec, Precision
+from tilelab.spec import ModelSpec
 from tilelab.text import format_bytes, size_text
 
 MOST_PIXELS = 4 << 20
@@ -111,18 +112,13 @@ class ThinnedImage(Image):
         return self._image.fingerprint() | {"thinned": str(self._steps)}
 
 
-class CopyingEngine:
-    """Stands in for a network of this description: output k is a multiple of an input channel; see `Engine`."""
+class CopyingEngine(BaseEngine):
+    """Stands in for a network of this description: output k is a multiple of an input channel."""
 
     name = "identity"
-    device = "cpu"
-    precision: Precision = "fp32"
-    path = None
-    warnings: tuple[str, ...] = ()
-    assumptions: tuple[Assumption, ...] = ()
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
-        self.spec, self.tile, self.batch, self.streams = spec, tile, batch, 1
+        super().__init__(spec, tile, batch)
         self.source = [k % spec.channels for k in range(spec.outputs)]
         self.factor = [(-1.0) ** k / (1 + k // 2) for k in range(spec.outputs)]  # all different: no ties
 
@@ -130,13 +126,6 @@ class CopyingEngine:
         """Copy."""
         for k, (channel, factor) in enumerate(zip(self.source, self.factor, strict=True)):
             np.multiply(tiles[:, channel], np.float32(factor), out=out[:, k])
-
-    def versions(self) -> Mapping[str, str]:
-        """None."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 def dry_run(

@@ -13,7 +13,6 @@ fixed blocks, so a region can be drawn alone and is the same whatever is drawn a
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from tilelab.arrays import Array, Float64, Int64, UInt8
 from tilelab.geometry import Box, boxes
+from tilelab.machine.cpu import core_count
 from tilelab.sample.noise import cells, hash_cells, smooth_noise, smooth_noise_at, uniform, white_noise
 from tilelab.spec import ClassInfo
 
@@ -114,7 +114,7 @@ def draw_superalloy(shape: tuple[int, int], seed: int = 0, *, box: Box | None = 
         drawn = _draw_block(seed, index)
         image[there], truth[there] = drawn[0][here], drawn[1][here]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, core_count())) as pool:
         list(pool.map(paste, boxes(reach, (1, 1))))
     return image, truth
 

@@ -8,30 +8,34 @@ import torch
 from torch import nn
 
 from tilelab.arrays import Float32
-from tilelab.assumptions import Assumption
+from tilelab.engines.base import BaseEngine
 from tilelab.spec import ModelSpec, Precision
 
 
-class TorchEngine:
-    """Runs a network as it is; see `tilelab.engines.base.Engine` for the attributes.
+class TorchEngine(BaseEngine):
+    """Runs a network as it is.
 
     Args:
         network: in evaluation mode.
         spec: its description.
         precision: ``fp32``, or ``bf16`` for autocast.
         device: where the network is.
+        model_digest: identifies the network, for fingerprints.
     """
 
     name = "torch"
-    batch = 1
-    streams = 1
-    warnings: tuple[str, ...] = ()
-    assumptions: tuple[Assumption, ...] = ()
 
-    def __init__(self, network: nn.Module, spec: ModelSpec, *, precision: Precision = "fp32", device: str = "cpu"):
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        *,
+        precision: Precision = "fp32",
+        device: str = "cpu",
+        model_digest: str = "",
+    ) -> None:
+        super().__init__(spec, model_digest=model_digest)
         self.network = network
-        self.spec = spec
-        self.tile = spec.tile
         self.precision = precision
         self.device = device
         self._threads = torch.get_num_threads()
@@ -48,6 +52,3 @@ class TorchEngine:
     def versions(self) -> Mapping[str, str]:
         """The version of torch."""
         return {"torch": str(torch.__version__)}  # a str of its own kind, which JSON encoders refuse
-
-    def close(self) -> None:
-        """Nothing to free."""

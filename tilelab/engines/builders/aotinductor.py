@@ -39,8 +39,6 @@ def compile_package(
         EngineError: `precision` is not one of those, or there is no C++ compiler.
         ModelError: torch cannot export or compile the network.
     """
-    import copy
-
     import torch
     import torch._inductor
 
@@ -51,19 +49,7 @@ def compile_package(
         raise EngineError(f"AOTInductor compiles for {', '.join(PRECISIONS)}, not {precision}")
     if not find_compiler():
         raise EngineError("AOTInductor needs a C++ compiler and finds none: install g++, or name one in CXX")
-    inner = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    outer = torch.float16 if precision == "fp16" else torch.float32
-
-    class Ported(torch.nn.Module):
-        """The network with its ports' type."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = copy.deepcopy(network).eval().to(target, inner)
-
-        def forward(self, tiles: Any) -> Any:
-            return self.network(tiles.to(inner)).to(outer).contiguous()
-
+    ported, outer = _with_ports(network, precision, target)
     compiled = Compiled(
         torch=str(torch.__version__),
         device=target,
@@ -77,7 +63,7 @@ def compile_package(
     metadata = {METADATA_KEY: spec.to_json(), COMPILED_KEY: msgspec.json.encode(compiled).decode()}
     try:
         with torch.no_grad():
-            program = torch.export.export(Ported(), (example,))
+            program = torch.export.export(ported, (example,))
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(output), inductor_configs={"aot_inductor.metadata": metadata}
             )
@@ -85,6 +71,28 @@ def compile_package(
         raise ModelError(f"AOTInductor cannot compile {spec.name or 'the network'}: {explain(error)}") from error
     _forget_machine(output)
     return output
+
+
+def _with_ports(network: Any, precision: Precision, target: str) -> tuple[Any, Any]:
+    """A copy of the network that computes in `precision` on `target`, and the type that it takes and gives."""
+    import copy
+
+    import torch
+
+    inner = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    outer = torch.float16 if precision == "fp16" else torch.float32
+
+    class Ported(torch.nn.Module):
+        """The network with its ports' type."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(network).eval().to(target, inner)
+
+        def forward(self, tiles: Any) -> Any:
+            return self.network(tiles.to(inner)).to(outer).contiguous()
+
+    return Ported(), outer
 
 
 def find_compiler() -> str | None:

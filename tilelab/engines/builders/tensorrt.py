@@ -92,27 +92,7 @@ def build_engine(
     source, target = choose_ports(file, None)
     info = device.select(device.parse_index(options.device))
     trt = import_tensorrt()
-    log = make_log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx)):
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise ModelError(f"TensorRT {trt.__version__} cannot read {onnx}: {errors or log.tell()}")
-    config = builder.create_builder_config()
-    batch = (options.batch,) * 3 if isinstance(options.batch, int) else options.batch
-    batch = _add_profile(builder, config, file, source.name, (spec.channels, *spec.tile), batch)
-    _configure(trt, config, options)
-    _use_timing_cache(config, options.timing_cache)
-    failure: list[BaseException] = []
-    if progress is not None:
-        config.progress_monitor = _make_monitor(trt, progress, failure)
-    plan = builder.build_serialized_network(network, config)
-    if failure:
-        raise failure[0]
-    if plan is None:
-        raise EngineError(f"TensorRT {trt.__version__} could not build {onnx} on {info.name}: {log.tell()}")
-    _keep_timing_cache(config, options.timing_cache)
+    plan, batch = _build(trt, file, source.name, (spec.channels, *spec.tile), options, progress, info.name)
     name, digest = origin or (onnx.name, file.digest())
     header = PlanHeader(
         spec=spec,
@@ -132,8 +112,42 @@ def build_engine(
         source_sha256=digest,
         tilelab=__version__,
     )
-    write_plan(output, header, memoryview(plan))
+    write_plan(output, header, plan)
     return header
+
+
+def _build(
+    trt: Any,
+    file: ModelFile,
+    source: str,
+    tile: tuple[int, ...],
+    options: BuildOptions,
+    progress: Progress | None,
+    gpu: str,
+) -> tuple[memoryview, tuple[int, int, int]]:
+    """The serialised plan of an ONNX file, and the batch sizes that it takes; `tile` begins with the channels."""
+    log = make_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(file.path)):
+        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        raise ModelError(f"TensorRT {trt.__version__} cannot read {file.path}: {errors or log.tell()}")
+    config = builder.create_builder_config()
+    asked = (options.batch,) * 3 if isinstance(options.batch, int) else options.batch
+    batch = _add_profile(builder, config, file, source, tile, asked)
+    _configure(trt, config, options)
+    _use_timing_cache(config, options.timing_cache)
+    failure: list[BaseException] = []
+    if progress is not None:
+        config.progress_monitor = _make_monitor(trt, progress, failure)
+    plan = builder.build_serialized_network(network, config)
+    if failure:
+        raise failure[0]
+    if plan is None:
+        raise EngineError(f"TensorRT {trt.__version__} could not build {file.path} on {gpu}: {log.tell()}")
+    _keep_timing_cache(config, options.timing_cache)
+    return memoryview(plan), batch
 
 
 def import_tensorrt() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tilelab.engines.cuda.device_engine import DeviceEngine
+from tilelab.engines.cuda.gpu_engine import GpuEngine
 from tilelab.engines.files.aotinductor_package import load_network, read_compiled
 from tilelab.engines.loading import LoadRequest
 from tilelab.errors import EngineError
@@ -13,7 +13,7 @@ from tilelab.kernels import device
 from tilelab.text import explain, size_text
 
 
-class AotInductorCudaEngine(DeviceEngine):
+class AotInductorCudaEngine(GpuEngine):
     """A network compiled for one kind of GPU."""
 
     name = "aotinductor"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.engines.cpu.onnxruntime import import_onnxruntime
-from tilelab.engines.cuda.device_engine import DeviceEngine
+from tilelab.engines.cuda.gpu_engine import GpuEngine
 from tilelab.engines.cuda.nvidia import driver_problem, gpu_count
 from tilelab.engines.files.half import convert_to_half
 from tilelab.engines.loading import Availability, LoadRequest, Target, check_output
@@ -101,7 +101,7 @@ def cache_folder(*identity: str) -> Path:
     return folder
 
 
-class OrtGpuEngine(DeviceEngine):
+class OrtGpuEngine(GpuEngine):
     """A session on one GPU with one provider."""
 
     def __init__(self, request: LoadRequest, provider: Provider) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tilelab.engines.base import EngineMemory
 from tilelab.engines.builders.tensorrt import import_tensorrt, make_log
-from tilelab.engines.cuda.device_engine import DeviceEngine
+from tilelab.engines.cuda.gpu_engine import GpuEngine
 from tilelab.engines.cuda.nvidia import driver_problem, gpu_count
 from tilelab.engines.files.tensorrt_plan import check_header, open_plan, read_header
 from tilelab.engines.loading import Availability, LoadRequest, Target, check_output
@@ -45,7 +46,7 @@ def load(request: LoadRequest) -> TensorRtEngine:
     return TensorRtEngine(request)
 
 
-class TensorRtEngine(DeviceEngine):
+class TensorRtEngine(GpuEngine):
     """A plan and its execution context."""
 
     name = "tensorrt"
@@ -78,7 +79,7 @@ class TensorRtEngine(DeviceEngine):
                 f"GPU out of memory: {path} needs {int(self._engine.device_memory_size_v2) / 2**30:.2f} GiB of scratch "
                 f"memory ({self._log.tell()}): lower --batch when building it"
             )
-        self.device_bytes = int(self._engine.device_memory_size_v2)
+        self.memory = EngineMemory(device_bytes=int(self._engine.device_memory_size_v2))
         self._fix_shape()
 
     def _tensors(self, trt: Any) -> tuple[str, str]:

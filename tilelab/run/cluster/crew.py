@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.arrays import Float32
+from tilelab.engines.base import BaseEngine
 from tilelab.errors import ClusterError, EngineError, InputError, ModelError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.storage.remote_access import clean_uri
@@ -25,26 +26,22 @@ from tilelab.run.plan.plan import Plan
 from tilelab.run.prepare import Prepared
 from tilelab.run.progress import Progress
 from tilelab.run.sweep.job import Stalls
-from tilelab.spec import ModelSpec, Precision, parse_precision
+from tilelab.spec import ModelSpec, parse_precision
 
 REPORT_SECONDS = 0.5
 REPORTS_PER_SECOND = 200  # of all workers together: what a client and a scheduler take in passing
 LOAD_SECONDS = 20.0  # how long the first worker that has the engine waits for the others; later ones join later
 
 
-class RemoteEngine:
+class RemoteEngine(BaseEngine):
     """An engine that is loaded in the workers only; says what they say, computes nothing."""
 
     def __init__(self, account: EngineAccount) -> None:
         facts = account.facts
+        super().__init__(ModelSpec.from_json(facts.spec), batch=facts.batch, model_digest=facts.digest)
         self.name = facts.name
         self.device = facts.device
-        self.precision: Precision = parse_precision(facts.precision)
-        self.batch = facts.batch
-        self.streams = 1
-        self.spec = ModelSpec.from_json(facts.spec)
-        self.tile = self.spec.tile
-        self.model_digest = facts.digest
+        self.precision = parse_precision(facts.precision)
         self.warnings, self.assumptions = account.warnings, account.assumptions
         self._versions = dict(facts.versions)
 
@@ -55,9 +52,6 @@ class RemoteEngine:
     def versions(self) -> Mapping[str, str]:
         """Those of the workers."""
         return self._versions
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 @dataclass

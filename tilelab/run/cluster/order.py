@@ -15,7 +15,7 @@ from tilelab.io.storage.place import Place
 from tilelab.machine.version import __version__
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
-from tilelab.run.prepare import model_digest, open_source
+from tilelab.run.prepare import open_source
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ModelSpec
 
@@ -42,7 +42,7 @@ class EngineFacts:
             engine.precision,
             engine.batch,
             engine.spec.to_json(),
-            model_digest(engine),
+            engine.model_digest,
             tuple(engine.versions().items()),
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelab.engines.cuda.device_engine import DeviceEngine
+from tilelab.engines.base import DeviceEngine
 from tilelab.geometry import Box
 from tilelab.io.results.sink import UnitWriter
 from tilelab.kernels import cuda as kernels

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
-from tilelab.engines.cuda.device_engine import DeviceEngine
+from tilelab.engines.base import DeviceEngine
 from tilelab.errors import EngineError
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import device

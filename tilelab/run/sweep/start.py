@@ -10,8 +10,8 @@ from tilelab.run.sweep.job import Job
 
 def make_unit(job: Job, engine: Engine, box: Box, start: int | None = None) -> Unit:
     """The sweep of `box` from `start` on: on the GPU for an engine that takes arrays there, else on the CPU."""
-    if hasattr(engine, "enqueue"):
+    if engine.on_device is not None:
         from tilelab.run.sweep.device import DeviceUnit
 
-        return DeviceUnit(job, engine, box, start)  # type: ignore[arg-type]
+        return DeviceUnit(job, engine.on_device, box, start)
     return Unit(job, engine, box, start)

@@ -8,24 +8,15 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.engines.base import DeviceEngine
 from tilelab.engines.loading import FileEngine, LoadRequest
 from tilelab.errors import ModelError
 from tilelab.kernels import device
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 
 
-class DeviceEngine(FileEngine):
-    """A loaded model on one GPU; see `Engine` for the attributes not listed.
-
-    Attributes:
-        index: of the GPU.
-        info: the GPU as it was when the engine was loaded.
-        stream: what `enqueue` puts its work on.
-        tiles_dtype, logits_dtype: float32 or float16, what the network itself takes and gives.
-        device_bytes: GPU memory of weights and workspace, as far as the library says; 0 when it does not.
-    """
-
-    device_bytes: int = 0
+class GpuEngine(FileEngine):
+    """A loaded model on one GPU; implements `DeviceEngine`."""
 
     def __init__(self, request: LoadRequest) -> None:
         super().__init__(request)
@@ -45,20 +36,17 @@ class DeviceEngine(FileEngine):
         self.tiles_dtype, self.logits_dtype = tiles, logits
         self._open_streams(1, tiles, logits)
 
+    @property
+    def on_device(self) -> DeviceEngine:
+        """Itself."""
+        return self
+
     @abc.abstractmethod
     def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
         """Put one batch through the network in the order of `stream`; arrays as in `enqueue`."""
 
     def enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
-        """Compute the logits of one batch, in the order of `stream`; may return before it is done.
-
-        Args:
-            tiles: on the GPU, C-contiguous, `tiles_dtype`, ``(batch, spec.channels, *tile)``, normalised.
-            logits: on the GPU, C-contiguous, `logits_dtype`, ``(batch, spec.outputs, *tile)``, overwritten.
-
-        Raises:
-            EngineError: the device failed or ran out of memory.
-        """
+        """See `DeviceEngine.enqueue`."""
         self._enqueue(tiles, logits)
         if self._undo is not None:
             from tilelab.kernels.cuda_elementwise import undo_activation

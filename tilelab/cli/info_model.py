@@ -1,0 +1,87 @@
+"""What `tilelab info` tells of a model file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tilelab.cli.info_words import Rows, classes_text, pixel_text, plain_text
+from tilelab.text import format_bytes, size_text
+
+
+def examine_model(model: str) -> dict[str, Any]:
+    """What a model file holds and says of itself; raises `ModelError` for a broken one."""
+    from tilelab.engines.registry import identity_outputs, permitted, read_model, read_spec
+
+    if identity_outputs(model) is not None:
+        spec = read_spec(model)
+        return {"file": None, "description": msgspec.to_builtins(spec)}
+    file = read_model(model)
+    own = file.spec
+    return {
+        "file": {
+            "path": str(file.path),
+            "format": file.format,
+            "bytes": file.size_bytes,
+            "opset": file.opset,
+            "producer": file.producer,
+            "precision": file.precision,
+            "inputs": [str(port) for port in file.inputs],
+            "outputs": [str(port) for port in file.outputs],
+        },
+        "description": None if own is None else msgspec.to_builtins(own),
+        "permitted": None if own is None else list(permitted(file, own)),
+    }
+
+
+def model_rows(model: dict[str, Any]) -> Rows:
+    """For people."""
+    file, spec = model["file"], model["description"]
+    rows: Rows = []
+    if file is not None:
+        opset = f", opset {file['opset']}" if file["opset"] else ""
+        maker = f", from {file['producer']}" if file["producer"] else ""
+        rows += [
+            ("path", file["path"] if file["path"] != model["path"] else None),
+            ("file", f"{file['format']}{opset}, {file['precision']}, {format_bytes(file['bytes'])}{maker}"),
+            *(("input", port) for port in file["inputs"]),
+            *(("output", port) for port in file["outputs"]),
+        ]
+    if spec is None:
+        return [*rows, ("describes itself", "no: infer needs --classes, --mean and --std for it (see its --help)")]
+    tile = size_text(spec["tile"]) + (" (fixed)" if spec["tile_fixed"] else "")
+    if not spec["tile_fixed"]:
+        tile += f", or any multiple of {spec['stride']}" if spec["stride"] > 1 else ", or any other"
+        tile += f" from {size_text(spec['tile_min'])}" if spec["tile_min"] else ""
+    field = spec["receptive_field"]
+    size = spec["pixel_size_nm"]
+    rows += [
+        ("name", spec["name"]),
+        ("architecture", spec["architecture"]),
+        ("axes", f"{spec['axes']}, {spec['channels']} channel{'s' if spec['channels'] > 1 else ''}"),
+        ("neighbours", _neighbours_text(spec["neighbours"])),
+        ("classes", classes_text(spec["classes"])),
+        ("activation", spec["activation"]),
+        ("normalization", _normalization_text(spec["normalization"])),
+        ("pixel size", pixel_text(None if size is None else list(zip(spec["axes"], size, strict=True)))),
+        ("tile", tile),
+        ("overlap", f"{size_text(spec['overlap'])}, {spec['window']} window"),
+        ("stride", spec["stride"]),
+        ("sees", "the whole tile" if field is None else f"{field} px around each pixel"),
+        ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
+    ]
+    return rows + [(key.replace("_", " "), plain_text(value)) for key, value in spec["training"].items()]
+
+
+def _neighbours_text(count: int) -> str | None:
+    return f"the channels are slices z-{count} to z+{count} of a stack" if count else None
+
+
+def _normalization_text(kind: dict[str, Any]) -> str:
+    if kind["kind"] == "constants":
+        pairs = dict.fromkeys(zip(kind["mean"], kind["std"], strict=True))
+        return f"{kind['dtype']} " + ", ".join(f"(v - {mean:.6g}) / {std:.6g}" for mean, std in pairs)
+    if kind["kind"] == "mean-std":
+        return "mean and standard deviation of the whole image"
+    return f"percentiles {kind['low']:g} and {kind['high']:g} of the whole image become 0 and 1"

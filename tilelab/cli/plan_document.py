@@ -1,0 +1,204 @@
+"""What `tilelab plan` tells: as a document, and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilelab.assumptions import Assumption
+from tilelab.cli.screen import assumption_rows, duration
+from tilelab.engines.base import Engine
+from tilelab.run.plan.estimate import Samples, expected_seconds
+from tilelab.run.plan.plan import Plan
+from tilelab.text import format_bytes, size_text
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """Extent and chunks ``(z, y, x)`` in pixels."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    megapixels: float
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """What infers; without a name where none was loaded."""
+
+    name: str | None
+    device: str | None
+    precision: str | None
+    tile: tuple[int, ...]
+    batch: int
+
+
+@dataclass(frozen=True)
+class SampleTiles:
+    """Tiles of the image that were looked at, and how many of them need no network."""
+
+    read: int
+    blank: int
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes that the largest unit takes on a GPU, by purpose, and what was free there."""
+
+    total: int
+    free: int
+    parts: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanDocument:
+    """A plan, ready for JSON: amounts in bytes, times in seconds; None for what is not known.
+
+    Attributes:
+        tiles_computed_twice: their share of all.
+        unit_shape: of the largest.
+        memory: of one worker, ``total`` and by purpose; without the engine's own.
+        cost: in the currency of the price.
+    """
+
+    image: PlannedImage
+    engine: PlannedEngine
+    overlap: tuple[int, ...]
+    window: str
+    tiles: int
+    tiles_computed_twice: float
+    units: int
+    unit_shape: tuple[int, ...]
+    sample_tiles: SampleTiles | None
+    bytes_read: int
+    bytes_stored: int | None
+    bytes_written_at_most: int
+    levels: int
+    memory: dict[str, int]
+    device_memory: DeviceMemory | None
+    workers: int
+    seconds: float | None
+    worker_hours: float | None
+    cost: float | None
+    notes: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
+
+
+def examine_plan(
+    plan: Plan,
+    engine: Engine | None,
+    per_tile: float | None,
+    notes: list[str],
+    assumptions: tuple[Assumption, ...] = (),
+    *,
+    workers: int = 1,
+    price: float | None = None,
+    stored: int | None = None,
+    samples: Samples | None = None,
+) -> PlanDocument:
+    """The plan as a document.
+
+    Args:
+        plan: the plan.
+        engine: None when none was loaded.
+        per_tile: seconds of one worker for one tile; None when unknown.
+        notes: for the user.
+        assumptions: of image and model.
+        workers: how many share the work.
+        price: of one worker for an hour.
+        stored: bytes of the image as it is stored.
+        samples: tiles that were looked at.
+    """
+    seconds = None if per_tile is None else expected_seconds(plan, per_tile, workers)
+    hours = None if seconds is None else seconds * workers / 3600
+    return PlanDocument(
+        image=PlannedImage(plan.source.shape, plan.source.chunks, plan.pixels / 1e6),
+        engine=PlannedEngine(
+            name=None if engine is None else engine.name,
+            device=None if engine is None else engine.device,
+            precision=None if engine is None else engine.precision,
+            tile=plan.spec.tile,
+            batch=plan.batch,
+        ),
+        overlap=plan.spec.overlap,
+        window=plan.spec.window,
+        tiles=plan.tiles,
+        tiles_computed_twice=plan.recomputed,
+        units=len(plan.units),
+        unit_shape=tuple(c.extent if len(c) > 1 else c.size for c in plan.units.cuts),
+        sample_tiles=None if samples is None else SampleTiles(samples.tiles, samples.blank),
+        bytes_read=plan.source.bytes,
+        bytes_stored=stored,
+        bytes_written_at_most=plan.bytes_written,
+        levels=plan.layout.levels,
+        memory={"total": plan.memory_bytes, **plan.memory},
+        device_memory=_device_memory(plan, engine),
+        workers=workers,
+        seconds=seconds,
+        worker_hours=hours,
+        cost=None if hours is None or price is None else hours * price,
+        notes=tuple(notes),
+        assumptions=assumptions,
+    )
+
+
+def _device_memory(plan: Plan, engine: Engine | None) -> DeviceMemory | None:
+    """What the largest unit takes on the engine's GPU; None without one."""
+    gpu = None if engine is None else engine.on_device
+    if gpu is None:
+        return None
+    from tilelab.run.plan.device_buffers import plan_buffers
+
+    unit = plan.units[0].box
+    buffers = plan_buffers(plan.source, plan.spec, plan.outputs, plan.lattice, plan.frame, gpu.batch, unit)
+    own = gpu.memory.device_bytes
+    parts = {**buffers.bytes(), **({"engine": own} if own else {})}
+    return DeviceMemory(sum(parts.values()), gpu.info.free_bytes, parts)
+
+
+def as_text(plan: PlanDocument) -> str:
+    """The plan for people."""
+    engine = plan.engine
+    by_purpose = (f"{name} {format_bytes(size)}" for name, size in plan.memory.items() if name != "total")
+    stored = "" if plan.bytes_stored is None else f" decoded, stored in about {format_bytes(plan.bytes_stored)}"
+    rows = {
+        "image": f"{size_text(plan.image.shape)} (z, y, x), {plan.image.megapixels:.1f} MP, "
+        f"chunks {size_text(plan.image.chunks)}",
+        "engine": (f"{engine.name} {engine.precision} on {engine.device}, " if engine.name else "")
+        + f"tile {size_text(engine.tile)}, batch {engine.batch}",
+        "tiles": f"{plan.tiles}, overlap {size_text(plan.overlap)} px, {plan.window} window, "
+        f"{plan.tiles_computed_twice:.2%} computed twice",
+        "units": f"{plan.units} of at most {size_text(plan.unit_shape)} px",
+        "read": f"{format_bytes(plan.bytes_read)}{stored}",
+        "write": f"at most {format_bytes(plan.bytes_written_at_most)} before compression, {plan.levels} levels",
+        "memory": f"{format_bytes(plan.memory['total'])} per worker, beside the engine ({', '.join(by_purpose)})",
+    }
+    if plan.device_memory is not None:
+        rows["GPU memory"] = _device_memory_text(plan.device_memory)
+    rows |= _time_rows(plan)
+    samples = plan.sample_tiles
+    if samples and samples.blank:
+        rows["samples"] = f"{samples.blank} of {samples.read} sample tiles are blank: those take no engine time"
+    for i, note in enumerate(plan.notes):
+        rows["note" if i == 0 else " " * i] = note
+    rows |= assumption_rows(plan.assumptions)
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _device_memory_text(gpu: DeviceMemory) -> str:
+    largest = sorted(gpu.parts.items(), key=lambda part: -part[1])[:4]
+    text = f"{format_bytes(gpu.total)} ({', '.join(f'{n} {format_bytes(b)}' for n, b in largest)})"
+    text += f" of {format_bytes(gpu.free)} free"
+    return text + (": too much, raise --lanes, or lower --batch or --tile" if gpu.total > gpu.free else "")
+
+
+def _time_rows(plan: PlanDocument) -> dict[str, str]:
+    if plan.seconds is None:
+        return {}
+    shared = f" on {plan.workers} workers" if plan.workers > 1 else ""
+    rate = plan.image.megapixels / plan.seconds
+    rows = {
+        "time": f"about {duration(plan.seconds)}{shared} ({rate:.2f} MP/s)",
+        "work": f"{plan.worker_hours:.2f} worker-hours",
+    }
+    return rows if plan.cost is None else rows | {"cost": f"about {plan.cost:.2f}"}
