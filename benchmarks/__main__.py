@@ -107,9 +107,9 @@ def _run(args: argparse.Namespace) -> int:
         draw(args.out, print)
     elif args.command == "readme":
         from benchmarks.page.headline import rewrite
-        from benchmarks.suite import load
+        from benchmarks.suite import load_document
 
-        rewrite(args.readme, load(args.out))
+        rewrite(args.readme, load_document(args.out))
     elif args.command == "guard":
         from benchmarks.measure import guard
 

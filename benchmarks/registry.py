@@ -23,7 +23,7 @@ class Benchmark:
         return found
 
 
-SUITE = {
+SUITE = {  # in the order in which they are measured: what others share first
     "precision": Benchmark("Precisions and stages", "benchmarks.measure.precision:measure_precisions"),
     "efficiency": Benchmark("Against the bare engine", "benchmarks.measure.precision:measure_efficiency"),
     "limits": Benchmark("Against the machine", "benchmarks.measure.limits:measure_limits"),

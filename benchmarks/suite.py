@@ -1,4 +1,4 @@
-"""All benchmarks by name, and the one document that their measurements go to."""
+"""Runs benchmarks, and keeps the one document that their measurements go to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from tilelab.errors import InputError
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
-
-
-"""In the order in which they are measured: what others share first."""
 
 
 def run_suite(names: Sequence[str], bench: Workbench, out: Path, say: Callable[[str], None]) -> bool:
@@ -65,14 +62,14 @@ def keep(out: Path, name: str, section: dict[str, Any]) -> None:
     """Put one benchmark's section into the document."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS_FILE
-    document: dict[str, Any] = load(out) if path.exists() else {"format": FORMAT, "sections": {}}
+    document: dict[str, Any] = load_document(out) if path.exists() else {"format": FORMAT, "sections": {}}
     document["sections"][name] = section
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(path)
 
 
-def load(out: Path) -> dict[str, Any]:
+def load_document(out: Path) -> dict[str, Any]:
     """The document.
 
     Raises:
@@ -92,7 +89,7 @@ def draw(out: Path, say: Callable[[str], None]) -> None:
     """The page and the plots, from the document."""
     from benchmarks.page.page import write_page
 
-    document = load(out)
+    document = load_document(out)
     try:
         from benchmarks.page.plots import draw_plots
 

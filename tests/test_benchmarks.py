@@ -176,7 +176,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("benchmarks.measure.scaling.measure_scaling", lambda bench: {"words": [], "rows": []})
     monkeypatch.setattr(suite, "draw", lambda out, say: None)
     assert not suite.run_suite(["limits", "scaling"], Workbench(TOY, tmp_path), tmp_path, lambda line: None)
-    sections = suite.load(tmp_path)["sections"]
+    sections = suite.load_document(tmp_path)["sections"]
     assert sections["limits"]["failed"] == "ValueError: no such luck in file.tif"
     assert sections["scaling"]["found"] == {"words": [], "rows": []}
 
@@ -185,7 +185,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("benchmarks.measure.limits.measure_limits", lambda bench: {"kernels": []})
     resumed = Workbench(TOY, tmp_path, resume=True)
     assert suite.run_suite(["limits", "scaling"], resumed, tmp_path, lambda line: None)
-    sections = suite.load(tmp_path)["sections"]
+    sections = suite.load_document(tmp_path)["sections"]
     assert "failed" not in sections["limits"]
     assert sections["scaling"]["found"] == {"words": [], "rows": []}
 
@@ -267,9 +267,9 @@ def test_sections_are_kept_from_run_to_run(tmp_path: Path) -> None:
     suite.keep(tmp_path, "limits", {"found": 1})
     suite.keep(tmp_path, "peers", {"found": 2})
     suite.keep(tmp_path, "limits", {"found": 3})
-    assert suite.load(tmp_path)["sections"] == {"limits": {"found": 3}, "peers": {"found": 2}}
+    assert suite.load_document(tmp_path)["sections"] == {"limits": {"found": 3}, "peers": {"found": 2}}
     with pytest.raises(InputError, match="no measurements"):
-        suite.load(tmp_path / "nowhere")
+        suite.load_document(tmp_path / "nowhere")
 
 
 def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

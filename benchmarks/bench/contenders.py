@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.processes import Outcome
-from benchmarks.bench.settings import CACHE, MEMORY_LIMIT, ROOT, Shape
+from benchmarks.bench.settings import CACHE, MEMORY_LIMIT, ROOT, PlaneShape
 from benchmarks.bench.workbench import Infer, Workbench
 
 ENVIRONMENT = CACHE / "peers" / "venv"
@@ -68,7 +68,7 @@ WHOLE = Contender("whole image", "whole", here=True)
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Trial:
     """One run of a contender: its process, what it says of itself, and where its result is."""
 
     outcome: Outcome
@@ -111,17 +111,17 @@ def why_not(bench: Workbench, contender: Contender) -> str:
     return ""
 
 
-def recall(bench: Workbench, contender: Contender, shape: Shape) -> Attempt | None:
+def recall(bench: Workbench, contender: Contender, shape: PlaneShape) -> Trial | None:
     """A contender's run that another benchmark has made already, if it did; its result is gone."""
     if contender.module:
         return None
     run = bench.recall_infer(shape, *_words(contender), model=_own_model(bench, contender))
-    return None if run is None else Attempt(run.outcome, _said(run), Path(), Path())
+    return None if run is None else Trial(run.outcome, _said(run), Path(), Path())
 
 
 def segment(
-    bench: Workbench, contender: Contender, shape: Shape, folder: Path, *, logits: bool = False, **limits: Any
-) -> Attempt:
+    bench: Workbench, contender: Contender, shape: PlaneShape, folder: Path, *, logits: bool = False, **limits: Any
+) -> Trial:
     """Run a contender once; its result lies in `folder`."""
     limits = {"memory_limit": MEMORY_LIMIT} | limits
     if contender.keeps_memory:
@@ -130,7 +130,7 @@ def segment(
         words = [*_words(contender), *(["--logits"] if logits else [])]
         out = folder / "out.ome.zarr"
         run = bench.infer(shape, out, *words, model=_own_model(bench, contender), **limits)
-        return Attempt(run.outcome, _said(run) if run.outcome.ok else {}, out, out)
+        return Trial(run.outcome, _said(run) if run.outcome.ok else {}, out, out)
     job = bench.model.job() | {
         "image": str(bench.image(shape)),
         "batch": 1,
@@ -145,7 +145,7 @@ def segment(
     said = json.loads(outcome.output.splitlines()[-1]) if outcome.ok else {}
     if said and contender.keeps_memory:
         said["settings"] += ", glibc told to keep freed memory (MALLOC_MMAP_MAX_=0 ...)"
-    return Attempt(outcome, said, folder / "labels.npy", folder / "logits.npy")
+    return Trial(outcome, said, folder / "labels.npy", folder / "logits.npy")
 
 
 def _words(contender: Contender) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from benchmarks.bench.mosaic import Mosaic, data_folder, load_micrographs, write_mosaic
 from benchmarks.bench.processes import run_process
-from benchmarks.bench.settings import ROOT, Scale, Shape
+from benchmarks.bench.settings import ROOT, PlaneShape, Scale
 from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError
 from tilelab.sample import draw_superalloy
@@ -172,7 +172,7 @@ def micrographs(scale: Scale, cache: Path) -> Path:
     return drawn
 
 
-def plane(scale: Scale, cache: Path, shape: Shape, truth: bool = False) -> Path:
+def plane(scale: Scale, cache: Path, shape: PlaneShape, truth: bool = False) -> Path:
     """A plane of validation micrographs as uncompressed tiled TIFF, or its truth; made when it is not there."""
     root = micrographs(scale, cache)
     name = f"{root.name}_{shape[0]}x{shape[1]}"

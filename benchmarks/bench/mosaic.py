@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
+from benchmarks.bench.settings import ROOT
 from tilelab.arrays import UInt8
 from tilelab.errors import InputError, TilelabError
 from tilelab.geometry import Box, reflect
@@ -32,7 +33,7 @@ from tilelab.sample import write_tiled
 
 def data_folder() -> Path:
     """Where the micrographs are."""
-    return Path(os.environ.get("TILELAB_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    return Path(os.environ.get("TILELAB_DATA", ROOT.parent / "shared" / "data"))
 
 
 def load_micrographs(root: Path, name: str, split: str, limit: int | None = None) -> list[tuple[UInt8, UInt8]]:

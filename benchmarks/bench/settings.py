@@ -10,14 +10,14 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "benchmarks" / ".cache"
 RESULTS = ROOT / "benchmarks" / "results"
 
-Shape = tuple[int, int]
-Volume = tuple[int, int, int]
+PlaneShape = tuple[int, int]
+VolumeShape = tuple[int, int, int]
 
 MEMORY_LIMIT = 24 * 10**9
 """Bytes beyond which a peer counts as not finishing."""
 
 
-PETABYTE: dict[str, Volume] = {"1 PB": (10_000, 316_228, 316_228)}
+PETABYTE: dict[str, VolumeShape] = {"1 PB": (10_000, 316_228, 316_228)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +48,16 @@ class Scale:
     tile: int = 512
     overlap: int = 128
     steps: int = 120
-    main: Shape
-    tall: Shape | None = None
-    areas: tuple[Shape, ...]
-    peers: tuple[Shape, ...]
-    whole: Shape
+    main: PlaneShape
+    tall: PlaneShape | None = None
+    areas: tuple[PlaneShape, ...]
+    peers: tuple[PlaneShape, ...]
+    whole: PlaneShape
     peer_seconds: float = 900.0
-    kill: Shape | None = None
+    kill: PlaneShape | None = None
     repeats: int
     seconds: float
-    volumes: Mapping[str, Volume] = field(default_factory=lambda: {"1 TB": (1000, 31_623, 31_623)} | PETABYTE)
+    volumes: Mapping[str, VolumeShape] = field(default_factory=lambda: {"1 TB": (1000, 31_623, 31_623)} | PETABYTE)
     workers: tuple[int, ...] = (1, 4, 16, 64, 256, 1000)
     sleeping: tuple[int, ...] = (64, 256)
     idle_workers: int = 64

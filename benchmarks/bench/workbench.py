@@ -18,7 +18,7 @@ from benchmarks.bench.ledger import Ledger
 from benchmarks.bench.machine import commit
 from benchmarks.bench.model import Model, model_name, plane, prepare_model
 from benchmarks.bench.processes import Outcome, run_process
-from benchmarks.bench.settings import CACHE, ROOT, Scale, Shape
+from benchmarks.bench.settings import CACHE, ROOT, PlaneShape, Scale
 
 T = TypeVar("T")
 
@@ -83,11 +83,11 @@ class Workbench:
 
         return prepare_quantized(self.scale, self.cache, self.model, self.say)
 
-    def image(self, shape: Shape) -> Path:
+    def image(self, shape: PlaneShape) -> Path:
         """A plane of micrographs."""
         return plane(self.scale, self.cache, shape)
 
-    def truth(self, shape: Shape) -> Path:
+    def truth(self, shape: PlaneShape) -> Path:
         """Its labels."""
         return plane(self.scale, self.cache, shape, truth=True)
 
@@ -119,7 +119,9 @@ class Workbench:
         if line not in self._commands:
             self._commands.append(line)
 
-    def infer(self, shape: Shape, out: Path, *words: str | Path, model: Path | None = None, **limits: Any) -> Infer:
+    def infer(
+        self, shape: PlaneShape, out: Path, *words: str | Path, model: Path | None = None, **limits: Any
+    ) -> Infer:
         """Run ``tilelab infer`` on a plane as users do: a process of its own, from its start to the result."""
         report = out.with_suffix(".json")
         command: list[str | Path] = [sys.executable, "-m", "tilelab", "infer", self.image(shape)]
@@ -132,14 +134,14 @@ class Workbench:
             self.ledger.put(name, {"seconds": outcome.seconds, "peak": outcome.peak, "report": run.report})
         return run
 
-    def recall_infer(self, shape: Shape, *words: str | Path, model: Path | None = None) -> Infer | None:
+    def recall_infer(self, shape: PlaneShape, *words: str | Path, model: Path | None = None) -> Infer | None:
         """The same run as made before, if it was, by whichever benchmark; its result is gone."""
         measured = self.ledger.get(self._infer_name(shape, words, model))
         if measured is None:
             return None
         return Infer(Outcome(measured["seconds"], 0, measured["peak"], "", "", ""), measured["report"])
 
-    def _infer_name(self, shape: Shape, words: Sequence[str | Path], model: Path | None) -> str:
+    def _infer_name(self, shape: PlaneShape, words: Sequence[str | Path], model: Path | None) -> str:
         return f"infer {(model or self.model.onnx).name} {shape[0]}x{shape[1]} {' '.join(map(str, words))}"
 
     def once(self, name: str, make: Callable[[], T]) -> T:

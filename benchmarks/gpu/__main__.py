@@ -18,17 +18,18 @@ import platform
 import sys
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from benchmarks.gpu.parts import Finding
+
 ENGINES = ("torch", "onnxruntime-cuda", "tensorrt", "aotinductor")
 NETWORKS = ("unet-resnet18", "unet-resnet50", "pmcanet")
-Row = tuple[str, str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns 0, or 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=(*NETWORKS, "small"))
     parser.add_argument("--precisions", nargs="*", default=["fp32", "fp16"], choices=("fp32", "fp16"))
     parser.add_argument("--engines", nargs="*", default=["torch"], choices=ENGINES)
@@ -36,8 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--planes", type=int, default=4, help="planes of 9958 x 9959 px in the sustained run")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it runs")
     args = parser.parse_args(argv)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     if importlib.util.find_spec("msgspec") is None:
         from benchmarks.gpu.networks import stand_in_for_msgspec
 
@@ -55,29 +54,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"benchmarks.gpu: nothing was measured: {error}")
         return 2
-    from benchmarks.gpu.parts import Sizes, measure_kernels, measure_network
+    from benchmarks.gpu.parts import Sizes, time_kernels, time_network
 
     sizes = Sizes.toy(args.batch) if args.toy else Sizes.full(args.batch, args.planes)
     import numba
     import torch
 
     capability = ".".join(map(str, info.capability))
-    rows: list[Row] = [
+    rows: list[Finding] = [
         ("GPU", f"{info.name}, compute capability {capability}, CUDA driver {info.driver}", ""),
         ("software", f"Python {platform.python_version()}, torch {torch.__version__}, numba {numba.__version__}", ""),
     ]
-    rows += measure_kernels(sizes)
+    rows += time_kernels(sizes)
     names, precisions = (["small"], ["fp32"]) if args.toy else (args.networks, args.precisions)
     for name, precision, kind in product(names, precisions, args.engines):
         try:
-            rows += measure_network(name, precision, kind, sizes)
+            rows += time_network(name, precision, kind, sizes)
         except (ImportError, AttributeError, TilelabError, RuntimeError) as error:
             rows.append((f"{name} {precision} {kind}", f"left out: {str(error).splitlines()[0][:90]}", ""))
     print_table(rows)
     return 0
 
 
-def print_table(rows: Sequence[Row]) -> None:
+def print_table(rows: Sequence[Finding]) -> None:
     """What, how much, and what was aimed at."""
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for what, value, goal in rows:

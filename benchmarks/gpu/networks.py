@@ -99,7 +99,7 @@ def make_engine(kind: str, network: Any, spec: Any, batch: int, precision: str, 
     from tilelab.kernels import device
 
     if kind == "torch":
-        return TorchEngine(network, spec, batch, precision, simulated=bool(device.SIMULATED))
+        return CudaTorchEngine(network, spec, batch, precision, simulated=bool(device.SIMULATED))
     from tilelab.engines.registry import load_engine
 
     if kind == "aotinductor":
@@ -126,7 +126,7 @@ def make_engine(kind: str, network: Any, spec: Any, batch: int, precision: str, 
     return load_engine(path, engine=kind, device="cuda:0", precision=precision)
 
 
-class TorchEngine:
+class CudaTorchEngine:
     """A torch network as an engine of the device sweep: channels last, replayed as a CUDA graph where that works."""
 
     name = "torch"

@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks.gpu`."""
+"""The measurements of `benchmarks.gpu`: kernels against a copy, the sweep against the bare engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tilelab.run.sweep.host import Unit
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ClassInfo, ModelSpec, Normalization
 
-Row = tuple[str, str, str]
+Finding = tuple[str, str, str]  # what, how much, what was aimed at
 TERABYTE_AN_HOUR = 278  # MP/s of 8-bit pixels
 
 
@@ -73,7 +73,7 @@ def seconds(work: Callable[[], None], stream: Any, repeats: int) -> float:
     return statistics.median(times)
 
 
-def measure_kernels(sizes: Sizes) -> list[Row]:
+def time_kernels(sizes: Sizes) -> list[Finding]:
     """Kernels against NumPy, then their bandwidth against a copy on the device."""
     rows = [("kernels and NumPy", check_kernels(sizes), "equal")]
     stream = device.stream()
@@ -180,7 +180,7 @@ def check_kernels(sizes: Sizes) -> str:
     return f"DIFFER in {', '.join(wrong)}" if wrong else "equal"
 
 
-def measure_network(name: str, precision: str, kind: str, sizes: Sizes) -> list[Row]:
+def time_network(name: str, precision: str, kind: str, sizes: Sizes) -> list[Finding]:
     """The bare engine, then one plane and several from a TIFF in memory to labels in memory."""
     spec = ModelSpec(
         name=name,
@@ -212,7 +212,7 @@ def _bare(engine: Any, sizes: Sizes) -> float:
     return seconds(lambda: engine.enqueue(tiles, logits), engine.stream, sizes.repeats) / sizes.batch
 
 
-def _end_to_end(engine: Any, plane: UInt8, sizes: Sizes, title: str, per_tile: float) -> list[Row]:
+def _end_to_end(engine: Any, plane: UInt8, sizes: Sizes, title: str, per_tile: float) -> list[Finding]:
     first = _sweep(engine, plane, sizes.height)  # compiles the kernels
     again = _sweep(engine, plane, sizes.height)
     same = "the same bytes twice" if np.array_equal(first.labels, again.labels) else "DIFFERENT BYTES"

@@ -159,7 +159,9 @@ def as_text(found: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="benchmarks.measure.efficiency", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.measure.efficiency", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("image", type=Path)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--tall", type=Path, help="a plane several times as tall: memory must be the same")

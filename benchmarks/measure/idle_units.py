@@ -31,7 +31,7 @@ from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.reference import SIGMOID
 from tilelab.run.cluster.order import EngineFacts, Errand, Order, count_tiles
-from tilelab.run.cluster.outbox import Task
+from tilelab.run.cluster.outbox import RunUnit
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
@@ -83,7 +83,7 @@ async def serve(address: str, count: int) -> None:
         await asyncio.Event().wait()
 
 
-def run_units(client: Any, plan: Plan, task: Task, report_seconds: float = 0.5) -> tuple[float, float]:
+def run_units(client: Any, plan: Plan, task: RunUnit, report_seconds: float = 0.5) -> tuple[float, float]:
     """All units of `plan`, through the real client; wall seconds, and CPU seconds of this process."""
     facts = EngineFacts("idle", "cpu", "fp32", 1, plan.spec.to_json(), "", ())
     ones = np.ones(2, np.float32)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from benchmarks.bench.settings import Volume
+from benchmarks.bench.settings import VolumeShape
 from benchmarks.bench.workbench import Workbench
 from benchmarks.measure.idle_units import Sleep, many_workers, measure_costs, run_units
 from benchmarks.measure.simulate import PIXELS_PER_SECOND, SPREAD, Costs, plan_for, simulate
@@ -57,7 +57,7 @@ def measure_scaleout(bench: Workbench) -> dict[str, Any]:
     }
 
 
-def sleep_through(volume: str, shape: Volume, workers: int, costs: Costs) -> dict[str, Any]:
+def sleep_through(volume: str, shape: VolumeShape, workers: int, costs: Costs) -> dict[str, Any]:
     """A volume through the real client and Dask's scheduler, by workers that sleep as long as a GPU would compute."""
     plan = plan_for(shape, workers)
     per_tile = plan.pixels / len(plan.lattice) / PIXELS_PER_SECOND
@@ -77,7 +77,7 @@ def sleep_through(volume: str, shape: Volume, workers: int, costs: Costs) -> dic
     }
 
 
-def measure_planning(volume: str, shape: Volume, workers: int) -> dict[str, Any]:
+def measure_planning(volume: str, shape: VolumeShape, workers: int) -> dict[str, Any]:
     """Seconds and memory that planning takes, and handing out the first units and knowing the last.
 
     ``held`` are the bytes of the plan, ``peak`` the most while it is made: each axis's tiles are counted as an array.

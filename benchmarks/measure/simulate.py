@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from benchmarks.bench.settings import Volume
+from benchmarks.bench.settings import VolumeShape
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.io.zarr.layout import Layout
@@ -51,7 +51,7 @@ class Costs:
     start: float
 
 
-def plan_for(shape: Volume, workers: int) -> Plan:
+def plan_for(shape: VolumeShape, workers: int) -> Plan:
     """The plan of a volume that a 2-D network segments slice by slice, tiles of 512 px with an overlap of 64."""
     spec = identity_spec(2, SpecOverrides(tile=(512, 512), overlap=(64, 64)))
     source = Source(shape, (1, 2048, 2048), 1, 1)
@@ -193,7 +193,7 @@ class Simulation:
         self.carry_out(dispatcher.actions(now), now)
 
 
-def simulate(volume: str, shape: Volume, workers: int, costs: Costs, seed: int = 0) -> dict[str, Any]:
+def simulate(volume: str, shape: VolumeShape, workers: int, costs: Costs, seed: int = 0) -> dict[str, Any]:
     """One point of the curve: a volume, its name and its shape."""
     plan = plan_for(shape, workers)
     began = time.perf_counter()

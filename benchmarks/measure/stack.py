@@ -30,13 +30,13 @@ from benchmarks.bench.mosaic import Mosaic, data_folder, load_micrographs
 from benchmarks.bench.settings import ROOT
 from tilelab.geometry import Box
 
-Trouble = Callable[["Run"], None]
+Fault = Callable[["WatchedRun"], None]
 PAUSE = 3.0
 """Seconds between two kills."""
 
 
 @dataclass
-class Run:
+class WatchedRun:
     """One command: its process, and the most memory that each process of it had."""
 
     name: str
@@ -46,8 +46,8 @@ class Run:
     peaks: dict[int, int] = field(default_factory=dict)
     digest: str = ""
 
-    def watch(self, trouble: Trouble | None) -> None:
-        """Wait for its end, making trouble meanwhile."""
+    def watch(self, fault: Fault | None) -> None:
+        """Wait for its end, having faults happen meanwhile."""
         began = time.monotonic()
         while self.process.poll() is None:
             for member in self.family():
@@ -55,8 +55,8 @@ class Run:
                     self.peaks[member.pid] = max(self.peaks.get(member.pid, 0), member.memory_info().rss)
                 except psutil.Error:
                     continue
-            if trouble is not None:
-                trouble(self)
+            if fault is not None:
+                fault(self)
             time.sleep(0.1)
         self.seconds = time.monotonic() - began
 
@@ -76,7 +76,7 @@ class KillWorkers:
         self.count = count
         self.next = float("inf")
 
-    def __call__(self, run: Run) -> None:
+    def __call__(self, run: WatchedRun) -> None:
         """Kill one, if it is time."""
         workers = [p for p in run.family() if _is_worker(p)]
         now = time.monotonic()
@@ -94,7 +94,7 @@ class KillAll:
     def __init__(self, after: float) -> None:
         self.at = time.monotonic() + after
 
-    def __call__(self, run: Run) -> None:
+    def __call__(self, run: WatchedRun) -> None:
         """Kill, if it is time."""
         if not run.killed and time.monotonic() >= self.at:
             for member in run.family():
@@ -153,11 +153,11 @@ class Bench:
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder, model
-        self.runs: list[Run] = []
+        self.runs: list[WatchedRun] = []
 
     def infer(
-        self, name: str, source: str, out: str, workers: int, trouble: Trouble | None = None, *, finishes: bool = True
-    ) -> Run:
+        self, name: str, source: str, out: str, workers: int, fault: Fault | None = None, *, finishes: bool = True
+    ) -> WatchedRun:
         """Segment, and take the digest of what came out.
 
         Raises:
@@ -167,8 +167,8 @@ class Bench:
         words += ["--workers", str(workers)] if workers > 1 else []
         with (self.folder / "log.txt").open("a") as log:
             process = subprocess.Popen([sys.executable, "-m", "tilelab", *words], cwd=ROOT, stderr=log, text=True)
-            run = Run(name, process)
-            run.watch(trouble)
+            run = WatchedRun(name, process)
+            run.watch(fault)
         if finishes:
             if process.returncode:
                 raise RuntimeError(f"{name}: exit code {process.returncode}, see {self.folder / 'log.txt'}")
@@ -232,7 +232,7 @@ def copy_up(stack: Path, bucket: str) -> str:
     return f"{bucket}/{stack.name}"
 
 
-def as_markdown(runs: Sequence[Run], shape: str, model: str) -> str:
+def as_markdown(runs: Sequence[WatchedRun], shape: str, model: str) -> str:
     """The page."""
     rows = []
     for run in runs:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.bench.contenders import CONTENDERS, WHOLE, Contender, recall, segment, why_not
 from benchmarks.bench.quality import compare_labels, compare_logits, labels_of, read_logits
-from benchmarks.bench.settings import MEMORY_LIMIT, Scale, Shape
+from benchmarks.bench.settings import MEMORY_LIMIT, PlaneShape, Scale
 from benchmarks.bench.workbench import Workbench
 from tilelab.arrays import Float32
 from tilelab.geometry import AxisTiling
@@ -69,7 +69,7 @@ class Race:
         self.left_out: list[str] = []
         self._whole: tuple[Float32, Image] | None = None
 
-    def time(self, contenders: list[Contender], shape: Shape) -> None:
+    def time(self, contenders: list[Contender], shape: PlaneShape) -> None:
         """Every contender on one plane, or an estimate."""
         size = _name(shape)
         for contender in contenders:
@@ -98,7 +98,7 @@ class Race:
                     row["whole"] = found
             self._whole = None
 
-    def kill(self, contenders: list[Contender], shape: Shape) -> None:
+    def kill(self, contenders: list[Contender], shape: PlaneShape) -> None:
         """Kill each halfway, and give the same command again."""
         for contender in contenders:
             row = self.rows[contender.name]
@@ -125,7 +125,7 @@ class Race:
                 self.bench.ledger.put(name, found)
         return found
 
-    def _time(self, contender: Contender, shape: Shape) -> dict[str, Any]:
+    def _time(self, contender: Contender, shape: PlaneShape) -> dict[str, Any]:
         bench = self.bench
         with bench.folder() as folder:
             again = recall(bench, contender, shape)
@@ -151,7 +151,7 @@ class Race:
             return compare_logits(read_logits(attempt.logits), logits) | compared
 
 
-def estimate(sizes: dict[str, Any], shape: Shape, scale: Scale) -> dict[str, Any]:
+def estimate(sizes: dict[str, Any], shape: PlaneShape, scale: Scale) -> dict[str, Any]:
     """Time and memory that a plane should take, from the planes that were finished.
 
     Time is a start and so much for each tile, memory so much for each pixel.  With one plane known the start is what it
@@ -191,16 +191,16 @@ def _line(points: list[tuple[float, float]], at: float) -> float:
     return max(y1 * min(1.0, at / x1), y1 + slope * (at - x1))
 
 
-def _name(shape: Shape) -> str:
+def _name(shape: PlaneShape) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def _shape(size: str) -> Shape:
+def _shape(size: str) -> PlaneShape:
     height, _, width = size.partition(" x ")
     return int(height), int(width)
 
 
-def _kill(bench: Workbench, contender: Contender, shape: Shape, known: dict[str, Any] | None) -> dict[str, Any]:
+def _kill(bench: Workbench, contender: Contender, shape: PlaneShape, known: dict[str, Any] | None) -> dict[str, Any]:
     """Seconds that SIGKILL at half time costs, when the same command is given again; `known` is an undisturbed run."""
     if known is None:
         with bench.folder() as folder:

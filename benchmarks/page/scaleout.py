@@ -21,7 +21,7 @@ def scaleout(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         ),
         *table(
             ["volume", "workers", "units", "computed twice", "ideal", "takes", "efficiency", "client busy"],
-            _rows(found),
+            [_cells(point, f"{point['computed_twice']:.2%}") for point in found["points"]],
         ),
         *picture(pictures, "scaleout", "Efficiency over the number of workers"),
         *paragraph(*_limit(found)),
@@ -34,19 +34,17 @@ def scaleout(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
     ]
 
 
-def _rows(found: dict[str, Any]) -> list[list[str]]:
+def _cells(point: dict[str, Any], *more: str) -> list[str]:
+    """A point of the curve as a row of a table; `more` goes behind the units."""
     return [
-        [
-            point["volume"],
-            str(point["workers"]),
-            f"{point['units']:,}",
-            f"{point['computed_twice']:.2%}",
-            _duration(point["ideal_seconds"]),
-            _duration(point["seconds"]),
-            f"{point['efficiency']:.3f}",
-            f"{point['client_busy']:.1%}",
-        ]
-        for point in found["points"]
+        point["volume"],
+        str(point["workers"]),
+        f"{point['units']:,}",
+        *more,
+        _duration(point["ideal_seconds"]),
+        _duration(point["seconds"]),
+        f"{point['efficiency']:.3f}",
+        f"{point['client_busy']:.1%}",
     ]
 
 
@@ -54,24 +52,15 @@ def _slept(found: dict[str, Any]) -> list[str]:
     """What Dask itself did."""
     if not found["real"]:
         return []
-    rows = [
-        [
-            point["volume"],
-            str(point["workers"]),
-            f"{point['units']:,}",
-            _duration(point["ideal_seconds"]),
-            _duration(point["seconds"]),
-            f"{point['efficiency']:.3f}",
-            f"{point['client_busy']:.1%}",
-        ]
-        for point in found["real"]
-    ]
     return [
         *paragraph(
             "The same volume handed out by the real client through Dask's real scheduler to as many real Dask workers,",
             "many to a process, that sleep for as long as a GPU would compute and report as they would:",
         ),
-        *table(["volume", "workers of Dask", "units", "ideal", "takes", "efficiency", "client busy"], rows),
+        *table(
+            ["volume", "workers of Dask", "units", "ideal", "takes", "efficiency", "client busy"],
+            map(_cells, found["real"]),
+        ),
     ]
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[["Job", "Clock"], Any]
+Predict = Callable[["PeerJob", "Stopwatch"], Any]
 
 
-class Job(dict[str, Any]):
+class PeerJob(dict[str, Any]):
     """The job's document, with its fields as attributes."""
 
     def __getattr__(self, name: str) -> Any:
@@ -34,7 +34,7 @@ class Job(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-class Clock:
+class Stopwatch:
     """Seconds per phase, and the memory before the image was read and at its highest."""
 
     def __init__(self) -> None:
@@ -70,10 +70,10 @@ def memory(field: str) -> int:
     return int(status[field].split()[0]) * 1024
 
 
-def main(predict: Run, packages: tuple[str, ...], settings: str) -> None:
+def main(predict: Predict, packages: tuple[str, ...], settings: str) -> None:
     """Run an adapter: `predict` gives logits ``(classes, y, x)``, or labels ``(y, x)`` where it has no logits left."""
-    job = Job(json.loads(Path(sys.argv[1]).read_text()))
-    clock = Clock()
+    job = PeerJob(json.loads(Path(sys.argv[1]).read_text()))
+    clock = Stopwatch()
     result = predict(job, clock)
     out = Path(job.out)
     with clock.phase("write"):
@@ -85,19 +85,19 @@ def main(predict: Run, packages: tuple[str, ...], settings: str) -> None:
     clock.report(packages, settings)
 
 
-def read_image(job: Job) -> Any:
+def read_image(job: PeerJob) -> Any:
     """The whole image, uint8 ``(y, x)``."""
     import tifffile
 
     return tifffile.imread(job.image)
 
 
-def normalize(job: Job, image: Any) -> Any:
+def normalize(job: PeerJob, image: Any) -> Any:
     """The network's input, float32, same shape."""
     return (image.astype(np.float32) - np.float32(job.mean)) / np.float32(job.std)
 
 
-def load_network(job: Job) -> Any:
+def load_unet(job: PeerJob) -> Any:
     """The U-Net in evaluation mode, with one tile's worth of work behind it.
 
     ``bf16`` is what torch's documentation recommends for CPUs: autocast, channels last.

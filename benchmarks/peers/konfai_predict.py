@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.common import Clock, Job, load_network, main, normalize, read_image
+from benchmarks.peers.common import PeerJob, Stopwatch, load_unet, main, normalize, read_image
 
 
-def predict(job: Job, clock: Clock) -> Any:
+def predict(job: PeerJob, clock: Stopwatch) -> Any:
     """Logits ``(classes, y, x)`` of the job's image."""
     out = Path(job.out).resolve()
     os.chdir(out)  # KonfAI puts its folders into the current one
@@ -15,7 +15,7 @@ def predict(job: Job, clock: Clock) -> Any:
         import konfai
         import SimpleITK as sitk  # noqa: N813 - its own convention
 
-        network = load_network(job)
+        network = load_unet(job)
         clock.loaded()
     with clock.phase("convert"):  # KonfAI reads medical formats: what it reads is written first
         case = out / "Dataset" / "case"

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.common import Clock, Job, load_network, main, normalize, read_image
+from benchmarks.peers.common import PeerJob, Stopwatch, load_unet, main, normalize, read_image
 
 
-def predict(job: Job, clock: Clock) -> Any:
+def predict(job: PeerJob, clock: Stopwatch) -> Any:
     """Labels ``(y, x)`` of the job's image, or logits ``(classes, y, x)`` where they are to be saved."""
     with clock.phase("load"):
         import torch
         from monai.inferers import PatchInferer, SlidingWindowSplitter, ZarrAvgMerger
 
-        network = load_network(job)
+        network = load_unet(job)
         clock.loaded()
     with clock.phase("read"):
         image = torch.from_numpy(normalize(job, read_image(job)))[None, None]

@@ -3,21 +3,21 @@
 import os
 from typing import Any
 
-from benchmarks.peers.common import Clock, Job, load_network, main, normalize, read_image
+from benchmarks.peers.common import PeerJob, Stopwatch, load_unet, main, normalize, read_image
 
 # nnU-Net asks for these folders when it is imported; prediction from arrays does not use them.
 for _folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ.setdefault(_folder, os.devnull)
 
 
-def predict(job: Job, clock: Clock) -> Any:
+def predict(job: PeerJob, clock: Stopwatch) -> Any:
     """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        network = load_network(job)
+        network = load_unet(job)
         architecture = {"network_class_name": "given", "arch_kwargs": {}, "_kw_requires_import": []}
         plan = {"patch_size": [job.tile, job.tile], "batch_size": job.batch, "architecture": architecture}
         plans = PlansManager({"dataset_name": "benchmark", "plans_name": "benchmark", "configurations": {"2d": plan}})

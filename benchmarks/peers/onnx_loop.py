@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.common import Clock, Job, main, normalize, read_image
+from benchmarks.peers.common import PeerJob, Stopwatch, main, normalize, read_image
 
 
-def predict(job: Job, clock: Clock) -> Any:
+def predict(job: PeerJob, clock: Stopwatch) -> Any:
     """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import onnxruntime

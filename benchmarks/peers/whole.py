@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from benchmarks.peers.common import Clock, Job, load_network, main, normalize, read_image
+from benchmarks.peers.common import PeerJob, Stopwatch, load_unet, main, normalize, read_image
 
 STRIDE = 32
 
 
-def predict(job: Job, clock: Clock) -> Any:
+def predict(job: PeerJob, clock: Stopwatch) -> Any:
     """Logits ``(classes, y, x)`` of the job's image."""
     with clock.phase("load"):
         import numpy as np
         import torch
 
-        network = load_network(job)
+        network = load_unet(job)
         clock.loaded()
     with clock.phase("read"):
         image = normalize(job, read_image(job))

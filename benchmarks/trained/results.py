@@ -39,6 +39,7 @@ from tilelab.run.options import Options
 from tilelab.training.checkpoint import load_checkpoint, load_network
 from tilelab.training.engine import TorchEngine
 from tilelab.training.loop import BEST, LAST, Progress
+from tilelab.training.pairs import Pair as TrainingPair
 from tilelab.training.pairs import open_pairs
 from tilelab.training.recipe import IGNORE, Data, Recipe, load_recipe
 from tilelab.training.segmentation import train
@@ -47,7 +48,7 @@ RECORD = "run.json"
 
 
 @dataclass(frozen=True)
-class Result:
+class ScoredRun:
     """What one training gave: a record for the table and the JSON, its evaluation, and where its results lie."""
 
     record: dict[str, Any]
@@ -132,14 +133,20 @@ def _collect(args: argparse.Namespace) -> int:
     folders = sorted(path.parent for path in args.runs.rglob(BEST))
     if not folders:
         raise InputError(f"no {BEST} in any folder of {args.runs}")
-    sets = sorted(path.name for path in args.data.iterdir() if path.is_dir())
-    results: list[Result] = []
+    results: list[ScoredRun] = []
     with tempfile.TemporaryDirectory(prefix="tilelab-results-") as scratch:
         for folder in folders:
             name = str(folder.relative_to(args.runs)) if folder != args.runs else folder.name
             print(name, flush=True)
-            result = score_run(folder, name, args.data, sets, chosen.get(name, ""), args.split, args.lines,
-                               Path(scratch))  # fmt: skip
+            result = score_run(
+                folder,
+                name,
+                Path(scratch) / name,
+                data=args.data,
+                dataset=chosen.get(name, ""),
+                split=args.split,
+                lines=args.lines,
+            )
             results.append(result)
             print(f"  mean IoU {result.record['mean_iou']:.4f}", flush=True)
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +161,18 @@ def _collect(args: argparse.Namespace) -> int:
 
 
 def score_run(
-    folder: Path, name: str, data: Path, sets: Sequence[str], dataset: str, split: str, lines: str, scratch: Path
-) -> Result:
+    folder: Path, name: str, place: Path, *, data: Path, dataset: str = "", split: str = "", lines: str = ""
+) -> ScoredRun:
     """Infer and score what a run's best checkpoint was validated on, or `split` of its data set.
+
+    Args:
+        folder: of the run.
+        name: of the run.
+        place: a new folder for what is inferred.
+        data: folder of the data sets.
+        dataset: which of them; told by the run where empty.
+        split: folder in the data set to score; what was validated on where empty.
+        lines: class whose lines enclose regions, if the model has it.
 
     Raises:
         InputError: the data set cannot be told, or its images cannot be read.
@@ -164,39 +180,24 @@ def score_run(
     checkpoint = load_checkpoint(folder / BEST)
     recipe, header = checkpoint.header.recipe, checkpoint.header
     kept = json.loads((folder / RECORD).read_text()) if (folder / RECORD).exists() else {}
-    dataset = dataset or kept.get("dataset") or find_set(recipe.name, sets)
+    if not (dataset := dataset or kept.get("dataset", "")):
+        dataset = find_set(recipe.name, sorted(path.name for path in data.iterdir() if path.is_dir()))
     wanted = recipe.validation
     if split:
         wanted = Data(f"{split}/images", f"{split}/masks", recipe.validation.labels)
     pairs = open_pairs(wanted, data / dataset, len(recipe.classes))
     digest = hashlib.sha256((folder / BEST).read_bytes()).hexdigest()
     engine = TorchEngine(load_network(checkpoint), header.spec, model_digest=digest)
-    place = scratch / name
-    place.mkdir(parents=True)
-    found = []
     began = time.perf_counter()
-    for number, pair in enumerate(pairs):
-        result, truth = place / f"{number}.ome.zarr", place / f"{number}.truth.npy"
-        infer(pair.image, engine, result, options=Options(ignore_pixel_size=True))
-        np.save(truth, pair.mask.read(Box.whole(pair.shape)))
-        image = place / f"{number}.image.npy"
-        np.save(image, pair.image[...])
-        found.append(Pair(pair.name, result, truth, image))
+    found = infer_pairs(pairs, engine, place)
     seconds = time.perf_counter() - began
     names = [info.name for info in recipe.classes]
-    question = Question(ignore=IGNORE, surfaces=True, lines=lines if lines in names else None)
-    evaluation = evaluate(found, question)
-    scores = json.loads(to_json(evaluation))["all"]
-    before = header.scores.get("mean_iou")
+    evaluation = evaluate(found, Question(ignore=IGNORE, surfaces=True, lines=lines if lines in names else None))
     record = {
         "run": name,
         "dataset": dataset,
         "split": split or "validation",
-        "recipe": recipe.name,
-        "same": hashlib.sha256(msgspec.json.encode(_but_seed(recipe), order="sorted")).hexdigest()[:12],
-        "architecture": recipe.network.architecture,
-        "options": recipe.network.options,
-        "weights": Path(recipe.network.weights).name,
+        **_describe_recipe(recipe),
         "training_images": len(open_pairs(recipe.train, data / dataset, len(recipe.classes))),
         "parameters": header.spec.training.get("parameters"),
         "seed": recipe.seed,
@@ -205,21 +206,49 @@ def score_run(
         "training_seconds": kept.get("seconds") or seconds_of(folder),
         "images": len(pairs),
         "inference_seconds": round(seconds, 2),
-        **{key: scores[key] for key in ("pixel_accuracy", "mean_iou", "iou", "precision", "recall", "f1")},
-        **{key: scores[key] for key in ("foreground_f1", "mean_dice", "assd_px")},
-        "image_mean_iou": evaluation.image_mean_iou,
-        "isbi": scores.get("isbi"),
-        "mean_iou_while_training": None if split else before,
+        **_scores(evaluation),
+        "mean_iou_while_training": None if split else header.scores.get("mean_iou"),
         "ended": load_checkpoint(folder / LAST).header.ended if (folder / LAST).exists() else None,
         "torch": str(torch.__version__),
         **{key: kept[key] for key in ("command", "commit", "machine") if key in kept},
     }
-    return Result(record, evaluation, place)
+    return ScoredRun(record, evaluation, place)
 
 
-def _but_seed(recipe: Recipe) -> dict[str, Any]:
-    """What runs share that are one experiment: all but the seed."""
-    return {key: value for key, value in msgspec.to_builtins(recipe).items() if key != "seed"}
+def infer_pairs(pairs: Sequence[TrainingPair], engine: TorchEngine, place: Path) -> list[Pair]:
+    """Infer every image as `tilelab infer` does; what is to be compared lies in `place` then."""
+    place.mkdir(parents=True)
+    found = []
+    for number, pair in enumerate(pairs):
+        result, truth = place / f"{number}.ome.zarr", place / f"{number}.truth.npy"
+        infer(pair.image, engine, result, options=Options(ignore_pixel_size=True))
+        np.save(truth, pair.mask.read(Box.whole(pair.shape)))
+        image = place / f"{number}.image.npy"
+        np.save(image, pair.image[...])
+        found.append(Pair(pair.name, result, truth, image))
+    return found
+
+
+def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a run is an instance of; `same` is shared by runs that differ by their seed alone."""
+    experiment = {key: value for key, value in msgspec.to_builtins(recipe).items() if key != "seed"}
+    return {
+        "recipe": recipe.name,
+        "same": hashlib.sha256(msgspec.json.encode(experiment, order="sorted")).hexdigest()[:12],
+        "architecture": recipe.network.architecture,
+        "options": recipe.network.options,
+        "weights": Path(recipe.network.weights).name,
+    }
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    scores = json.loads(to_json(evaluation))["all"]
+    return {
+        **{key: scores[key] for key in ("pixel_accuracy", "mean_iou", "iou", "precision", "recall", "f1")},
+        **{key: scores[key] for key in ("foreground_f1", "mean_dice", "assd_px")},
+        "image_mean_iou": evaluation.image_mean_iou,
+        "isbi": scores.get("isbi"),
+    }
 
 
 def find_set(recipe: str, sets: Sequence[str]) -> str:
@@ -244,9 +273,9 @@ def seconds_of(folder: Path) -> float | None:
     return round(seconds, 1) or None
 
 
-def draw_best(results: Sequence[Result], page: Path) -> dict[str, str]:
+def draw_best(results: Sequence[ScoredRun], page: Path) -> dict[str, str]:
     """A picture of the best run of each data set; returns their names by data set."""
-    best: dict[str, Result] = {}
+    best: dict[str, ScoredRun] = {}
     for result in results:
         dataset = result.record["dataset"]
         if dataset not in best or result.record["mean_iou"] > best[dataset].record["mean_iou"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tilelab.geometry import Units
 
-Rows = tuple[int, int]  # from one sweep position to another
+Span = tuple[int, int]  # rows from one sweep position to another
 
 
 class Coverage:
@@ -37,7 +37,7 @@ class Coverage:
         """
         self.units = units
         self._axis, self._positions, self._record = axis, positions, record
-        self._islands: dict[int, list[Rows]] = {}
+        self._islands: dict[int, list[Span]] = {}
 
     def position(self, unit: int) -> int:
         """Up to where a unit is on disk without a gap."""
@@ -55,7 +55,7 @@ class Coverage:
         """The number of units with rows that are not on disk."""
         return len(self.units) - sum(self.is_finished(unit) for unit in self._positions)
 
-    def islands(self, unit: int) -> Sequence[Rows]:
+    def islands(self, unit: int) -> Sequence[Span]:
         """The parts of a unit on disk that lie behind a gap; they may overlap."""
         return self._islands.get(unit, ())
 
@@ -79,11 +79,11 @@ class Coverage:
         """Whether all rows ``start:stop`` are on disk."""
         return self._first_gap(unit, start, stop, ()) is None
 
-    def gap(self, unit: int, taken: Sequence[Rows] = ()) -> Rows | None:
+    def gap(self, unit: int, taken: Sequence[Span] = ()) -> Span | None:
         """The first rows of a unit that are neither on disk nor `taken`."""
         return self._first_gap(unit, self.position(unit), self.stop(unit), taken)
 
-    def _first_gap(self, unit: int, start: int, stop: int, taken: Sequence[Rows]) -> Rows | None:
+    def _first_gap(self, unit: int, start: int, stop: int, taken: Sequence[Span]) -> Span | None:
         at = max(start, self.position(unit))
         occupied = sorted([*taken, *self.islands(unit)])
         for first, last in occupied:

@@ -9,7 +9,7 @@ from typing import Any
 from tilelab.run.cluster.attempt import Attempt
 from tilelab.run.cluster.order import Errand, Order
 
-Task = Callable[[str, bytes, Errand], None]
+RunUnit = Callable[[str, bytes, Errand], None]
 
 
 class _PerKey:
@@ -25,7 +25,7 @@ class _PerKey:
 class Outbox:
     """Sends attempts at the units of one order, and takes them back."""
 
-    def __init__(self, client: Any, order: Order, task: Task, complain: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, client: Any, order: Order, task: RunUnit, complain: Callable[[Mapping[str, Any]], None]) -> None:
         """Get ready.
 
         Args:

@@ -18,7 +18,7 @@ from tilelab.run.cluster.attempt import Assign, Attempt, Failure, Limits, Releas
 from tilelab.run.cluster.coverage import Coverage
 from tilelab.run.cluster.dispatch import Dispatcher
 from tilelab.run.cluster.order import Order, count_tiles
-from tilelab.run.cluster.outbox import Outbox, Task
+from tilelab.run.cluster.outbox import Outbox, RunUnit
 from tilelab.run.cluster.task import run_unit
 from tilelab.run.journal.local import Journal
 from tilelab.run.sweep.job import Stalls
@@ -44,7 +44,7 @@ class SharedSweep:
         progress: Callable[[int], None],
         note: Callable[[str], None],
         unfit: Mapping[str, str] | None = None,
-        task: Task = run_unit,
+        task: RunUnit = run_unit,
     ) -> None:
         """Get ready.
 
