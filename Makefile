@@ -1,6 +1,7 @@
 # Everything a user or a developer needs, on a machine with Python 3.11 or newer, make and pip.
 #   make demo        install, segment a drawn sample with a bundled model, score it, say where the picture is
 #   make test        install what the tests need, run them all but the slow ones
+#   make fuzz        5,000 damaged inputs of every format: right pixels or one line
 #   make check       format, lint, type and layer checks
 #   make bench       measure: a page, its numbers and plots in benchmarks/results/short (ten minutes)
 #   make bench-guard compare ratios with those in the repository: did anything get slower?
@@ -10,13 +11,16 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check format bench bench-guard clean
+.PHONY: demo test test-slow fuzz check format bench bench-guard clean
 
 demo: $(VENV)/.demo
 	$(RUN)/tilelab demo
 
 test: $(VENV)/.test
 	$(RUN)/python -m pytest
+
+fuzz: $(VENV)/.test
+	$(RUN)/python -m tests.fuzzing --count 5000
 
 test-slow: $(VENV)/.test
 	$(RUN)/python -m pytest -m slow
