@@ -12,7 +12,6 @@ import pytest
 from tilelab.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-OUTDATED = {"ARCHITECTURE.md"}  # it tells of the rooms as they were
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/results/*.md")
@@ -22,7 +21,7 @@ OURS = ("tilelab", "benchmarks", "tests")
 SUFFIXES = "py|toml|json|md|png|txt|onnx|cff|yaml"
 
 
-@pytest.fixture(params=[name for name in PAGES if name not in OUTDATED])
+@pytest.fixture(params=PAGES)
 def page(request: pytest.FixtureRequest) -> Path:
     return ROOT / request.param
 
