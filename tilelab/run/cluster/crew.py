@@ -17,6 +17,7 @@ from tilelab.errors import ClusterError, EngineError, InputError, ModelError, Ti
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.run.cluster.order import EngineAccount, EngineFacts, Order
+from tilelab.run.cluster.reporting import cause_of
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.cluster.start import dashboard_link, start_client
 from tilelab.run.cluster.task import load_here
@@ -173,26 +174,34 @@ def _load_everywhere(
         elif future.status == "error":
             error = future.exception()
             first = first or error
-            unfit[address] = str(error) if isinstance(error, TilelabError) else f"{type(error).__name__}: {error}"
+            unfit[address] = cause_of(error)
     client.cancel(list(futures.values()))
     if not known:
         if isinstance(first, TilelabError):
             raise first
         why = next(iter(unfit.values()), f"none has done so within {options.patience_seconds:.0f} s")
         raise ClusterError(f"no worker can load the engine: {why}")
+    return _agreed(known), unfit
+
+
+def _agreed(known: Mapping[str, EngineAccount]) -> EngineAccount:
+    """What all workers say of their engine.
+
+    Raises:
+        ClusterError: two of them would not give the same bytes.
+    """
     reference, account = next(iter(known.items()))
     for address, other in known.items():
-        differ = account.facts.differences(other.facts)
-        if differ:
+        if differ := account.facts.differences(other.facts):
             raise ClusterError(
                 f"workers {reference} and {address} would not give the same result ({'; '.join(differ)}): "
                 "make them the same"
             )
-    return account, unfit
+    return account
 
 
 def _wait(futures: list[Any], seconds: float) -> None:
-    """Until all are done, or the first one has been for `LOAD_SECONDS`, but not longer than `seconds`."""
+    """Wait until all are done, or the first one has been for `LOAD_SECONDS`, but not longer than `seconds`."""
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for future in futures:
         future.add_done_callback(done.put)

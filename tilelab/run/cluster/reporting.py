@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tilelab.errors import OutputError
+from tilelab.errors import OutputError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.io.storage.remote_path import RemotePath
@@ -16,6 +16,11 @@ from tilelab.run.cluster.order import Errand
 
 class Unwanted(Exception):
     """The unit was taken back, or its worker is being closed."""
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong, as the client shows it: an error of ours in its own words, any other with its type."""
+    return str(error) if isinstance(error, TilelabError) else f"{type(error).__name__}: {error}"
 
 
 class Reporter:

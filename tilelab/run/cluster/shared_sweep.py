@@ -65,6 +65,8 @@ class SharedSweep:
         self.patience = order.options.patience_seconds
         self.stalls = Stalls()
         self.lost = 0
+        self.checked = 0.0
+        self.alone_since: float | None = None
         self.seen: set[str] = set()
         self.gpu_workers: set[str] = set()
         self.shown: dict[int, int] = {}  # tiles of each unit in flight that the progress bar has
@@ -82,40 +84,41 @@ class SharedSweep:
         Raises:
             Incomplete, OutputError, ClusterError: see `Crew.sweep_units`.
         """
-        dispatcher = self.dispatcher
         self.client.subscribe_topic(self.order.topic, lambda event: self.inbox.put(event[1]))
         self.client.subscribe_topic("all", self._on_membership)
         for address in self.client.nthreads():
             self._join(address)
-        alone_since, checked = None, 0.0
         try:
-            while not dispatcher.finished:
+            while not self.dispatcher.finished:
                 self._act()
                 self._receive(1.0)
-                now = time.monotonic()
-                if now - checked >= 1.0:
-                    checked = now
-                    dispatcher.check_silence(now)
-                alone_since = None if dispatcher.workers else alone_since or now
-                if alone_since is not None and now - alone_since > self.patience:
-                    raise ClusterError(
-                        f"no worker was left for {now - alone_since:.0f} s; what is finished is kept, "
-                        "the same command continues"
-                    )
-                if self.client.status not in ("running", "newly-created"):
-                    raise ClusterError(
-                        f"the scheduler at {self.client.scheduler.address} is gone; what is finished is kept, "
-                        "the same command continues"
-                    )
+                self._check_cluster(time.monotonic())
             self._linger()
         finally:
             self._leave()
-        if dispatcher.stopped is not None:
-            kind = OutputError if dispatcher.stopped.cause.startswith("cannot write") else Incomplete
-            raise kind(f"stopped, since nothing succeeds any more: {dispatcher.stopped.cause}")
-        if dispatcher.failures:
-            raise Incomplete(self._explain(dispatcher.failures))
+        if (stopped := self.dispatcher.stopped) is not None:
+            kind = OutputError if stopped.cause.startswith("cannot write") else Incomplete
+            raise kind(f"stopped, since nothing succeeds any more: {stopped.cause}")
+        if self.dispatcher.failures:
+            raise Incomplete(self._explain(self.dispatcher.failures))
         return self.stalls
+
+    def _check_cluster(self, now: float) -> None:
+        """Look, once a second, for workers that hang; fail when all workers or the scheduler are gone for good."""
+        if now - self.checked >= 1.0:
+            self.checked = now
+            self.dispatcher.check_silence(now)
+        self.alone_since = None if self.dispatcher.workers else self.alone_since or now
+        if self.alone_since is not None and now - self.alone_since > self.patience:
+            raise ClusterError(
+                f"no worker was left for {now - self.alone_since:.0f} s; what is finished is kept, "
+                "the same command continues"
+            )
+        if self.client.status not in ("running", "newly-created"):
+            raise ClusterError(
+                f"the scheduler at {self.client.scheduler.address} is gone; what is finished is kept, "
+                "the same command continues"
+            )
 
     # messages
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from tilelab.engines.base import Engine
-from tilelab.errors import OutputError, TilelabError
+from tilelab.errors import OutputError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.run.cluster.order import EngineAccount, EngineFacts, Errand, Order, box_of
-from tilelab.run.cluster.reporting import Reporter, Unwanted, WhileThere
+from tilelab.run.cluster.reporting import Reporter, Unwanted, WhileThere, cause_of
 from tilelab.run.options import Options, load
 from tilelab.run.sweep.job import Job, Stalls
 from tilelab.run.sweep.start import make_unit
@@ -117,7 +117,7 @@ def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
     except Exception as error:  # noqa: BLE001 - told to the client, who decides
         tell(
             "failed",
-            cause=f"{'' if isinstance(error, TilelabError) else type(error).__name__ + ': '}{error}",
+            cause=cause_of(error),
             trace=traceback.format_exc(),
             unwritable=isinstance(error, OutputError),
         )
