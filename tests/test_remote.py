@@ -29,7 +29,6 @@ from tilelab.geometry import Box
 from tilelab.io.images.open import describe, open_image
 from tilelab.io.results.result import read_result
 from tilelab.io.storage import remote_access
-from tilelab.io.storage.remote_file import RemoteFile
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.remote_store import open_store
 from tilelab.run.journal import lease as leases
@@ -538,7 +537,7 @@ def test_a_path_prints_without_secrets_and_pickles_with_them():
 def test_a_short_object_is_an_error_of_one_line(s3):
     place = RemotePath.parse("s3://data/short")
     place.write_bytes(b"12345")
-    file = RemoteFile(place)
+    file = place.open_file()
     assert (file.size, file.read(1, 3)) == (5, b"234")
     with pytest.raises(InputError, match="is truncated: bytes 2 to 12 were asked for, it has 5"):
         file.read(2, 10)

@@ -24,9 +24,10 @@ from tilelab.geometry import Box, boxes
 from tilelab.io.results.ome_zarr import OmeZarrSink, partial_path
 from tilelab.io.results.result import Result, read_result
 from tilelab.io.results.sink import Finished
+from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.zarr import sharded_array as _zarr_array
 from tilelab.io.zarr.layout import Layout
-from tilelab.io.zarr.sharded_array import ShardedArray, crc32c
+from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.kernels.pyramid import cut_chunks, halve_mean, halve_mode, reference_halve_mean, reference_halve_mode
 from tilelab.spec import ClassInfo
 
@@ -224,7 +225,7 @@ def test_the_description_of_an_array_is_the_one_zarr_writes(tmp_path: Path) -> N
         ("uint8", (90, 80), (256, 256), (256, 256), "yx"),
         ("float32", (2, 9, 90, 80), (1, 1, 256, 256), (1, 1, 256, 2048), "czyx"),
     ):
-        ours = ShardedArray(tmp_path, shape, np.dtype(dtype), chunk, shard, axes).metadata()
+        ours = ShardedArray(LocalPath(tmp_path), shape, np.dtype(dtype), chunk, shard, axes).metadata()
         zarr.create_array(
             tmp_path / f"{axes}.zarr",
             shape=shape,
@@ -241,7 +242,7 @@ def test_the_description_of_an_array_is_the_one_zarr_writes(tmp_path: Path) -> N
 
 def test_a_shard_that_zarr_wrote_reads_back(tmp_path: Path) -> None:
     """Our reader follows the index, whatever the order of the chunks, and the checksum is CRC-32C."""
-    array = ShardedArray(tmp_path / "a", (40, 60), np.dtype(np.uint8), (8, 8), (32, 32), "yx")
+    array = ShardedArray(LocalPath(tmp_path / "a"), (40, 60), np.dtype(np.uint8), (8, 8), (32, 32), "yx")
     theirs = zarr.create_array(
         array.path, shape=array.shape, dtype="uint8", chunks=(8, 8), shards=(32, 32),
         compressors=zarr.codecs.ZstdCodec(level=1), fill_value=0,
@@ -250,7 +251,6 @@ def test_a_shard_that_zarr_wrote_reads_back(tmp_path: Path) -> None:
     expected[:9, :20] = 0
     theirs[...] = expected
     np.testing.assert_array_equal(array.read(Box((3, 5), (39, 58))), expected[3:39, 5:58])
-    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
 
 
 def test_empty_chunks_and_shards_take_no_space(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_a_corrupt_shard_is_one_line_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels/classes/0/c/0/0 is corrupt.*checksum"):
         result.labels[0].read(Box((0, 0), (10, 10)))
     shard.write_bytes(content[:10])
-    with pytest.raises(InputError, match=r"labels/classes/0/c/0/0 is corrupt"):
+    with pytest.raises(InputError, match=r"labels/classes/0/c/0/0 is truncated"):
         result.labels[0].read(Box((0, 0), (10, 10)))
     assert result.probabilities[0].read(Box((0, 0, 0), (1, 10, 10))).shape == (1, 10, 10)
 

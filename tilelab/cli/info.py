@@ -64,7 +64,7 @@ def examine(path: str) -> dict[str, Any]:
     """
     from tilelab.engines.registry import bundled_models
     from tilelab.io.images.open import describe
-    from tilelab.io.storage.place import remote_place
+    from tilelab.io.storage.place import as_place, remote_place
 
     if (place := remote_place(path)) is not None:
         try:
@@ -81,7 +81,7 @@ def examine(path: str) -> dict[str, Any]:
         return {"path": path, "kind": "architecture", **examine_architecture(path)}
     if here.is_dir() and (here / "zarr.json").is_file():
         try:
-            return {"path": path, "kind": "result", **examine_result(here)}
+            return {"path": path, "kind": "result", **examine_result(as_place(path))}
         except InputError:
             pass  # a Zarr that tilelab did not write: an image like others
     return {"path": clean_uri(path), "kind": "image", **describe(path)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,9 +33,8 @@ def examine_result(path: Place) -> dict[str, Any]:
 
 def _disk_bytes(path: Place) -> dict[str, int]:
     """What a local result takes; a store would have to be asked for every object."""
-    if not isinstance(path, Path):
-        return {}
-    return {"bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file())}
+    sizes = path.file_sizes()
+    return {} if sizes is None else {"bytes": sum(sizes)}
 
 
 def result_rows(result: dict[str, Any]) -> Rows:

@@ -19,6 +19,7 @@ from typing import Any
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
+from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.zarr.metadata import find_node
 from tilelab.io.zarr.sharded_array import output_error
 
@@ -59,7 +60,7 @@ def convert_image(
             or the disk is full or unwritable.
     """
     began = time.perf_counter()
-    path = Path(destination)
+    path = LocalPath(destination)
     to_tiff = path.suffix.lower() in _TIFF_SUFFIXES
     if not to_tiff and path.suffix.lower() != ".zarr":
         raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
@@ -110,7 +111,7 @@ def convert_image(
         }
 
 
-def _check_destination(source: Any, path: Path, to_tiff: bool, overwrite: bool) -> None:
+def _check_destination(source: Any, path: LocalPath, to_tiff: bool, overwrite: bool) -> None:
     """Refuse, before any work, what could not be replaced in the end."""
     if isinstance(source, str | os.PathLike):
         here, there = path.absolute(), Path(os.fspath(source)).absolute()
@@ -135,14 +136,14 @@ def _check_destination(source: Any, path: Path, to_tiff: bool, overwrite: bool) 
             )
 
 
-def _same(path: Path, other: Path) -> bool:
+def _same(path: LocalPath, other: Path) -> bool:
     with contextlib.suppress(OSError):
         return path.samefile(other)
     return False
 
 
 @contextlib.contextmanager
-def _workplace(path: Path) -> Iterator[Path]:
+def _workplace(path: LocalPath) -> Iterator[LocalPath]:
     """The folder beside `path` to write in, empty and ours alone; it is gone afterwards."""
     folder = path.with_name(path.name + ".converting")
     try:
@@ -178,7 +179,7 @@ def _take(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _move(whole: Path, path: Path, overwrite: bool) -> None:
+def _move(whole: Path, path: LocalPath, overwrite: bool) -> None:
     """Give what is whole its final name."""
     try:
         if whole.is_dir() and path.exists() and overwrite:

@@ -14,7 +14,7 @@ from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.geometry import Cuts
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Sink, partial_path
-from tilelab.io.storage.place import Place, remove_tree
+from tilelab.io.storage.place import Place
 from tilelab.machine.version import __version__
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import open_journal
@@ -56,8 +56,7 @@ def execute(
     plan = prepared.plan
     unfinished = partial_path(work)
     try:
-        if isinstance(unfinished, Path):
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         journal = open_journal(unfinished, prepared.fingerprint, {"extents": [c.extent for c in plan.units.cuts]})
     except OSError as error:
         raise OutputError(f"cannot write {unfinished}: {error.strerror or error}") from error
@@ -72,8 +71,8 @@ def execute(
             note(f"continuing {target}: {done / plan.tiles:.0%} was finished by an earlier run")
         progress.start(plan, done)
         stalls = (sweep or sweep_units)(prepared, plan, sink, journal, progress)
-        if options.restart and isinstance(work, Path):
-            remove_tree(work)
+        if options.restart and work.renames:
+            work.remove_tree()
         if os.name == "nt":  # an open file keeps its folder from being renamed
             journal.close()
         sink.finalize()
@@ -84,7 +83,7 @@ def execute(
         if not journal.positions:  # nothing was finished, so nothing is lost
             journal.close()
             with contextlib.suppress(OSError):
-                remove_tree(unfinished)
+                unfinished.remove_tree()
         raise
     finally:
         journal.close()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import read_spec
 from tilelab.errors import OutputError
-from tilelab.io.storage.place import Place
+from tilelab.io.storage.place import Address, Place
 from tilelab.machine.memory import resident_memory
 from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.options import Options, load
@@ -46,7 +46,7 @@ class Run:
 def infer(
     image: Any,
     model: str | Path | Engine,
-    out: str | Place | None = None,
+    out: Address | None = None,
     *,
     options: Options | None = None,
     overview: str | Path | None = None,

@@ -7,12 +7,9 @@ The result goes into a temporary folder, is compared pixel by pixel with what it
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +26,8 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.mask import open_mask
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.result import Result, read_result
-from tilelab.io.storage.place import Place
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.local_path import LocalPath
+from tilelab.io.storage.place import Address, Place
 from tilelab.kernels.reference import SIGMOID, SOFTMAX, finish
 from tilelab.run.infer import infer
 from tilelab.run.normalize import normalization_constants
@@ -131,7 +128,7 @@ class CopyingEngine(BaseEngine):
 def dry_run(
     image: Any,
     model: str | Path,
-    out: str | Place | None,
+    out: Address | None,
     options: Options,
     note: Callable[[str], None],
     speed: float | None = None,
@@ -177,7 +174,7 @@ def dry_run(
     tile = dict(zip(engine.spec.axes, engine.tile, strict=True))
     thinned = ThinnedImage(opened, least={axis: 2 * n for axis, n in tile.items()})
     with tempfile.TemporaryDirectory(prefix="tilelab-dry-run-") as folder:
-        small = Path(folder) / "rehearsal.ome.zarr"
+        small = LocalPath(folder) / "rehearsal.ome.zarr"
         began = time.perf_counter()
         run = infer(thinned, stand_in, small, options=_for_rehearsal(options))
         seconds = time.perf_counter() - began
@@ -190,8 +187,8 @@ def dry_run(
         checked.append(f"{tiles['inferred'] + tiles['skipped']} tiles were cut, blended and written in {seconds:.1f} s")
         pixels = _compare(thinned, read_result(small), stand_in, options)
         checked.append(f"all {pixels} pixels written are those that the copying engine must give")
-        if isinstance(target, Path) and small != target and work_path(target) != target:
-            checked.append(_rehearse_conversion(small, Path(folder) / f"rehearsal{''.join(target.suffixes[-2:])}"))
+        if work_path(target) != target:
+            checked.append(_rehearse_conversion(small, LocalPath(folder) / f"rehearsal{''.join(target.suffixes[-2:])}"))
     opened.close()
     workers = max(1, options.workers or 1)
     rate = thinned.bytes / max(1e-9, thinned.seconds)
@@ -240,20 +237,12 @@ def _check_target(target: Place, plan: Plan, restart: bool) -> str:
     """
     if present(target) and not restart:
         return f"{target} exists: the run would only go on if it is a result of the very same job"
-    if isinstance(target, RemotePath):
-        probe = target / ".tilelab" / f"probe-{uuid.uuid4().hex}"
-        try:
-            probe.write_bytes(b"may I?")
-            probe.unlink()
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror}") from None
+    try:
+        free = target.free_bytes()
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+    if free is None:
         return f"{target} can be written"
-    parent = target.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write {target}: {parent} is no folder that may be written")
-    free = shutil.disk_usage(parent).free
     if free < plan.bytes_written:
         return (
             f"{target} can be written, but {format_bytes(free)} are free there and up to "
@@ -296,7 +285,7 @@ def _compare(image: ThinnedImage, result: Result, engine: CopyingEngine, options
     return math.prod(volume.shape)
 
 
-def _rehearse_conversion(small: Path, file: Path) -> str:
+def _rehearse_conversion(small: Place, file: Place) -> str:
     from tilelab.run.target import convert_result
 
     convert_result(small, file)

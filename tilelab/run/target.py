@@ -7,8 +7,9 @@ from typing import Any
 
 from tilelab.errors import InputError, OutputError
 from tilelab.io.results.sink import partial_path
+from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
-from tilelab.io.storage.place import Place, remote_place, remove_tree
+from tilelab.io.storage.place import Address, Place, remote_place
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, differences
 from tilelab.run.journal.local import Journal
@@ -17,7 +18,7 @@ from tilelab.run.journal.open import held
 SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".precomputed")
 
 
-def output_path(image: Any, out: str | Place | None) -> Place:
+def output_path(image: Any, out: Address | None) -> Place:
     """Where the result goes: `out`, or a name made from the image's, in the current folder.
 
     Raises:
@@ -25,7 +26,7 @@ def output_path(image: Any, out: str | Place | None) -> Place:
     """
     source: Place | None = None
     if isinstance(image, str | Path | RemotePath):
-        source = remote_place(image) or Path(split_member(str(image))[0])
+        source = remote_place(image) or LocalPath(split_member(str(image))[0])
     if out is None:
         if source is None:
             raise OutputError("an array has no name to derive the output's from: give one")
@@ -33,13 +34,13 @@ def output_path(image: Any, out: str | Place | None) -> Place:
         for suffix in (".ome.zarr", ".zarr", ".ome.tiff", ".ome.tif"):
             stem = stem.removesuffix(suffix)
         stem = stem.rpartition(".")[0] or stem
-        target = Path(f"{stem}.ome.zarr")
+        target: Place = LocalPath(f"{stem}.ome.zarr")
         if source.resolve() == target.resolve():
-            target = Path(f"{stem}.labels.ome.zarr")
+            target = LocalPath(f"{stem}.labels.ome.zarr")
         return target
     if (remote := remote_place(out)) is not None:
         return _check_remote(remote, source)
-    target = Path(str(out)).expanduser()
+    target = LocalPath(str(out)).expanduser()
     if not target.name.endswith(SUFFIXES):
         raise OutputError(f"{target} is of an unknown format: name it .ome.zarr, .ome.tif, .png or .precomputed")
     if source is not None and source.resolve() == target.resolve():
@@ -47,25 +48,21 @@ def output_path(image: Any, out: str | Place | None) -> Place:
     return target
 
 
-def _check_remote(target: RemotePath, source: Place | None) -> RemotePath:
+def _check_remote(target: Place, source: Place | None) -> Place:
     if not target.writable:
         raise OutputError(f"{target} cannot be written, web servers are read only: choose s3://, gs:// or a local path")
     if not target.name.endswith(".zarr"):
         raise OutputError(
             f"{target}: results in remote stores are OME-Zarr; write NAME.ome.zarr there and convert it afterwards"
         )
-    if isinstance(source, RemotePath) and (source == target or source in target.parents or target in source.parents):
+    if source is not None and (source == target or source in target.parents or target in source.parents):
         raise OutputError(f"{target} is the input, or holds it, or lies inside: choose another output")
     return target
 
 
 def work_path(target: Place) -> Place:
     """Where the OME-Zarr result is made: `target` itself, or a hidden folder beside a file."""
-    return (
-        target
-        if isinstance(target, RemotePath) or target.name.endswith(".zarr")
-        else target.with_name(f".{target.name}.work")
-    )
+    return target if not target.renames or target.name.endswith(".zarr") else target.with_name(f".{target.name}.work")
 
 
 def present(path: Place) -> bool:
@@ -74,7 +71,7 @@ def present(path: Place) -> bool:
     Raises:
         OutputError: a store does not say.
     """
-    if not isinstance(path, RemotePath):
+    if path.renames:
         return path.exists()
     try:
         return (path / "zarr.json").is_file()
@@ -105,19 +102,19 @@ def finished(target: Place, work: Place, fingerprint: Fingerprint, restart: bool
             raise OutputError(f"{path} exists and {why}: choose another output with -o, or replace it with --restart")
         if known is None and path.is_dir():
             raise OutputError(f"{path} was not made by tilelab and is not removed: choose another output with -o")
-    if isinstance(work, RemotePath):
+    if not work.renames:
         _clear_remote(work, restart)
     elif restart:
         unfinished = partial_path(work)
         if (unfinished / FOLDER).is_dir():
             with held(unfinished):
-                remove_tree(unfinished)
+                unfinished.remove_tree()
         if work != target and work.exists():
-            remove_tree(work)
+            work.remove_tree()
     return False
 
 
-def _clear_remote(result: RemotePath, restart: bool) -> None:
+def _clear_remote(result: Place, restart: bool) -> None:
     """Make room for a remote result: with `restart`, what is there goes before the work begins, not after it."""
     try:
         begun, known = (result / FOLDER).is_dir(), present(result)
@@ -133,27 +130,25 @@ def _clear_remote(result: RemotePath, restart: bool) -> None:
 
 def convert_result(work: Place, target: Place) -> None:
     """The finished OME-Zarr `work` as the file or volume that was asked for."""
-    assert isinstance(work, Path)  # noqa: S101 - remote results are OME-Zarr
-    assert isinstance(target, Path)  # noqa: S101
     if target.suffix == ".png":
         from tilelab.io.results.png import write_png
 
-        write_png(work, target)
+        write_png(work, str(target))
     elif target.suffix == ".precomputed":
         from tilelab.io.results.precomputed import write_precomputed
 
-        write_precomputed(work, target)
+        write_precomputed(work, str(target))
     else:
         from tilelab.io.results.tiff import write_tiff
 
-        write_tiff(work, target)
-    remove_tree(work)
+        write_tiff(work, str(target))
+    work.remove_tree()
 
 
 def begun_fingerprint(target: Place, work: Place) -> Fingerprint | None:
     """The fingerprint of what an earlier run left, finished or not."""
     for path in (target, work, partial_path(work)):
-        if (isinstance(path, RemotePath) or path.exists()) and (known := _known_fingerprint(path)) is not None:
+        if (known := _known_fingerprint(path)) is not None:
             return known
     return None
 
@@ -161,14 +156,14 @@ def begun_fingerprint(target: Place, work: Place) -> Fingerprint | None:
 def _known_fingerprint(path: Place) -> Fingerprint | None:
     """The fingerprint in a finished result; None for anything else."""
     try:
-        if isinstance(path, RemotePath):
+        if not path.renames:
             from tilelab.io.results.result import UNFINISHED, read_info
 
             metadata = read_info(path, "zarr.json" if present(path) else UNFINISHED).metadata
         elif path.suffix == ".precomputed":
             from tilelab.io.results.precomputed import read_precomputed_metadata
 
-            metadata = read_precomputed_metadata(path)
+            metadata = read_precomputed_metadata(str(path))
         elif path.is_dir():
             from tilelab.io.results.result import read_info
 
@@ -176,11 +171,11 @@ def _known_fingerprint(path: Place) -> Fingerprint | None:
         elif path.suffix == ".png":
             from tilelab.io.results.png import read_png_metadata
 
-            metadata = read_png_metadata(path)
+            metadata = read_png_metadata(str(path))
         else:
             from tilelab.io.results.tiff import read_tiff_metadata
 
-            metadata = read_tiff_metadata(path)
+            metadata = read_tiff_metadata(str(path))
     except InputError:
         return None
     fingerprint: Fingerprint | None = metadata.get("fingerprint")

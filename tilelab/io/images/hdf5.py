@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.decode import LARGE_BYTES
-from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
+from tilelab.io.storage.files import hash_file, read_region
+from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.member import split_member
 from tilelab.text import size_text
 
@@ -50,7 +52,7 @@ class Hdf5Source(Source):
         except Exception as error:
             raise InputError(f"{file} is no readable HDF5 file: {one_line(error)}") from error
         self._lock = threading.Lock()
-        self._file: ReadOnlyFile | None = None
+        self._file: LocalFile | None = None
         try:
             dataset = _find_dataset(h5py, self._h5, file, member)
             self.uri = f"{file}::{dataset.name}"
@@ -73,7 +75,8 @@ class Hdf5Source(Source):
         return np.asarray(pixels).astype(self.dtype, copy=False)
 
     def fingerprint(self) -> dict[str, str]:
-        return hash_file(self._path) | {"dataset": self.uri.rpartition("::")[2]}
+        with closing(LocalFile(self._path)) as file:
+            return hash_file(file) | {"dataset": self.uri.rpartition("::")[2]}
 
     def close(self) -> None:
         if self._file is not None:
@@ -99,7 +102,7 @@ class Hdf5Source(Source):
         self._dataset = dataset
         offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
         if offset is not None and not dataset.is_virtual and stored.kind != "b":
-            self._file, self._offset, self._stored = ReadOnlyFile(dataset.file.filename), int(offset), stored
+            self._file, self._offset, self._stored = LocalFile(dataset.file.filename), int(offset), stored
         elif dataset.chunks is not None:
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
             access.set_chunk_cache(_SLOTS, max(LARGE_BYTES, 2 * nbytes), 1.0)  # whole chunks go first

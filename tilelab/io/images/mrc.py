@@ -14,7 +14,8 @@ from tilelab.geometry import Box
 from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.source import Source, check_level
 from tilelab.io.images.units import length_nm
-from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
+from tilelab.io.storage.files import hash_file, read_region
+from tilelab.io.storage.local_file import LocalFile
 
 _HEADER = 1024
 _MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
@@ -41,7 +42,7 @@ class MrcSource(Source):
         mrcfile = require("mrcfile", "MRC")
         check_level(path, level, 1)
         self.uri = path
-        self._file = ReadOnlyFile(path)
+        self._file = LocalFile(path)
         try:
             if self._file.size < _HEADER:
                 raise InputError(f"{path} is truncated: an MRC header has {_HEADER} bytes, the file {self._file.size}")
@@ -56,7 +57,7 @@ class MrcSource(Source):
         return out.astype(self.dtype, copy=False)
 
     def fingerprint(self) -> dict[str, str]:
-        return hash_file(self.uri)
+        return hash_file(self._file)
 
     def close(self) -> None:
         self._file.close()

@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tilelab.io.images.source import check_level
 from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.files import hash_stats
+from tilelab.io.storage.local_path import LocalPath
 
 _ATTRIBUTES = "attributes.json"
 _MOST_STATS = 1024
@@ -41,7 +41,7 @@ class N5Source(StoredVolume):
 
     def __init__(self, path: str, level: int = 0) -> None:
         self.uri = path
-        datasets, group = _find_image(Path(path))
+        datasets, group = _find_image(LocalPath(path))
         check_level(path, level, len(datasets))
         documents = [read_json(dataset / _ATTRIBUTES) for dataset in datasets]
         shapes = [_dimensions(dataset, document) for dataset, document in zip(datasets, documents, strict=True)]
@@ -68,7 +68,7 @@ class N5Source(StoredVolume):
         return {"metadata_sha256": metadata, "blocks_sha256": hash_stats(files)}
 
 
-def _find_image(path: Path) -> tuple[list[Path], Path | None]:
+def _find_image(path: LocalPath) -> tuple[list[LocalPath], LocalPath | None]:
     """The datasets of all levels of the image that `path` is or holds, and the group that they are in."""
     if _is_dataset(path):
         parent = path.parent
@@ -86,22 +86,22 @@ def _find_image(path: Path) -> tuple[list[Path], Path | None]:
     return (_levels(found[0]), found[0]) if not _is_dataset(found[0]) else ([found[0]], None)
 
 
-def _is_dataset(path: Path) -> bool:
+def _is_dataset(path: LocalPath) -> bool:
     attributes = path / _ATTRIBUTES
     return attributes.is_file() and "dimensions" in read_json(attributes)
 
 
-def _levels(group: Path) -> list[Path]:
+def _levels(group: LocalPath) -> list[LocalPath]:
     """The datasets ``s0``, ``s1``, ... of a multiscale group."""
-    found: list[Path] = []
+    found: list[LocalPath] = []
     while _is_dataset(group / f"s{len(found)}"):
         found.append(group / f"s{len(found)}")
     return found
 
 
-def _images(folder: Path, depth: int = _DEPTH) -> list[Path]:
+def _images(folder: LocalPath, depth: int = _DEPTH) -> list[LocalPath]:
     """Datasets and multiscale groups below `folder`, the first few."""
-    found: list[Path] = []
+    found: list[LocalPath] = []
     if depth:
         for child in _folders(folder):
             if _is_dataset(child) or _levels(child):
@@ -113,12 +113,12 @@ def _images(folder: Path, depth: int = _DEPTH) -> list[Path]:
     return found
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def _folders(folder: LocalPath) -> Iterator[LocalPath]:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     return (folder / name for name in names)
 
 
-def _dimensions(dataset: Path, document: Mapping[str, Any]) -> tuple[int, ...]:
+def _dimensions(dataset: LocalPath, document: Mapping[str, Any]) -> tuple[int, ...]:
     dimensions = document.get("dimensions")
     if not isinstance(dimensions, list) or not all(isinstance(n, int) and n >= 0 for n in dimensions):
         raise InputError(f"{dataset / _ATTRIBUTES} is damaged: dimensions are {dimensions!r}")

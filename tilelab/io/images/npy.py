@@ -9,7 +9,8 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes
 from tilelab.io.images.source import Source, check_level
-from tilelab.io.storage.files import ReadOnlyFile, hash_file, read_region
+from tilelab.io.storage.files import hash_file, read_region
+from tilelab.io.storage.local_file import LocalFile
 
 
 class NpySource(Source):
@@ -24,7 +25,7 @@ class NpySource(Source):
     def __init__(self, path: str, level: int = 0) -> None:
         check_level(path, level, 1)
         self.uri = path
-        self._file = ReadOnlyFile(path)
+        self._file = LocalFile(path)
         try:
             header = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
         except Exception as error:  # the header is Python source: its parser has exceptions of its own
@@ -51,7 +52,7 @@ class NpySource(Source):
         return out.astype(self.dtype, copy=False)
 
     def fingerprint(self) -> dict[str, str]:
-        return hash_file(self.uri)
+        return hash_file(self._file)
 
     def close(self) -> None:
         self._file.close()

@@ -24,7 +24,8 @@ from tilelab.io.images.region import Region, crop
 from tilelab.io.images.source import Source
 from tilelab.io.images.view import AsLabels, SourceImage
 from tilelab.io.images.volume_formats import find_file_reader, find_folder_reader
-from tilelab.io.storage.files import ReadOnlyFile
+from tilelab.io.storage.local_file import LocalFile
+from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import remote_place
 from tilelab.io.storage.remote_access import clean_uri
@@ -240,9 +241,9 @@ def _find_reader(path: str) -> Callable[[str, int], Source] | None:
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir() raises for what can be no path
         from tilelab.io.images.zarr import ZarrSource, is_zarr
 
-        return ZarrSource if is_zarr(Path(path)) else find_folder_reader(Path(path))
+        return ZarrSource if is_zarr(LocalPath(path)) else find_folder_reader(Path(path))
     name, member = split_member(path)
-    file = ReadOnlyFile(name)
+    file = LocalFile(name)
     try:
         if file.size == 0:
             raise InputError(f"{name} is empty (0 bytes)")

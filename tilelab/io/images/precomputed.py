@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tilelab.io.images.optional import read_json
 from tilelab.io.images.source import check_level
 from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.storage.files import hash_stats
+from tilelab.io.storage.local_path import LocalPath
 
 _MOST_STATS = 1024
 
@@ -32,7 +32,7 @@ class PrecomputedSource(StoredVolume):
 
     def __init__(self, path: str, level: int = 0) -> None:
         self.uri = path
-        folder = Path(path)
+        folder = LocalPath(path)
         info = read_json(folder / "info")
         if "scales" not in info:
             raise InputError(f"{path} is no volume but {info.get('@type', 'of an unknown type')}: it has no scales")
@@ -67,10 +67,10 @@ class PrecomputedSource(StoredVolume):
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the metadata, and of size and modification time of up to 1024 files spread over the scale."""
-        metadata = hashlib.sha256((Path(self.uri) / "info").read_bytes()).hexdigest()
+        metadata = hashlib.sha256((LocalPath(self.uri) / "info").read_bytes()).hexdigest()
         return {"metadata_sha256": metadata, "chunks_sha256": hash_stats(self._files())}
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[LocalPath]:
         if self._sharded:
             found = sorted(self._scale.glob("*.shard"))
             return found[:: max(1, len(found) // _MOST_STATS)]

@@ -21,7 +21,8 @@ from tilelab.geometry import Box
 from tilelab.io.images.source import Source, check_level
 from tilelab.io.images.units import resolution_nm
 from tilelab.io.storage.decode import LARGE_BYTES, DecodedPieces
-from tilelab.io.storage.files import ReadOnlyFile, hash_file
+from tilelab.io.storage.files import hash_file
+from tilelab.io.storage.local_file import LocalFile
 from tilelab.text import format_bytes
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -54,7 +55,7 @@ class RasterSource(Source):
     def __init__(self, path: str, level: int = 0) -> None:
         check_level(path, level, 1)
         self.uri = path
-        self._file = ReadOnlyFile(path)
+        self._file = LocalFile(path)
         self._png = self._file.read(0, min(8, self._file.size)) == PNG_MAGIC
         self.format = "PNG" if self._png else "JPEG"
         try:
@@ -91,7 +92,7 @@ class RasterSource(Source):
             self._bytes = math.prod(self.shape)
 
     def fingerprint(self) -> dict[str, str]:
-        return hash_file(self.uri)
+        return hash_file(self._file)
 
     def close(self) -> None:
         self._kept.clear()
@@ -113,7 +114,7 @@ class RasterSource(Source):
         return plane
 
 
-def _png_header(file: ReadOnlyFile) -> _Header:
+def _png_header(file: LocalFile) -> _Header:
     """Walk the chunks before the pixels."""
     width, height, depth, color = struct.unpack(">II2B", file.read(16, 10))
     if file.read(12, 4) != b"IHDR" or color not in _PNG_SAMPLES or not (width and height):
@@ -161,7 +162,7 @@ def _png_indices(data: bytes) -> Array:
         return np.array(image, dtype=np.uint8)
 
 
-def _jpeg_header(file: ReadOnlyFile) -> _Header:
+def _jpeg_header(file: LocalFile) -> _Header:
     """Walk the segments before the first scan."""
     frame = None
     position = 2

@@ -20,6 +20,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.view import check_region, given_pixel_size
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
+from tilelab.io.storage.local_path import LocalPath
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
 _MOST_OPEN = 8
@@ -84,7 +85,7 @@ class SliceStack(Image):
     def fingerprint(self) -> dict[str, str]:
         names = hashlib.sha256("\n".join(Path(file).name for file in self.files).encode()).hexdigest()
         first = {f"first.{key}": value for key, value in self._slice(0).fingerprint().items()}
-        return {"names_sha256": names, "files_sha256": hash_stats(map(Path, self.files)), **first}
+        return {"names_sha256": names, "files_sha256": hash_stats(map(LocalPath, self.files)), **first}
 
     def close(self) -> None:
         with self._lock:

@@ -23,8 +23,7 @@ from tilelab.io.images.tiff_layout import Page, read_layout
 from tilelab.io.images.tiff_log import plain
 from tilelab.io.storage.decode import DecodedPieces, for_each
 from tilelab.io.storage.files import hash_file, read_region
-from tilelab.io.storage.remote_file import RemoteFile
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.place import Address
 
 _END_OF_JPEG = b"\xff\xd9"
 _TOGETHER = 16  # strips or tiles of a remote file that are asked for at once
@@ -47,9 +46,9 @@ class TiffSource(Source):
         InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
     """
 
-    def __init__(self, path: str | RemotePath, level: int = 0) -> None:
-        layout = read_layout(path, level)
-        self.uri = str(path)
+    def __init__(self, address: Address, level: int = 0) -> None:
+        layout = read_layout(address, level)
+        self.uri = layout.path
         self.format, self.axes, self.shape, self.dtype = layout.format, layout.axes, layout.shape, layout.dtype
         self.chunks, self.levels, self.scale_nm = layout.chunks, layout.levels, layout.scale_nm
         self.rgb, self.samples, self.lut = layout.rgb, layout.samples, layout.lut
@@ -57,7 +56,6 @@ class TiffSource(Source):
         if layout.palette:
             self.warnings += (f"{self.uri} has a colour palette: its colours are read as grey",)
         self._layout = layout
-        self._remote = isinstance(path, RemotePath)
         self._kept = DecodedPieces()
 
     def read(self, box: Box) -> Array:
@@ -75,7 +73,7 @@ class TiffSource(Source):
                 self._read_bare(page, int(page.offsets[0]), extent, target)
             else:
                 pieces.extend(self._touched(number, extent, target))
-        if self._remote:
+        if layout.place.waits:
             groups = [pieces[i : i + _TOGETHER] for i in range(0, len(pieces), _TOGETHER)]
             for_each(self._place_together, groups, requests=True)
         else:
@@ -87,11 +85,10 @@ class TiffSource(Source):
             self.lut, self.warnings = None, self._layout.warnings
 
     def fingerprint(self) -> dict[str, str]:
-        files = self._layout.files
-        places = [f.place if isinstance(f, RemoteFile) else f.path for _, f in sorted(files.items())]
-        if len(places) == 1:
-            return hash_file(places[0])
-        hashes = (hash_file(place) for place in places)
+        files = [file for _, file in sorted(self._layout.files.items())]
+        if len(files) == 1:
+            return hash_file(files[0])
+        hashes = map(hash_file, files)
         return {f"{i}.{name}": value for i, ends in enumerate(hashes) for name, value in ends.items()}
 
     def stored_bytes(self) -> int:
@@ -137,7 +134,6 @@ class TiffSource(Source):
     def _place_together(self, pieces: list[_Piece]) -> None:
         """Decode neighbouring strips or tiles of a remote file, read with as few requests as possible."""
         file = self._layout.pages[pieces[0].page].file
-        assert isinstance(file, RemoteFile)  # noqa: S101 - as all are
         ranges = []
         for piece in pieces:
             page = self._layout.pages[piece.page]

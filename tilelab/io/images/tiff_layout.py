@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -22,9 +22,9 @@ from tilelab.io.images.tiff_log import collect_notes, plain
 from tilelab.io.images.tiff_size import pixel_scale
 from tilelab.io.images.view import luma
 from tilelab.io.storage.decode import LARGE_BYTES
-from tilelab.io.storage.files import OpenFile, ReadOnlyFile
-from tilelab.io.storage.remote_file import RemoteFile
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.local_file import LocalFile
+from tilelab.io.storage.place import Address, Place, as_place
+from tilelab.io.storage.stored_file import StoredFile
 
 _JPEG = (6, 7, 34892, 33007)
 _RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE = 2, 6, 3, 0
@@ -47,7 +47,7 @@ class Page:
     """
 
     number: int
-    file: OpenFile
+    file: StoredFile
     offsets: Int64
     counts: Int64
     bare: bool
@@ -56,13 +56,14 @@ class Page:
 
 
 @dataclass
-class Layout:
+class TiffLayout:
     """One image of a TIFF file at one resolution level.
 
     A page has five axes, as tifffile normalises them: (planar sample, depth, row, column, interleaved sample).
 
     Attributes:
-        path: the file.
+        place: where the file is.
+        path: its name, for messages.
         format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, warnings, details: as in `Source`.
         palette: `lut` is the grey of a colour table.
         swap: the file's byte order is not the machine's.
@@ -76,6 +77,7 @@ class Layout:
         files: every file that holds pixels, by path.
     """
 
+    place: Place
     path: str
     format: str = ""
     axes: str = ""
@@ -98,7 +100,7 @@ class Layout:
     inner: tuple[int, ...] = ()
     pages: tuple[Page, ...] = ()
     stack_offset: int | None = None
-    files: dict[str, OpenFile] = field(default_factory=dict)
+    files: dict[str, StoredFile] = field(default_factory=dict)
 
     @property
     def page_bytes(self) -> int:
@@ -118,17 +120,17 @@ class Layout:
         return f"the piece at rows {y}:{min(y + height, rows)}, columns {x}:{min(x + width, columns)}"
 
 
-def read_layout(place: str | RemotePath, level: int) -> Layout:
+def read_layout(address: Address, level: int) -> TiffLayout:
     """The layout of the first image in a TIFF file.
 
     Raises:
         InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
     """
-    path = str(place)
-    layout = Layout(path)
+    path = str(address)
+    layout = TiffLayout(as_place(address), path)
     with collect_notes() as notes:
         try:
-            with _open_tiff(layout, place) as tiff:
+            with _open_tiff(layout) as tiff:
                 _fill(layout, tiff, level)
             if notes.damage:
                 raise InputError(f"{path} is a damaged TIFF file: {notes.damage[0]}")
@@ -147,22 +149,22 @@ def read_layout(place: str | RemotePath, level: int) -> Layout:
     return layout
 
 
-def _open_tiff(layout: Layout, place: str | RemotePath) -> tifffile.TiffFile:
+def _open_tiff(layout: TiffLayout) -> tifffile.TiffFile:
     """The file in tifffile's hands; a remote one is in `layout` already, and has no companions."""
-    if not isinstance(place, RemotePath):
-        return tifffile.TiffFile(place)
-    file = layout.files[layout.path] = RemoteFile(place)
+    if not layout.place.waits:
+        return tifffile.TiffFile(layout.path)
+    file = layout.files[layout.path] = layout.place.open_file()
     if file.size == 0:
         raise InputError(f"{layout.path} is empty (0 bytes)")
-    return tifffile.TiffFile(cast("Any", file.stream()), name=layout.path, _multifile=False)
+    return tifffile.TiffFile(file.stream(), name=layout.path, _multifile=False)
 
 
-def _close(layout: Layout) -> None:
+def _close(layout: TiffLayout) -> None:
     for file in layout.files.values():
         file.close()
 
 
-def _fill(layout: Layout, tiff: tifffile.TiffFile, level: int) -> None:
+def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     """Take everything from tifffile."""
     images = list(tiff.series)
     if not images:
@@ -203,7 +205,7 @@ def _significant(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...
     return "".join(a for a, _ in pairs), tuple(n for _, n in pairs)
 
 
-def _set_geometry(layout: Layout, page: tifffile.TiffPage) -> None:
+def _set_geometry(layout: TiffLayout, page: tifffile.TiffPage) -> None:
     """Shapes of page, tile or strip, and which axes lie within a page."""
     layout.page_shape = tuple(int(n) for n in page.shaped)
     if page.is_tiled:
@@ -223,7 +225,7 @@ def _set_geometry(layout: Layout, page: tifffile.TiffPage) -> None:
     layout.inner = tuple(_LETTER_AXIS.get(letter, sample) for letter in inner_axes)
 
 
-def _set_colours(layout: Layout, page: tifffile.TiffPage) -> None:
+def _set_colours(layout: TiffLayout, page: tifffile.TiffPage) -> None:
     """What the samples of a pixel mean."""
     photometric = int(page.photometric)
     if photometric in _NO_RGB:
@@ -248,7 +250,7 @@ def _set_colours(layout: Layout, page: tifffile.TiffPage) -> None:
         layout.warnings += (f"{layout.path} says that its smallest value is white: its values are read as they are",)
 
 
-def _set_pages(layout: Layout, series: tifffile.TiffPageSeries) -> None:
+def _set_pages(layout: TiffLayout, series: tifffile.TiffPageSeries) -> None:
     """Where the pixels of every page are; refuses what ends beyond its file."""
     if getattr(series, "transform", None) is not None:
         raise InputError(f"{layout.path} is of a kind of TIFF that is not supported: save it as a plain TIFF")
@@ -275,14 +277,12 @@ def _set_pages(layout: Layout, series: tifffile.TiffPageSeries) -> None:
         layout.warnings += (whole_piece_warning(layout.path, layout.piece_bytes),)
 
 
-def _locate(layout: Layout, page: tifffile.TiffPage | tifffile.TiffFrame) -> Page:
+def _locate(layout: TiffLayout, page: tifffile.TiffPage | tifffile.TiffFrame) -> Page:
     """Where the pixels of `page` are."""
-    file = layout.files.get(layout.path)
-    if not isinstance(file, RemoteFile):
-        path = str(page.parent.filehandle.path)
-        if path not in layout.files:
-            layout.files[path] = ReadOnlyFile(path)
-        file = layout.files[path]
+    path = layout.path if layout.place.waits else str(page.parent.filehandle.path)
+    if path not in layout.files:
+        layout.files[path] = LocalFile(path)
+    file = layout.files[path]
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
     number, needed, found = int(page.index) + 1, math.prod(layout.grid), min(len(offsets), len(counts))
     ends = offsets[:found] + counts[:found]

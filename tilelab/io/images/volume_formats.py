@@ -11,7 +11,7 @@ from pathlib import Path
 from tilelab.errors import InputError
 from tilelab.io.images.optional import is_precomputed
 from tilelab.io.images.source import Source
-from tilelab.io.storage.files import ReadOnlyFile
+from tilelab.io.storage.local_file import LocalFile
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512, 1024, 2048)
@@ -20,7 +20,7 @@ _MRC_STAMP = 208
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 
 
-def find_file_reader(path: str, file: ReadOnlyFile) -> Callable[[str, int], Source] | None:
+def find_file_reader(path: str, file: LocalFile) -> Callable[[str, int], Source] | None:
     """The reader for an opened file, not empty, by its first bytes; None for one that is neither HDF5 nor MRC.
 
     Raises:

@@ -19,11 +19,9 @@ from tilelab.io.images.ngff import Multiscale, find_multiscale, ome_attributes
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
-from tilelab.io.storage.place import Place, as_place
-from tilelab.io.storage.remote_path import RemotePath
-from tilelab.io.zarr.chunks import ChunkReader, ForeignReader
+from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
-from tilelab.io.zarr.remote_chunks import RemoteChunkReader
+from tilelab.io.zarr.remote_chunks import open_reader
 
 _MOST_STATS = 1024
 _MOST_REMOTE_STATS = 64
@@ -33,15 +31,15 @@ _SAMPLED_SIZES = 16
 class ZarrSource(Source):
     """A Zarr array, or one level of an OME-Zarr image or label.
 
-    `path` may be an array, an image group, a label group, a level inside one, or a group with a single image.
+    `address` may name an array, an image group, a label group, a level inside one, or a group with a single image.
 
     Raises:
         InputError: there is no such thing, or its metadata are damaged.
     """
 
-    def __init__(self, path: str | RemotePath, level: int = 0) -> None:
-        place = as_place(path)
-        path = self.uri = str(path)
+    def __init__(self, address: Address, level: int = 0) -> None:
+        place = as_place(address)
+        path = self.uri = str(address)
         node, image, group = _find_image(place)
         self._group = group
         documents = []
@@ -72,12 +70,7 @@ class ZarrSource(Source):
         self.shape, self.dtype, self.chunks = node.shape, node.dtype, node.chunk
         self._node = node
         self._documents = [*documents, node.document]
-        self._reader: ChunkReader | ForeignReader
-        if node.codec is None:
-            self._reader = ForeignReader(node)
-        else:
-            kind = RemoteChunkReader if isinstance(node.path, RemotePath) else ChunkReader
-            self._reader = kind(node, node.codec)
+        self._reader = open_reader(node)
         nbytes = math.prod(self.chunks) * self.dtype.itemsize
         if nbytes > LARGE_BYTES:
             self.warnings += (whole_piece_warning(path, nbytes),)
@@ -95,7 +88,7 @@ class ZarrSource(Source):
         metadata = hashlib.sha256(b"\n".join(self._documents)).hexdigest()
         grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
         count = math.prod(grid)
-        asked = min(count, _MOST_REMOTE_STATS if isinstance(self._node.path, RemotePath) else _MOST_STATS)
+        asked = min(count, _MOST_REMOTE_STATS if self._node.path.waits else _MOST_STATS)
         chosen = sorted({i * count // asked for i in range(asked)})
         files = (self._node.file(tuple(int(v) for v in np.unravel_index(i, grid))) for i in chosen)
         return {"metadata_sha256": metadata, "chunks_sha256": hash_stats(files)}
@@ -113,13 +106,9 @@ class ZarrSource(Source):
 
         def ask(i: int) -> None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                place = places[i]
-                if isinstance(place, RemotePath):
-                    sizes[i] = place.store.stat(place.key).size
-                else:
-                    sizes[i] = place.stat().st_size
+                sizes[i] = places[i].version().size
 
-        for_each(ask, range(asked), threads=False, requests=isinstance(self._node.path, RemotePath))
+        for_each(ask, range(asked), threads=False, requests=self._node.path.waits)
         return sum(sizes) * count // max(1, asked)
 
     def close(self) -> None:
@@ -173,7 +162,7 @@ def _level_array(group: GroupNode, image: Multiscale, level: int) -> ArrayNode:
 def _no_image(path: Place, node: GroupNode | None) -> InputError:
     """Why `path` cannot be opened, and what could be instead."""
     if node is None:
-        if not path.is_dir() and not (isinstance(path, RemotePath) and not path.store.lists):
+        if path.lists and not path.is_dir():
             return InputError(f"{path} does not exist")
         return InputError(f"{path} is no Zarr: it has no zarr.json, .zarray or .zgroup")
     labels = ome_attributes(node).get("labels")

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.storage.decode import usable_cpus
+from tilelab.io.storage.place import Place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Cascade, make_level
@@ -35,7 +35,7 @@ _MEMORY_BYTES = 256 * 2**20
 _READ_BYTES = 64 * 2**20
 
 
-def write_pyramid(image: Image, root: Path, name: str, progress: Progress | None = None) -> tuple[ShardedArray, ...]:
+def write_pyramid(image: Image, root: Place, name: str, progress: Progress | None = None) -> tuple[ShardedArray, ...]:
     """Write `image` as OME-Zarr 0.5 into the new folder `root`; returns the arrays of its levels, finest first.
 
     Sharded, zstd, uint8, uint16 or float32 as the image is; levels are 2 x 2 means, rounded half up.
@@ -66,7 +66,7 @@ def write_pyramid(image: Image, root: Path, name: str, progress: Progress | None
     for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
         make_level(finer, coarser, layout, halve, scratch)
     _write_metadata(image, layout, arrays, root, name, scratch)
-    scratch.rmdir()
+    scratch.remove_tree()
     return arrays
 
 
@@ -86,7 +86,7 @@ def halve(block: Array, z_factor: int) -> Array:
     return ((total + count // 2) // count if whole else total / count).astype(block.dtype)
 
 
-def _array(image: Image, layout: Layout, root: Path, level: int) -> ShardedArray:
+def _array(image: Image, layout: Layout, root: Place, level: int) -> ShardedArray:
     spatial = 3 - ("z" not in image.axes)
     lead = image.shape[:1] if "c" in image.axes else ()
     one = (1,) * len(lead)
@@ -141,7 +141,7 @@ def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
 
 
 def _write_metadata(
-    image: Image, layout: Layout, arrays: tuple[ShardedArray, ...], root: Path, name: str, scratch: Path
+    image: Image, layout: Layout, arrays: tuple[ShardedArray, ...], root: Place, name: str, scratch: Place
 ) -> None:
     """The ``zarr.json`` of every level, then that of the image."""
     for array in arrays:

@@ -19,9 +19,7 @@ there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is comp
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -35,8 +33,7 @@ from tilelab.errors import OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, WHATS, ResultInfo, What, read_info
 from tilelab.io.results.sink import Finished, partial_path
-from tilelab.io.storage.place import Place, as_place
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.levels import Cascade, Halve, make_level
@@ -58,7 +55,7 @@ class OmeZarrSink:
         threads: that compress, per writer; the bytes do not depend on it.
     """
 
-    def __init__(self, path: str | Place, info: ResultInfo, threads: int = 1) -> None:
+    def __init__(self, path: Address, info: ResultInfo, threads: int = 1) -> None:
         self.path = as_place(path)
         self.partial = partial_path(path)
         self.info = info
@@ -67,7 +64,7 @@ class OmeZarrSink:
     @classmethod
     def create(
         cls,
-        path: str | Place,
+        path: Address,
         layout: Layout,
         *,
         classes: Sequence[ClassInfo],
@@ -127,7 +124,7 @@ class OmeZarrSink:
         return sink
 
     @classmethod
-    def begun(cls, path: str | Place) -> bool:
+    def begun(cls, path: Address) -> bool:
         """Whether there is an unfinished result of `path`.
 
         Raises:
@@ -140,7 +137,7 @@ class OmeZarrSink:
             raise output_error(unfinished, error) from error
 
     @classmethod
-    def open(cls, path: str | Place, threads: int = 1) -> OmeZarrSink:
+    def open(cls, path: Address, threads: int = 1) -> OmeZarrSink:
         """Take up the unfinished result of `path`, after a kill or in another process.
 
         Raises:
@@ -179,23 +176,24 @@ class OmeZarrSink:
             arrays = self.info.arrays(self.partial, what)
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
                 make_level(finer, coarser, layout, halve, self._scratch)
-        if isinstance(self.partial, RemotePath) or isinstance(self.path, RemotePath):
+        if not self.path.renames:
             try:
                 (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
             except OSError as error:
                 raise output_error(self.path, error) from None
             return {"path": str(self.path), "levels": layout.levels}
-        shutil.rmtree(self.partial / _SCRATCH, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a journal may be there
-            (self.partial / _SCRATCH).parent.rmdir()
-        files = [f.stat().st_size for f in self.partial.rglob("*") if f.is_file()]
+        self._scratch.remove_tree()
+        ours = self._scratch.parent
+        if ours.is_dir() and not any(ours.iterdir()):  # a journal may be there
+            ours.remove_tree()
+        sizes = self.partial.file_sizes() or []
         try:
             if self.path.exists():
                 raise OutputError(f"{self.path} exists: remove it, or choose another output")
             self.partial.rename(self.path)
         except OSError as error:
             raise output_error(self.path, error) from error
-        return {"path": str(self.path), "levels": layout.levels, "files": len(files), "bytes": sum(files)}
+        return {"path": str(self.path), "levels": layout.levels, "files": len(sizes), "bytes": sum(sizes)}
 
     @property
     def _scratch(self) -> Place:
@@ -243,7 +241,7 @@ class OmeZarrSink:
 
 def _description(unfinished: Place) -> str:
     """Where the root's ``zarr.json`` is under an unfinished result."""
-    return UNFINISHED if isinstance(unfinished, RemotePath) else "zarr.json"
+    return "zarr.json" if unfinished.renames else UNFINISHED
 
 
 class ZarrUnitWriter:

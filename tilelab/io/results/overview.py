@@ -19,7 +19,7 @@ from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.results.drawing import draw_scale_bar, frame, paint, visible_colors
 from tilelab.io.results.result import LevelImage, Result, read_result
-from tilelab.io.storage.place import Place
+from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
 
 _STRIP_BYTES = 2**23
@@ -29,7 +29,7 @@ _CONTRAST = (0.3, 99.7)
 """Percentiles of the image that become black and white."""
 
 
-def write_overview(image: Image, result: str | Place, out: str | Path, *, max_side: int = 1600) -> Path:
+def write_overview(image: Image, result: Address, out: str | Path, *, max_side: int = 1600) -> Path:
     """Draw a result over its image.
 
     Of a stack the middle slice is drawn.  All of that slice is read once: for an image that is itself a pyramid, hand

@@ -12,6 +12,7 @@ import msgspec
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.result import Result, parse_info, read_result
+from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
 
 _MOST = 20_000
@@ -23,7 +24,7 @@ _KEYWORD = b"tilelab\0\0\0\0\0"
 """Of the text that says what the result says of itself: not compressed, in no language."""
 
 
-def write_png(result: str | Path, out: str | Path) -> Path:
+def write_png(result: Address, out: str | Path) -> Path:
     """Write the labels of a plane as an 8-bit palette PNG, streamed row by row.
 
     Args:

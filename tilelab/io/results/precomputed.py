@@ -27,6 +27,7 @@ from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.precomputed_shards import Sharding, compress, encode_minishard_index
 from tilelab.io.results.result import ResultInfo, parse_info, read_info
+from tilelab.io.storage.place import Address, as_place
 from tilelab.io.zarr.layout import Extent
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
 
@@ -34,7 +35,7 @@ _DESCRIPTION = "tilelab.json"
 _PROPERTIES = "segment_properties"
 
 
-def write_precomputed(result: str | Path, out: str | Path) -> Path:
+def write_precomputed(result: Address, out: str | Path) -> Path:
     """Write the labels of a result as a precomputed volume.
 
     Args:
@@ -48,7 +49,7 @@ def write_precomputed(result: str | Path, out: str | Path) -> Path:
         InputError: `result` is not a result or is corrupt.
         OutputError: the result has no labels, `out` is something else, or the disk is full or unwritable.
     """
-    root, path = Path(result), Path(out)
+    root, path = as_place(result), Path(out)
     info = read_info(root)
     if not info.labels:
         raise OutputError(f"{root} has no labels, which is what a precomputed volume is made of")

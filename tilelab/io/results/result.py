@@ -15,8 +15,7 @@ from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
-from tilelab.io.storage.place import Place, as_place
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray
@@ -119,7 +118,7 @@ class Result:
     logits: LevelImage | None
 
 
-def read_result(path: str | Place) -> Result:
+def read_result(path: Address) -> Result:
     """Open a result; a local one may be unfinished (what it lacks reads as 0), a remote one must be finished.
 
     Raises:
@@ -140,17 +139,18 @@ def read_result(path: str | Place) -> Result:
     return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None)
 
 
-def read_info(root: Place, document: str = "zarr.json") -> ResultInfo:
-    """What the result at `root` says of itself, in its file `document`.
+def read_info(path: Address, document: str = "zarr.json") -> ResultInfo:
+    """What the result at `path` says of itself, in its file `document`.
 
     Raises:
         InputError: it does not exist or was not written by tilelab.
     """
+    root = as_place(path)
     try:
         attributes = json.loads((root / document).read_bytes())["attributes"]
         return msgspec.convert(attributes[ATTRIBUTE], ResultInfo)
     except FileNotFoundError as error:
-        if isinstance(root, RemotePath) and (root / UNFINISHED).is_file():
+        if (root / UNFINISHED).is_file():
             raise InputError(f"the result at {root} is not finished: run the command that began it again") from None
         raise InputError(
             f"no tilelab result at {root}: {'it has no zarr.json' if root.is_dir() else 'no such folder'}"

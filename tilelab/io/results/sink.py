@@ -6,14 +6,13 @@ from typing import Any, NamedTuple, Protocol
 
 from tilelab.arrays import Float32, UInt8
 from tilelab.geometry import Box
-from tilelab.io.storage.place import Place, as_place
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.place import Address, Place, as_place
 
 
-def partial_path(path: str | Place) -> Place:
+def partial_path(path: Address) -> Place:
     """Where the result `path` is while it is unfinished; stores cannot rename, so a remote one is in its place."""
-    path = as_place(path)
-    return path if isinstance(path, RemotePath) else path.with_name(path.name + ".partial")
+    final = as_place(path)
+    return final.with_name(final.name + ".partial") if final.renames else final
 
 
 class Finished(NamedTuple):

@@ -28,6 +28,7 @@ from tilelab.arrays import UInt8
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.result import ResultInfo, parse_info, read_info
+from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Halve
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
@@ -41,7 +42,7 @@ _NAMESPACE = "tilelab/result"
 _COMMENT = re.compile(rf'<CommentAnnotation [^>]*Namespace="{_NAMESPACE}"[^>]*>.*?<Value>(.*?)</Value>', re.DOTALL)
 
 
-def write_tiff(result: str | Path, out: str | Path, *, probabilities: bool = False, threads: int = 1) -> Path:
+def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False, threads: int = 1) -> Path:
     """Write the labels of a result, and its probabilities if wanted, as one pyramidal OME-TIFF.
 
     Args:
@@ -57,7 +58,7 @@ def write_tiff(result: str | Path, out: str | Path, *, probabilities: bool = Fal
         InputError: `result` is not a result or is corrupt.
         OutputError: the result has nothing to write, or the disk is full or unwritable.
     """
-    root, path = Path(result), Path(out)
+    root, path = as_place(result), Path(out)
     info = read_info(root)
     planes = _planes(info, root, probabilities)
     layout = info.layout
@@ -116,7 +117,7 @@ class _Plane:
     halve: Halve
 
 
-def _planes(info: ResultInfo, root: Path, probabilities: bool) -> list[_Plane]:
+def _planes(info: ResultInfo, root: Place, probabilities: bool) -> list[_Plane]:
     """The channels of the file, labels first."""
     labels, chances = info.arrays(root, "labels"), info.arrays(root, "probabilities")
     planes = [_Plane("classes", "#ffffff", labels, 0, halve_mode)] if labels else []

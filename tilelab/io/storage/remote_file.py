@@ -10,22 +10,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tilelab.errors import InputError
-from tilelab.io.storage.remote_path import RemotePath
-from tilelab.io.storage.remote_store import Stat
+from tilelab.io.storage.remote_store import RemoteStore, Stat
+from tilelab.io.storage.stored_file import Version, unreadable
 
 _BLOCK_BYTES = 128 * 2**10
 _BLOCKS = 64
 
 
 class RemoteFile:
-    """An object that any number of threads read at once, each at its own position; see `_files.ReadOnlyFile`.
+    """An object that any number of threads read at once, each at its own position; see `StoredFile`."""
 
-    path: for messages.
-    """
+    waits = True
 
-    def __init__(self, place: RemotePath) -> None:
-        self.place = place
-        self.path = str(place)
+    def __init__(self, store: RemoteStore, key: str, path: str) -> None:
+        """The object `key` of `store`, called `path` in messages; sends nothing."""
+        self.path = path
+        self._store = store
+        self._key = key
         self._stat: Stat | None = None
         self._ahead: dict[tuple[int, int], bytes] = {}
 
@@ -38,15 +39,19 @@ class RemoteFile:
         """
         if self._stat is None:
             try:
-                self._stat = self.place.store.stat(self.place.key)
+                self._stat = self._store.stat(self._key)
             except OSError as error:
-                raise unreadable_place(self.path, error) from None
+                raise unreadable(self.path, error) from None
         return self._stat
 
     @property
     def size(self) -> int:
         """Bytes; raises as `stat`."""
         return self.stat.size
+
+    def version(self) -> Version:
+        """Size, and the store's tag (or time where there is none); raises as `stat`."""
+        return self.stat.version
 
     def fetch_tail(self, count: int | None = None) -> None:
         """Read the last `count` bytes (all for None) and the size in one request, and keep them for one `read`.
@@ -56,11 +61,11 @@ class RemoteFile:
             InputError: it is unreadable.
         """
         try:
-            data, self._stat = self.place.store.get_tail(self.place.key, count)
+            data, self._stat = self._store.get_tail(self._key, count)
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise unreadable_place(self.path, error) from None
+            raise unreadable(self.path, error) from None
         self._ahead[self._stat.size - len(data), len(data)] = data
 
     def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -68,7 +73,7 @@ class RemoteFile:
         if not ranges:
             return
         try:
-            found = self.place.store.get_ranges(self.place.key, ranges)
+            found = self._store.get_ranges(self._key, ranges)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read at byte {ranges[0][0]}: {error.strerror}") from None
         self._ahead.update(zip(ranges, found, strict=True))
@@ -87,7 +92,7 @@ class RemoteFile:
         data = self._ahead.pop((offset, count), None)
         if data is None:
             try:
-                data = self.place.store.get_range(self.place.key, offset, count)
+                data = self._store.get_range(self._key, offset, count)
             except OSError as error:
                 raise InputError(f"{self.path} cannot be read at byte {offset}: {error.strerror}") from None
         if len(data) != count:
@@ -165,10 +170,3 @@ class _Stream(io.BufferedIOBase):
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(number)
             return block
-
-
-def unreadable_place(path: str, error: OSError) -> InputError:
-    """What `error` means for the one who wants to read `path`."""
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path} does not exist")
-    return InputError(f"{path} cannot be read: {error.strerror or error}")

@@ -1,30 +1,37 @@
-"""Buckets and web servers: `remote_store` sends the requests, a `RemotePath` is used like a `pathlib.Path`.
+"""Places in buckets and on web servers: `remote_store` sends the requests, a `RemotePath` is used like a local one.
 
-The rest of tilelab asks of a place only what local folders can do, too: join names, read and write whole files, list,
-and read at a position (`remote_file`).  Every request is tried several times; what fails in the end is an `OSError`,
+Every request is tried several times; what fails in the end is an `OSError`,
 whose ``strerror`` is one phrase for people.  Credentials never leave `remote_access`: a path prints without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tilelab.errors import InputError
 from tilelab.io.storage.remote_access import clean_uri
+from tilelab.io.storage.remote_file import RemoteFile
 from tilelab.io.storage.remote_store import RemoteStore, open_store
+from tilelab.io.storage.stored_file import Version
 
 SCHEMES = ("s3", "gs", "http", "https")
 
 
 class RemotePath:
-    """A folder or object in a store, used as a `pathlib.Path`; prints as an address without secrets.
+    """A folder or object in a store; a `Place`.  Prints as an address without secrets.
 
     key: its name in the store, with ``/`` between the parts.
     """
 
     __slots__ = ("_root", "_store", "key")
+
+    waits = True
+    renames = False
 
     def __init__(self, root: str, key: str) -> None:
         self._root = root
@@ -100,6 +107,11 @@ class RemotePath:
         """A sibling."""
         return self.parent / name
 
+    @property
+    def lists(self) -> bool:
+        """Whether a folder says what is in it; web servers do not."""
+        return self.store.lists
+
     def relative_to(self, other: RemotePath) -> PurePosixPath:
         """The way from `other` to here."""
         return PurePosixPath(self.key).relative_to(other.key)
@@ -139,6 +151,42 @@ class RemotePath:
     def unlink(self, *, missing_ok: bool = False) -> None:  # noqa: ARG002 - a store does not say
         """Remove the object."""
         self.store.delete([self.key])
+
+    def mkdir(self, **_: bool) -> None:
+        """Nothing: a store has no folders of its own."""
+
+    def rename(self, target: RemotePath) -> None:
+        """Stores cannot."""
+        raise OSError(errno.ENOTSUP, f"a store cannot rename anything to {target}")
+
+    def write_whole(self, pieces: Iterable[bytes], scratch: RemotePath) -> None:  # noqa: ARG002 - see `Place`
+        """Write the object: whole is how every object appears."""
+        self.write_bytes(b"".join(pieces))
+
+    def open_file(self) -> RemoteFile:
+        """The object, for reading at positions; it is not asked for yet."""
+        return RemoteFile(self.store, self.key, str(self))
+
+    def version(self) -> Version:
+        """What tells its content from another."""
+        return self.store.stat(self.key).version
+
+    def file_sizes(self) -> None:
+        """None: every object would have to be asked for."""
+
+    def free_bytes(self) -> None:
+        """None, after a try: stores have no limit, but not everyone may write."""
+        probe = self / ".tilelab" / f"probe-{uuid.uuid4().hex}"
+        probe.write_bytes(b"may I?")
+        probe.unlink()
+
+    def zarr_store(self) -> Any:
+        """A read-only store for zarr-python."""
+        return self.store.zarr_store(self.key)
+
+    def explain(self, error: Exception) -> str:
+        """What an exception that came through `zarr_store` means; a store's own text may hold secrets."""
+        return self.store.explain(error) if type(error).__module__.startswith("obstore") else str(error)
 
     def remove_tree(self) -> None:
         """Remove everything below, and the object of this name."""

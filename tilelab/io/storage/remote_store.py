@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tilelab.errors import TilelabError
 from tilelab.io.storage.remote_access import Access, clean_uri, open_access
 from tilelab.io.storage.remote_errors import RemoteError, Trouble, diagnose
+from tilelab.io.storage.stored_file import Version
 
 T = TypeVar("T")
 
@@ -33,6 +34,11 @@ class Stat:
     def of(cls, meta: Any) -> Stat:
         """From obstore's dictionary."""
         return cls(int(meta["size"]), str(meta["e_tag"] or ""), meta["last_modified"].timestamp())
+
+    @property
+    def version(self) -> Version:
+        """What changes with the content: the tag, or the time where there is none."""
+        return Version(self.size, "tag", self.tag or f"{self.modified:.0f}")
 
 
 class RemoteStore:

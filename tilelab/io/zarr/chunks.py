@@ -11,9 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
+import google_crc32c
 import imagecodecs
 import numpy as np
 
@@ -21,13 +22,12 @@ from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.storage.decode import DecodedPieces, for_each
-from tilelab.io.storage.files import OpenFile, ReadOnlyFile
-from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.stored_file import StoredFile
 from tilelab.io.zarr.metadata import ArrayNode, ChunkCodec
-from tilelab.io.zarr.sharded_array import crc32c
 
 _ABSENT = 2**64 - 1
 _INDEX_BYTES = 16 * 2**20
+_MOST_OPEN = 256  # files at a time, of the 1024 that a process may have by default
 _DECODE: dict[str, Callable[..., Any]] = {
     "zstd": imagecodecs.zstd_decode,
     "gzip": imagecodecs.gzip_decode,
@@ -41,7 +41,7 @@ class Piece:
     """A chunk, where its bytes are, and the region of it that is wanted."""
 
     chunk: tuple[int, ...]
-    file: OpenFile
+    file: StoredFile
     offset: int
     count: int
     wanted: Box
@@ -63,22 +63,23 @@ class ChunkReader:
         """Decode a region that lies inside; raises InputError where a file is unreadable or corrupt."""
         node = self._node
         out = self._blank(box)
-        pieces: list[Piece] = []
-        files: list[ReadOnlyFile] = []
-        try:
-            for cell in overlapping(box, node.grid):
-                path = node.file(cell)
-                assert not isinstance(path, RemotePath)  # noqa: S101 - see `RemoteChunkReader`
-                if not path.is_file():
-                    continue  # absent: the fill value
-                file = ReadOnlyFile(path)
-                files.append(file)
-                pieces.extend(self._shard_pieces(cell, file, box) if node.sharded else [self._piece(cell, file, box)])
-            compressed = self._codec.compressor is not None
-            for_each(lambda piece: self._place(piece, box, out), pieces, threads=compressed)
-        finally:
-            for file in files:
-                file.close()
+        cells = overlapping(box, node.grid)
+        while some := list(islice(cells, _MOST_OPEN)):
+            pieces: list[Piece] = []
+            files: list[StoredFile] = []
+            try:
+                for cell in some:
+                    path = node.file(cell)
+                    if not path.is_file():
+                        continue  # absent: the fill value
+                    file = path.open_file()
+                    files.append(file)
+                    pieces += self._shard_pieces(cell, file, box) if node.sharded else [self._piece(cell, file, box)]
+                compressed = self._codec.compressor is not None
+                for_each(lambda piece: self._put(piece, box, out), pieces, threads=compressed)
+            finally:
+                for file in files:
+                    file.close()
         return out
 
     def _blank(self, box: Box) -> Array:
@@ -89,11 +90,11 @@ class ChunkReader:
         """Forget what was kept."""
         self._kept.clear()
 
-    def _piece(self, cell: tuple[int, ...], file: OpenFile, box: Box) -> Piece:
+    def _piece(self, cell: tuple[int, ...], file: StoredFile, box: Box) -> Piece:
         """The chunk `cell`, which is a file of its own."""
         return Piece(cell, file, 0, file.size, box.intersect(cell_box(cell, self._node.chunk)))
 
-    def _shard_pieces(self, shard: tuple[int, ...], file: OpenFile, box: Box) -> list[Piece]:
+    def _shard_pieces(self, shard: tuple[int, ...], file: StoredFile, box: Box) -> list[Piece]:
         """The chunks of one shard that have a pixel in `box`."""
         index = self._index(shard, file)
         first = tuple(s * n for s, n in zip(shard, self._shard_grid, strict=True))
@@ -109,7 +110,7 @@ class ChunkReader:
             pieces.append(Piece(chunk, file, offset, count, box.intersect(cell_box(chunk, self._node.chunk))))
         return pieces
 
-    def _index(self, shard: tuple[int, ...], file: OpenFile) -> Array:
+    def _index(self, shard: tuple[int, ...], file: StoredFile) -> Array:
         """The index of a shard, uint64 ``(*chunks per axis, 2)``; the last few are kept."""
         with self._lock:
             index = self._indexes.get(shard)
@@ -119,7 +120,7 @@ class ChunkReader:
         if file.size < size + 4:
             raise InputError(f"{file.path} is truncated: it has {file.size} bytes, its index alone has {size + 4}")
         raw = file.read(file.size - size - 4 if self._node.index_at_end else 0, size + 4)
-        if crc32c(raw[:size]) != int.from_bytes(raw[size:], "little"):
+        if google_crc32c.value(raw[:size]) != int.from_bytes(raw[size:], "little"):
             raise InputError(f"{file.path} is corrupt: the checksum of its index is wrong")
         index = np.frombuffer(raw[:size], "<u8").reshape(*self._shard_grid, 2)
         with self._lock:
@@ -128,7 +129,7 @@ class ChunkReader:
                 self._indexes.popitem(last=False)
         return index
 
-    def _place(self, piece: Piece, box: Box, out: Array) -> None:
+    def _put(self, piece: Piece, box: Box, out: Array) -> None:
         """Decode one chunk and copy the wanted part of it into place."""
         node = self._node
         cell = cell_box(piece.chunk, node.chunk)
@@ -170,11 +171,7 @@ class ForeignReader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                if isinstance(node.path, RemotePath):
-                    store: Any = node.path.store.zarr_store(node.path.key)
-                else:
-                    store = zarr.storage.LocalStore(node.path, read_only=True)
-                self._array: Any = zarr.open_array(store, mode="r", zarr_format=node.version)
+                self._array: Any = zarr.open_array(node.path.zarr_store(), mode="r", zarr_format=node.version)
             except Exception as error:  # noqa: BLE001 - zarr-python and stores raise many kinds
                 raise self._refusal("cannot be opened", error) from None
 
@@ -190,10 +187,7 @@ class ForeignReader:
         """Nothing is kept."""
 
     def _refusal(self, what: str, error: Exception) -> InputError:
-        path = self._path
-        if isinstance(path, RemotePath) and type(error).__module__.startswith("obstore"):  # its text may hold secrets
-            return InputError(f"{path} cannot be read: {path.store.explain(error)}")
-        return InputError(f"{path} {what}: {error}")
+        return InputError(f"{self._path} {what}: {self._path.explain(error)}")
 
 
 def overlapping(box: Box, extent: tuple[int, ...]) -> product[tuple[int, ...]]:

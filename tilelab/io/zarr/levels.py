@@ -12,7 +12,6 @@ from tilelab.arrays import Array, UInt8
 from tilelab.geometry import Box
 from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
-from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
 from tilelab.kernels.pyramid import cut_chunks
@@ -124,7 +123,7 @@ class _Level:
         def write(index: tuple[int, ...]) -> None:
             self._array.write_shard(index, shards.pop(index), scratch)
 
-        for_each(write, list(shards), threads=False, requests=isinstance(self._array.path, RemotePath))
+        for_each(write, list(shards), threads=False, requests=self._array.path.waits)
 
     def _rows(self, block: Array, first: int, count: int) -> Array:
         """`count` rows of ``(n, z, y, x)`` on the sweep axis, a view."""

@@ -126,6 +126,15 @@ def find_node(path: Place) -> ArrayNode | GroupNode | None:
 def _node_v3(path: Place, document: bytes, meta: dict[str, Any]) -> ArrayNode | GroupNode:
     if meta["node_type"] == "group":
         return GroupNode(path, 3, dict(meta.get("attributes") or {}), document)
+    return array_node(path, meta, document)
+
+
+def array_node(path: Place, meta: dict[str, Any], document: bytes = b"") -> ArrayNode:
+    """The version 3 array that the content `meta` of a ``zarr.json`` describes.
+
+    Raises:
+        ValueError, KeyError, TypeError, InputError: it is not understood.
+    """
     _refuse_pickles(path, meta["codecs"])
     name = meta["data_type"]
     dtype = np.dtype(name) if isinstance(name, str) and name in _V3_DTYPES else np.dtype(object)

@@ -12,9 +12,8 @@ import math
 from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.storage.decode import for_each
-from tilelab.io.storage.remote_file import RemoteFile
-from tilelab.io.storage.remote_path import RemotePath
-from tilelab.io.zarr.chunks import ChunkReader, Piece, cell_box, overlapping
+from tilelab.io.storage.stored_file import StoredFile
+from tilelab.io.zarr.chunks import ChunkReader, ForeignReader, Piece, cell_box, overlapping
 from tilelab.io.zarr.metadata import ArrayNode, ChunkCodec
 
 _MOST_KNOWN = 2**16
@@ -25,7 +24,7 @@ class RemoteChunkReader(ChunkReader):
 
     def __init__(self, node: ArrayNode, codec: ChunkCodec) -> None:
         super().__init__(node, codec)
-        self._files: dict[tuple[int, ...], RemoteFile | None] = {}  # what is known to be there, or to be absent
+        self._files: dict[tuple[int, ...], StoredFile | None] = {}  # what is known to be there, or to be absent
 
     def read(self, box: Box) -> Array:
         """Decode a region that lies inside; raises InputError where an object is unreadable or corrupt."""
@@ -43,7 +42,7 @@ class RemoteChunkReader(ChunkReader):
             return
         file = self._find(cell, None)
         if file is not None:
-            self._place(Piece(cell, file, 0, file.size, wanted), box, out)
+            self._put(Piece(cell, file, 0, file.size, wanted), box, out)
             file.close()
 
     def _read_shard(self, cell: tuple[int, ...], box: Box, out: Array) -> None:
@@ -56,19 +55,17 @@ class RemoteChunkReader(ChunkReader):
         file.fetch(ranges)
         try:
             for piece in pieces:
-                self._place(piece, box, out)
+                self._put(piece, box, out)
         finally:
             file.forget(ranges)
 
-    def _find(self, cell: tuple[int, ...], tail: int | None) -> RemoteFile | None:
+    def _find(self, cell: tuple[int, ...], tail: int | None) -> StoredFile | None:
         """The object of a cell with its last bytes (None: all), None when there is none; remembers what it learnt."""
         if len(self._files) >= _MOST_KNOWN:
             self._files.clear()
         if cell in self._files:
             return self._files[cell]
-        place = self._node.file(cell)
-        assert isinstance(place, RemotePath)  # noqa: S101 - the node is remote
-        file = RemoteFile(place)
+        file = self._node.file(cell).open_file()
         try:
             file.fetch_tail(tail)
         except FileNotFoundError:
@@ -77,3 +74,10 @@ class RemoteChunkReader(ChunkReader):
         if self._node.sharded:
             self._files[cell] = file
         return file
+
+
+def open_reader(node: ArrayNode) -> ChunkReader | ForeignReader:
+    """The reader that suits an array's codec and place."""
+    if node.codec is None:
+        return ForeignReader(node)
+    return (RemoteChunkReader if node.path.waits else ChunkReader)(node, node.codec)

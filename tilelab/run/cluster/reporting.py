@@ -9,7 +9,6 @@ from collections.abc import Callable
 from tilelab.errors import OutputError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Finished, UnitWriter
-from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.run.cluster.order import Errand
 
@@ -62,7 +61,7 @@ class WhileThere:
 
     def __init__(self, sink: OmeZarrSink, writer: UnitWriter) -> None:
         self._description = sink.description
-        self._pause = 1.0 if isinstance(self._description, RemotePath) else 0.0  # asking a store takes time
+        self._pause = 1.0 if self._description.waits else 0.0  # asking a store takes time
         self._asked = -1.0
         self._writer = writer
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tilelab.errors import OutputError, ResumeError
-from tilelab.io.storage.place import Place, remove_tree
+from tilelab.io.storage.place import Place
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
 
 
@@ -26,14 +26,14 @@ class Journal:
     split: how the work was cut when the job began; a resumed run cuts it the same way.
     """
 
-    def __init__(self, partial: Path, fingerprint: Fingerprint, split: Mapping[str, Any]) -> None:
+    def __init__(self, partial: Place, fingerprint: Fingerprint, split: Mapping[str, Any]) -> None:
         """Take the lock and open or begin the journal.
 
         Raises:
             OutputError: another run holds the lock.
             ResumeError: the unfinished result belongs to another job.
         """
-        self.folder = partial / FOLDER
+        self.folder = Path(str(partial)) / FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.folder / "lock", partial)
         self.positions: dict[int, int] = {}
@@ -80,7 +80,7 @@ class Journal:
     def remove(result: Place) -> None:
         """Remove the journal of a result that is finished."""
         with contextlib.suppress(OSError):
-            remove_tree(result / FOLDER)
+            (result / FOLDER).remove_tree()
 
     def close(self) -> None:
         """Give the lock back; the result stays resumable."""
@@ -105,7 +105,7 @@ def _write_atomically(path: Path, document: object) -> None:
     temporary.replace(path)
 
 
-def take_lock(path: Path, partial: Path) -> IO[str]:
+def take_lock(path: Path, partial: Place) -> IO[str]:
     """Lock `path` for this process; the operating system lets go when the process dies, however it dies."""
     file = path.open("a+")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tilelab.io.storage.place import Place
@@ -34,5 +35,5 @@ def held(partial: Place) -> Iterator[None]:
         with RemoteJournal.lease(partial):
             yield
         return
-    with take_lock(partial / FOLDER / "lock", partial):
+    with take_lock(Path(str(partial)) / FOLDER / "lock", partial):
         yield
