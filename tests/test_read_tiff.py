@@ -258,7 +258,7 @@ def test_pixel_size_from_tags(tmp_path: Path, options: dict[str, Any], expected:
     with open_image(path) as image:
         assert image.pixel_size_nm == (None if expected is None else pytest.approx(expected))
         assumed = expected is not None and "spacing" not in options.get("metadata", {})
-        assert any("thick" in line for line in image.warnings) == assumed
+        assert any("thick" in str(guess) for guess in image.assumptions) == assumed
     with open_image(path, pixel_size_nm=7) as image:
         assert image.pixel_size_nm == (7, 7, 7)
 

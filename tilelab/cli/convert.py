@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tilelab.cli.run_arguments import parse_region
+from tilelab.cli.run_arguments import AXES_HELP, parse_region
 from tilelab.cli.screen import say
 from tilelab.errors import Interrupted
 from tilelab.text import format_bytes, size_text
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="Z0:Z1,Y0:Y1,X0:X1",
         help="this part alone (for planes Y0:Y1,X0:X1; an end may be left out, as in 100:)",
     )
-    add("--axes", metavar="LETTERS", help="what the stored axes mean, of t c z y x s, where that is not stated")
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
     add("--overwrite", action="store_true", help="replace DST if it exists")
     add("-q", "--quiet", action="store_true", help="no progress, no summary")

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prediction", metavar="PRED", help="a result of infer, a label image, or a folder of them")
     parser.add_argument("truth", metavar="TRUTH", help="a label image or a folder of them, paired by name")
     parser.add_argument("--image", metavar="IMAGE", help="the micrograph or a folder of them, shown under the errors")
+    parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of all three mean, of t c z y x s")
+    for name in ("pred", "truth", "image"):
+        parser.add_argument(f"--{name}-axes", metavar="LETTERS", help=f"the same of {name.upper()} alone")
     parser.add_argument(
         "--truth-map",
         metavar="MAP",
@@ -50,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     question = Question(
         prediction_map=LabelMap.parse(args.pred_map) if args.pred_map else None,
         truth_map=LabelMap.parse(args.truth_map) if args.truth_map else None,
+        prediction_axes=args.pred_axes or args.axes,
+        truth_axes=args.truth_axes or args.axes,
+        image_axes=args.image_axes or args.axes,
         ignore=args.ignore,
         classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else (),
         surfaces=args.assd,

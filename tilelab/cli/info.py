@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this command."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, model (file or bundled name), result, "
                         "checkpoint, or name of an architecture (pmcanet:resnet50)")  # fmt: skip
+    parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of an image mean, of t c z y x s")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one document for each PATH")
 
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     failures: list[TilelabError] = []
     for path in args.paths:
         try:
-            documents.append(examine(path))
+            documents.append(examine(path, args.axes))
         except TilelabError as error:
             failures.append(error)
             documents.append({"path": clean_uri(path), "kind": "error", "error": str(error)})
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(path: str) -> dict[str, Any]:
+def examine(path: str, axes: str | None = None) -> dict[str, Any]:
     """What there is to know about one path, as a document.
 
     Its ``kind`` is ``image``, ``model``, ``result``, ``checkpoint`` or ``architecture``.
@@ -70,7 +71,7 @@ def examine(path: str) -> dict[str, Any]:
         try:
             return {"path": str(place), "kind": "result", **examine_result(place)}
         except InputError:
-            return {"path": str(place), "kind": "image", **describe(path)}
+            return {"path": str(place), "kind": "image", **describe(path, axes=axes)}
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
     if named or here.suffix.lower() in _MODEL_SUFFIXES:
@@ -84,7 +85,7 @@ def examine(path: str) -> dict[str, Any]:
             return {"path": path, "kind": "result", **examine_result(as_place(path))}
         except InputError:
             pass  # a Zarr that tilelab did not write: an image like others
-    return {"path": clean_uri(path), "kind": "image", **describe(path)}
+    return {"path": clean_uri(path), "kind": "image", **describe(path, axes=axes)}
 
 
 def _show(documents: list[dict[str, Any]]) -> None:

@@ -10,6 +10,8 @@ from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
 from tilelab.text import parse_bytes
 
+AXES_HELP = "what the stored axes mean, of t c z y x s, where that is not stated, or stated wrongly (zyx)"
+
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags; `options_from_args` reads them."""
@@ -24,6 +26,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
     add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
     add("--timepoint", type=int, metavar="N", help="time point of the image, if it has several")
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
     add(
         "--region",
         type=parse_region,
@@ -38,6 +41,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, e.g. 120:4095 of uint16"
     )
     add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
+    add("--mask-axes", metavar="LETTERS", help="the same as --axes for the mask")
     add("--no-labels", action="store_true", help="write no class labels")
     add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (default: all but the first)")
     add("--logits", action="store_true", help="write the blended float32 logits too")
@@ -85,12 +89,14 @@ def options_from_args(args: argparse.Namespace) -> Options:
         level=args.level,
         channel=args.channel,
         timepoint=args.timepoint,
+        axes=args.axes,
         region=args.region,
         pixel_size_nm=args.pixel_size,
         ignore_pixel_size=args.ignore_pixel_size,
         rescale=args.rescale,
         intensity_range=args.range,
         mask=args.mask,
+        mask_axes=args.mask_axes,
         symmetries=args.tta,
         labels=not args.no_labels,
         probabilities=args.probabilities,

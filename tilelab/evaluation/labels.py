@@ -30,13 +30,16 @@ class Labels:
         chunks: what one read decodes, per axis.
         classes: names and colours where the file knows them, else None.
         pixel_size_nm: of (y, x), or None when unknown.
+        assumptions: what had to be guessed to open them.
         result: the OME-Zarr result they belong to, or None.
     """
 
     def __init__(self, path: Path, image: Image, mapping: LabelMap | None, *, result: Result | None = None) -> None:
         axes = image.axes.replace("c", "") if image.rgb else image.axes
         if len(axes) not in (2, 3) or "c" in axes:
-            raise InputError(f"{path} has axes {image.axes}, labels have yx or zyx: save its class indices alone")
+            raise InputError(
+                f"{path} has axes {image.axes}, labels have yx or zyx: name its axes (--axes), or save its indices"
+            )
         self.path = path
         self._image = image
         self._lead = 3 - len(axes)
@@ -50,6 +53,7 @@ class Labels:
         size = image.pixel_size_nm
         self.pixel_size_nm = None if size is None else (size[-2], size[-1])
         self.result = result
+        self.assumptions = () if result else image.assumptions
 
     def read(self, box: Box, census: Census | None = None) -> UInt8:
         """Classes in a region (z, y, x), uint8 of that shape.
@@ -123,10 +127,11 @@ def _as_indices(stored: Array) -> UInt8:
     return indices
 
 
-def open_labels(path: str | Path, mapping: LabelMap | None = None) -> Labels:
+def open_labels(path: str | Path, mapping: LabelMap | None = None, axes: str | None = None) -> Labels:
     """Open the labels in a result of `tilelab infer`, or in any image that `open_image` reads.
 
     The stored values are the classes, those behind a palette included, unless `mapping` says otherwise; true is 1.
+    `axes` are those of the image as it is stored, where it does not say.
 
     Raises:
         InputError: there are none, or the image is in colours and `mapping` names none.
@@ -138,7 +143,7 @@ def open_labels(path: str | Path, mapping: LabelMap | None = None) -> Labels:
         if not result.labels:
             raise InputError(f"{path} has no labels: it was made with labels switched off")
         return Labels(path, result.labels[0], mapping, result=result)
-    image = open_image(path, as_labels="colors" if mapping is not None and mapping.colors else "indices")
+    image = open_image(path, axes=axes, as_labels="colors" if mapping is not None and mapping.colors else "indices")
     try:
         labels = Labels(path, image, mapping)
         if image.rgb and not (mapping is not None and mapping.colors):

@@ -43,7 +43,7 @@ def draw_pair(
     pair = scored.pair
     name = f"{pair.name}.z{scored.plane:05d}" if scored.shape[0] > 1 else pair.name
     with open_pair(pair, question) as (labels, truth), ExitStack() as stack:
-        image = None if pair.image is None else stack.enter_context(open_image(pair.image))
+        image = None if pair.image is None else stack.enter_context(open_image(pair.image, axes=question.image_axes))
         return draw_errors(
             labels,
             truth,

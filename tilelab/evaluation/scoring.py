@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tilelab.arrays import Float64, UInt8
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.evaluation.census import Census, check_map, judge, report_unlisted
 from tilelab.evaluation.label_map import IGNORE, LabelMap
@@ -40,6 +41,7 @@ class Question:
 
     Attributes:
         prediction_map, truth_map: what stored values mean, where they are not class indices.
+        prediction_axes, truth_axes, image_axes: what the stored axes mean, where that is not stated.
         ignore: pixels of this true class are left out, beside those that the map of the truth leaves out.
         classes: names, when the predictions do not know them.
         surfaces: measure the ASSD of every class but the background.
@@ -49,6 +51,9 @@ class Question:
 
     prediction_map: LabelMap | None = None
     truth_map: LabelMap | None = None
+    prediction_axes: str | None = None
+    truth_axes: str | None = None
+    image_axes: str | None = None
     ignore: int | None = None
     classes: tuple[str, ...] = ()
     surfaces: bool = False
@@ -117,12 +122,14 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     """
     question = question or Question()
     stated: set[tuple[ClassInfo, ...]] = set()
+    guesses: dict[Assumption, None] = {}
     sizes: set[tuple[float, float] | None] = set()
     notes: list[str] = []
     for pair in pairs:  # refuse what does not fit before counting anything
         with open_pair(pair, question) as (labels, truth):
             _check_sizes(labels, truth)
             notes += _compare_pixel_sizes(labels, truth)
+            guesses |= dict.fromkeys((*labels.assumptions, *truth.assumptions))
             sizes.add(labels.pixel_size_nm or truth.pixel_size_nm)
             stated |= {labels.classes} if labels.classes else set()
     known = _colored(question.classes) if question.classes else _agree(stated)
@@ -147,6 +154,7 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     ]
     evaluation = Evaluation(classes, scored, score_confusion(np.sum(resized, axis=0)), notes=notes)
     evaluation.pixel_size_nm = sizes.pop() if len(sizes) == 1 else None
+    evaluation.notes += map(str, guesses)
     if question.surfaces:
         _add_surfaces(evaluation, question)
     if question.lines is not None:
@@ -162,8 +170,8 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
 def open_pair(pair: Pair, question: Question) -> Iterator[tuple[Labels, Labels]]:
     """The labels and the truth of a pair, closed afterwards."""
     with (
-        closing(open_labels(pair.prediction, question.prediction_map)) as labels,
-        closing(open_labels(pair.truth, question.truth_map)) as truth,
+        closing(open_labels(pair.prediction, question.prediction_map, question.prediction_axes)) as labels,
+        closing(open_labels(pair.truth, question.truth_map, question.truth_axes)) as truth,
     ):
         yield labels, truth
 

@@ -217,7 +217,7 @@ class _Task:
             activation=SOFTMAX if self.spec.activation == "softmax" else SIGMOID,
             channels=np.array(self.classes, np.int64),
             labels=self.output == "labels",
-            mask=None if self.options.mask is None else open_mask(self.options.mask, volume),
+            mask=None if self.options.mask is None else open_mask(self.options.mask, volume, self.options.mask_axes),
             symmetries=8 if self.options.symmetries else 1,
         )
         rows = _Rows(plan.frame.sweep_axis)

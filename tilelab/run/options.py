@@ -20,6 +20,7 @@ class Options:
         model: what the user says of the model.
         auto_tile: find the fastest tile that the model and `memory_bytes` allow.
         level, channel, timepoint: of an image that has several.
+        axes: of the image as it is stored, one letter each of ``t c z y x s``, where that is not stated or wrong.
         region: the part of the image that is segmented as if it were the image, in pixels of that level:
             ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane), an end may be left out; or pairs of numbers and None.
         pixel_size_nm: of the image, when its file does not say or is wrong.
@@ -27,6 +28,7 @@ class Options:
         rescale: resample the image to the model's pixel size; the result has that pixel size too.
         intensity_range: raw intensities that are black and white for a model trained on another dtype.
         mask: image that is nonzero where the result is wanted.
+        mask_axes: `axes` of the mask.
         symmetries: average over the 8 symmetries of the square (8 times the work).
         labels: write class labels.
         probabilities: classes that get a probability channel: names, or ``("all",)``, ``("none",)``; None means all but
@@ -51,12 +53,14 @@ class Options:
     level: int = 0
     channel: int | None = None
     timepoint: int | None = None
+    axes: str | None = None
     region: Region | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     ignore_pixel_size: bool = False
     rescale: bool = False
     intensity_range: tuple[float, float] | None = None
     mask: str | Path | None = None
+    mask_axes: str | None = None
     symmetries: bool = False
     labels: bool = True
     probabilities: tuple[str, ...] | None = None

@@ -6,6 +6,7 @@ Everything that can be refused is refused here, before a pixel is computed or a 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
 from tilelab.io.images.mask import open_mask
 from tilelab.io.images.region import crop
+from tilelab.io.images.view import given_pixel_size
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
@@ -60,56 +62,90 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
 
     Raises:
         InputError: it cannot be read.
-        ModelError: its pixel size differs from the model's by more than 10 %.
+        ModelError: its pixel size differs from the model's by more than 10 %, or it is to be resampled and one of the
+            two is not known.
     """
-    if isinstance(image, Image):
-        opened = image if options.region is None else crop(image, options.region)
-    else:
+    if options.rescale and options.ignore_pixel_size:
+        raise ModelError("--rescale and --ignore-pixel-size contradict each other: give one of them")
+    opened = _open(image, options)
+    try:
+        return _suit_pixel_size(opened, options, spec)
+    except ModelError:
+        if opened is not image:
+            opened.close()
+        raise
+
+
+def _open(image: Any, options: Options) -> Image:
+    """Open `image` as `options` say; one that is open already is what it is, but for region and pixel size."""
+    if not isinstance(image, Image):
         from tilelab.io.images.open import open_image
 
-        opened = open_image(
+        return open_image(
             image,
             level=options.level,
             channel=options.channel,
             timepoint=options.timepoint,
+            axes=options.axes,
+            pixel_size_nm=options.pixel_size_nm,
             region=options.region,
         )
-    notes = list(opened.warnings)
-    spatial = opened.axes.replace("c", "")
+    if options.level or any(v is not None for v in (options.channel, options.timepoint, options.axes)):
+        raise InputError(f"{image.uri} is open already: level, channel and the like are chosen when it is opened")
     if options.pixel_size_nm is not None:
-        size = options.pixel_size_nm * len(spatial) if len(options.pixel_size_nm) == 1 else options.pixel_size_nm
-        if len(size) != len(spatial):
-            raise InputError(
-                f"--pixel-size has {len(size)} entries, {opened.uri} has axes {spatial}: give 1 or that many"
-            )
-        opened.pixel_size_nm = size
+        spatial = image.axes.replace("c", "")
+        image.pixel_size_nm = given_pixel_size(options.pixel_size_nm, spatial, image.uri)
+        image.assumptions = tuple(a for a in image.assumptions if a.flag != "--pixel-size")
+    return image if options.region is None else crop(image, options.region)
+
+
+def _suit_pixel_size(opened: Image, options: Options, spec: ModelSpec) -> tuple[Image, list[str]]:
+    """`opened` with a pixel size that suits the model, and what there is to say; see `open_source`."""
+    notes = list(opened.warnings)
     want, have = spec.pixel_size_nm, opened.pixel_size_nm
-    if want is None or options.ignore_pixel_size:
+    if options.rescale and (want is None or have is None):
+        what, flag = ("the model", "--model-pixel-size") if want is None else (opened.uri, "--pixel-size")
+        raise ModelError(f"--rescale needs the pixel size of {what}, which is not stated: give it with {flag}")
+    if want is None or have is None:
+        if options.ignore_pixel_size:
+            what = "the model states no pixel size" if want is None else "the image's pixel size is not known"
+            notes.append(f"--ignore-pixel-size does nothing: {what}")
+        elif want is not None:
+            known = " x ".join(f"{s:g}" for s in want)
+            opened.assumptions += (
+                Assumption(
+                    what=f"the pixel size of {opened.uri}",
+                    taken=f"the model's, {known} nm",
+                    because="nothing states it",
+                    flag="--pixel-size",
+                ),
+            )
         return opened, notes
-    if have is None:
-        known = size_text(f"{s:g}" for s in want)
-        opened.assumptions += (
-            Assumption(
-                what=f"the pixel size of {opened.uri}",
-                taken=f"the model's, {known} nm",
-                because="nothing states it",
-                flag="--pixel-size",
-            ),
-        )
+    shared = min(len(have), len(want))
+    seen, trained = have[-shared:], want[-shared:]
+    if all(abs(h / w - 1) <= PIXEL_SIZE_TOLERANCE for h, w in zip(seen, trained, strict=True)):
+        for flag, asked in (("--rescale", options.rescale), ("--ignore-pixel-size", options.ignore_pixel_size)):
+            if asked:
+                same = f"{_sizes(seen)} nm of the image and {_sizes(trained)} nm of the model are within 10 %"
+                notes.append(f"{flag} does nothing: {same}")
         return opened, notes
-    ratios = [h / w for h, w in zip(have[-len(want) :], want, strict=True)]
-    if all(abs(r - 1) <= PIXEL_SIZE_TOLERANCE for r in ratios):
+    if options.ignore_pixel_size:
         return opened, notes
     if options.rescale:
         from tilelab.io.images.resample import ResampledImage
 
-        target = (*have[: len(have) - len(want)], *want)
-        notes.append(f"resampled from {have[-1]:g} to {want[-1]:g} nm per pixel")
+        target = (*have[: len(have) - shared], *trained)
+        notes.append(f"resampled from {_sizes(seen)} to {_sizes(trained)} nm per pixel")
         return ResampledImage(opened, target), notes
     raise ModelError(
-        f"{opened.uri} has {have[-1]:g} nm per pixel, the model was trained on {want[-1]:g}: "
+        f"{opened.uri} has {_sizes(seen)} nm per pixel, the model was trained on {_sizes(trained)}: "
         "resample with --rescale, or run as it is with --ignore-pixel-size"
     )
+
+
+def _sizes(nm: Sequence[float]) -> str:
+    """Pixel sizes for people: one number where they are equal."""
+    return f"{nm[0]:g}" if len(set(nm)) == 1 else " x ".join(f"{size:g}" for size in nm)
 
 
 def probability_classes(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[int, ...]:
@@ -167,13 +203,13 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     spec = engine.spec
     opened, notes = open_source(image, options, spec)
     notes += engine.warnings
-    assumptions = opened.assumptions + engine.assumptions
-    check_strict(assumptions, options.strict)
     volume = Volume(opened)
+    mask = None if options.mask is None else open_mask(options.mask, volume, options.mask_axes)
+    assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
+    check_strict(assumptions, options.strict)
     if options.symmetries and spec.tile[-1] != spec.tile[-2]:
         raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(spec.tile)}")
     plan = plan_image(opened, spec, options, engine.batch)
-    mask = None if options.mask is None else open_mask(options.mask, volume)
     mean, gain, normalization = normalization_constants(
         volume, spec.normalization, spec.channels, options.intensity_range
     )

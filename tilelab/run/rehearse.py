@@ -164,7 +164,7 @@ def dry_run(
     finally:
         engine.close()
     if options.mask is not None:
-        open_mask(options.mask, Volume(opened)).image.close()
+        open_mask(options.mask, Volume(opened), options.mask_axes).image.close()
         checked.append("the mask fits the image")
     if isinstance(target, Path) and target.suffix == ".png":
         from tilelab.io.results.png import check_png
@@ -217,6 +217,7 @@ def _for_rehearsal(options: Options) -> Options:
         level=0,
         channel=None,
         timepoint=None,
+        axes=None,
         region=None,
         mask=None,
         ignore_pixel_size=True,

@@ -89,7 +89,7 @@ class Plane(Image):
         self.dtype = image.dtype
         size = self.volume.pixel_size_nm
         self.pixel_size_nm = None if size is None else size[1:]
-        self.warnings = image.warnings
+        self.warnings, self.assumptions = image.warnings, image.assumptions
 
     def read(self, box: Box) -> Array:
         """Decode one region."""
@@ -155,13 +155,14 @@ def open_set(
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     room = _KEPT_PIXELS
     for name, image_path, mask_path in matched:
-        image, labels = open_image(image_path), open_labels(mask_path, mapping)
+        image, labels = open_image(image_path, axes=data.axes), open_labels(mask_path, mapping, data.mask_axes)
         start, stop = _check_pair(image, labels, data, neighbours, (image_path, mask_path))
         single, census = stop - start == 1, Census(f"mask {mask_path}")
         stop = min(stop, start + data.limit - len(pairs)) if data.limit else stop
         check_finite(str(image_path), Volume(image), start, stop)
         for z in range(start, stop):
             plane: Image = Plane(image, z, neighbours)
+            plane.assumptions += labels.assumptions
             mask: Mask = StoredMask(labels, z)
             room -= mask.shape[0] * mask.shape[1] * (2 * neighbours + 1)
             if room >= 0:
@@ -218,7 +219,7 @@ def _top(plane: Image) -> Box:
 def load_plane(plane: Image) -> Image:
     """`plane` in memory."""
     kept = Plane(open_image(plane.read(Box.whole(plane.shape)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm))
-    kept.uri, kept.neighbours = plane.uri, plane.neighbours
+    kept.uri, kept.neighbours, kept.assumptions = plane.uri, plane.neighbours, plane.assumptions
     return kept
 
 

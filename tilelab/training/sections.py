@@ -96,6 +96,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels
         Which stored value or colour is which class, ``255:1`` or ``#0000ff:1,#ff0000:2``; all others are class 0.
         Empty: the stored values are the classes.
+    axes, mask_axes
+        What the stored axes of images and masks mean, of ``t c z y x s``, where they do not say.
     planes
         First plane and the one after the last, of each stack.
     limit
@@ -105,6 +107,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: str
     masks: str
     labels: str = ""
+    axes: str | None = None
+    mask_axes: str | None = None
     planes: tuple[int, int] | None = None
     limit: int = 0
 

@@ -26,6 +26,9 @@ from tilelab.training.provenance import DIGEST, describe_training, stated
 from tilelab.training.recipe import Recipe, RecipeError
 from tilelab.training.validate import validate
 
+_SAID = 4
+"""Assumptions that are said one by one."""
+
 
 def train(
     recipe: Recipe,
@@ -75,6 +78,7 @@ class Segmentation:
         pairs, self._seen = open_set(recipe.train, root, self.names, around)
         self.validation, self._seen_validation = open_set(recipe.validation, root, self.names, around, "validation")
         self.recipe = msgspec.structs.replace(recipe, provenance=stated(recipe, self._seen.digest))
+        self.assumptions = tuple(dict.fromkeys(a for p in (*pairs, *self.validation) for a in p.image.assumptions))
         self.normalization = recipe.normalization or measure_normalization(pair.image for pair in pairs)
         self.sampler = CropSampler(
             pairs,
@@ -91,7 +95,11 @@ class Segmentation:
         self.draw = self.sampler.crop
 
     def begin(self, note: Note) -> Header:
-        """Load the weights to begin with where the recipe names some; describe the model."""
+        """Say what was guessed; load the weights to begin with where the recipe names some; describe the model."""
+        for guess in self.assumptions[:_SAID]:
+            note(str(guess))
+        if len(self.assumptions) > _SAID:
+            note(f"assumed: the like of other images too, {len(self.assumptions)} in all")
         weights = self.recipe.network.weights
         if weights:
             note(f"{weights}: {load_encoder_weights(self.network, self.root / weights)}")

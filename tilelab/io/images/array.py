@@ -41,7 +41,7 @@ class ArraySource(Source):
         self._array = array
         self.format = "array"
         self.dtype = stored.newbyteorder("=")
-        self.axes = named_axes(getattr(array, "dims", None), self.shape)
+        self.axes, self.assumptions = named_axes(self.uri, getattr(array, "dims", None), self.shape)
         self.rgb = self.axes.endswith("s")
         self.chunks = _chunks(array, self.shape)
         self.levels = (self.shape,)

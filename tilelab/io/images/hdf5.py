@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from contextlib import closing
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
@@ -24,6 +26,7 @@ from tilelab.io.storage.member import split_member
 from tilelab.text import size_text
 
 _LISTED = 8
+_VELOX = re.compile(r"/Data/Image/[^/]+/Data")
 _SLOTS = 12_421  # a prime, as HDF5 asks for
 
 
@@ -90,10 +93,11 @@ class Hdf5Source(Source):
         if stored.kind not in "biufc":
             raise InputError(f"{self.uri} holds {stored}, not numbers")
         self.dtype = stored.newbyteorder("=")
-        self.axes = _axes(dataset, self.shape)
+        velox = _velox_metadata(dataset)
+        self.axes, self.assumptions = ("yxt", ()) if velox is not None else _axes(self.uri, dataset, self.shape)
         self.rgb = self.axes.endswith("s")
         self.levels = (self.shape,)
-        self.scale_nm, self.offset_px = _scale(dataset, self.axes)
+        self.scale_nm, self.offset_px = _scale(dataset, self.axes) if velox is None else (_velox_scale(velox), {})
         compression = _check_filters(h5py, dataset, self.uri)
         self.chunks = tuple(dataset.chunks or (1,) * len(self.shape))
         nbytes = math.prod(self.chunks) * stored.itemsize
@@ -137,6 +141,8 @@ def _images(h5py: Any, group: Any) -> list[Any]:
     found: list[Any] = []
 
     def visit(_name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and node.name.endswith("/Metadata"):
+            return  # text
         is_number = isinstance(node, h5py.Dataset) and node.dtype.kind in "biuf"
         if is_number and sum(n > 1 for n in node.shape or ()) >= 2:
             found.append(node)
@@ -154,18 +160,39 @@ def _listing(datasets: list[Any]) -> str:
     return ", ".join(names) + (f" and {more} more" if more else "") if names else "no images"
 
 
-def _axes(dataset: Any, shape: tuple[int, ...]) -> str:
+def _axes(uri: str, dataset: Any, shape: tuple[int, ...]) -> tuple[str, tuple[Assumption, ...]]:
     labels = [d.label for d in dataset.dims]
     if all(labels):
-        return named_axes(labels, shape)
+        return named_axes(uri, labels, shape)
     tags = _text(dataset.attrs.get("axistags"))
     if tags is not None:
         try:
             keys = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
         except (ValueError, KeyError, TypeError):
             keys = []
-        return named_axes(keys, shape)
-    return guess_axes(shape)
+        return named_axes(uri, keys, shape)
+    return guess_axes(uri, shape)
+
+
+def _velox_metadata(dataset: Any) -> dict[str, Any] | None:
+    """What Velox (Thermo Fisher) says of an image, stored (y, x, frame) as ``Data/Image/ID/Data``; None of others."""
+    if dataset.ndim != 3 or not _VELOX.fullmatch(dataset.name):
+        return None
+    try:
+        text = dataset.parent["Metadata"][:, 0].tobytes().rstrip(b"\0")
+        found = json.loads(text)
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _velox_scale(metadata: dict[str, Any]) -> dict[str, float]:
+    try:
+        result = metadata["BinaryResult"]
+        sizes = {"y": result["PixelSize"]["height"], "x": result["PixelSize"]["width"]}
+        return _positive({a: length_nm(v, result[f"PixelUnit{a.upper()}"]) for a, v in sizes.items()})
+    except (KeyError, TypeError):
+        return {}
 
 
 def _scale(dataset: Any, axes: str) -> tuple[dict[str, float], dict[str, float]]:

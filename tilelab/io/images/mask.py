@@ -5,27 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.io.images.axes import FLAG
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import RegionImage, crop
 from tilelab.io.images.volume import Volume
 from tilelab.text import size_text
 
 
-def open_mask(mask: str | Path, volume: Volume) -> Volume:
+def open_mask(mask: str | Path, volume: Volume, axes: str | None = None) -> Volume:
     """Open a mask for `volume`; one plane stands for every slice of a stack.
 
-    Where `volume` is a region of an image, the mask may be of the region or of that image.
+    `axes` are those that it is stored with, where it does not say.  Where `volume` is a region of an image, the mask
+    may be of the region or of that image.
 
     Raises:
         InputError: it cannot be read, or has another size.
     """
     from tilelab.io.images.open import open_image
 
-    image = open_image(mask)
+    image = open_image(mask, axes=axes)
+    image.assumptions = tuple(replace(a, flag="--mask-axes") for a in image.assumptions if a.flag == FLAG)
     if isinstance(volume.image, RegionImage):
         image = _same_region(image, volume.image)
     opened = Volume(image)
@@ -34,7 +38,8 @@ def open_mask(mask: str | Path, volume: Volume) -> Volume:
     if opened.channels != 1 or opened.shape != volume.shape:
         raise InputError(
             f"mask {image.uri} is {size_text(opened.image.shape)} ({opened.image.axes}), the image "
-            f"{size_text(volume.image.shape)} ({volume.image.axes}): they must have the same size"
+            f"{size_text(volume.image.shape)} ({volume.image.axes}): they must have the same size "
+            "(--mask-axes names the axes of the mask)"
         )
     return opened
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.io.images.axes import guess_axes
 from tilelab.io.images.optional import read_json
@@ -49,7 +50,7 @@ class N5Source(StoredVolume):
         self.open_store({"driver": "n5", "kvstore": {"driver": "file", "path": f"{self._folder.absolute()}/"}})
         self.levels = tuple(shape[::-1] for shape in shapes)
         outer = read_json(group / _ATTRIBUTES) if group and (group / _ATTRIBUTES).is_file() else {}
-        self.axes = _axes(self._document, outer, self.shape)
+        self.axes, self.assumptions = _axes(path, self._document, outer, self.shape)
         scales, offsets = _scale(self._document, self.axes)
         if not scales:
             scales, offsets = _scale(outer, self.axes)
@@ -125,7 +126,9 @@ def _dimensions(dataset: LocalPath, document: Mapping[str, Any]) -> tuple[int, .
     return tuple(dimensions)
 
 
-def _axes(own: Mapping[str, Any], outer: Mapping[str, Any], shape: tuple[int, ...]) -> str:
+def _axes(
+    path: str, own: Mapping[str, Any], outer: Mapping[str, Any], shape: tuple[int, ...]
+) -> tuple[str, tuple[Assumption, ...]]:
     """One letter per axis, x last."""
     for document in (own, outer):
         named = document.get("axes")
@@ -136,9 +139,8 @@ def _axes(own: Mapping[str, Any], outer: Mapping[str, Any], shape: tuple[int, ..
         else:
             continue
         if all(len(axis) == 1 for axis in letters) and {"y", "x"} <= set(letters):
-            return "".join(letters)
-    guessed = guess_axes(shape)
-    return guessed if "s" not in guessed else {3: "zyx", 4: "czyx"}[len(shape)]  # x is last for certain
+            return "".join(letters), ()
+    return guess_axes(path, shape, colours=False)
 
 
 def _transformed(document: Mapping[str, Any], shape: tuple[int, ...]) -> bool:

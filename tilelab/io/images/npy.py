@@ -31,7 +31,7 @@ class NpySource(Source):
         except Exception as error:  # the header is Python source: its parser has exceptions of its own
             raise InputError(f"{path} is no readable .npy file: {error}") from error
         self.shape = header.shape
-        self.axes = guess_axes(self.shape)
+        self.axes, self.assumptions = guess_axes(path, self.shape)
         self.rgb = self.axes.endswith("s")
         self.chunks = (1,) * len(self.shape)
         self.levels = (self.shape,)

@@ -99,13 +99,14 @@ def open_image(
         path = _local_path(uri)
         reader = _find_reader(path)
         if reader is None:
-            from tilelab.io.images.slices import SliceStack
+            from tilelab.io.images.slices import SliceStack, slice_axes
 
-            if axes is not None:
-                raise InputError(f"axes {axes!r} were given for {path}, a folder of slices: those are zyx")
+            each = None if axes is None else slice_axes(path, axes)
 
             def open_slice(file: str) -> Image:
-                return open_image(file, level=level, channel=channel, timepoint=timepoint, as_labels=as_labels)
+                return open_image(
+                    file, level=level, channel=channel, timepoint=timepoint, axes=each, as_labels=as_labels
+                )
 
             stack = SliceStack(path, open_slice, pixel_size_nm)
             if len(stack.files) > 1:
@@ -116,6 +117,7 @@ def open_image(
                 level=level,
                 channel=channel,
                 timepoint=timepoint,
+                axes=each,
                 pixel_size_nm=pixel_size_nm,
                 as_labels=as_labels,
             )
@@ -135,8 +137,12 @@ def open_image(
         raise
 
 
-def describe(uri: Any) -> dict[str, Any]:
+def describe(uri: Any, *, axes: str | None = None) -> dict[str, Any]:
     """What there is to know about an image or a result, for `tilelab info`; reads no pixels.
+
+    Args:
+        uri: as for `open_image`.
+        axes: what the stored axes mean, where that is not stated.
 
     Returns:
         A dictionary that JSON can hold: ``uri``, ``format``, ``axes`` and ``shape`` as stored, ``dtype`` as stored,
@@ -154,7 +160,7 @@ def describe(uri: Any) -> dict[str, Any]:
         path = _local_path(uri)
         reader = _find_reader(path)
         if reader is None:
-            return _describe_slices(path)
+            return _describe_slices(path, axes)
         source = reader(path, 0)
     else:
         from tilelab.io.images.array import ArraySource
@@ -174,8 +180,10 @@ def describe(uri: Any) -> dict[str, Any]:
             **{key: list(v) if isinstance(v, tuple) else v for key, v in source.details.items() if v is not None},
         }
         try:
-            image = SourceImage(source)
+            image = SourceImage(source, axes=axes)
         except InputError as error:
+            if axes is not None:
+                raise
             return facts | {
                 "warnings": list(source.warnings),
                 "assumptions": msgspec.to_builtins(source.assumptions),
@@ -186,12 +194,13 @@ def describe(uri: Any) -> dict[str, Any]:
         source.close()
 
 
-def _describe_slices(path: str) -> dict[str, Any]:
-    from tilelab.io.images.slices import SliceStack
+def _describe_slices(path: str, axes: str | None) -> dict[str, Any]:
+    from tilelab.io.images.slices import SliceStack, slice_axes
 
-    stack = SliceStack(path, open_image)
+    each = None if axes is None else slice_axes(path, axes)
+    stack = SliceStack(path, lambda file: open_image(file, axes=each))
     try:
-        first = describe(stack.files[0])
+        first = describe(stack.files[0], axes=each)
         size = stack.pixel_size_nm
         return {
             "uri": path,

@@ -119,6 +119,20 @@ class SliceStack(Image):
         return first
 
 
+def slice_axes(path: str, axes: str) -> str:
+    """The axes of each file of a folder, of those of the stack: z counts the files.
+
+    Raises:
+        InputError: there is no z, or more than one.
+    """
+    if axes.lower().count("z") != 1:
+        raise InputError(
+            f"axes {axes!r} were given for {path}, a folder of slices: z stands for its files, the others are those of "
+            "each file, e.g. zyx"
+        )
+    return axes.lower().replace("z", "")
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorts numbers inside names by value: slice2 before slice10."""
     parts = re.split(r"(\d+)", name.lower())

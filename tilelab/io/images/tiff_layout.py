@@ -16,7 +16,9 @@ import numpy as np
 import tifffile
 
 from tilelab.arrays import Array, Int64
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
+from tilelab.io.images.axes import FLAG
 from tilelab.io.images.source import check_level, whole_piece_warning
 from tilelab.io.images.tiff_log import collect_notes, plain
 from tilelab.io.images.tiff_size import pixel_scale
@@ -64,7 +66,8 @@ class TiffLayout:
     Attributes:
         place: where the file is.
         path: its name, for messages.
-        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, warnings, details: as in `Source`.
+        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, warnings, assumptions, details: as in
+            `Source`.
         palette: `lut` is the grey of a colour table.
         swap: the file's byte order is not the machine's.
         page_shape: extent of a page.
@@ -91,6 +94,7 @@ class TiffLayout:
     lut: Array | None = None
     palette: bool = False
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     swap: bool = False
     page_shape: tuple[int, ...] = ()
@@ -190,6 +194,15 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     }
     if len(images) > 1:
         layout.warnings += (f"{layout.path} holds {len(images)} images of different kinds: only the first is read",)
+    if series.kind == "imagej" and layout.axes == "cyx":
+        layout.assumptions += (
+            Assumption(
+                what=f"the axes of {layout.path}",
+                taken="cyx",
+                because="ImageJ's description says channels, which Python writes for slices too",
+                flag=FLAG,
+            ),
+        )
     _set_geometry(layout, page)
     _set_colours(layout, page)
     _set_pages(layout, series)

@@ -17,14 +17,16 @@ Dtypes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.io.images.axes import FLAG, guess_axes
 from tilelab.io.images.image import Image
 from tilelab.io.images.source import Source
 from tilelab.text import size_text
@@ -68,7 +70,7 @@ class SourceImage(Image):
             source.show_indices()
         self.source = source
         self.uri = source.uri
-        letters = _name_axes(source, axes)
+        letters, assumed = _name_axes(source, axes)
         self._fixed = _choose(source, letters, channel, timepoint)
         self._grey = None  # stored axis of the colours that become one
         if "s" in letters and (at := letters.index("s")) not in self._fixed:
@@ -91,11 +93,13 @@ class SourceImage(Image):
         stored = source.dtype if source.lut is None else source.lut.dtype
         self.dtype = image_dtype(stored, source.uri)
         self._white = 1 if as_labels else 255  # of bool
-        self.pixel_size_nm, assumed = _pixel_size(source, self.axes, pixel_size_nm)
-        if any(source.offset_px.values()):
-            self.origin_px = tuple(float(source.offset_px.get(a, 0.0)) for a in self.axes if a != "c")
-        self.warnings = source.warnings + assumed
-        self.assumptions = source.assumptions
+        scale, offset = (_by_letter(source.axes, letters, known) for known in (source.scale_nm, source.offset_px))
+        self.pixel_size_nm, guessed = _pixel_size(source, self.axes, scale, pixel_size_nm)
+        if any(offset.values()):
+            self.origin_px = tuple(float(offset.get(a, 0.0)) for a in self.axes if a != "c")
+        self.warnings = source.warnings
+        told = {FLAG: axes, "--pixel-size": pixel_size_nm}
+        self.assumptions = tuple(a for a in (*source.assumptions, *assumed, *guessed) if told.get(a.flag) is None)
         chosen = {"level": level or None, "channel": channel, "timepoint": timepoint, "axes": axes}
         self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 
@@ -186,28 +190,75 @@ def convert_into(out: Array, stored: Array, where: str, white: int = 255) -> Non
         out[...] = stored
 
 
-def _name_axes(source: Source, axes: str | None) -> list[str]:
-    """One letter of ``tczyxs`` per stored axis of more than one entry."""
+def _name_axes(source: Source, axes: str | None) -> tuple[list[str], tuple[Assumption, ...]]:
+    """One letter of ``tczyxs`` per stored axis of more than one entry, and what was guessed of them."""
     uri, shape = source.uri, source.shape
-    letters = list(source.axes if axes is None else axes.lower())
-    if len(letters) != len(shape):
-        raise InputError(f"axes {axes!r} were given for {uri}, which has {len(shape)} axes: {size_text(shape)}")
     if not all(shape):
-        raise InputError(f"{uri} is empty: its shape is {shape}")
-    unknown = [i for i, letter in enumerate(letters) if letter not in _KNOWN]
-    wide = [i for i in unknown if shape[i] > 1]
+        raise InputError(f"{uri} is empty: its shape is {size_text(shape)}")
+    letters, assumed = _stored_axes(source) if axes is None else (_given_axes(source, axes), ())
+    wide = [i for i, letter in enumerate(letters) if letter not in _KNOWN and shape[i] > 1]
     if len(wide) == 1 and not any(letter == "z" and n > 1 for letter, n in zip(letters, shape, strict=True)):
+        because = f"its {shape[wide[0]]} planes are numbered and nothing says what they are"
         letters = ["_" if letter == "z" else letter for letter in letters]
         letters[wide[0]] = "z"
+        what = f"the axes of {uri} ({size_text(shape)})"
+        assumed = (Assumption(what=what, taken="".join(letters), because=because, flag=FLAG),)
     elif wide:
-        raise InputError(f"{uri} has axes {''.join(letters)} {size_text(shape)}: only t, c, z, y, x are understood")
+        raise InputError(
+            f"{uri} has axes {''.join(letters)} {size_text(shape)}: only t, c, z, y, x are understood: "
+            f"say what they are with {FLAG}"
+        )
     for letter in "yx":
         if letter not in letters:
-            raise InputError(f"{uri} has axes {source.axes!r} {size_text(shape)}: an image needs y and x")
+            raise InputError(
+                f"{uri} has axes {''.join(letters)!r} {size_text(shape)}: an image needs y and x, name them with {FLAG}"
+            )
     for letter in _KNOWN:
         if letters.count(letter) > 1:
-            raise InputError(f"{uri} has axis {letter!r} twice ({''.join(letters)}): name its axes otherwise")
+            raise InputError(f"{uri} has axis {letter!r} twice ({''.join(letters)}): name its axes with {FLAG}")
+    return letters, assumed
+
+
+def _stored_axes(source: Source) -> tuple[list[str], tuple[Assumption, ...]]:
+    """The source's letters; guessed where they say no more than which axes are y and x, or an x that can be none."""
+    shape, letters = source.shape, list(source.axes)
+    narrow = len(shape) > 2 and letters[-1:] == ["x"] and shape[-1] <= 2 < min(shape[-3:-1])
+    said = {letter for letter, n in zip(letters, shape, strict=True) if n > 1}
+    if not narrow and not (said - {*_KNOWN} and said & {*_KNOWN} <= {"y", "x"}):
+        return letters, ()
+    guessed, assumed = guess_axes(source.uri, shape)
+    return list(guessed), assumed
+
+
+def _given_axes(source: Source, axes: str) -> list[str]:
+    """The letters that a user gave: one for each stored axis, or for each that has more than one entry.
+
+    Raises:
+        InputError: they are too many, too few, unknown or repeated.
+    """
+    uri, shape, letters = source.uri, source.shape, list(axes.lower())
+    stored = f"{size_text(shape)}, as it is {source.axes}"
+    wide = [i for i, n in enumerate(shape) if n > 1]
+    if len(letters) not in (len(wide), len(shape)):
+        raise InputError(f"axes {axes!r} were given for {uri}, which has {len(shape)} axes: {stored}")
+    unknown = sorted({letter for letter in letters if letter not in _KNOWN})
+    if unknown:
+        raise InputError(
+            f"axes {axes!r} were given for {uri}: {', '.join(unknown)} is no axis, they are of t c z y x s ({stored})"
+        )
+    twice = sorted({letter for letter in letters if letters.count(letter) > 1})
+    if twice:
+        raise InputError(f"axes {axes!r} were given for {uri}: {', '.join(twice)} is there twice ({stored})")
+    if len(letters) < len(shape):  # those of one entry were left out
+        given = dict(zip(wide, letters, strict=True))
+        return [given.get(i, "_") for i in range(len(shape))]
     return letters
+
+
+def _by_letter(stored: str, letters: Sequence[str], known: Mapping[str, float]) -> dict[str, float]:
+    """What is known by stored axis letter, by the letters that the axes have now; what has no axis stays."""
+    moved = {new: known[old] for old, new in zip(stored, letters, strict=True) if old in known}
+    return {letter: v for letter, v in known.items() if letter not in stored} | moved
 
 
 def _choose(source: Source, letters: list[str], channel: int | None, timepoint: int | None) -> dict[int, int]:
@@ -218,7 +269,10 @@ def _choose(source: Source, letters: list[str], channel: int | None, timepoint: 
     for i, (letter, size) in enumerate(zip(letters, source.shape, strict=True)):
         if letter == "t":
             if timepoint is None and size > 1:
-                raise InputError(f"{uri} has {size} time points: choose one with --timepoint (timepoint=...)")
+                raise InputError(
+                    f"{uri} has {size} time points: choose one with --timepoint (timepoint=...), or name its axes "
+                    f"{''.join(letters)!r} otherwise with {FLAG}"
+                )
             fixed[i] = _entry(uri, "timepoint", timepoint, size)
         elif letter not in "yx" and size == 1:
             fixed[i] = 0
@@ -253,19 +307,27 @@ def _entry(uri: str, what: str, asked: int | None, size: int) -> int:
 
 
 def _pixel_size(
-    source: Source, axes: str, given: float | Sequence[float] | None
-) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    source: Source, axes: str, scale: Mapping[str, float], given: float | Sequence[float] | None
+) -> tuple[tuple[float, ...] | None, tuple[Assumption, ...]]:
     """Nanometres per pixel of the spatial axes, or None; and what had to be assumed."""
     spatial = axes.replace("c", "")
     if given is not None:
         return given_pixel_size(given, spatial, source.uri), ()
-    scale = source.scale_nm
     if "y" not in scale or "x" not in scale:
         return None, ()
     if "z" in spatial and "z" not in scale:
-        assumed = f"{source.uri} does not say how thick its slices are: taken as the pixel size, {scale['y']:g} nm"
-        return (scale["y"], scale["y"], scale["x"]), (assumed,)
+        return (scale["y"], scale["y"], scale["x"]), (assumed_thickness(source.uri, scale["y"]),)
     return tuple(scale[letter] for letter in spatial), ()
+
+
+def assumed_thickness(uri: str, size_nm: float) -> Assumption:
+    """That slices are as thick as pixels are wide."""
+    return Assumption(
+        what=f"how thick the slices of {uri} are",
+        taken=f"as its pixels, {size_nm:g} nm",
+        because="it does not say",
+        flag="--pixel-size",
+    )
 
 
 def given_pixel_size(given: float | Sequence[float], axes: str, uri: str) -> tuple[float, ...]:

@@ -47,7 +47,7 @@ class ZarrSource(Source):
             if not isinstance(node, ArrayNode):
                 raise _no_image(place, node)
             check_level(path, level, 1)
-            self.axes = named_axes(node.names, node.shape)
+            self.axes, self.assumptions = named_axes(path, node.names, node.shape)
             self.rgb = self.axes.endswith("s")
             self.scale_nm = {}
             self.levels = (node.shape,)

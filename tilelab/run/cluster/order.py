@@ -99,7 +99,7 @@ class Order:
             channels=self.channels,
             labels=self.options.labels,
             logits=self.options.logits,
-            mask=None if self.options.mask is None else open_mask(self.options.mask, volume),
+            mask=None if self.options.mask is None else open_mask(self.options.mask, volume, self.options.mask_axes),
             symmetries=8 if self.options.symmetries else 1,
         )
 
