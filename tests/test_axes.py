@@ -191,7 +191,7 @@ def test_channels_and_frames_that_are_slices_can_be_named_so(tmp_path: Path) -> 
     with pytest.raises(Exception, match="--channel, or say with --axes"):
         infer(path, "identity", tmp_path / "p.ome.zarr")
     tifffile.imwrite(tmp_path / "t.tif", stored, imagej=True, metadata={"axes": "TYX"})
-    with pytest.raises(InputError, match="5 time points.*--axes"):
+    with pytest.raises(InputError, match=r"5 time points.*--axes"):
         open_image(tmp_path / "t.tif")
     with open_image(tmp_path / "t.tif", axes="zyx") as image:
         np.testing.assert_array_equal(image[...], stored)

@@ -64,7 +64,7 @@ def check_image(pair: Pair, question: Question) -> None:
         InputError: it is not, or has channels.
     """
     if pair.image is not None:
-        with open_pair(pair, question) as (labels, _), open_image(pair.image) as image:
+        with open_pair(pair, question) as (labels, _), open_image(pair.image, axes=question.image_axes) as image:
             _check_size(image, labels)
 
 
