@@ -148,10 +148,10 @@ def test_every_shipped_recipe_is_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("run.step=5", "`step`"),
-        ("colour=1", "`colour`"),
+        ("run.step=5", "unknown key run.step, do you mean steps"),
+        ("colour=1", r"unknown key colour \(known: name, "),
         ("run.steps=0", "steps must be at least 1"),
-        ("run.steps=many", r"\$\.run\.steps"),
+        ("run.steps=many", "run.steps must be a whole number, not text"),
         ("augmentation.scale=[2.0, 1.0]", "scale must be a range"),
         ("optimizer.kind=lion", r"lion"),
         ("sampling.balance=1.5", "balance"),

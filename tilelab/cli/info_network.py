@@ -9,20 +9,21 @@ from typing import Any
 import msgspec
 
 from tilelab.cli.info_words import Rows
-from tilelab.errors import EngineError
+from tilelab.errors import EngineError, ModelError
 from tilelab.text import format_bytes
 
 CHECKPOINT = ".safetensors"
 _BASES = ("unet", "unet++", "linknet", "fpn", "pspnet", "pan", "deeplabv3+", "pmcanet", "casenet")
+_NAMED = re.compile(r"[A-Za-z][A-Za-z0-9+_-]+:[A-Za-z][\w.-]*")  # what looks like an architecture, known or not
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:Class
 
 
 def is_architecture(name: str) -> bool:
     """Whether `name` is of the form that networks are built by; no torch is needed to tell."""
     base, colon, encoder = name.partition(":")
-    if base in _BASES:
+    if base.lower() in _BASES:
         return bool(encoder) or not colon
-    return "." in base and _CLASS.fullmatch(name) is not None
+    return _NAMED.fullmatch(name) is not None or ("." in base and _CLASS.fullmatch(name) is not None)
 
 
 def examine_architecture(name: str) -> dict[str, Any]:
@@ -35,7 +36,12 @@ def examine_architecture(name: str) -> dict[str, Any]:
     _need_torch(name)
     from tilelab.models import build_model
 
-    return {"architecture": name, "channels": 1, "outputs": 2, "network": _measure(build_model(name, 1, 2), 1)}
+    network = build_model(name, 1, 2)
+    try:
+        facts = _measure(network, 1)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    return {"architecture": name, "channels": 1, "outputs": 2, "network": facts}
 
 
 def examine_checkpoint(path: Path) -> dict[str, Any]:

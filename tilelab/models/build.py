@@ -12,6 +12,7 @@ from torch import nn
 
 from tilelab.errors import ModelError
 from tilelab.models.casenet import CaseNet
+from tilelab.models.encoders import check_encoder, nearest, reason
 from tilelab.models.pmcanet import PmcaNet
 from tilelab.models.smp import import_smp
 from tilelab.models.unet import UNet
@@ -64,7 +65,16 @@ def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Mo
         return _build_decoder(name, _DECODERS[base], encoder, channels, classes, options)
     if encoder and base not in _OWN:
         return _call(name, _import_class(base, encoder), (channels, classes), options)
-    raise ModelError(f"unknown architecture {name!r}: choose one of {', '.join(architectures())}")
+    if base in (*_ENCODED, *_DECODERS):
+        raise ModelError(f"{name} needs an encoder, e.g. {base}:resnet18: choose one of {', '.join(architectures())}")
+    raise ModelError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    base, colon, encoder = name.partition(":")
+    near = [f"{other}{colon}{encoder}" for other in nearest(base, [*_OWN, *_DECODERS])]
+    meant = f"the nearest are {', '.join(near)}; " if near else ""
+    return f"unknown architecture {name!r}: {meant}choose one of {', '.join(architectures())}"
 
 
 def _call(name: str, factory: Callable[..., nn.Module], args: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
@@ -74,13 +84,20 @@ def _call(name: str, factory: Callable[..., nn.Module], args: tuple[int, ...], o
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ModelError(f"{name} has no option {unknown[0]!r}: choose among {', '.join(known) or 'none'}")
-    return factory(*args, **options)
+    try:
+        return factory(*args, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # options of the wrong kind; a network of the user's own may raise anything
+        raise ModelError(f"{name} cannot be built: {type(error).__name__}: {reason(error)}") from error
 
 
 def _import_class(module: str, attribute: str) -> Callable[..., nn.Module]:
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's own may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == module and "." not in module:
+            raise ModelError(_unknown(f"{module}:{attribute}")) from error
         raise ModelError(
             f"{module}:{attribute} cannot be imported ({error}); known architectures are {', '.join(architectures())}"
         ) from error
@@ -93,16 +110,13 @@ def _build_decoder(
     name: str, decoder: str, encoder: str, channels: int, classes: int, options: dict[str, Any]
 ) -> nn.Module:
     smp = import_smp()
-
-    known = smp.encoders.get_encoder_names()
-    if encoder not in known and not encoder.startswith("tu-"):
-        raise ModelError(f"{name}: unknown encoder {encoder!r}: choose one of {', '.join(known)}, or tu-NAME of timm")
+    check_encoder(encoder)
     try:
         network = getattr(smp, decoder)(
             encoder_name=encoder, encoder_weights=None, in_channels=channels, classes=classes, **options
         )
-    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"{name} cannot be built: {error}") from error
+    except Exception as error:  # every family has its own
+        raise ModelError(f"{name} cannot be built: {reason(error)}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} cannot be built: segmentation_models_pytorch returned {type(network).__name__}")
     return network

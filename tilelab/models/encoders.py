@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,49 @@ def build_encoder(name: str, channels: int, *, depth: int, output_stride: int) -
         ModelError: no such encoder (the known ones are listed), or it cannot be dilated.
     """
     smp = import_smp()
-
-    known = smp.encoders.get_encoder_names()
-    if name not in known and not name.startswith("tu-"):
-        raise ModelError(f"unknown encoder {name!r}: choose one of {', '.join(known)}, or tu-NAME of timm")
+    check_encoder(name)
     try:
         encoder = smp.encoders.get_encoder(
             name, in_channels=channels, depth=depth, weights=None, output_stride=output_stride
         )
-    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"encoder {name} cannot be built with a stride of {output_stride}: {error}") from error
+    except Exception as error:  # every family has its own
+        raise ModelError(f"encoder {name} cannot be built with a stride of {output_stride}: {reason(error)}") from error
     if depth < 5 and hasattr(encoder, "layer4"):  # a ResNet keeps the stages that it does not use
         del encoder.layer4
     return encoder
+
+
+def check_encoder(name: str) -> None:
+    """Refuse a name that is none of the libraries' own; nothing is built, and nothing is looked up elsewhere.
+
+    timm would take ``hf_hub:OWNER/NAME`` for an address to download from.
+
+    Raises:
+        ModelError: no such encoder; those with the nearest names are named.
+    """
+    smp = import_smp()
+    import timm
+
+    known = list(smp.encoders.get_encoder_names())
+    if name in known or (name.startswith("tu-") and timm.is_model(name.removeprefix("tu-"))):
+        return
+    near = nearest(name, [*known, *(f"tu-{other}" for other in timm.list_models())])
+    raise ModelError(
+        f"unknown encoder {name!r}" + (f": the nearest are {', '.join(near)}" if near else "")
+        + f"; there are {len(known)} of segmentation_models_pytorch (resnet18, ...) and, as tu-NAME, those of timm"
+    )
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """At most five names that are spelt like `name`, the nearest first."""
+    spelt = {other.lower(): other for other in reversed(known)}
+    return [spelt[other] for other in get_close_matches(name.lower(), spelt, 5, 0.5)]
+
+
+def reason(error: Exception) -> str:
+    """What a library says of its failure, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {' '.join(lines)}".strip()
 
 
 @dataclass(frozen=True, slots=True)

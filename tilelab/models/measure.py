@@ -18,6 +18,7 @@ from tilelab.errors import ModelError
 _STRIDES = (1, 2, 4, 8, 16, 32, 64)
 _LEAST = 128  # px; some networks go down to an eighth of their encoder's coarsest features
 _LARGEST_WIDTH = 8192
+_HEIGHTS = (2, 4, 8, 16)  # strides; a pyramid of poolings needs more rows than a plain decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def measure_network(model: nn.Module, channels: int, *, tile: int = 256) -> Netw
         tile: size at which work is counted, a multiple of the total stride.
 
     Raises:
-        ModelError: the network accepts not every multiple of 64 from 128 on.
+        ModelError: the network accepts not every multiple of 64 from 128 on, or fails.
     """
     training = model.training
     model.eval()
@@ -58,6 +59,11 @@ def measure_network(model: nn.Module, channels: int, *, tile: int = 256) -> Netw
             stride=stride,
             receptive_field=receptive_field(model, channels, stride),
         )
+    except ModelError:
+        raise
+    except Exception as error:  # a network of another library, or the user's own
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"the network cannot be measured: {type(error).__name__}: {line}") from error
     finally:
         model.train(training)
 
@@ -92,16 +98,17 @@ def _keeps_size(model: nn.Module, channels: int, size: int) -> bool:
     try:
         with torch.no_grad():
             return tuple(model(torch.zeros(1, channels, size, size)).shape[-2:]) == (size, size)
-    except (RuntimeError, ValueError):  # shapes that do not concatenate, or the network's own check
+    except Exception:  # shapes that do not concatenate, or the network's own check, of whatever kind
         return False
 
 
 def receptive_field(model: nn.Module, channels: int, stride: int) -> int | None:
     """Pixels along one axis that one output pixel depends on, the most over all phases of the stride; None: all."""
     width = 256
+    height = next((k * stride for k in _HEIGHTS if _takes(model, channels, k * stride, width)), _LEAST)
     while width <= _LARGEST_WIDTH:
         width = -(-width // stride) * stride
-        spread = _poison(model, channels, stride, width)
+        spread = _poison(model, channels, stride, (height, width))
         if spread is not None:
             reach = 0
             for phase in range(stride):  # of the output pixel
@@ -117,12 +124,25 @@ def receptive_field(model: nn.Module, channels: int, stride: int) -> int | None:
     return None
 
 
-def _poison(model: nn.Module, channels: int, stride: int, width: int) -> list[tuple[int, int]] | None:
+def _takes(model: nn.Module, channels: int, height: int, width: int) -> bool:
+    """Whether the network runs on a strip of so many rows."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, channels, height, width))
+    except Exception:  # too few rows for some pooling
+        return False
+    return True
+
+
+def _poison(
+    model: nn.Module, channels: int, stride: int, size: tuple[int, int]
+) -> list[tuple[int, int]] | None:
     """Per phase of the stride, the relative output columns that one input column touches; None: it met an edge."""
+    height, width = size
     centre = width // 2 // stride * stride
     spread = []
     for phase in range(stride):
-        x = torch.zeros(1, channels, 2 * stride, width)
+        x = torch.zeros(1, channels, height, width)
         x[..., centre + phase] = torch.nan
         with torch.no_grad():
             touched = model(x).isnan().any(dim=1).any(dim=1)[0].nonzero().flatten()

@@ -55,7 +55,8 @@ class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     name           of the model
     seed           of everything random
-    provenance     free text that goes with the model: data, licence, source
+    provenance     free text that goes with the model: data, licence, source; with a ``digest`` among it, only where the
+                   training data have that digest, for what is said of some data is not true of others
     normalization  left out: the mean and standard deviation of the training images' pixels
     """
 

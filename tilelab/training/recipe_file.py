@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tilelab.errors import InputError
+from tilelab.training.recipe_errors import explain_recipe
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def read_recipe(name: str, overrides: list[str] | None, kind: type[T], command: 
     try:
         return msgspec.convert(table, type=kind)
     except (msgspec.ValidationError, ValueError) as error:
-        raise RecipeError(f"recipe {path}: {error}") from error
+        raise RecipeError(f"recipe {path}: {explain_recipe(error, kind)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

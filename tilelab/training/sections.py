@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from tilelab.errors import InputError
 from tilelab.evaluation.label_map import IGNORE as IGNORE
+from tilelab.evaluation.label_map import LabelMap
 from tilelab.geometry import Window
 from tilelab.spec import Activation
 
@@ -94,8 +96,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Folders (paired by name, without suffix and endings such as ``_mask``), or one image each; relative to the data
         folder.  Anything that `open_image` reads; stacks count plane by plane.
     labels
-        Which stored value or colour is which class, ``255:1`` or ``#0000ff:1,#ff0000:2``; all others are class 0.
-        Empty: the stored values are the classes.
+        Which stored value or colour is which class: ``255:1``, ``0-127:1,128-255:0`` or ``#0000ff:1,#ff0000:2``.
+        ``255:ignore`` leaves pixels out, ``*:1`` says what all others are; unless it does, they are class 0, and
+        training says so.  Empty: the stored values are the classes.
     axes, mask_axes
         What the stored axes of images and masks mean, of ``t c z y x s``, where they do not say.
     planes
@@ -114,6 +117,10 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check(self.limit >= 0, f"limit must be at least 0, not {self.limit}")
+        try:
+            LabelMap.parse(self.labels or "*:0")
+        except InputError as error:
+            raise ValueError(str(error)) from error
         start, stop = self.planes or (0, 1)
         check(0 <= start < stop, f"planes must be the first and the one after the last, not {[start, stop]}")
 
