@@ -11,7 +11,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume
 from tilelab.io.results.sink import Finished
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
-from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ClassInfo, ModelSpec
 
@@ -97,7 +97,7 @@ def whole(job, engine, units=None, starts=None):
     tiles = 0
     for i, box in enumerate(units or [Box.whole(shape)]):
         start = box.start[job.frame.sweep_axis] if starts is None else starts[i]
-        tiles += Unit(job, engine, box, start).run(Collector(result, box, start, job.frame.sweep_axis)).tiles
+        tiles += HostSweep(job, engine, box, start).run(Collector(result, box, start, job.frame.sweep_axis)).tiles
     return result, tiles
 
 
@@ -145,7 +145,7 @@ class DeviceNetwork(Network):
 
 
 def sweep_device(job, engine, units=None, starts=None, progress=lambda n: None):
-    from tilelab.run.sweep.device import DeviceUnit
+    from tilelab.run.sweep.device import DeviceSweep
 
     shape = job.image.shape
     result = {
@@ -157,7 +157,7 @@ def sweep_device(job, engine, units=None, starts=None, progress=lambda n: None):
     for i, box in enumerate(units or [Box.whole(shape)]):
         start = box.start[job.frame.sweep_axis] if starts is None else starts[i]
         collector = Collector(result, box, start, job.frame.sweep_axis)
-        stalls.append(DeviceUnit(job, engine, box, start).run(collector, progress=progress))
+        stalls.append(DeviceSweep(job, engine, box, start).run(collector, progress=progress))
     return result, stalls
 
 

@@ -90,10 +90,10 @@ def test_rehearsal_of_a_stack_that_is_thinned(stack, tmp_path, monkeypatch):
     monkeypatch.setattr(tilelab.run.rehearse, "MOST_PIXELS", 300_000)
     monkeypatch.setattr(ThinnedImage.__init__, "__defaults__", (300_000, None))
     found = dry_run(stack, "identity:1", tmp_path / "o.ome.zarr", Options(model=SMALL, workers=4), lambda line: None)
-    blocks = next(line for line in found["checked"] if "blocks spread" in line)
+    blocks = next(line for line in found.checked if "blocks spread" in line)
     kept, of = int(blocks.split()[0]), int(blocks.split()[2])
     assert 0 < kept < of == 5 * 6 * 8
-    assert found["expected"]["workers"] == 4
+    assert found.expected.workers == 4
 
 
 def test_a_wrong_result_is_noticed(pixels, tmp_path, monkeypatch):
@@ -209,7 +209,7 @@ def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch, c
         assert len(proxy.seen) - before < 100
         options = Options(model=SpecOverrides(tile=(256, 256)))
         rehearsed = dry_run("s3://big/tera.zarr", "identity:1", "s3://big/o.ome.zarr", options, lambda line: None)
-        assert any("can be written" in line for line in rehearsed["checked"])
+        assert any("can be written" in line for line in rehearsed.checked)
         assert not list(open_store("s3://big").keys("o.ome.zarr"))
     finally:
         proxy.stop()

@@ -34,7 +34,7 @@ from tilelab.exporting.parity import ParityError, Sample  # noqa: E402
 from tilelab.exporting.write import Request  # noqa: E402
 from tilelab.io.images.open import open_image  # noqa: E402
 from tilelab.run.self_check import find_source  # noqa: E402
-from tilelab.run.sweep.host import Unit  # noqa: E402
+from tilelab.run.sweep.host import HostSweep  # noqa: E402
 from tilelab.sample import draw_superalloy  # noqa: E402
 
 SPEC = make_spec((32, 32), classes=3, stride=4)
@@ -216,7 +216,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(tensorrt, "find_spec", lambda name: object())
     # the stand-in's GPU has no kernels: tiles are cut and blended on the CPU
-    monkeypatch.setattr("tilelab.training.validate.make_unit", Unit)
+    monkeypatch.setattr("tilelab.training.validate.make_sweep", HostSweep)
     tensorrt.probe.cache_clear()
     yield module
     tensorrt.probe.cache_clear()

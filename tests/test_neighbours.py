@@ -23,12 +23,12 @@ from tilelab.geometry import Box, Frame, Lattice
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Neighbourhood, Volume, network_input
 from tilelab.io.results.result import read_result
-from tilelab.io.zarr.layout import Layout
 from tilelab.kernels.reference import SOFTMAX
 from tilelab.run.infer import infer, plan
 from tilelab.run.options import Options
-from tilelab.run.plan.plan import Outputs, Source, make_plan
-from tilelab.run.sweep.host import Unit
+from tilelab.run.plan.plan import make_plan
+from tilelab.run.plan.request import ImageFacts, Request, Written
+from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ModelSpec, Normalization
 
@@ -153,18 +153,13 @@ def test_slices_are_decoded_once_per_unit() -> None:
     image = Neighbourhood(Volume(source), 1)
     engine = Network(lambda t: t[:, :2], TILE, channels=3, outputs=2)
     spec = replace_spec(engine.spec, neighbours=1)
-    planned = make_plan(
-        Source(image.shape, image.chunks, image.channels, 1),
-        spec,
-        Layout.fit(image.shape),
-        Outputs(labels=True, probabilities=0, logits=0),
-    )
+    planned = make_plan(Request.of(ImageFacts.of(image), spec, Written(labels=True)))
     assert [unit.box.shape[0] for unit in planned.units] == [7, 7, 6]
     one = np.ones(3, np.float32)
     job = Job(image, planned.lattice, planned.frame, 0 * one, one, SOFTMAX, np.zeros(0, np.int64))
     for unit in planned.units:
         result = {"labels": np.zeros(image.shape, np.uint8)}
-        Unit(job, engine, unit.box).run(Collector(result, unit.box, unit.box.start[1], 1))
+        HostSweep(job, engine, unit.box).run(Collector(result, unit.box, unit.box.start[1], 1))
     per_slice = source.reads.reshape(20, -1).max(axis=1)
     assert per_slice.tolist() == [1] * 6 + [2, 2] + [1] * 5 + [2, 2] + [1] * 5
 

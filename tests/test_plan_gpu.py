@@ -26,6 +26,8 @@ def test_gpu_memory_is_told(free: int, enough: bool) -> None:
         batch=8,
         memory=EngineMemory(device_bytes=10 << 20),
         info=SimpleNamespace(free_bytes=free),
+        tiles_dtype=np.dtype(np.float32),
+        logits_dtype=np.dtype(np.float32),
     )
     gpu.on_device = gpu
     document = examine_plan(plan, gpu, None, [])

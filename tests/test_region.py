@@ -129,7 +129,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path) -> None:
     from tilelab.geometry import Frame, Lattice
     from tilelab.io.images.volume import Volume
     from tilelab.kernels.reference import SOFTMAX
-    from tilelab.run.sweep.host import Unit
+    from tilelab.run.sweep.host import HostSweep
     from tilelab.run.sweep.job import Job
 
     rows = []
@@ -146,7 +146,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path) -> None:
     one = np.ones(1, np.float32)
     job = Job(part, lattice, Frame(1), 0 * one, one, SOFTMAX, np.zeros(0, np.int64))
     result = {"labels": np.zeros(part.shape, np.uint8)}
-    Unit(job, engine, Box.whole(part.shape)).run(Collector(result, Box.whole(part.shape), 0, 1))
+    HostSweep(job, engine, Box.whole(part.shape)).run(Collector(result, Box.whole(part.shape), 0, 1))
     assert rows[0][0] == 50
     assert rows[-1][1] == 290
     for start, _ in rows[1:]:

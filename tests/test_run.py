@@ -354,13 +354,14 @@ def test_planning_counts_what_running_does(picture, tmp_path):
 
 
 def test_the_plan_of_a_petabyte_takes_no_time_and_memory():
-    from tilelab.io.zarr.layout import Layout
-    from tilelab.run.plan.plan import Outputs, Source, make_plan
+    from tilelab.run.plan.plan import make_plan
+    from tilelab.run.plan.request import ImageFacts, Request, Written
 
     spec = load_engine("identity:2", tile=(512, 512)).spec
     shape = (100_000, 100_000, 100_000)
     began = time.process_time()
-    plan = make_plan(Source(shape, (1, 512, 512), 1, 1), spec, Layout.fit(shape), Outputs(True, 1, 0))
+    image = ImageFacts(shape, (1, 512, 512), 1, np.dtype(np.uint8))
+    plan = make_plan(Request.of(image, spec, Written(True, (1,))))
     assert plan.tiles >= len(plan.lattice) > 10**9
     assert plan.recomputed < 0.05
     assert len(plan.units) >= 10**5

@@ -16,7 +16,7 @@ from sweep_parts import Collector, Memory, Network, make_job, whole
 from tilelab.errors import EngineError, InputError, OutputError
 from tilelab.geometry import WINDOWS, Box
 from tilelab.io.images.volume import Volume
-from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.host import HostSweep
 
 
 def random_cuts(data, size, grain, name):
@@ -99,7 +99,7 @@ def test_symmetries_undo_themselves_and_average():
     np.testing.assert_allclose(result["logits"], 0.5, atol=1e-6)
 
 
-def test_blank_tiles_are_inferred_once_and_change_nothing():
+def test_blank_tiles_are_inferred_once_and_change_nothing(monkeypatch):
     array = np.zeros((200, 96), np.uint8)
     array[90:120, 40:60] = np.random.default_rng(0).integers(1, 256, (30, 20))
     array[150:] = 255
@@ -111,13 +111,8 @@ def test_blank_tiles_are_inferred_once_and_change_nothing():
     job = make_job(array, "yx", (16, 16), (4, 4), engine=engine, gain=1 / 255)
     result, tiles = whole(job, engine)
     assert tiles < len(job.lattice) / 2
-    import tilelab.run.sweep.host as sweep
-
-    before, sweep.BLANKS = sweep.BLANKS, 0
-    try:
-        plain, all_tiles = whole(job, engine)
-    finally:
-        sweep.BLANKS = before
+    monkeypatch.setattr("tilelab.run.plan.buffers.BLANKS", 0)
+    plain, all_tiles = whole(job, engine)
     assert all_tiles == len(job.lattice)
     for name in plain:
         np.testing.assert_array_equal(result[name], plain[name])
@@ -198,7 +193,7 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
         collector.write = write
     expected = {"read": InputError, "engine": MemoryError, "write": OutputError, "interrupt": KeyboardInterrupt}[stage]
     with pytest.raises(expected):
-        Unit(job, engine, Box.whole(job.image.shape)).run(collector)
+        HostSweep(job, engine, Box.whole(job.image.shape)).run(collector)
     stages = {f"tilelab-{name}" for name in ("read", "cut", "blend", "write")}
     assert not stages & {thread.name for thread in threading.enumerate()}
 

@@ -17,8 +17,9 @@ from sweep_parts import Collector, DeviceNetwork, Memory, Network, make_job, scr
 from tilelab.errors import EngineError, InputError, OutputError, PlanError, TilelabError
 from tilelab.geometry import WINDOWS, AxisTiling, Box, Frame, Lattice
 from tilelab.io.images.volume import Volume
-from tilelab.run.plan.device_buffers import LANDINGS, band_rows, check_device_memory, plan_buffers, seen_range
-from tilelab.run.plan.plan import Outputs, Source
+from tilelab.run.plan.buffers import GROUPS, seen_range, sizes
+from tilelab.run.plan.device_buffers import band_rows, check_device_memory, device_buffers
+from tilelab.run.plan.request import ImageFacts, Request, Written
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 EXAMPLES = 10 if SIMULATED else 60
@@ -127,7 +128,7 @@ def test_device_stops_at_logits_that_are_not_finite(device):
 
 @pytest.mark.parametrize("where", ["read", "engine", "write"])
 def test_device_stops_all_stages_at_the_first_error(device, where, monkeypatch):
-    from tilelab.run.sweep.device import DeviceUnit
+    from tilelab.run.sweep.device import DeviceSweep
 
     def fail(*_):
         raise {"read": InputError, "engine": EngineError, "write": OutputError}[where]("as planned")
@@ -138,7 +139,7 @@ def test_device_stops_all_stages_at_the_first_error(device, where, monkeypatch):
     target = {"read": (job.image, "read"), "engine": (engine, "function"), "write": (collector, "write")}[where]
     monkeypatch.setattr(*target, fail)
     with pytest.raises(TilelabError, match="as planned"):
-        DeviceUnit(job, engine, Box.whole((1, 64, 8))).run(collector)
+        DeviceSweep(job, engine, Box.whole((1, 64, 8))).run(collector)
 
 
 @settings(max_examples=200)
@@ -158,22 +159,23 @@ def test_ring_of_raw_rows_holds_two_neighbouring_tile_rows(size, tile, stride, d
 def make_buffers(spec, box=None, **kwargs):
     shape = (1, 9959, 9958)
     lattice = Lattice.fit(shape, (1, 512, 512), (0, 128, 128), stride=(1, 32, 32))
-    source = Source(shape, (1, 512, 512), 1, 1)
-    return plan_buffers(source, spec, Outputs(True, 0, 0), lattice, Frame(1), 16, box or Box.whole(shape), **kwargs)
+    image = ImageFacts(shape, (1, 512, 512), 1, np.dtype(np.uint8))
+    request = Request(image, spec, Written(True), lattice, Frame(1), batch=16)
+    return device_buffers(request, box or Box.whole(shape), **kwargs)
 
 
 def test_planned_memory_counts_every_buffer():
     spec = Network(None, (512, 512), outputs=2).spec
     buffers = make_buffers(spec)
-    sizes = buffers.bytes()
-    assert sizes["canvas"] == 2 * 512 * 9958 * 4
-    assert sizes["raw rows"] == (512 + 384) * 9958
-    assert sizes["tiles"] == 16 * 512 * 512 * 4
-    assert sizes["logits"] == 2 * sizes["tiles"]
-    assert sizes["labels"] == LANDINGS * 384 * 9958
-    assert buffers.device_bytes == sum(sizes.values())
+    found = sizes(buffers.device)
+    assert found["canvas"] == 2 * 512 * 9958 * 4
+    assert found["raw rows"] == (512 + 384) * 9958
+    assert found["tiles"] == 16 * 512 * 512 * 4
+    assert found["logits"] == 2 * found["tiles"]
+    assert found["labels"] == GROUPS * 384 * 9958
+    assert buffers.device_bytes == sum(found.values())
     half = make_buffers(spec, tiles_dtype=np.dtype(np.float16), logits_dtype=np.dtype(np.float16))
-    assert half.bytes()["logits"] * 2 == sizes["logits"]
+    assert sizes(half.device)["logits"] * 2 == found["logits"]
     narrow = make_buffers(spec, Box((0, 0, 0), (1, 9959, 2048)))
     assert narrow.device_bytes < buffers.device_bytes
 

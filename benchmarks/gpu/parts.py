@@ -22,8 +22,8 @@ from tilelab.io.results.sink import Finished
 from tilelab.kernels import cuda as kernels
 from tilelab.kernels import device, reference
 from tilelab.kernels.reference import SOFTMAX
-from tilelab.run.sweep.device import DeviceUnit
-from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.device import DeviceSweep
+from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ClassInfo, ModelSpec, Normalization
 
@@ -314,7 +314,7 @@ def _sweep(engine: Any, plane: Array, rows: int) -> _Swept:
     for name in moved:
         setattr(device, name, counted(name, real[name]))
     try:
-        unit = DeviceUnit(job, engine, Box.whole(job.image.shape))
+        unit = DeviceSweep(job, engine, Box.whole(job.image.shape))
         writer = _Labels(job.image.shape)
         began = time.perf_counter()
         stalls = unit.run(writer)
@@ -332,8 +332,8 @@ def _compare(engine: Any, sizes: Sizes) -> str:
     job = _job(engine, _Tall(small, small.shape[0], sizes.tile))
     box = Box.whole(job.image.shape)
     on_gpu, on_cpu = _Labels(job.image.shape), _Labels(job.image.shape)
-    DeviceUnit(job, engine, box).run(on_gpu)
-    Unit(job, engine, box).run(on_cpu)
+    DeviceSweep(job, engine, box).run(on_gpu)
+    HostSweep(job, engine, box).run(on_cpu)
     changed = int((on_gpu.labels != on_cpu.labels).sum())
     return "equal" if not changed else f"{changed} of {on_gpu.labels.size} labels DIFFER"
 

@@ -35,7 +35,7 @@ from tilelab.run.cluster.outbox import RunUnit
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
-from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.job import Job, Stalls
 from tilelab.spec import ClassInfo
 
@@ -96,8 +96,6 @@ def run_units(client: Any, plan: Plan, task: RunUnit, report_seconds: float = 0.
         facts=facts,
         mean=ones,
         gain=ones,
-        activation=SIGMOID,
-        channels=np.zeros(1, np.int64),
         output=Path("out.ome.zarr"),
         report_seconds=report_seconds,
     )
@@ -207,7 +205,7 @@ def unit_seconds(times: int = 15) -> float:
         found = []
         for _ in range(times):
             began = time.perf_counter()
-            Unit(job, engine, box).run(OmeZarrSink.open(path).writer(box, 0, 1))
+            HostSweep(job, engine, box).run(OmeZarrSink.open(path).writer(box, 0, 1))
             found.append(time.perf_counter() - began)
     return statistics.median(found)
 

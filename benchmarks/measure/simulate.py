@@ -19,16 +19,18 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from benchmarks.bench.settings import VolumeShape
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.io.zarr.layout import Layout
 from tilelab.run.cluster.attempt import Action, Assign, Attempt, Restart
 from tilelab.run.cluster.coverage import Coverage
 from tilelab.run.cluster.crew import REPORT_SECONDS, REPORTS_PER_SECOND
 from tilelab.run.cluster.dispatch import Dispatcher
 from tilelab.run.cluster.order import count_tiles
-from tilelab.run.plan.plan import Outputs, Plan, Source, make_plan
+from tilelab.run.plan.plan import Plan, make_plan
+from tilelab.run.plan.request import ImageFacts, Request, Written
 
 PIXELS_PER_SECOND = 278e6
 SPREAD = 0.03  # of the speeds of workers, and of a worker's units
@@ -54,10 +56,8 @@ class Costs:
 def plan_for(shape: VolumeShape, workers: int) -> Plan:
     """The plan of a volume that a 2-D network segments slice by slice, tiles of 512 px with an overlap of 64."""
     spec = identity_spec(2, SpecOverrides(tile=(512, 512), overlap=(64, 64)))
-    source = Source(shape, (1, 2048, 2048), 1, 1)
-    return make_plan(
-        source, spec, Layout.fit(shape), Outputs(True, 1, 0), batch=8, memory_limit=2 << 30, workers=workers
-    )
+    image = ImageFacts(shape, (1, 2048, 2048), 1, np.dtype(np.uint8))
+    return make_plan(Request.of(image, spec, Written(True, (1,)), batch=8), memory_limit=2 << 30, workers=workers)
 
 
 class Simulation:

@@ -68,16 +68,16 @@ def _rehearse(args: argparse.Namespace) -> int:
         options = choose_tile(args.model, args.image, options, say)
     found = dry_run(args.image, args.model, args.out, options, say)
     if args.report is not None:
-        Path(args.report).write_text(json.dumps(found, indent=1) + "\n")
-    expected = found["expected"]
-    workers = f" on {expected['workers']} workers" if expected["workers"] > 1 else ""
-    for line in found["checked"]:
+        Path(args.report).write_text(json.dumps(found.document(), indent=1) + "\n")
+    expected = found.expected
+    workers = f" on {expected.workers} workers" if expected.workers > 1 else ""
+    for line in found.checked:
         print(f"checked   {line}")
-    print(f"expected  {duration(expected['seconds'])}{workers}: {expected['tiles']} tiles in {expected['units']} units")
+    print(f"expected  {duration(expected.seconds)}{workers}: {expected.tiles} tiles in {expected.units} units")
     print(
-        f"          {format_bytes(expected['bytes_read'])} to read (about {duration(expected['seconds_reading'])} "
-        f"at the rate seen), at most {format_bytes(expected['bytes_written_at_most'])} to write before compression"
+        f"          {format_bytes(expected.bytes_read)} to read (about {duration(expected.seconds_reading)} "
+        f"at the rate seen), at most {format_bytes(expected.bytes_written_at_most)} to write before compression"
     )
-    print(f"          {format_bytes(expected['memory_per_worker'])} of memory per worker beside the engine")
+    print(f"          {format_bytes(expected.memory_per_worker)} of memory per worker beside the engine")
     print("          nothing was kept")
     return 0

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.engines.registry import read_spec
     from tilelab.run.autotile import choose_tile
     from tilelab.run.options import load
-    from tilelab.run.prepare import open_source, plan_image
+    from tilelab.run.prepare import expected_streams, open_source, plan_image
 
     options = options_from_args(args)
     if args.price is not None and args.no_calibration and args.speed is None:
@@ -42,27 +42,30 @@ def run(args: argparse.Namespace) -> int:
     engine = load(args.model, options) if args.speed is None else None
     spec = read_spec(args.model, options.model) if engine is None else engine.spec
     assert spec is not None  # noqa: S101 - it is only None without overrides
-    image, notes = open_source(args.image, options, spec)
-    assumptions = image.assumptions + (engine.assumptions if engine else ())
-    check_strict(assumptions, options.strict)
-    plan = plan_image(image, spec, options, engine.batch if engine else options.batch or 1)
-    per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
-    if engine is not None:
-        if not args.no_calibration:
-            per_tile = calibrate(engine) * (8 if options.symmetries else 1)
-        engine.close()
-    document = examine_plan(
-        plan,
-        engine,
-        per_tile,
-        notes,
-        assumptions,
-        workers=options.workers or 1,
-        price=args.price,
-        stored=stored_bytes(image),
-        samples=sample_tiles(Volume(image), plan),
-    )
-    image.close()
+    with open_source(args.image, options, spec) as opened:
+        assumptions = opened.assumptions + (engine.assumptions if engine else ())
+        check_strict(assumptions, options.strict)
+        streams = engine.streams if engine else expected_streams(options)
+        plan = plan_image(opened.image, spec, options, engine.batch if engine else options.batch or 1, streams)
+        notes = list(opened.notes)
+        if engine is None and streams > 1:
+            notes.append(f"memory is that of {streams} batches at once, one for each core: no engine was loaded")
+        per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
+        if engine is not None:
+            if not args.no_calibration:
+                per_tile = calibrate(engine) * plan.request.symmetries
+            engine.close()
+        document = examine_plan(
+            plan,
+            engine,
+            per_tile,
+            notes,
+            assumptions,
+            workers=options.workers or 1,
+            price=args.price,
+            stored=stored_bytes(opened.image),
+            samples=sample_tiles(Volume(opened.image), plan),
+        )
     print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
     return 0
 

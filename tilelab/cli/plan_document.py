@@ -117,7 +117,7 @@ def examine_plan(
             device=None if engine is None else engine.device,
             precision=None if engine is None else engine.precision,
             tile=plan.spec.tile,
-            batch=plan.batch,
+            batch=plan.request.batch,
         ),
         overlap=plan.spec.overlap,
         window=plan.spec.window,
@@ -146,12 +146,14 @@ def _device_memory(plan: Plan, engine: Engine | None) -> DeviceMemory | None:
     gpu = None if engine is None else engine.on_device
     if gpu is None:
         return None
-    from tilelab.run.plan.device_buffers import plan_buffers
+    from tilelab.run.plan.buffers import sizes
+    from tilelab.run.plan.device_buffers import device_buffers
 
-    unit = plan.units[0].box
-    buffers = plan_buffers(plan.source, plan.spec, plan.outputs, plan.lattice, plan.frame, gpu.batch, unit)
+    buffers = device_buffers(
+        plan.request, plan.units[0].box, tiles_dtype=gpu.tiles_dtype, logits_dtype=gpu.logits_dtype
+    )
     own = gpu.memory.device_bytes
-    parts = {**buffers.bytes(), **({"engine": own} if own else {})}
+    parts = {**sizes(buffers.device), **({"engine": own} if own else {})}
     return DeviceMemory(sum(parts.values()), gpu.info.free_bytes, parts)
 
 

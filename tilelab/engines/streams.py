@@ -13,16 +13,21 @@ from tilelab.arrays import Float32
 from tilelab.engines.base import Engine
 
 
+def batches_ahead(streams: int) -> int:
+    """Batches that may wait or run while the oldest is waited for: one for each stream, so that none is idle."""
+    return streams if streams > 1 else 0
+
+
 class Streams:
     """As many threads as an engine has streams; with one, calls run where they are made.
 
     Attributes:
-        ahead: calls that may wait or run while the oldest is waited for: one for each stream, so that none is idle.
+        ahead: calls that may wait or run while the oldest is waited for; see `batches_ahead`.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._pool = ThreadPoolExecutor(engine.streams, "tilelab-engine") if engine.streams > 1 else None
-        self.ahead = engine.streams if engine.streams > 1 else 0
+        self.ahead = batches_ahead(engine.streams)
 
     def submit(self, call: Callable[..., None], *arguments: object) -> Future[None]:
         """Begin a call, or make it."""

@@ -10,9 +10,12 @@ from pathlib import Path
 DEFAULT_LIMIT = 2 << 30
 
 
-def default_memory_limit() -> int:
-    """Half of the memory that is free now, and at most 2 GiB: more would only save a per cent of tiles."""
-    return min(DEFAULT_LIMIT, available_memory() // 2)
+def default_memory_limit(more: int = 0) -> int:
+    """Half of the memory that is free now, and at most 2 GiB: more would only save a per cent of tiles.
+
+    more: bytes that the machine asks for beyond that, a batch for every core, say.
+    """
+    return min(DEFAULT_LIMIT + more, available_memory() // 2)
 
 
 def available_memory() -> int:

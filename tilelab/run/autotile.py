@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tilelab.engines.base import Engine
 from tilelab.engines.fastest import fastest_tile, tile_candidates
-from tilelab.engines.registry import load_engine, read_spec
+from tilelab.engines.registry import read_spec
 from tilelab.io.images.volume import Volume
-from tilelab.run.journal.fingerprint import Fingerprint
-from tilelab.run.options import Options
+from tilelab.run.journal.fingerprint import KnownFingerprint
+from tilelab.run.options import Options, load
 from tilelab.text import size_text
 
 BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # each core of a CPU has a tile of its own
@@ -24,7 +23,7 @@ def choose_tile(
     image: Any,
     options: Options,
     note: Callable[[str], None],
-    begun: Fingerprint | None = None,
+    begun: KnownFingerprint | None = None,
 ) -> Options:
     """`options` with the tile and batch that give the most useful pixels per second within ``options.memory_bytes``.
 
@@ -45,25 +44,15 @@ def choose_tile(
 
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
-    opened, _ = open_source(image, options, spec)
-    shape = Volume(opened).shape[-len(spec.axes) :]
+    with open_source(image, options, spec) as opened:
+        shape = Volume(opened.image).shape[-len(spec.axes) :]
     kind = "cuda" if options.device.startswith("cuda") else "cpu"
     batches = BATCHES[kind] if options.batch is None else (options.batch,)
 
-    def load(tile: tuple[int, ...], batch: int) -> Engine:
-        chosen = _with(options, tile, batch)
-        return load_engine(
-            model,
-            engine=chosen.engine,
-            device=chosen.device,
-            precision=chosen.precision,
-            batch=batch,
-            threads=chosen.threads,
-            spec_overrides=chosen.model,
-        )
-
     candidates = [(tile, batch) for tile in tile_candidates(spec, shape) for batch in batches]
-    best, measured = fastest_tile(load, candidates, shape, options.memory_bytes)
+    best, measured = fastest_tile(
+        lambda tile, batch: load(model, _with(options, tile, batch)), candidates, shape, options.memory_bytes
+    )
     size = size_text(best.tile)
     note(
         f"tile {size}, batch {best.batch}: {best.pixels_per_s / 1e6:.2f} MP/s, the fastest of {len(measured)} measured"

@@ -15,15 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import read_spec
-from tilelab.errors import OutputError
 from tilelab.io.storage.place import Address, Place
 from tilelab.machine.memory import resident_memory
 from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.options import Options, load
 from tilelab.run.progress import Progress, Silent
-from tilelab.run.target import begun_fingerprint, convert_result, finished, output_path, present, work_path
+from tilelab.run.target import (
+    begun_fingerprint,
+    check_format,
+    clear_way,
+    convert_result,
+    is_finished,
+    output_path,
+    present,
+    work_path,
+)
 
 if TYPE_CHECKING:
+    from tilelab.io.images.image import Image
+    from tilelab.run.cluster.crew import Crew
     from tilelab.run.plan.plan import Plan
 
 # What needs Numba is imported in the functions: `infer` loads the engine meanwhile.
@@ -73,82 +83,92 @@ def infer(
             name, and what was finished is kept for the next try.
         Interrupted: Ctrl-C; the same call continues.
     """
-    options = options or Options()
-    progress = progress or Silent()
-    began = time.perf_counter()
+    began, options, progress = time.perf_counter(), options or Options(), progress or Silent()
     target = output_path(image, out)
     work = work_path(target)
     if isinstance(model, str | Path) and options.auto_tile:
-        from tilelab.run.autotile import choose_tile
-
-        options = choose_tile(model, image, options, note, None if options.restart else begun_fingerprint(target, work))
+        options = _choose_tile(model, image, options, note, target, work)
     with contextlib.ExitStack() as opened:
-        crew = None
-        engine: Engine
-        if is_distributed(options):
-            from tilelab.run.cluster.crew import open_crew
-
-            if isinstance(image, str | Path) and isinstance(model, str | Path):
-                plan(image, model, options=options)  # what can be refused is refused before any worker starts
-            crew = opened.enter_context(open_crew(image, model, options, note))
-            options, engine = crew.options, crew.engine
-        else:
-            engine = load_and_warm_up(model, options) if isinstance(model, str | Path) else model
-        if engine is not model:
-            opened.callback(engine.close)
-        from tilelab.run.execute import execute
+        options, engine, crew = _open_engine(model, image, options, note, opened)
+        from tilelab.run.execute import Execution, execute
         from tilelab.run.prepare import prepare
         from tilelab.run.report import Clock, make_report
 
-        memory = resident_memory()
-        clock = Clock(began)
-        prepared = prepare(image, engine, options)
-        if prepared.image is not image:
-            opened.callback(prepared.image.close)
+        memory, clock = resident_memory(), Clock(began)
+        prepared = opened.enter_context(prepare(image, engine, options))
         for said in (*prepared.notes, *prepared.assumptions):
             note(str(said))
-        if isinstance(target, Path) and target.suffix == ".png":
-            from tilelab.io.results.png import check_png
-
-            check_png(prepared.plan.source.shape, target)
-        if isinstance(target, Path) and target.suffix == ".precomputed" and not options.labels:
-            raise OutputError(f"{target} would hold the labels: leave --no-labels out, or name it .ome.zarr")
-        done = finished(target, work, prepared.fingerprint, options.restart)
+        check_format(target, prepared.plan)
+        done = is_finished(target, work, prepared.fingerprint, options.restart)
+        clear_way(target, work, options.restart)
         clock.mark("start")
-        stalls = None
+        execution = Execution(prepared.plan)
         if not done and (options.restart or not present(work)):
             sweep = None if crew is None else crew.sweep_units
-            stalls = execute(prepared, target, work, options, progress, note, sweep)
+            execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
         if overview is not None:
-            if present(work):
-                from tilelab.io.results.overview import write_overview
-
-                write_overview(prepared.image, work, overview)
-            else:
-                note(f"no overview: it is drawn when {target} is made; --restart makes it anew")
+            _draw_overview(prepared.image, target, work, overview, note)
             clock.mark("overview")
         if not done and work != target:
             convert_result(work, target)
             clock.mark("convert")
-        report = make_report(prepared, target, stalls, clock, memory)
-        if crew is not None:
-            report["workers"] = crew.summary
-        return Run(target, report, already_finished=done)
+        report = make_report(prepared, execution, target, clock, memory, None if crew is None else crew.summary)
+        return Run(target, report.document(), already_finished=done)
 
 
 def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Plan:
     """What `infer` would do; nothing is computed or written.
 
+    No engine is loaded: its memory is that of as many batches at once as there are cores.
+
     Raises:
         TilelabError: image and model do not fit, or a limit would be exceeded.
     """
-    from tilelab.run.prepare import open_source, plan_image
+    from tilelab.run.prepare import expected_streams, open_source, plan_image
 
     options = options or Options()
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
-    return plan_image(open_source(image, options, spec)[0], spec, options, options.batch or 1)
+    with open_source(image, options, spec) as opened:
+        return plan_image(opened.image, spec, options, options.batch or 1, expected_streams(options))
+
+
+def _choose_tile(
+    model: str | Path, image: Any, options: Options, note: Callable[[str], None], target: Place, work: Place
+) -> Options:
+    """`options` with the fastest tile, or that of the result that is to be continued."""
+    from tilelab.run.autotile import choose_tile
+
+    return choose_tile(model, image, options, note, None if options.restart else begun_fingerprint(target, work))
+
+
+def _open_engine(
+    model: str | Path | Engine, image: Any, options: Options, note: Callable[[str], None], opened: contextlib.ExitStack
+) -> tuple[Options, Engine, Crew | None]:
+    """The engine, loaded here or in workers, and the options as they understand them; `opened` closes what is ours."""
+    if not is_distributed(options):
+        if not isinstance(model, str | Path):
+            return options, model, None
+        engine = load_and_warm_up(model, options)
+        opened.callback(engine.close)
+        return options, engine, None
+    from tilelab.run.cluster.crew import open_crew
+
+    if isinstance(image, str | Path) and isinstance(model, str | Path):
+        plan(image, model, options=options)  # what can be refused is refused before any worker starts
+    crew = opened.enter_context(open_crew(image, model, options, note))
+    return crew.options, crew.engine, crew
+
+
+def _draw_overview(image: Image, target: Place, work: Place, overview: str | Path, note: Callable[[str], None]) -> None:
+    """Draw the image with the segmentation over it, if that is still there as OME-Zarr."""
+    if not present(work):
+        note(f"no overview: it is drawn when {target} is made; --restart makes it anew")
+        return
+    from tilelab.io.results.overview import write_overview
+
+    write_overview(image, work, overview)
 
 
 def load_and_warm_up(model: str | Path, options: Options) -> Engine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,17 +20,16 @@ from tilelab.arrays import Array, Float32
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError, ModelError
-from tilelab.geometry import Box, Cuts, reflect
-from tilelab.io.images.mask import open_mask
+from tilelab.geometry import Box, Cuts, Lattice, reflect
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.sink import Finished
-from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.run.normalize import normalization_constants, sample_boxes
 from tilelab.run.options import Options
-from tilelab.run.plan.device_buffers import seen_range
-from tilelab.run.prepare import open_source, plan_image, probability_classes
+from tilelab.run.plan.buffers import seen_range
+from tilelab.run.plan.request import ImageFacts, Request, Written
+from tilelab.run.prepare import open_its_mask, open_source, probability_classes
 from tilelab.run.sweep.job import Job
-from tilelab.run.sweep.start import make_unit
+from tilelab.run.sweep.start import make_sweep
 from tilelab.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -64,10 +64,27 @@ def map_tiles(
     Raises:
         TilelabError: array, model and options do not fit.
     """
-    import dask
+    options = options or Options()
+    _check(array, output, options)
+    spec = read_spec(model, options.model)
+    assert spec is not None  # noqa: S101 - it is only None without overrides
+    pixelless = _Pixelless(array.shape, array.dtype)
+    image = open_source(pixelless, options, spec).image
+    volume = Volume(image)
+    task = _Task(array.shape, array.dtype, str(model), spec, options, output)
+    if output == "probabilities" and not task.classes:
+        raise ModelError("no class has a probability channel: name some, or ask for labels")
+    where = _stored_axes(pixelless, volume)
+    lattice = task.request(volume).lattice
+    kept = [a for a, letter in enumerate("zyx") if letter in image.axes]
+    cuts = _cuts(volume.shape, kept, chunks, BLOCK_PX["2d" if spec.axes == "yx" else "3d"])
+    return _Blocks(array, task, where, lattice, kept, cuts, _constants(array, task, volume, where)).join()
+
+
+def _check(array: Any, output: str, options: Options) -> None:
+    """Refuse what cannot be done lazily."""
     import dask.array as da
 
-    options = options or Options()
     if not isinstance(array, da.Array):
         raise InputError(
             f"map_tiles takes a Dask array, not {type(array).__name__}: use dask.array.from_array, or infer"
@@ -78,52 +95,71 @@ def map_tiles(
         raise ModelError("map_tiles takes no region: slice the array first, array[z0:z1, y0:y1, x0:x1]")
     if output not in ("labels", "probabilities"):
         raise ModelError(f"map_tiles gives labels or probabilities, not {output!r}")
-    spec = read_spec(model, options.model)
-    assert spec is not None  # noqa: S101 - it is only None without overrides
-    frame = _Frame(array.shape, array.dtype)
-    image, _ = open_source(frame, options, spec)
-    volume = Volume(image)
-    where = _stored_axes(frame, volume)
-    task = _Task(array.shape, array.dtype, str(model), spec, options, output)
-    if spec.normalization.kind == "constants":
-        constants: Any = normalization_constants(volume, spec.normalization, spec.channels, options.intensity_range)[:2]
-    else:
-        pieces = [(where.slices(box), array[where.slices(box)]) for box in sample_boxes(volume)]
-        constants = dask.delayed(task.constants)([p[0] for p in pieces], [p[1] for p in pieces])
-    plan = plan_image(image, spec, options, options.batch or 1)
-    lattice = plan.lattice
 
-    channels = len(task.classes)
-    if output == "probabilities" and not channels:
-        raise ModelError("no class has a probability channel: name some, or ask for labels")
-    kept = [a for a, letter in enumerate("zyx") if letter in image.axes]
-    cuts = _cuts(volume.shape, kept, chunks, BLOCK_PX["2d" if spec.axes == "yx" else "3d"])
-    compute = dask.delayed(task.compute, pure=True)
 
-    def block(box: Box) -> da.Array:
-        seen = [
-            seen_range(axis, axis.covering(a, b)) for axis, a, b in zip(lattice.axes, box.start, box.stop, strict=True)
-        ]
-        if spec.neighbours:
-            around = np.arange(seen[0][0] - spec.neighbours, seen[0][1] + spec.neighbours)
-            slices = reflect(around, volume.shape[0])
+def _constants(array: dask.array.Array, task: _Task, volume: Volume, where: _StoredAxes) -> Any:
+    """Mean and gain; to be computed from samples of the array, if the model wants its statistics."""
+    import dask
+
+    normalization = task.spec.normalization
+    if normalization.kind == "constants":
+        return normalization_constants(volume, normalization, task.spec.channels, task.options.intensity_range)[:2]
+    regions = [where.slices(box) for box in sample_boxes(volume)]
+    return dask.delayed(task.constants)(regions, [array[region] for region in regions])
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The blocks of the result, each with the region of the array that its tiles see.
+
+    kept: axes of (z, y, x) that the result has.
+    cuts: how it is cut on (z, y, x).
+    constants: mean and gain, or what computes them.
+    """
+
+    array: dask.array.Array
+    task: _Task
+    where: _StoredAxes
+    lattice: Lattice
+    kept: list[int]
+    cuts: list[Cuts]
+    constants: Any
+
+    def join(self) -> dask.array.Array:
+        """All of them as one array."""
+        import dask
+        import dask.array as da
+
+        compute = dask.delayed(self.task.compute, pure=True)
+
+        def blocks(ranges: list[tuple[int, int]]) -> Any:
+            at = len(ranges)
+            if at == 3:
+                return self._block(compute, Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges)))
+            found = [blocks([*ranges, self.cuts[at][i]]) for i in range(len(self.cuts[at]))]
+            return found if at in self.kept else found[0]
+
+        return da.block(blocks([]))
+
+    def _block(self, compute: Any, box: Box) -> dask.array.Array:
+        import dask.array as da
+
+        region = self.where.slices(self._seen(box))
+        channels = () if self.task.output == "labels" else (len(self.task.classes),)
+        shape = (*channels, *(box.shape[a] for a in self.kept))
+        return da.from_delayed(compute(box, region, self.array[region], self.constants), shape, np.uint8)
+
+    def _seen(self, box: Box) -> Box:
+        """The pixels (z, y, x) that the tiles of a block see, neighbouring slices included."""
+        axes = self.lattice.axes
+        seen = [seen_range(axis, axis.covering(a, b)) for axis, a, b in zip(axes, box.start, box.stop, strict=True)]
+        if n := self.task.spec.neighbours:
+            slices = reflect(np.arange(seen[0][0] - n, seen[0][1] + n), axes[0].size)
             seen[0] = (int(slices.min()), int(slices.max()) + 1)
-        region = where.slices(Box(tuple(a for a, _ in seen), tuple(b for _, b in seen)))
-        extent = tuple(box.shape[a] for a in kept)
-        shape = (channels, *extent) if output == "probabilities" else extent
-        return da.from_delayed(compute(box, region, array[region], constants), shape, np.uint8)
-
-    def blocks(ranges: list[tuple[int, int]]) -> Any:
-        at = len(ranges)
-        if at == 3:
-            return block(Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges)))
-        found = [blocks([*ranges, cuts[at][i]]) for i in range(len(cuts[at]))]
-        return found if at in kept else found[0]
-
-    return da.block(blocks([]))
+        return Box(tuple(a for a, _ in seen), tuple(b for _, b in seen))
 
 
-class _Frame:
+class _Pixelless:
     """An array that has a shape and no pixels; remembers what is asked of it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -150,16 +186,16 @@ class _StoredAxes:
         return tuple(found)
 
 
-def _stored_axes(frame: _Frame, volume: Volume) -> _StoredAxes:
+def _stored_axes(pixelless: _Pixelless, volume: Volume) -> _StoredAxes:
     """Find out by reading single pixels: the rules about axes are those of `open_image`."""
     origin = Box((0, 0, 0), (1, 1, 1))
     volume.read(origin)
-    rest = frame.asked
+    rest = pixelless.asked
     axes: list[int | None] = []
     for axis, size in enumerate(volume.shape):
         at = tuple(size - 1 if a == axis else 0 for a in range(3))
         volume.read(Box(at, tuple(n + 1 for n in at)))
-        moved = [i for i, (a, b) in enumerate(zip(rest, frame.asked, strict=True)) if a != b]
+        moved = [i for i, (a, b) in enumerate(zip(rest, pixelless.asked, strict=True)) if a != b]
         axes.append(moved[0] if moved else None)  # an axis of one pixel does not move, and need not
     return _StoredAxes(rest, tuple(axes))
 
@@ -194,7 +230,17 @@ class _Task:
     ) -> None:
         self.shape, self.dtype, self.model, self.spec = shape, dtype, model, spec
         self.options, self.output = options, output
-        self.classes = probability_classes(spec, options.probabilities) if output == "probabilities" else ()
+        named = probability_classes(spec, options.probabilities)
+        self.classes = named if output == "probabilities" else ()
+
+    def request(self, volume: Volume) -> Request:
+        """What a plan would be asked for: it says where the tiles lie."""
+        return Request.of(
+            ImageFacts.of(network_input(volume, self.spec)),
+            self.spec,
+            Written(self.output == "labels", self.classes),
+            symmetries=8 if self.options.symmetries else 1,
+        )
 
     def constants(self, regions: list[Slices], pieces: list[Array]) -> tuple[Float32, Float32]:
         """Mean and gain of an image that is normalised by its own statistics, from samples of it."""
@@ -206,32 +252,21 @@ class _Task:
         """One block, from the pixels of `region`."""
         volume = self._volume([region], [pixels])
         shared = _engine(self.model, self.options)
-        engine = shared.engine
-        plan = plan_image(volume.image, self.spec, self.options, engine.batch)
-        job = Job(
-            image=network_input(volume, self.spec),
-            lattice=plan.lattice,
-            frame=plan.frame,
-            mean=constants[0],
-            gain=constants[1],
-            activation=SOFTMAX if self.spec.activation == "softmax" else SIGMOID,
-            channels=np.array(self.classes, np.int64),
-            labels=self.output == "labels",
-            mask=None if self.options.mask is None else open_mask(self.options.mask, volume, self.options.mask_axes),
-            symmetries=8 if self.options.symmetries else 1,
-        )
-        rows = _Rows(plan.frame.sweep_axis)
-        with shared.whole_units:
-            make_unit(job, engine, box).run(rows)
+        job = Job.of(volume, self.request(volume), *constants, open_its_mask(volume, self.options))
+        rows = _KeptRows(job.frame.sweep_axis)
+        try:
+            with shared.whole_units:
+                make_sweep(job, shared.engine, box).run(rows)
+        finally:
+            job.close()
         block = rows.joined(self.output)
         return block if "z" in volume.image.axes else block[..., 0, :, :]
 
     def _volume(self, regions: Sequence[Slices], pieces: Sequence[Array]) -> Volume:
-        image, _ = open_source(_Window(self.shape, regions, pieces), self.options, self.spec)
-        return Volume(image)
+        return Volume(open_source(_Window(self.shape, regions, pieces), self.options, self.spec).image)
 
 
-class _Rows:
+class _KeptRows:
     """A unit's writer that keeps everything."""
 
     def __init__(self, sweep_axis: int) -> None:
@@ -239,8 +274,10 @@ class _Rows:
         self._rows: list[Finished] = []
 
     def write(self, rows: Finished) -> int:
-        """Keep `rows`."""
-        self._rows.append(rows)
+        """Keep a copy of `rows`: the arrays go round."""
+        self._rows.append(
+            rows._replace(**{what: part.copy() for what, part in rows._asdict().items() if part is not None})
+        )
         return 0
 
     def close(self) -> None:

@@ -5,27 +5,28 @@ Everything that can be refused is refused here, before a pixel is computed or a 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tilelab.assumptions import Assumption, check_strict
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
+from tilelab.geometry import Cuts
 from tilelab.io.images.image import Image
 from tilelab.io.images.mask import open_mask
 from tilelab.io.images.region import crop
 from tilelab.io.images.view import given_pixel_size
 from tilelab.io.images.volume import Volume, network_input
-from tilelab.io.zarr.layout import Layout
-from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.machine.cpu import physical_core_count
 from tilelab.run.journal.fingerprint import Fingerprint
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.options import Options
-from tilelab.run.plan.plan import Outputs, Plan, Source, make_plan
+from tilelab.run.plan.plan import Plan, make_plan
+from tilelab.run.plan.request import ImageFacts, Request, Written
 from tilelab.spec import ModelSpec
 from tilelab.text import size_text
 
@@ -36,29 +37,65 @@ PIXEL_SIZE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A job, its plan and its engine.
+class OpenedImage:
+    """An image as a run reads it; a context that closes what was opened for it, and leaves what the caller gave open.
 
-    probabilities: the classes that get a channel.
+    notes: one line each, for the user.
+    assumptions: what had to be guessed of it.
+    """
+
+    image: Image
+    notes: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
+    _close: Callable[[], None] = field(repr=False)
+
+    def close(self) -> None:
+        """Close the image if it was opened here."""
+        self._close()
+
+    def __enter__(self) -> OpenedImage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job, its plan and its engine; a context that closes what was opened for it, but the engine.
+
     normalization: how intensities were normalised, for the report.
     notes: one line each, for the user.
     assumptions: what had to be guessed of image and model.
     fingerprint: what the result's bytes depend on.
     """
 
-    image: Image
+    opened: OpenedImage
     engine: Engine
     plan: Plan
     job: Job
-    probabilities: tuple[int, ...]
     normalization: dict[str, Any]
     notes: tuple[str, ...]
     assumptions: tuple[Assumption, ...]
     fingerprint: Fingerprint
 
+    @property
+    def image(self) -> Image:
+        """What is segmented."""
+        return self.opened.image
 
-def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, list[str]]:
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.job.close()
+        self.opened.close()
+
+
+def open_source(image: Any, options: Options, spec: ModelSpec) -> OpenedImage:
     """Open `image` (anything `open_image` reads) with a pixel size that suits the model, and say what was decided.
+
+    An `Image` stays as it is: a pixel size that is stated is that of a copy.
 
     Raises:
         InputError: it cannot be read.
@@ -67,13 +104,14 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> tuple[Image, l
     """
     if options.rescale and options.ignore_pixel_size:
         raise ModelError("--rescale and --ignore-pixel-size contradict each other: give one of them")
-    opened = _open(image, options)
-    try:
-        return _suit_pixel_size(opened, options, spec)
-    except ModelError:
-        if opened is not image:
-            opened.close()
-        raise
+    with contextlib.ExitStack() as failing:
+        opened = _open(image, options)
+        if not isinstance(image, Image):
+            failing.callback(opened.close)
+        suited, notes, assumptions = _suit_pixel_size(opened, options, spec)
+        return OpenedImage(
+            suited, (*opened.warnings, *notes), opened.assumptions + assumptions, failing.pop_all().close
+        )
 
 
 def _open(image: Any, options: Options) -> Image:
@@ -93,59 +131,67 @@ def _open(image: Any, options: Options) -> Image:
     if options.level or any(v is not None for v in (options.channel, options.timepoint, options.axes)):
         raise InputError(f"{image.uri} is open already: level, channel and the like are chosen when it is opened")
     if options.pixel_size_nm is not None:
-        spatial = image.axes.replace("c", "")
-        image.pixel_size_nm = given_pixel_size(options.pixel_size_nm, spatial, image.uri)
+        image = copy.copy(image)
+        image.pixel_size_nm = given_pixel_size(options.pixel_size_nm, image.axes.replace("c", ""), image.uri)
         image.assumptions = tuple(a for a in image.assumptions if a.flag != "--pixel-size")
     return image if options.region is None else crop(image, options.region)
 
 
-def _suit_pixel_size(opened: Image, options: Options, spec: ModelSpec) -> tuple[Image, list[str]]:
-    """`opened` with a pixel size that suits the model, and what there is to say; see `open_source`."""
-    notes = list(opened.warnings)
+def _suit_pixel_size(
+    opened: Image, options: Options, spec: ModelSpec
+) -> tuple[Image, tuple[str, ...], tuple[Assumption, ...]]:
+    """`opened` with a pixel size that suits the model, what to note, and what was assumed; see `open_source`."""
     want, have = spec.pixel_size_nm, opened.pixel_size_nm
-    if options.rescale and (want is None or have is None):
-        what, flag = ("the model", "--model-pixel-size") if want is None else (opened.uri, "--pixel-size")
-        raise ModelError(f"--rescale needs the pixel size of {what}, which is not stated: give it with {flag}")
     if want is None or have is None:
-        if options.ignore_pixel_size:
-            what = "the model states no pixel size" if want is None else "the image's pixel size is not known"
-            notes.append(f"--ignore-pixel-size does nothing: {what}")
-        elif want is not None:
-            known = " x ".join(f"{s:g}" for s in want)
-            opened.assumptions += (
-                Assumption(
-                    what=f"the pixel size of {opened.uri}",
-                    taken=f"the model's, {known} nm",
-                    because="nothing states it",
-                    flag="--pixel-size",
-                ),
-            )
-        return opened, notes
+        return (opened, *_without_pixel_size(opened, options, want))
     shared = min(len(have), len(want))
     seen, trained = have[-shared:], want[-shared:]
     if all(abs(h / w - 1) <= PIXEL_SIZE_TOLERANCE for h, w in zip(seen, trained, strict=True)):
-        for flag, asked in (("--rescale", options.rescale), ("--ignore-pixel-size", options.ignore_pixel_size)):
-            if asked:
-                same = f"{_sizes(seen)} nm of the image and {_sizes(trained)} nm of the model are within 10 %"
-                notes.append(f"{flag} does nothing: {same}")
-        return opened, notes
+        same = f"{_sizes(seen)} nm of the image and {_sizes(trained)} nm of the model are within 10 %"
+        flags = (("--rescale", options.rescale), ("--ignore-pixel-size", options.ignore_pixel_size))
+        return opened, tuple(f"{flag} does nothing: {same}" for flag, asked in flags if asked), ()
     if options.ignore_pixel_size:
-        return opened, notes
+        return opened, (), ()
     if options.rescale:
         from tilelab.io.images.resample import ResampledImage
 
-        target = (*have[: len(have) - shared], *trained)
-        notes.append(f"resampled from {_sizes(seen)} to {_sizes(trained)} nm per pixel")
-        return ResampledImage(opened, target), notes
+        resampled = f"resampled from {_sizes(seen)} to {_sizes(trained)} nm per pixel"
+        return ResampledImage(opened, (*have[: len(have) - shared], *trained)), (resampled,), ()
     raise ModelError(
         f"{opened.uri} has {_sizes(seen)} nm per pixel, the model was trained on {_sizes(trained)}: "
         "resample with --rescale, or run as it is with --ignore-pixel-size"
     )
 
 
+def _without_pixel_size(
+    opened: Image, options: Options, want: tuple[float, ...] | None
+) -> tuple[tuple[str, ...], tuple[Assumption, ...]]:
+    """What to note and what was assumed where the image or the model states no pixel size."""
+    if options.rescale:
+        what, flag = ("the model", "--model-pixel-size") if want is None else (opened.uri, "--pixel-size")
+        raise ModelError(f"--rescale needs the pixel size of {what}, which is not stated: give it with {flag}")
+    if options.ignore_pixel_size:
+        what = "the model states no pixel size" if want is None else "the image's pixel size is not known"
+        return (f"--ignore-pixel-size does nothing: {what}",), ()
+    if want is None:
+        return (), ()
+    assumed = Assumption(
+        what=f"the pixel size of {opened.uri}",
+        taken=f"the model's, {size_text(f'{s:g}' for s in want)} nm",
+        because="nothing states it",
+        flag="--pixel-size",
+    )
+    return (), (assumed,)
+
+
 def _sizes(nm: Sequence[float]) -> str:
     """Pixel sizes for people: one number where they are equal."""
     return f"{nm[0]:g}" if len(set(nm)) == 1 else " x ".join(f"{size:g}" for size in nm)
+
+
+def open_its_mask(volume: Volume, options: Options) -> Volume | None:
+    """The mask that `options` name for an image, if they do; see `open_mask`."""
+    return None if options.mask is None else open_mask(options.mask, volume, options.mask_axes)
 
 
 def probability_classes(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tuple[int, ...]:
@@ -167,31 +213,55 @@ def probability_classes(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tupl
     return tuple(sorted(names.index(name) for name in wanted))
 
 
-def plan_image(image: Image, spec: ModelSpec, options: Options, batch: int = 1, **split: Any) -> Plan:
-    """The plan for an opened image; `split` is passed on to `make_plan`."""
-    volume = network_input(Volume(image), spec)
-    outputs = Outputs(
+def expected_streams(options: Options) -> int:
+    """Runs that an engine which is not loaded will have under way at once: one for each core that a worker has.
+
+    Engines have fewer where memory is short, and one on a GPU.
+    """
+    if options.device.startswith("cuda"):
+        return 1
+    return options.threads or max(1, physical_core_count() // (options.workers or 1))
+
+
+def make_request(image: Image, spec: ModelSpec, options: Options, batch: int, streams: int) -> Request:
+    """What a plan is asked for an opened image.
+
+    Raises:
+        ModelError, PlanError: image, model and options do not fit.
+    """
+    written = Written(
         options.labels,
-        len(probability_classes(spec, options.probabilities)),
+        probability_classes(spec, options.probabilities),
         spec.outputs if options.logits else 0,
     )
-    layout = Layout.fit(
-        volume.shape,
-        volume.pixel_size_nm,
-        "2d" if spec.axes == "yx" else "3d",
-        outputs.bytes_per_pixel,
-    )
-    if not (options.labels or outputs.probabilities or options.logits):
+    if not written.bytes_per_pixel:
         raise ModelError("nothing would be written: leave --no-labels out, or ask for probabilities or logits")
-    return make_plan(
-        Source(volume.shape, volume.chunks, volume.channels, volume.dtype.itemsize),
+    return Request.of(
+        ImageFacts.of(network_input(Volume(image), spec)),
         spec,
-        layout,
-        outputs,
+        written,
         batch=batch,
-        memory_limit=options.memory_bytes,
-        **({"lanes": options.lanes, "spans": options.spans, "workers": options.workers or 1} | split),
+        streams=streams,
+        symmetries=8 if options.symmetries else 1,
+        masked=options.mask is not None,
     )
+
+
+def plan_request(request: Request, options: Options, cuts: tuple[Cuts, ...] | None = None) -> Plan:
+    """The plan that `options` ask for; `cuts` is the split of a run that is continued."""
+    return make_plan(
+        request,
+        memory_limit=options.memory_bytes,
+        lanes=options.lanes,
+        spans=options.spans,
+        workers=options.workers or 1,
+        cuts=cuts,
+    )
+
+
+def plan_image(image: Image, spec: ModelSpec, options: Options, batch: int = 1, streams: int = 1) -> Plan:
+    """The plan for an opened image, and an engine of so many tiles per run and runs at once."""
+    return plan_request(make_request(image, spec, options, batch, streams), options)
 
 
 def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
@@ -201,56 +271,53 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         InputError, ModelError, PlanError: they do not fit; the message says what to do.
     """
     spec = engine.spec
-    opened, notes = open_source(image, options, spec)
-    notes += engine.warnings
-    volume = Volume(opened)
-    mask = None if options.mask is None else open_mask(options.mask, volume, options.mask_axes)
-    assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
-    check_strict(assumptions, options.strict)
-    if options.symmetries and spec.tile[-1] != spec.tile[-2]:
-        raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(spec.tile)}")
-    plan = plan_image(opened, spec, options, engine.batch)
-    mean, gain, normalization = normalization_constants(
-        volume, spec.normalization, spec.channels, options.intensity_range
-    )
-    probabilities = probability_classes(spec, options.probabilities)
-    from tilelab.run.sweep.job import Job
+    with contextlib.ExitStack() as failing:
+        opened = failing.enter_context(open_source(image, options, spec))
+        volume = Volume(opened.image)
+        mask = open_its_mask(volume, options)
+        if mask is not None:
+            failing.callback(mask.image.close)
+        assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
+        check_strict(assumptions, options.strict)
+        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams)
+        mean, gain, normalization = normalization_constants(
+            volume, spec.normalization, spec.channels, options.intensity_range
+        )
+        from tilelab.run.sweep.job import Job
 
-    job = Job(
-        image=network_input(volume, spec),
-        lattice=plan.lattice,
-        frame=plan.frame,
-        mean=mean,
-        gain=gain,
-        activation=SOFTMAX if spec.activation == "softmax" else SIGMOID,
-        channels=np.array(probabilities, np.int64),
-        labels=options.labels,
-        logits=options.logits,
-        mask=mask,
-        symmetries=8 if options.symmetries else 1,
+        job = Job.of(volume, plan.request, mean, gain, mask)
+        fingerprint = make_fingerprint(opened.image, engine, plan.request, job)
+        failing.pop_all()
+    return Prepared(
+        opened, engine, plan, job, normalization, (*opened.notes, *engine.warnings), assumptions, fingerprint
     )
-    fingerprint = {
-        "input": opened.fingerprint() | {"shape": str(opened.shape), "dtype": str(opened.dtype), "axes": opened.axes},
-        "model": {"description": _digest(spec.to_json().encode()), "file": engine.model_digest},
-        "engine": {
+
+
+def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job) -> Fingerprint:
+    """What the bytes of a job's result depend on."""
+    spec, written = engine.spec, request.written
+    mask = "none" if job.mask is None else _digest(str(sorted(job.mask.image.fingerprint().items())).encode())
+    return Fingerprint(
+        input=image.fingerprint() | {"shape": str(image.shape), "dtype": str(image.dtype), "axes": image.axes},
+        model={"description": _digest(spec.to_json().encode()), "file": engine.model_digest},
+        engine={
             "name": engine.name,
             "device": engine.device.partition(":")[0],
             "precision": engine.precision,
             "batch": str(engine.batch),
             **engine.versions(),
         },
-        "lattice": {name: str(getattr(spec, name)) for name in ("tile", "overlap", "window", "stride")},
-        "options": {
-            "labels": str(options.labels),
-            "probabilities": str(probabilities),
-            "logits": str(options.logits),
-            "symmetries": str(options.symmetries),
-            "mask": "none" if mask is None else _digest(str(sorted(mask.image.fingerprint().items())).encode()),
-            "normalization": f"{mean.tolist()} {gain.tolist()}",
-            "pixel_size_nm": str(opened.pixel_size_nm),
+        lattice={name: str(getattr(spec, name)) for name in ("tile", "overlap", "window", "stride")},
+        options={
+            "labels": str(written.labels),
+            "probabilities": str(written.probabilities),
+            "logits": str(written.logits > 0),
+            "symmetries": str(request.symmetries > 1),
+            "mask": mask,
+            "normalization": f"{job.mean.tolist()} {job.gain.tolist()}",
+            "pixel_size_nm": str(image.pixel_size_nm),
         },
-    }
-    return Prepared(opened, engine, plan, job, probabilities, normalization, tuple(notes), assumptions, fingerprint)
+    )
 
 
 def _digest(data: bytes) -> str:

@@ -6,12 +6,13 @@ The result goes into a temporary folder, is compared pixel by pixel with what it
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from tilelab.engines.base import BaseEngine
 from tilelab.errors import EngineError, OutputError
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
-from tilelab.io.images.mask import open_mask
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.result import Result, read_result
 from tilelab.io.storage.local_path import LocalPath
@@ -34,8 +34,8 @@ from tilelab.run.normalize import normalization_constants
 from tilelab.run.options import Options, load
 from tilelab.run.plan.estimate import calibrate, expected_seconds, seconds_per_tile, stored_bytes
 from tilelab.run.plan.plan import Plan
-from tilelab.run.prepare import open_source, plan_image, probability_classes
-from tilelab.run.target import output_path, present, work_path
+from tilelab.run.prepare import open_its_mask, open_source, plan_image, probability_classes
+from tilelab.run.target import check_format, convert_result, output_path, present, work_path
 from tilelab.spec import ModelSpec
 from tilelab.text import format_bytes, size_text
 
@@ -125,6 +125,55 @@ class CopyingEngine(BaseEngine):
             np.multiply(tiles[:, channel], np.float32(factor), out=out[:, k])
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the real job will take.
+
+    output: where the result goes.
+    workers, tiles, units: how the work is shared.
+    seconds: from the start of the first unit to the end of the last; `seconds_reading` of them, if nothing else is
+        done meanwhile.
+    bytes_read, bytes_stored: of the image, decoded and as it is stored (None when that cannot be told).
+    read_bytes_per_second: as seen, decoded.
+    bytes_written_at_most: before compression.
+    memory_per_worker: bytes beside the engine.
+    """
+
+    output: str
+    workers: int
+    seconds: float
+    tiles: int
+    units: int
+    bytes_read: int
+    bytes_stored: int | None
+    read_bytes_per_second: float
+    seconds_reading: float
+    bytes_written_at_most: int
+    memory_per_worker: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal found: one line for each thing that was checked, and what is to be expected."""
+
+    checked: tuple[str, ...]
+    expected: Expected
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"checked": list(self.checked), "expected": vars(self.expected)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The real job: its image, its plan, and a stand-in for its engine, which takes so many seconds for a tile."""
+
+    image: Image
+    plan: Plan
+    stand_in: CopyingEngine
+    seconds_per_tile: float
+
+
 def dry_run(
     image: Any,
     model: str | Path,
@@ -132,7 +181,7 @@ def dry_run(
     options: Options,
     note: Callable[[str], None],
     speed: float | None = None,
-) -> dict[str, Any]:
+) -> Rehearsal:
     """Rehearse `infer`; leaves nothing behind.
 
     Args:
@@ -140,74 +189,93 @@ def dry_run(
         note: told what the user should know.
         speed: megapixels per second of one worker; by default measured here, on this machine's engine.
 
-    Returns:
-        ``checked`` (one line each) and ``expected`` (``seconds``, ``workers``, ``tiles``, ``units``, ``bytes_read``,
-        ``bytes_written_at_most``, ``read_bytes_per_second``, ``memory_per_worker``, ...), ready for JSON.
-
     Raises:
         TilelabError: what the real job would meet: something does not fit, cannot be read or written.
     """
     target = output_path(image, out)
-    checked = []
+    checked: list[str] = []
+    with contextlib.ExitStack() as opened:
+        job = _open_job(image, model, options, note, speed, checked, opened)
+        check_format(target, job.plan)
+        checked.append(_check_target(target, job.plan, options.restart))
+        tile = dict(zip(job.plan.spec.axes, job.plan.spec.tile, strict=True))
+        thinned = ThinnedImage(job.image, least={axis: 2 * n for axis, n in tile.items()})
+        with tempfile.TemporaryDirectory(prefix="tilelab-dry-run-") as folder:
+            small = LocalPath(folder) / "rehearsal.ome.zarr"
+            checked += _rehearse(thinned, job.stand_in, small, options)
+            if work_path(target) != target:
+                converted = LocalPath(folder) / f"rehearsal{''.join(target.suffixes[-2:])}"
+                convert_result(small, converted)
+                checked.append(f"the result was converted to {converted.suffix[1:]}")
+        return Rehearsal(tuple(checked), _expect(job, thinned, target, max(1, options.workers or 1)))
+
+
+def _open_job(
+    image: Any,
+    model: str | Path,
+    options: Options,
+    note: Callable[[str], None],
+    speed: float | None,
+    checked: list[str],
+    opened: contextlib.ExitStack,
+) -> _Job:
+    """Open and plan the real job and measure its engine; `opened` closes the image, `checked` is told what is well."""
     engine = load(model, options)
     try:
-        opened, notes = open_source(image, options, engine.spec)
-        assumptions = opened.assumptions + engine.assumptions
+        source = opened.enter_context(open_source(image, options, engine.spec))
+        assumptions = source.assumptions + engine.assumptions
         check_strict(assumptions, options.strict)
-        for said in (*notes, *assumptions):
+        for said in (*source.notes, *assumptions):
             note(str(said))
-        plan = plan_image(opened, engine.spec, options, engine.batch)
-        per_tile = calibrate(engine) * (8 if options.symmetries else 1)
-        per_tile = per_tile if speed is None else seconds_per_tile(plan, speed)
+        plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams)
+        per_tile = calibrate(engine) * plan.request.symmetries if speed is None else seconds_per_tile(plan, speed)
         stand_in = CopyingEngine(engine.spec, engine.tile, engine.batch)
         checked.append(f"{engine.name} {engine.precision} on {engine.device} loads the model and runs it")
     finally:
         engine.close()
-    if options.mask is not None:
-        open_mask(options.mask, Volume(opened), options.mask_axes).image.close()
+    if (mask := open_its_mask(Volume(source.image), options)) is not None:
+        mask.image.close()
         checked.append("the mask fits the image")
-    if isinstance(target, Path) and target.suffix == ".png":
-        from tilelab.io.results.png import check_png
+    return _Job(source.image, plan, stand_in, per_tile)
 
-        check_png(plan.source.shape, target)
-    checked.append(_check_target(target, plan, options.restart))
-    tile = dict(zip(engine.spec.axes, engine.tile, strict=True))
-    thinned = ThinnedImage(opened, least={axis: 2 * n for axis, n in tile.items()})
-    with tempfile.TemporaryDirectory(prefix="tilelab-dry-run-") as folder:
-        small = LocalPath(folder) / "rehearsal.ome.zarr"
-        began = time.perf_counter()
-        run = infer(thinned, stand_in, small, options=_for_rehearsal(options))
-        seconds = time.perf_counter() - began
-        size = size_text(thinned.shape)
-        checked.append(
-            f"{thinned.blocks[0]} of {thinned.blocks[1]} blocks spread over the image were read ({size} px, "
-            f"{format_bytes(thinned.bytes)} in {thinned.seconds:.1f} s)"
-        )
-        tiles = run.report["tiles"]
-        checked.append(f"{tiles['inferred'] + tiles['skipped']} tiles were cut, blended and written in {seconds:.1f} s")
-        pixels = _compare(thinned, read_result(small), stand_in, options)
-        checked.append(f"all {pixels} pixels written are those that the copying engine must give")
-        if work_path(target) != target:
-            checked.append(_rehearse_conversion(small, LocalPath(folder) / f"rehearsal{''.join(target.suffixes[-2:])}"))
-    opened.close()
-    workers = max(1, options.workers or 1)
+
+def _rehearse(thinned: ThinnedImage, stand_in: CopyingEngine, out: Place, options: Options) -> list[str]:
+    """Segment the thinned image into `out` and look at every pixel; returns what was seen.
+
+    Raises:
+        EngineError: a pixel is wrong.
+    """
+    began = time.perf_counter()
+    run = infer(thinned, stand_in, out, options=_for_rehearsal(options))
+    seconds = time.perf_counter() - began
+    tiles = run.report["tiles"]
+    pixels = _compare(thinned, read_result(out), stand_in, options)
+    size = size_text(thinned.shape)
+    read = f"{format_bytes(thinned.bytes)} in {thinned.seconds:.1f} s"
+    return [
+        f"{thinned.blocks[0]} of {thinned.blocks[1]} blocks spread over the image were read ({size} px, {read})",
+        f"{tiles['inferred'] + tiles['skipped']} tiles were cut, blended and written in {seconds:.1f} s",
+        f"all {pixels} pixels written are those that the copying engine must give",
+    ]
+
+
+def _expect(job: _Job, thinned: ThinnedImage, target: Place, workers: int) -> Expected:
+    """What the real job will take, by the rates that were seen."""
+    plan = job.plan
     rate = thinned.bytes / max(1e-9, thinned.seconds)
-    return {
-        "checked": checked,
-        "expected": {
-            "output": str(target),
-            "workers": workers,
-            "seconds": expected_seconds(plan, per_tile, workers),
-            "tiles": plan.tiles,
-            "units": len(plan.units),
-            "bytes_read": plan.source.bytes,
-            "bytes_stored": stored_bytes(opened),
-            "read_bytes_per_second": rate,
-            "seconds_reading": plan.source.bytes / rate / workers,
-            "bytes_written_at_most": plan.bytes_written,
-            "memory_per_worker": plan.memory_bytes,
-        },
-    }
+    return Expected(
+        output=str(target),
+        workers=workers,
+        seconds=expected_seconds(plan, job.seconds_per_tile, workers),
+        tiles=plan.tiles,
+        units=len(plan.units),
+        bytes_read=plan.source.bytes,
+        bytes_stored=stored_bytes(job.image),
+        read_bytes_per_second=rate,
+        seconds_reading=plan.source.bytes / rate / workers,
+        bytes_written_at_most=plan.bytes_written,
+        memory_per_worker=plan.memory_bytes,
+    )
 
 
 def _for_rehearsal(options: Options) -> Options:
@@ -220,6 +288,7 @@ def _for_rehearsal(options: Options) -> Options:
         axes=None,
         region=None,
         mask=None,
+        pixel_size_nm=None,
         ignore_pixel_size=True,
         rescale=False,
         workers=None,
@@ -284,10 +353,3 @@ def _compare(image: ThinnedImage, result: Result, engine: CopyingEngine, options
         if wrong:
             raise EngineError(f"the rehearsal went wrong: {wrong} values in {box} are not those of the image")
     return math.prod(volume.shape)
-
-
-def _rehearse_conversion(small: Place, file: Place) -> str:
-    from tilelab.run.target import convert_result
-
-    convert_result(small, file)
-    return f"the result was converted to {file.suffix[1:]}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from tilelab.assumptions import Assumption
 from tilelab.io.storage.place import Place
 from tilelab.machine.memory import peak_memory
 from tilelab.machine.version import __version__
+from tilelab.run.execute import Execution
 from tilelab.run.prepare import Prepared
-from tilelab.run.sweep.job import Stalls
 
 
 class Clock:
@@ -30,21 +32,71 @@ class Clock:
         self.last = now
 
 
-def make_report(prepared: Prepared, target: Place, stalls: Stalls | None, clock: Clock, memory: int) -> dict[str, Any]:
-    """Everything worth keeping of a run, ready for JSON."""
-    plan, engine = prepared.plan, prepared.engine
-    stalls = stalls or Stalls()
+@dataclass(frozen=True)
+class Report:
+    """What is worth keeping of a run; `document` is ready for JSON.
+
+    shape, axes, dtype, pixel_size_nm: of the image.
+    engine: name, device, precision, batch, streams, and its versions.
+    tile, overlap, window, units: of the plan that ran.
+    tiles: inferred, skipped, and all of the lattice.
+    seconds: of the whole, of its parts, and what the engine did and waited for.
+    memory: peak of this process, what it had before the run, and what was planned, in bytes.
+    workers: what became of them; None without any.
+    """
+
+    input: str
+    output: str
+    shape: list[int]
+    axes: str
+    dtype: str
+    pixel_size_nm: tuple[float, ...] | None
+    model: str
+    engine: dict[str, Any]
+    tile: list[int]
+    overlap: list[int]
+    window: str
+    normalization: dict[str, Any]
+    units: int
+    tiles: dict[str, int]
+    seconds: dict[str, float]
+    megapixels: float
+    megapixels_per_second: float
+    memory: dict[str, Any]
+    versions: dict[str, str]
+    notes: list[str]
+    assumptions: tuple[Assumption, ...]
+    workers: dict[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """All of it as numbers, texts, lists and dicts."""
+        document: dict[str, Any] = vars(self) | {"assumptions": msgspec.to_builtins(self.assumptions)}
+        if self.workers is None:
+            del document["workers"]
+        return document
+
+
+def make_report(
+    prepared: Prepared,
+    execution: Execution,
+    target: Place,
+    clock: Clock,
+    memory: int,
+    workers: dict[str, Any] | None = None,
+) -> Report:
+    """Of a run that is over; `memory` is what the process had before it, `workers` what became of them."""
+    image, engine = prepared.image, prepared.engine
+    plan, stalls = execution.plan, execution.stalls
     wall = time.perf_counter() - clock.began
-    pixels = plan.pixels
-    return {
-        "input": prepared.image.uri,
-        "output": str(target),
-        "shape": list(prepared.image.shape),
-        "axes": prepared.image.axes,
-        "dtype": str(prepared.image.dtype),
-        "pixel_size_nm": prepared.image.pixel_size_nm,
-        "model": plan.spec.name or plan.spec.architecture,
-        "engine": {
+    return Report(
+        input=image.uri,
+        output=str(target),
+        shape=list(image.shape),
+        axes=image.axes,
+        dtype=str(image.dtype),
+        pixel_size_nm=image.pixel_size_nm,
+        model=plan.spec.name or plan.spec.architecture,
+        engine={
             "name": engine.name,
             "device": engine.device,
             "precision": engine.precision,
@@ -52,13 +104,13 @@ def make_report(prepared: Prepared, target: Place, stalls: Stalls | None, clock:
             "streams": engine.streams,
             **engine.versions(),
         },
-        "tile": list(plan.spec.tile),
-        "overlap": list(plan.spec.overlap),
-        "window": plan.spec.window,
-        "normalization": prepared.normalization,
-        "units": len(plan.units),
-        "tiles": {"inferred": stalls.tiles, "skipped": stalls.blank, "lattice": len(plan.lattice)},
-        "seconds": {
+        tile=list(plan.spec.tile),
+        overlap=list(plan.spec.overlap),
+        window=plan.spec.window,
+        normalization=prepared.normalization,
+        units=len(plan.units),
+        tiles={"inferred": stalls.tiles, "skipped": stalls.blank, "lattice": len(plan.lattice)},
+        seconds={
             "wall": wall,
             **clock.parts,
             "engine": stalls.engine,
@@ -66,10 +118,11 @@ def make_report(prepared: Prepared, target: Place, stalls: Stalls | None, clock:
             "waited_for_blend": stalls.blend,
             "waited_for_write": stalls.write,
         },
-        "megapixels": pixels / 1e6,
-        "megapixels_per_second": pixels / 1e6 / wall,
-        "memory": {"peak": peak_memory(), "before": memory, "planned": plan.memory},
-        "versions": {"tilelab": __version__, "python": platform.python_version(), "platform": sys.platform},
-        "notes": list(prepared.notes),
-        "assumptions": msgspec.to_builtins(prepared.assumptions),
-    }
+        megapixels=plan.pixels / 1e6,
+        megapixels_per_second=plan.pixels / 1e6 / wall,
+        memory={"peak": peak_memory(), "before": memory, "planned": plan.memory},
+        versions={"tilelab": __version__, "python": platform.python_version(), "platform": sys.platform},
+        notes=list(prepared.notes),
+        assumptions=prepared.assumptions,
+        workers=workers,
+    )

@@ -20,8 +20,8 @@ from tilelab.geometry import Box
 from tilelab.io.results.sink import Finished
 from tilelab.run.options import Options
 from tilelab.run.prepare import prepare
-from tilelab.run.sweep.host import Unit
-from tilelab.run.sweep.start import make_unit
+from tilelab.run.sweep.host import HostSweep
+from tilelab.run.sweep.start import make_sweep
 from tilelab.sample.superalloy import draw_superalloy
 from tilelab.spec import ModelSpec, Precision
 
@@ -158,7 +158,7 @@ def _sweep(image: Array, engine: Engine, *, on_gpu: bool) -> tuple[UInt8, Float3
     job = prepare(image, engine, options).job
     box = Box.whole(job.image.shape)
     result = _Result(job.image.shape, engine.spec.outputs, job.frame.sweep_axis)
-    (make_unit(job, engine, box) if on_gpu else Unit(job, engine, box)).run(result)
+    (make_sweep(job, engine, box) if on_gpu else HostSweep(job, engine, box)).run(result)
     return result.labels, result.logits
 
 

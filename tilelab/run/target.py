@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Address, Place, remote_place
 from tilelab.io.storage.remote_path import RemotePath
-from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, differences
+from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, KnownFingerprint, differences
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import held
+from tilelab.run.plan.plan import Plan
 
 SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".precomputed")
 
@@ -79,53 +82,82 @@ def present(path: Place) -> bool:
         raise OutputError(f"cannot use {path}: {error.strerror}") from None
 
 
-def finished(target: Place, work: Place, fingerprint: Fingerprint, restart: bool) -> bool:
-    """Whether the result is there already; clears the way when it may.
+def is_finished(target: Place, work: Place, fingerprint: Fingerprint, restart: bool) -> bool:
+    """Whether the result of this very job is there already.
 
     Raises:
-        OutputError: something else is there.
+        OutputError: something else is there that would be lost, or that `restart` does not allow to replace.
     """
-    for path in {target, work}:
+    for path in (target, work):
         if not present(path):
             continue
         known = _known_fingerprint(path)
         changed = None if known is None else differences(known, fingerprint)
         if changed == [] and not restart:
-            Journal.remove(path)
             if path == target:
                 return True
-            continue
-        if not restart:
+        elif not restart:
             why = (
                 "was not made by tilelab" if changed is None else f"is the result of another job ({'; '.join(changed)})"
             )
             raise OutputError(f"{path} exists and {why}: choose another output with -o, or replace it with --restart")
-        if known is None and path.is_dir():
+        elif known is None and path.is_dir():
             raise OutputError(f"{path} was not made by tilelab and is not removed: choose another output with -o")
     if not work.renames:
-        _clear_remote(work, restart)
-    elif restart:
+        with _store_errors(work):
+            if not (work / FOLDER).is_dir() and not present(work) and work.is_dir():
+                raise OutputError(f"{work} holds objects that tilelab did not write: choose another output with -o")
+    return False
+
+
+def clear_way(target: Place, work: Place, restart: bool) -> None:
+    """Remove what is in the way of a run that `is_finished` has allowed.
+
+    That is the journal that a kill left in a finished result; and with `restart` all that earlier runs left unfinished.
+    A remote result goes before the work begins, a local one when the new one is ready.
+
+    Raises:
+        OutputError: another run is at it, or it cannot be removed.
+    """
+    if not restart:
+        for path in {target, work}:
+            if present(path):
+                Journal.remove(path)
+    elif not work.renames:
+        with _store_errors(work):
+            if (work / FOLDER).is_dir() or present(work):
+                with held(work):
+                    (work / "zarr.json").unlink()  # without it nobody takes the rest for a result
+                    work.remove_tree()
+    else:
         unfinished = partial_path(work)
         if (unfinished / FOLDER).is_dir():
             with held(unfinished):
                 unfinished.remove_tree()
         if work != target and work.exists():
             work.remove_tree()
-    return False
 
 
-def _clear_remote(result: Place, restart: bool) -> None:
-    """Make room for a remote result: with `restart`, what is there goes before the work begins, not after it."""
+@contextlib.contextmanager
+def _store_errors(result: Place) -> Iterator[None]:
     try:
-        begun, known = (result / FOLDER).is_dir(), present(result)
-        if not begun and not known and result.is_dir():
-            raise OutputError(f"{result} holds objects that tilelab did not write: choose another output with -o")
-        if restart and (begun or known):
-            with held(result):
-                (result / "zarr.json").unlink()  # without it nobody takes the rest for a result
-                result.remove_tree()
+        yield
     except OSError as error:
         raise OutputError(f"cannot use {result}: {error.strerror}") from None
+
+
+def check_format(target: Place, plan: Plan) -> None:
+    """Refuse what the format of `target` could not hold.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if target.suffix == ".png":
+        from tilelab.io.results.png import check_png
+
+        check_png(plan.source.shape, str(target))
+    if target.suffix == ".precomputed" and not plan.request.written.labels:
+        raise OutputError(f"{target} would hold the labels: leave --no-labels out, or name it .ome.zarr")
 
 
 def convert_result(work: Place, target: Place) -> None:
@@ -145,7 +177,7 @@ def convert_result(work: Place, target: Place) -> None:
     work.remove_tree()
 
 
-def begun_fingerprint(target: Place, work: Place) -> Fingerprint | None:
+def begun_fingerprint(target: Place, work: Place) -> KnownFingerprint | None:
     """The fingerprint of what an earlier run left, finished or not."""
     for path in (target, work, partial_path(work)):
         if (known := _known_fingerprint(path)) is not None:
@@ -153,7 +185,7 @@ def begun_fingerprint(target: Place, work: Place) -> Fingerprint | None:
     return None
 
 
-def _known_fingerprint(path: Place) -> Fingerprint | None:
+def _known_fingerprint(path: Place) -> KnownFingerprint | None:
     """The fingerprint in a finished result; None for anything else."""
     try:
         if not path.renames:
@@ -178,5 +210,5 @@ def _known_fingerprint(path: Place) -> Fingerprint | None:
             metadata = read_tiff_metadata(str(path))
     except InputError:
         return None
-    fingerprint: Fingerprint | None = metadata.get("fingerprint")
+    fingerprint: KnownFingerprint | None = metadata.get("fingerprint")
     return fingerprint

@@ -16,7 +16,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.results.sink import Finished
 from tilelab.run.options import Options
 from tilelab.run.prepare import prepare
-from tilelab.run.sweep.start import make_unit
+from tilelab.run.sweep.start import make_sweep
 from tilelab.training.pairs import Pair
 from tilelab.training.sections import IGNORE
 
@@ -54,7 +54,7 @@ def sweep(engine: Engine, image: Image, take: Callable[[Box, Finished], None], *
     prepared = prepare(image, engine, options)
     axis = prepared.plan.frame.sweep_axis
     for unit in prepared.plan.units:
-        make_unit(prepared.job, engine, unit.box).run(_Writer(take, unit.box, axis))
+        make_sweep(prepared.job, engine, unit.box).run(_Writer(take, unit.box, axis))
 
 
 def infer_logits(engine: Engine, image: Image) -> Float32:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 LARGE_BYTES = 64 * 2**20
 """A decoded piece beyond this is worth a warning; the pieces kept for later take no more, unless one alone does."""
 
-_MOST_THREADS = 8
+MOST_THREADS = 8
 _MOST_REQUESTS = 32  # to remote stores at a time: each spends its time waiting
 
 
@@ -81,7 +81,7 @@ def usable_cpus() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="tilelab-decode")
+    return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="tilelab-decode")
 
 
 @cache
@@ -101,7 +101,7 @@ def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool =
     for work that is little more than copying.  With `requests` the work waits for a remote store: many at a time.
     """
     todo = list(items)
-    helpers = min(len(todo), usable_cpus(), _MOST_THREADS) - 1 if threads else 0
+    helpers = min(len(todo), usable_cpus(), MOST_THREADS) - 1 if threads else 0
     if requests:
         helpers = min(len(todo), _MOST_REQUESTS) - 1
     pool = _request_pool if requests else _pool

@@ -43,6 +43,7 @@ class RemoteEngine(BaseEngine):
         self.name = facts.name
         self.device = facts.device
         self.precision = parse_precision(facts.precision)
+        self.streams = account.streams
         self.warnings, self.assumptions = account.warnings, account.assumptions
         self._versions = dict(facts.versions)
 
@@ -95,8 +96,6 @@ class Crew:
             facts=self.facts,
             mean=prepared.job.mean,
             gain=prepared.job.gain,
-            activation=prepared.job.activation,
-            channels=prepared.job.channels,
             output=sink.path.resolve(),
             report_seconds=max(REPORT_SECONDS, count / REPORTS_PER_SECOND),
         )
@@ -197,7 +196,7 @@ def _agreed(known: Mapping[str, EngineAccount]) -> EngineAccount:
                 f"workers {reference} and {address} would not give the same result ({'; '.join(differ)}): "
                 "make them the same"
             )
-    return account
+    return account._replace(streams=max(other.streams for other in known.values()))
 
 
 def _wait(futures: list[Any], seconds: float) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tilelab.arrays import Float32, Int64
+from tilelab.arrays import Float32
 from tilelab.assumptions import Assumption
 from tilelab.engines.base import Engine
 from tilelab.geometry import Box
-from tilelab.io.images.mask import open_mask
-from tilelab.io.images.volume import Volume, network_input
+from tilelab.io.images.volume import Volume
 from tilelab.io.storage.place import Place
 from tilelab.machine.version import __version__
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
-from tilelab.run.prepare import open_source
+from tilelab.run.prepare import open_its_mask, open_source
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ModelSpec
 
@@ -57,9 +56,10 @@ class EngineFacts:
 
 
 class EngineAccount(NamedTuple):
-    """What a worker says of its engine."""
+    """What a worker says of its engine; its streams decide what it holds, not the result."""
 
     facts: EngineFacts
+    streams: int
     warnings: tuple[str, ...]
     assumptions: tuple[Assumption, ...]
 
@@ -81,27 +81,13 @@ class Order:
     facts: EngineFacts
     mean: Float32
     gain: Float32
-    activation: int
-    channels: Int64
     output: Place
     report_seconds: float
 
     def job(self, spec: ModelSpec) -> Job:
         """The job, with image and mask opened."""
-        volume = Volume(open_source(self.image, self.options, spec)[0])
-        return Job(
-            image=network_input(volume, spec),
-            lattice=self.plan.lattice,
-            frame=self.plan.frame,
-            mean=self.mean,
-            gain=self.gain,
-            activation=self.activation,
-            channels=self.channels,
-            labels=self.options.labels,
-            logits=self.options.logits,
-            mask=None if self.options.mask is None else open_mask(self.options.mask, volume, self.options.mask_axes),
-            symmetries=8 if self.options.symmetries else 1,
-        )
+        volume = Volume(open_source(self.image, self.options, spec).image)
+        return Job.of(volume, self.plan.request, self.mean, self.gain, open_its_mask(volume, self.options))
 
 
 @dataclass(frozen=True, slots=True)

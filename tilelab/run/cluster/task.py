@@ -21,7 +21,7 @@ from tilelab.run.cluster.order import EngineAccount, EngineFacts, Errand, Order,
 from tilelab.run.cluster.reporting import Reporter, Unwanted, WhileThere, cause_of
 from tilelab.run.options import Options, load
 from tilelab.run.sweep.job import Job, Stalls
-from tilelab.run.sweep.start import make_unit
+from tilelab.run.sweep.start import make_sweep
 
 
 class _Kept:
@@ -71,7 +71,7 @@ def load_here(model: str, options: Options) -> EngineAccount:
     """
     with _kept.lock:
         engine = _kept.engine(model, with_threads(options))
-        return EngineAccount(EngineFacts.of(engine), engine.warnings, engine.assumptions)
+        return EngineAccount(EngineFacts.of(engine), engine.streams, engine.warnings, engine.assumptions)
 
 
 def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
@@ -127,7 +127,7 @@ def _sweep(order: Order, engine: Engine, errand: Errand, reporter: Reporter) -> 
     box = box_of(order.plan, errand.unit, errand.start, errand.stop)
     sink = OmeZarrSink.open(order.output)
     writer = WhileThere(sink, sink.writer(box, errand.start, order.plan.frame.sweep_axis))
-    return make_unit(_kept.job(order, engine), engine, box).run(writer, reporter.durable, reporter.progress)
+    return make_sweep(_kept.job(order, engine), engine, box).run(writer, reporter.durable, reporter.progress)
 
 
 def with_threads(options: Options) -> Options:

@@ -23,7 +23,7 @@ from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
 class Journal:
     """The journal of one unfinished result; at most one process holds it.
 
-    split: how the work was cut when the job began; a resumed run cuts it the same way.
+    split: how the work was cut by the run that finished the first rows; those that continue it cut it the same way.
     """
 
     def __init__(self, partial: Place, fingerprint: Fingerprint, split: Mapping[str, Any]) -> None:
@@ -38,17 +38,16 @@ class Journal:
         self._lock = take_lock(self.folder / "lock", partial)
         self.positions: dict[int, int] = {}
         known = _read(self.folder / "job.json")
-        if known is None:
-            self.split = dict(split)
-            _write_atomically(self.folder / "job.json", {"fingerprint": fingerprint, "split": self.split})
-        else:
+        if known is not None:
             try:
                 check_same_job(partial, known["fingerprint"], fingerprint)
             except ResumeError:
                 self.close()
                 raise
-            self.split = known["split"]
             self._load()
+        self.split: dict[str, Any] = known["split"] if known is not None and self.positions else dict(split)
+        if not self.positions:
+            _write_atomically(self.folder / "job.json", {"fingerprint": fingerprint.document(), "split": self.split})
         self._log = os.open(self.folder / "progress", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _load(self) -> None:

@@ -49,14 +49,13 @@ class RemoteJournal(Journal):
         self._thread: threading.Thread | None = None
         try:
             known = self._read_job()
-            if known is None:
-                self.split = dict(split)
-                document = {"fingerprint": fingerprint, "split": self.split}
-                (result / FOLDER / "job.json").write_bytes(json.dumps(document, indent=1, sort_keys=True).encode())
-            else:
+            if known is not None:
                 check_same_job(result, known["fingerprint"], fingerprint)
-                self.split = known["split"]
                 self._load()
+            self.split = known["split"] if known is not None and self.positions else dict(split)
+            if not self.positions:
+                document = {"fingerprint": fingerprint.document(), "split": self.split}
+                (result / FOLDER / "job.json").write_bytes(json.dumps(document, indent=1, sort_keys=True).encode())
         except OSError as error:
             self._lease.release()
             raise OutputError(f"cannot write {result}: {error.strerror}") from None

@@ -7,7 +7,7 @@
 
 The calling thread only puts work on streams; it runs ahead of the GPU until a pinned buffer is not free yet, which
 bounds everything.  Streams wait for each other by events, the host for single events, never for the whole device.
-Tiles, sums and their order are those of `tilelab.run.sweep.host.Unit`, so the bytes are too, wherever the engine's are.
+Tiles, sums and their order are those of `tilelab.run.sweep.host`, so the bytes are too, wherever the engine's are.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tilelab.io.results.sink import UnitWriter
 from tilelab.kernels import cuda as kernels
 from tilelab.kernels import device
 from tilelab.kernels.cuda_elementwise import clear, turn
-from tilelab.run.plan.device_buffers import DeviceBuffers, check_device_memory, plan_buffers, seen_range
-from tilelab.run.plan.plan import Outputs, Source
+from tilelab.run.plan.buffers import BLOCKS_AHEAD, seen_range
+from tilelab.run.plan.device_buffers import DeviceBuffers, check_device_memory, device_buffers
 from tilelab.run.sweep.device_band import DeviceBand
 from tilelab.run.sweep.device_landing import Landings
 from tilelab.run.sweep.flow import Channel, Flow
-from tilelab.run.sweep.host import Unit
 from tilelab.run.sweep.job import Job, Stalls
-from tilelab.run.sweep.rows import _Rows
+from tilelab.run.sweep.rows import RawRows
+from tilelab.run.sweep.unit import UnitSweep
 
 
 @dataclass
@@ -46,26 +46,15 @@ class _Segment:
     slot: int
 
 
-class DeviceUnit(Unit):
-    """The sweep of one unit on the GPU of its engine; see `Unit`."""
+class DeviceSweep(UnitSweep):
+    """The sweep of one unit on the GPU of its engine; see `UnitSweep`."""
 
     engine: DeviceEngine
 
     def __init__(self, job: Job, engine: DeviceEngine, box: Box, start: int | None = None) -> None:
         super().__init__(job, engine, box, start)
-        image = job.image
-        self.buffers: DeviceBuffers = plan_buffers(
-            Source(image.shape, image.chunks, image.channels, image.dtype.itemsize),
-            engine.spec,
-            Outputs(job.labels, len(job.channels), engine.spec.outputs if job.logits else 0),
-            job.lattice,
-            job.frame,
-            engine.batch,
-            box,
-            raw_dtype=image.dtype,
-            tiles_dtype=engine.tiles_dtype,
-            logits_dtype=engine.logits_dtype,
-            symmetries=job.symmetries,
+        self.buffers: DeviceBuffers = device_buffers(
+            job.request(engine), box, tiles_dtype=engine.tiles_dtype, logits_dtype=engine.logits_dtype
         )
 
     def run(
@@ -74,7 +63,7 @@ class DeviceUnit(Unit):
         durable: Callable[[int], None] = lambda position: None,  # noqa: ARG005
         progress: Callable[[int], None] = lambda tiles: None,  # noqa: ARG005
     ) -> Stalls:
-        """Sweep to the end; see `Unit.run`.
+        """Sweep to the end; see `UnitSweep.run`.
 
         Raises:
             PlanError: the GPU has less free memory than the unit needs.
@@ -83,7 +72,7 @@ class DeviceUnit(Unit):
             info = device.select(self.engine.index)
             check_device_memory(self.buffers, 0, info.free_bytes)
             flow = Flow()
-            rows: Channel[_Rows] = flow.channel(2)
+            rows: Channel[RawRows] = flow.channel(BLOCKS_AHEAD)
             work = _Work(self, flow)
         except BaseException:
             writer.close()
@@ -110,7 +99,7 @@ class DeviceUnit(Unit):
 class _Work:
     """The device's side of one unit: its buffers, its streams, and what has been put on them."""
 
-    def __init__(self, unit: DeviceUnit, flow: Flow) -> None:
+    def __init__(self, unit: DeviceSweep, flow: Flow) -> None:
         self.unit, self.job, self.engine = unit, unit.job, unit.engine
         self.compute = unit.engine.stream
         self.up, self.down = device.stream(), device.stream()
@@ -153,7 +142,7 @@ class _Work:
                 device.upload(np.ascontiguousarray(values), self.constants[name], self.compute)
         self.compute.synchronize()  # the host arrays go away
 
-    def sweep(self, rows: Channel[_Rows]) -> None:
+    def sweep(self, rows: Channel[RawRows]) -> None:
         """Put every tile row on the streams."""
         unit = self.unit
         blocks = iter(rows)
@@ -177,7 +166,7 @@ class _Work:
             return
         start = None
         for n, (c, x) in enumerate([*tiles, (-1, -1)]):
-            wanted = n < len(tiles) and unit._wanted(j, c, x)
+            wanted = n < len(tiles) and unit.is_wanted(j, c, x)
             if wanted and start is None:
                 start = n
             elif not wanted and start is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tilelab.arrays import Array
 from tilelab.kernels import device
-from tilelab.run.sweep.rows import _Rows
+from tilelab.run.sweep.rows import RawRows
 
 
 class DeviceBand:
@@ -25,10 +25,10 @@ class DeviceBand:
         self._up, self._compute = up, compute
         self._turn = 0
         self._stop = -1
-        self._rest: _Rows | None = None
+        self._rest: RawRows | None = None
         self._cuts: deque[tuple[int, device.Event]] = deque()
 
-    def hold(self, low: int, high: int, blocks: Iterator[_Rows]) -> None:
+    def hold(self, low: int, high: int, blocks: Iterator[RawRows]) -> None:
         """Bring rows up to `high` to the device; those before `low` may be overwritten once they have been cut."""
         moved = False
         while self._stop < high:
@@ -40,7 +40,7 @@ class DeviceBand:
             raw = self._rest.raw
             count = min(raw.shape[1], self._pinned[0].shape[1], low + self._capacity - self._stop)
             self._copy(raw[:, :count])
-            self._rest = _Rows(self._stop, raw[:, count:]) if count < raw.shape[1] else None
+            self._rest = RawRows(self._stop, raw[:, count:]) if count < raw.shape[1] else None
         if moved:
             arrived = device.event()
             arrived.record(self._up)

@@ -15,11 +15,11 @@ from tilelab.engines.base import DeviceEngine
 from tilelab.errors import EngineError
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import device
-from tilelab.run.plan.device_buffers import LANDINGS
+from tilelab.run.plan.buffers import GROUPS
 from tilelab.run.sweep.flow import Channel, Flow
-from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.unit import UnitSweep
 
-_OUTPUTS = ("labels", "probabilities", "finished logits")
+_KINDS = ("labels", "probabilities", "finished logits")
 
 
 @dataclass
@@ -46,16 +46,16 @@ class Landings:
     device_wait: seconds that `write` waited for the GPU.
     """
 
-    def __init__(self, unit: Unit, flow: Flow, on_device: dict[str, Any], pinned: dict[str, Array]) -> None:
+    def __init__(self, unit: UnitSweep, flow: Flow, on_device: dict[str, Any], pinned: dict[str, Array]) -> None:
         self._unit = unit
         self.engine: DeviceEngine = unit.engine  # type: ignore[assignment]
-        self.free: Channel[Landing] = flow.channel(LANDINGS)
-        self._down: Channel[Landing] = flow.channel(LANDINGS)
+        self.free: Channel[Landing] = flow.channel(GROUPS)
+        self._down: Channel[Landing] = flow.channel(GROUPS)
         self.device_wait = 0.0
         self._plane = tuple(b - a for a, b in (unit.cross_range, unit.col_range))
         self._most = pinned["labels"].shape[1] // math.prod(self._plane)
-        names = [name for name in (*_OUTPUTS, "flags") if name in pinned]
-        for n in range(LANDINGS):
+        names = [name for name in (*_KINDS, "flags") if name in pinned]
+        for n in range(GROUPS):
             self.free.put(Landing({m: on_device[m][n] for m in names}, {m: pinned[m][n] for m in names}))
 
     def take(self, start: int, stop: int, tiles: int) -> Landing:
@@ -111,7 +111,7 @@ class Landings:
                     "try another --precision or --engine"
                 )
             shaped = self.shaped(landing, landing.on_host)
-            labels, probabilities, logits = (shaped.get(name) for name in _OUTPUTS)
+            labels, probabilities, logits = (shaped.get(name) for name in _KINDS)
             if job.mask is not None:
                 keep = frame.turn(job.mask.read(box))[0] != 0
                 for values in (labels, probabilities):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,6 +47,13 @@ class Flow:
     def channel(self, capacity: int) -> Channel[T]:
         """A queue of at most `capacity` items between two stages."""
         return Channel(self, capacity)
+
+    def pool(self, items: Sequence[T]) -> Channel[T]:
+        """A queue that holds `items` and has room for just these: buffers that go round."""
+        channel: Channel[T] = Channel(self, len(items))
+        for item in items:
+            channel.put(item)
+        return channel
 
     def start(self, name: str, stage: Callable[[], None]) -> None:
         """Run `stage` in a thread."""

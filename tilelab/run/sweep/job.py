@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tilelab.arrays import Float32, Int64
+from tilelab.engines.base import Engine
 from tilelab.geometry import Frame, Lattice
-from tilelab.io.images.volume import Volume
+from tilelab.io.images.volume import Volume, network_input
+from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.run.plan.request import ImageFacts, Request, Written
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,48 @@ class Job:
     logits: bool = False
     mask: Volume | None = None
     symmetries: int = 1
+
+    @classmethod
+    def of(cls, volume: Volume, request: Request, mean: Float32, gain: Float32, mask: Volume | None = None) -> Job:
+        """The job that was planned, on the image that is opened.
+
+        Raises:
+            InputError: the mask does not fit the image.
+            ModelError: the image has channels where the network takes neighbouring slices.
+        """
+        return cls(
+            image=network_input(volume, request.spec),
+            lattice=request.lattice,
+            frame=request.frame,
+            mean=mean,
+            gain=gain,
+            activation=SOFTMAX if request.spec.activation == "softmax" else SIGMOID,
+            channels=np.array(request.written.probabilities, np.int64),
+            labels=request.written.labels,
+            logits=request.written.logits > 0,
+            mask=mask,
+            symmetries=request.symmetries,
+        )
+
+    def request(self, engine: Engine) -> Request:
+        """What a plan is asked for this job on `engine`: it decides what a unit holds."""
+        written = Written(self.labels, tuple(self.channels.tolist()), engine.spec.outputs if self.logits else 0)
+        return Request(
+            ImageFacts.of(self.image),
+            engine.spec,
+            written,
+            self.lattice,
+            self.frame,
+            engine.batch,
+            engine.streams,
+            self.symmetries,
+            self.mask is not None,
+        )
+
+    def close(self) -> None:
+        """Close the mask, which was opened for it; the image is its opener's."""
+        if self.mask is not None:
+            self.mask.image.close()
 
 
 @dataclass

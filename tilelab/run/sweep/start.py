@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from tilelab.engines.base import Engine
 from tilelab.geometry import Box
-from tilelab.run.sweep.host import Unit
+from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.job import Job
+from tilelab.run.sweep.unit import UnitSweep
 
 
-def make_unit(job: Job, engine: Engine, box: Box, start: int | None = None) -> Unit:
+def make_sweep(job: Job, engine: Engine, box: Box, start: int | None = None) -> UnitSweep:
     """The sweep of `box` from `start` on: on the GPU for an engine that takes arrays there, else on the CPU."""
     if engine.on_device is not None:
-        from tilelab.run.sweep.device import DeviceUnit
+        from tilelab.run.sweep.device import DeviceSweep
 
-        return DeviceUnit(job, engine.on_device, box, start)
-    return Unit(job, engine, box, start)
+        return DeviceSweep(job, engine.on_device, box, start)
+    return HostSweep(job, engine, box, start)

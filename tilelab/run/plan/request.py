@@ -1,0 +1,127 @@
+"""What is asked of a run, in whole numbers: everything that decides how the work is cut and what it takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilelab.errors import ModelError, PlanError
+from tilelab.geometry import Frame, Lattice
+from tilelab.io.images.volume import Volume
+from tilelab.io.zarr.layout import Layout
+from tilelab.spec import ModelSpec
+from tilelab.text import size_text
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What planning needs to know of an image.
+
+    shape, chunks: in pixels on (z, y, x).
+    channels: as the network takes them, neighbouring slices included.
+    dtype: of a pixel.
+    pixel_size_nm: on (z, y, x); None when unknown.
+    """
+
+    shape: tuple[int, int, int]
+    chunks: tuple[int, int, int]
+    channels: int
+    dtype: np.dtype[np.generic]
+    pixel_size_nm: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, volume: Volume) -> ImageFacts:
+        """Those of what the network is given."""
+        return cls(volume.shape, volume.chunks, volume.channels, volume.dtype, volume.pixel_size_nm)
+
+    @property
+    def bytes(self) -> int:
+        """Of all decoded pixels."""
+        return math.prod(self.shape) * self.channels * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is written for each pixel.
+
+    labels: the class (1 byte).
+    probabilities: the classes that get a channel (1 byte each).
+    logits: number of logits (4 bytes each), 0 for none.
+    """
+
+    labels: bool
+    probabilities: tuple[int, ...] = ()
+    logits: int = 0
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Uncompressed, at level 0."""
+        return self.labels + len(self.probabilities) + 4 * self.logits
+
+
+@dataclass(frozen=True)
+class Request:
+    """An image, a model and what is wanted of them.
+
+    image, spec: with tile, overlap and window as they will be used.
+    written: per pixel.
+    lattice, frame: where the tiles lie on (z, y, x), and which axis is swept.
+    batch: tiles per run of the engine.
+    streams: runs of the engine that are under way at once.
+    symmetries: 1, or 8 for test-time augmentation over the symmetries of the square.
+    masked: whether a mask says where the result is wanted.
+    """
+
+    image: ImageFacts
+    spec: ModelSpec
+    written: Written
+    lattice: Lattice
+    frame: Frame
+    batch: int = 1
+    streams: int = 1
+    symmetries: int = 1
+    masked: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        image: ImageFacts,
+        spec: ModelSpec,
+        written: Written,
+        *,
+        batch: int = 1,
+        streams: int = 1,
+        symmetries: int = 1,
+        masked: bool = False,
+    ) -> Request:
+        """With the tiles where the model's description puts them.
+
+        Raises:
+            ModelError: symmetries are asked of a tile that is no square.
+            PlanError: the image does not suit the model.
+        """
+        if symmetries > 1 and spec.tile[-1] != spec.tile[-2]:
+            raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(spec.tile)}")
+        flat = spec.axes == "yx"
+        if not flat and image.shape[0] == 1:
+            raise PlanError("the model is 3-D (zyx) but the image is a single plane: give a volume")
+        lattice = Lattice.fit(
+            image.shape,
+            (1, *spec.tile) if flat else spec.tile,
+            (0, *spec.overlap) if flat else spec.overlap,
+            stride=(1, spec.stride, spec.stride) if flat else spec.stride,
+            window=spec.window,
+        )
+        return cls(image, spec, written, lattice, Frame(1 if flat else 0), batch, streams, symmetries, masked)
+
+    @property
+    def layout(self) -> Layout:
+        """How the result is cut into levels, shards and chunks; its grain is what units are cut at."""
+        return Layout.fit(
+            self.image.shape,
+            self.image.pixel_size_nm,
+            "2d" if self.spec.axes == "yx" else "3d",
+            self.written.bytes_per_pixel,
+        )
