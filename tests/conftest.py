@@ -51,7 +51,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def device() -> Any:
     """`tilelab.kernels.device` on a real GPU or in Numba's simulator."""
-    pytest.importorskip("numba.cuda")
+    pytest.importorskip("numba_cuda")
     from tilelab.errors import EngineError
     from tilelab.kernels import device
 

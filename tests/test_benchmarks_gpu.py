@@ -43,7 +43,7 @@ def run(*arguments, **environment):
 
 def test_without_a_gpu_it_says_so_in_one_line():
     pytest.importorskip("torch")
-    pytest.importorskip("numba.cuda")
+    pytest.importorskip("numba_cuda")
     if not driver_problem():
         pytest.skip("there is a GPU")
     result = run("-m", "benchmarks.gpu")

@@ -1,14 +1,12 @@
 """The CUDA kernels do what the NumPy ones do.
 
 Without a GPU they run in Numba's simulator, which must be chosen before Numba is imported: `test_simulator` runs this
-file again in a process of its own.  What the simulator cannot tell (types, registers, spilling) is seen by compiling
-for every architecture, which needs no GPU either.
+file again in a process of its own.  What the simulator cannot tell (types, registers, spilling) `test_gpu_driver` sees.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,10 +19,9 @@ from tilelab.geometry import AxisTiling
 from tilelab.kernels import reference
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 
-pytest.importorskip("numba.cuda")
+pytest.importorskip("numba_cuda")
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 EXAMPLES = 40 if SIMULATED else 60
-ARCHITECTURES = [(7, 5), (8, 0), (9, 0), (12, 0)]
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -234,118 +231,3 @@ def test_sums_keep_the_order_of_the_tiles(gpu):
         gpu.cuda.blend(canvas, gpu.put(logits[order]), placement, 0, 3, 0, tables, (0, 0), 0, 1, block=(2, 1))
         results.add(float(canvas.copy_to_host().item()))
     assert results == {0.0, 1.0}
-
-
-class Recorder:
-    """Stands in for a kernel: keeps what it was launched with."""
-
-    args = ()
-
-    def __getitem__(self, configuration):
-        return self
-
-    def __call__(self, *args):
-        self.args = args
-
-
-def launches(monkeypatch):
-    """Each kernel with the arguments that our own launch gives it, as numpy arrays."""
-    from tilelab.kernels import cuda, cuda_elementwise
-
-    recorder = Recorder()
-
-    def f32(*shape):
-        return np.zeros(shape, np.float32)
-
-    def u8(*shape):
-        return np.zeros(shape, np.uint8)
-
-    def i32(*shape):
-        return np.zeros(shape, np.int32)
-
-    found = []
-    real = cuda._cut
-    monkeypatch.setattr(cuda, "_cut", recorder)
-    for raw, out in ((np.uint8, np.float16), (np.uint8, np.float32), (np.uint16, np.float32), (np.float32, np.float32)):
-        band = np.zeros((1, 8, 1, 8), raw)
-        cuda.cut(band, (0, 0), (8, 1, 8), i32(4, 4), 0, 2, 0, f32(1), f32(1), np.zeros((2, 1, 4, 1, 4), out))
-        found.append((f"cut {np.dtype(raw)} {np.dtype(out)}", real, recorder.args))
-    blend_kernel, finish_kernel = cuda._blend_kernel, cuda._finish_kernel
-    monkeypatch.setattr(cuda, "_blend_kernel", lambda classes: recorder)
-    monkeypatch.setattr(cuda, "_finish_kernel", lambda *wanted: recorder)
-    for classes in (1, 2, 3, 19):
-        canvas = f32(classes, 8, 1, 8)
-        for dtype in (np.float32, np.float16):
-            logits = np.zeros((2, classes, 4, 1, 4), dtype)
-            cuda.blend(canvas, logits, i32(4, 4), 0, 2, 0, (f32(4), f32(1, 1), f32(1, 4)), (0, 0), 0, 4)
-            found.append((f"blend {classes} {np.dtype(dtype)}", blend_kernel(classes), recorder.args))
-        for activation in (SOFTMAX, SIGMOID) if classes in (2, 19) else ():
-            for p in (0, 1):
-                asked = (u8(1, 4, 1, 8), i32(1), f32(classes, 4, 1, 8)) if p else ()
-                cuda.finish(canvas, 0, activation, u8(4, 1, 8), i32(1), *asked)
-                wanted = (classes, activation, bool(p), bool(p))
-                found.append((f"finish {wanted}", finish_kernel(*wanted), recorder.args))
-    lesser = {
-        name: getattr(cuda_elementwise, name) for name in ("_undo_softmax", "_undo_sigmoid", "_turn", "_fill_zero")
-    }
-    for name in lesser:
-        monkeypatch.setattr(cuda_elementwise, name, recorder)
-    half, single = np.zeros((2, 4, 4), np.float16), f32(2, 4, 4)
-    for array in (half, single):
-        for name, activation in (("_undo_softmax", SOFTMAX), ("_undo_sigmoid", SIGMOID)):
-            cuda_elementwise.undo_activation(array, activation)
-            found.append((f"{name} {array.dtype}", lesser[name], recorder.args))
-        cuda_elementwise.turn(array, single, 1, True, back=True, add=True)
-        found.append((f"turn {array.dtype}", lesser["_turn"], recorder.args))
-    for array in (half, single, u8(3), i32(1)):
-        cuda_elementwise.clear(array)
-        found.append((f"clear {array.dtype}", lesser["_fill_zero"], recorder.args))
-    return found
-
-
-def resources(ptx: str, architecture: str) -> dict[str, int]:
-    """Registers and local memory as the linker reports them; it needs no GPU."""
-    linker = pytest.importorskip("cuda.bindings.nvjitlink")
-    options = [f"-arch={architecture}", "-verbose"]
-    handle = linker.create(len(options), options)
-    try:
-        data = ptx.encode() + b"\0"
-        linker.add_data(handle, linker.InputType.PTX, data, len(data), "kernel")
-        linker.complete(handle)
-        log = bytearray(linker.get_info_log_size(handle))
-        linker.get_info_log(handle, log)
-    finally:
-        linker.destroy(handle)
-    text = log.decode()
-    found = re.search(r"used (\d+) registers.* (\d+) stack.* (\d+) bytes lmem", text)
-    assert found, text
-    return dict(zip(("registers", "stack", "local"), map(int, found.groups()), strict=True))
-
-
-@pytest.mark.skipif(SIMULATED, reason="the simulator does not compile")
-@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
-def test_kernels_compile_without_local_memory_or_many_registers(cc, monkeypatch):
-    """To PTX and on to machine code for every architecture, as launched: nothing spills."""
-    pytest.importorskip("numba_cuda")
-    import numba.cuda.dispatcher
-    from numba import typeof, types
-
-    from tilelab.kernels.device import cuda
-
-    # the only thing Numba asks a GPU for when a kernel calls another function
-    device = SimpleNamespace(compute_capability=cc)
-    monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: device)
-    for number, (name, kernel, args) in enumerate(launches(monkeypatch)):
-        # every variant for one architecture, a few for the others
-        if cc != (9, 0) and number % 4 != 1:
-            continue
-        signature = types.void(*map(typeof, args))
-        ptx, _ = cuda.compile(kernel.py_func, signature, device=False, abi="numba", cc=cc, output="ptx")
-        assert f".target sm_{cc[0]}{cc[1]}" in ptx, name
-        assert ".local" not in ptx, name
-        assert not re.search(r"\b(atom|red)\.", ptx), name
-        used = resources(ptx, f"sm_{cc[0]}{cc[1]}")
-        assert used["local"] == used["stack"] == 0, (name, used)
-        assert used["registers"] <= 80, (name, used)  # six blocks of 128 threads on every multiprocessor
-        if name.startswith("blend"):
-            assert "fma.rn.f32" not in ptx, "the CPU rounds the product before the sum"

@@ -11,7 +11,7 @@ from helpers import run_in_simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("numba.cuda")
+pytest.importorskip("numba_cuda")
 from sweep_parts import Collector, DeviceNetwork, Memory, Network, make_job, scramble, sweep_device, whole
 
 from tilelab.errors import EngineError, InputError, OutputError, PlanError, TilelabError

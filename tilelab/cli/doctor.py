@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LIBRARIES = ("numpy", "numba", "zarr", "numcodecs", "tifffile", "imagecodecs", "msgspec", "pillow", "zarrs")
-_GPU_LIBRARIES = ("onnxruntime-gpu", "tensorrt", "numba-cuda")
+_GPU_LIBRARIES = ("onnxruntime-gpu", "tensorrt", "numba-cuda-mlir", "numba-cuda")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

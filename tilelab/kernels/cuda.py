@@ -1,4 +1,4 @@
-"""The kernels on an NVIDIA GPU, compiled by Numba: what `tilelab.kernels.reference` does, a whole batch at a time.
+"""The kernels on an NVIDIA GPU, compiled by NVIDIA's Numba: what `tilelab.kernels.reference` does, a whole batch at a time.
 
 Nothing is atomic and every output is computed by one thread in one order, so the bytes are the same run after run.
 Products that are followed by a sum are rounded first, as on the CPU (no fused multiply-add): canvas, labels and logits
@@ -22,9 +22,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import float32, int32, uint32, uint64
 
-from tilelab.kernels.device import SIMULATED, DeviceArray, Stream, cuda, libdevice
+from tilelab.kernels.compiler import SIMULATED, cuda, float32, int32, jit, libdevice, uint32, uint64
+from tilelab.kernels.device import DeviceArray, Stream
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
@@ -62,7 +62,7 @@ def _reflect(index, size):  # type: ignore[no-untyped-def]
     return int32(min(folded, int32(period - folded)))
 
 
-@cuda.jit
+@jit
 def _cut(band, shape, origin, extent, placement, first, at_row, mean, gain, tiles, size):  # type: ignore[no-untyped-def]
     # shape: of the band (C, R, A, X); size: of the tiles (channels, sweep, cross, x)
     s = int32(cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y)
@@ -141,7 +141,7 @@ def _blend_kernel(classes: int) -> Any:
     """The kernel for `classes` outputs, a constant, so that the loops over them unroll and sums stay in registers."""
     held = min(classes, _REGISTERS)
 
-    @cuda.jit
+    @jit
     def kernel(  # type: ignore[no-untyped-def]
         canvas, shape, logits, size, placement, first, count, row, share_s, share_a, share_x, origin, begin, end
     ):
@@ -248,7 +248,7 @@ def _finish_kernel(classes: int, activation: int, with_probabilities: bool, with
     """The kernel for what is asked; unasked parts are not compiled in."""
     offset = 1 if activation == SIGMOID else 0
 
-    @cuda.jit
+    @jit
     def kernel(canvas, shape, row, labels, rows, probabilities, channels, logits, flag):  # type: ignore[no-untyped-def]
         # shape: of the canvas (K, R, A, X)
         i = int32(cuda.blockIdx.z * cuda.blockDim.y + cuda.threadIdx.y)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float32
 
-from tilelab.kernels.device import SIMULATED, DeviceArray, Stream, cuda
+from tilelab.kernels.compiler import SIMULATED, cuda, float32, int32, jit, uint64
+from tilelab.kernels.device import DeviceArray, Stream
 from tilelab.kernels.reference import SOFTMAX
 from tilelab.kernels.scalar import ONE
 
@@ -18,10 +18,13 @@ _TURN_BLOCK = (4, 2) if SIMULATED else (32, 8)
 _FLAT_BLOCK = 8 if SIMULATED else 256
 
 
-@cuda.jit
+@jit
 def _fill_zero(values):  # type: ignore[no-untyped-def]
-    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+    # loops over ranges with a step are 64-bit divisions, and an atomic for a step of 0
+    i, step, size = uint64(cuda.grid(1)), uint64(cuda.gridsize(1)), uint64(values.size)
+    while i < size:
         values[i] = 0
+        i = uint64(i + step)
 
 
 def clear(array: DeviceArray, stream: Stream = 0) -> None:
@@ -30,7 +33,7 @@ def clear(array: DeviceArray, stream: Stream = 0) -> None:
     _fill_zero[_grid(size), _FLAT_BLOCK, stream](array.reshape(size))
 
 
-@cuda.jit
+@jit
 def _turn(source, target, turns, mirror, back, add):  # type: ignore[no-untyped-def]
     last = source.shape[2] - 1
     j = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
@@ -50,11 +53,13 @@ def _turn(source, target, turns, mirror, back, add):  # type: ignore[no-untyped-
         y, x = last - x, y
     if mirror and not back:
         x = last - x
-    for n in range(cuda.blockIdx.z, source.shape[0], cuda.gridDim.z):
+    n = int32(cuda.blockIdx.z)
+    while n < int32(source.shape[0]):
         if add:
             target[n, i, j] += source[n, y, x]
         else:
             target[n, i, j] = source[n, y, x]
+        n = int32(n + cuda.gridDim.z)
 
 
 def turn(
@@ -80,17 +85,21 @@ def turn(
     _turn[grid, block, stream](source, target, turns, mirror, back, add)
 
 
-@cuda.jit
+@jit
 def _undo_softmax(values, tiny):  # type: ignore[no-untyped-def]
-    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+    i, step, size = uint64(cuda.grid(1)), uint64(cuda.gridsize(1)), uint64(values.size)
+    while i < size:
         values[i] = math.log(max(float32(values[i]), tiny))
+        i = uint64(i + step)
 
 
-@cuda.jit
+@jit
 def _undo_sigmoid(values, tiny, below_one):  # type: ignore[no-untyped-def]
-    for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+    i, step, size = uint64(cuda.grid(1)), uint64(cuda.gridsize(1)), uint64(values.size)
+    while i < size:
         p = min(max(float32(values[i]), tiny), below_one)
         values[i] = math.log(p / (ONE - p))
+        i = uint64(i + step)
 
 
 def undo_activation(values: DeviceArray, activation: int, stream: Stream = 0, block: int = _FLAT_BLOCK) -> None:

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as the rest of tilelab sees it: arrays, pinned buffers, streams, events. The one import of numba.cuda.
+"""An NVIDIA GPU as the rest of tilelab sees it: arrays, pinned buffers, streams, events.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` in the environment everything runs in Numba's simulator, slowly and without a GPU.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from tilelab.arrays import Array
 
+import contextlib
 import math
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,23 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tilelab.errors import EngineError
+from tilelab.kernels.compiler import SIMULATED, cuda, is_fault
 
-try:
-    from numba import cuda
-    from numba.core.config import ENABLE_CUDASIM as SIMULATED
-    from numba.cuda import libdevice
-except ImportError as error:
-    raise EngineError(
-        f"the GPU path needs numba-cuda, which does not load ({error}): pip install 'tilelab[gpu]'"
-    ) from error
-
-DeviceArray = Any  # numba's, or any object with __cuda_array_interface__
+DeviceArray = Any  # Numba's, or any object with __cuda_array_interface__
 Stream = Any
 Event = Any
 
+MOST_LINES = 65535  # blocks along y and z of a grid: what a kernel gives a block for each of is at most so many
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
-__all__ = ["SIMULATED", "DeviceArray", "DeviceInfo", "Event", "Stream", "cuda", "libdevice", "select"]
+__all__ = ["MOST_LINES", "SIMULATED", "DeviceArray", "DeviceInfo", "Event", "Stream", "cuda", "select"]
+
+_thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +47,10 @@ class DeviceInfo:
 
 
 def select(index: int) -> DeviceInfo:
-    """Make GPU `index` the calling thread's; every thread that uses a GPU does so first.
+    """Make GPU `index` the calling thread's; every thread that uses a GPU does so first, as often as it likes.
 
     Raises:
-        EngineError: no driver, no GPU, or fewer than `index` + 1.
+        EngineError: no driver, no GPU, or fewer than `index` + 1; or the GPU has failed.
     """
     if not cuda.is_available():
         reason = " ".join(str(cuda.cuda_error() or "no driver or no device was found").split()).strip(":. ")
@@ -60,15 +58,30 @@ def select(index: int) -> DeviceInfo:
     count = len(cuda.gpus)
     if index >= count:
         raise EngineError(f"GPU cuda:{index} was asked for, but there are {count}: cuda:0 to cuda:{count - 1}")
-    cuda.select_device(index)
     if SIMULATED:
+        cuda.select_device(index)
         return DeviceInfo(index, "simulator", (5, 2), 1 << 40, 1 << 40, "simulator")
-    device = cuda.get_current_device()
-    free, total = cuda.current_context().get_memory_info()
+    with faults(index):
+        _enter(index)
+        device = cuda.get_current_device()
+        free, total = cuda.current_context().get_memory_info()
     name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
     version = cuda.cudadrv.driver.driver.get_version()
     driver = ".".join(map(str, version)) if isinstance(version, tuple) else str(version)
     return DeviceInfo(index, name, tuple(device.compute_capability), int(free), int(total), driver)
+
+
+def _enter(index: int) -> None:
+    """Have the context of GPU `index` on top of the calling thread's stack, put there once, not at every call.
+
+    Other libraries of the process set the thread's context, too: what is on top is asked, not remembered.
+    """
+    if getattr(_thread, "entered", False) and cuda.get_current_device().id == index:
+        return
+    if getattr(_thread, "entered", False):
+        cuda.current_context().pop()
+    cuda.select_device(index)
+    _thread.entered = True
 
 
 def parse_index(device: str) -> int:
@@ -127,6 +140,44 @@ def pointer(array: DeviceArray) -> int:
     if SIMULATED:
         return int(array._ary.ctypes.data)
     return int(array.__cuda_array_interface__["data"][0])
+
+
+def give_back() -> None:
+    """Free now what the calling thread's GPU still holds for arrays that are gone; Numba would wait for more of them."""
+    if not SIMULATED:
+        cuda.current_context().deallocations.clear()
+
+
+@contextmanager
+def faults(index: int) -> Iterator[None]:
+    """Turn the driver's exceptions into an `EngineError` that names the fault.
+
+    After most of them nothing works on that GPU in this process any more, so whatever fails next is told the same way:
+    who cleans up does so in `quietly`.
+    """
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        if not is_fault(error):
+            raise
+        told = re.sub(r"^\[.*?\] Call to (\w+) results in ", r"\1: ", " ".join(str(error).split()))
+        raise EngineError(
+            f"cuda:{index} failed ({told[:200]}): finished rows are kept and the same command continues; if it fails again, "
+            "see the driver's log (dmesg, nvidia-smi -q), or run with --device cpu"
+        ) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Clean up after a fault: the driver answers every call with it again, and the first one counts."""
+    with contextlib.suppress(EngineError):
+        try:
+            yield
+        except Exception as error:
+            if not is_fault(error):
+                raise
 
 
 @contextmanager

@@ -1,0 +1,81 @@
+"""Runs scripts against the stand-in for NVIDIA's driver (`standin/cuda.c`), each in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "standin"
+# said last: what the driver counted
+_REPORT = """
+import ctypes as _c
+_text = _c.create_string_buffer(1 << 12)
+_c.CDLL("libcuda.so.1").standin_report(_text, len(_text))
+print(_text.value.decode())
+"""
+
+
+def compilers() -> list[str]:
+    """The compilers of CUDA kernels that are installed."""
+    found = []
+    for name in ("numba-cuda-mlir", "numba-cuda"):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+@functools.cache
+def build() -> Path:
+    """A folder with the stand-in as ``libcuda.so.1``; skips where there is no Linux or no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("the stand-in for the driver needs Linux and a C compiler")
+    folder = Path(tempfile.mkdtemp(prefix="tilelab-standin-"))
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", folder / "libcuda.so.1", FOLDER / "cuda.c", "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def environment(cache: Path | str, **settings: Any) -> dict[str, str]:
+    """That of a process which finds the stand-in; `settings` are those of the stand-in and others."""
+    library = os.pathsep.join(filter(None, [str(build()), os.environ.get("LD_LIBRARY_PATH")]))
+    path = os.pathsep.join([str(HERE.parent), str(HERE), str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = {name: str(value) for name, value in settings.items()}
+    return {**os.environ, "LD_LIBRARY_PATH": library, "PYTHONPATH": path, "XDG_CACHE_HOME": str(cache), **given}
+
+
+def run_on_standin(
+    script: str, cache: Path | str, *, without: str = "", **settings: Any
+) -> tuple[str, dict[str, int], str]:
+    """What a script prints, what the driver counted, and what was written to stderr; the script has to succeed.
+
+    cache: the folder for compiled kernels; given again, nothing is compiled again.
+    without: a package that the script shall not find.
+    """
+    pytest.importorskip("numba_cuda" if without == "numba_cuda_mlir" else "numba")
+    prelude = f"import sys\nsys.modules[{without!r}] = None\n" if without else ""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "default::DeprecationWarning", "-c", prelude + script + _REPORT],
+        env=environment(cache, **settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    *lines, counted = result.stdout.splitlines()
+    return "\n".join(lines), json.loads(counted), result.stderr

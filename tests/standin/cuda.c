@@ -1,0 +1,228 @@
+/* A stand-in for NVIDIA's driver library: device memory is host memory, copies happen at once, kernels do nothing.
+ *
+ * It answers what Numba's launches, contexts, copies, streams and events ask for, counts, and refuses what a real driver
+ * would refuse: calls without a context, grids beyond the limits, allocations beyond the memory there is.
+ *
+ * STANDIN_GPUS         how many there are (1)
+ * STANDIN_MEMORY       bytes of each (80 GiB)
+ * STANDIN_FAULT_AFTER  launches after which every call fails with error 700, as after an illegal access (never)
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500,
+       ILLEGAL_ADDRESS = 700, MOST_GPUS = 16, MOST_CONTEXTS = 4096, HEADER = 256, MOST_BLOCKS = 65535 };
+
+#define COUNTERS(COUNT) \
+    COUNT(launches) COUNT(bad_grids) COUNT(without_context) COUNT(allocations) COUNT(frees) COUNT(held_bytes) \
+    COUNT(most_bytes) COUNT(pinned) COUNT(pinned_frees) COUNT(copies_up) COUNT(copies_down) COUNT(bytes_up) \
+    COUNT(bytes_down) COUNT(events) COUNT(streams) COUNT(waits) COUNT(synchronizations) COUNT(pushes) \
+    COUNT(deepest_stack)
+#define DECLARE(name) static atomic_long name;
+COUNTERS(DECLARE)
+
+static _Thread_local void *stack_[MOST_CONTEXTS];
+static _Thread_local int depth;
+static char contexts[MOST_GPUS]; /* the context of GPU i is the address of its i-th byte */
+static atomic_long held[MOST_GPUS], handles = 0x10000;
+
+static long setting(const char *name, long otherwise) {
+    const char *text = getenv(name);
+    return text ? atol(text) : otherwise;
+}
+static int gpus(void) { return (int)setting("STANDIN_GPUS", 1); }
+static long memory(void) { return setting("STANDIN_MEMORY", 80L << 30); }
+static int current(void) { return (int)((char *)stack_[depth - 1] - contexts); }
+static void *handle(void) { return (void *)(handles += 16); }
+static void raise_to(atomic_long *most, long value) {
+    if (value > *most) *most = value;
+}
+static int status(void) {
+    long limit = setting("STANDIN_FAULT_AFTER", -1);
+    if (limit >= 0 && launches >= limit) return ILLEGAL_ADDRESS;
+    if (depth) return OK;
+    without_context++;
+    return INVALID_CONTEXT;
+}
+#define CHECK do { int now = status(); if (now) return now; } while (0)
+
+/* devices */
+int cuInit(unsigned flags) { return OK; }
+int cuDriverGetVersion(int *version) { *version = 13000; return OK; }
+int cuDeviceGetCount(int *count) { *count = gpus(); return OK; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal < gpus() ? OK : INVALID_DEVICE; }
+int cuDeviceGetName(char *name, int length, int device) { snprintf(name, length, "stand-in"); return OK; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = memory(); return OK; }
+int cuDeviceGetUuid(char *uuid, int device) { memset(uuid, device + 1, 16); return OK; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { return cuDeviceGetUuid(uuid, device); }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    static const struct { int attribute, value; } known[] = {
+        {75, 9}, {76, 0},                                           /* compute capability */
+        {10, 32}, {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},         /* warp, threads of a block */
+        {5, 2147483647}, {6, MOST_BLOCKS}, {7, MOST_BLOCKS},        /* blocks of a grid */
+        {16, 132}, {8, 49152}, {33, 0}, {50, 0},                    /* multiprocessors, shared memory, PCI */
+    };
+    *value = attribute == 34 ? device : 1;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (known[i].attribute == attribute) *value = known[i].value;
+    return OK;
+}
+
+/* contexts: a stack for each thread */
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &contexts[device]; return OK; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return OK; }
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0; *active = 1; return OK; }
+int cuCtxGetCurrent(void **context) { *context = depth ? stack_[depth - 1] : NULL; return OK; }
+int cuCtxPushCurrent_v2(void *context) {
+    if (depth == MOST_CONTEXTS) return INVALID_VALUE;
+    stack_[depth++] = context;
+    pushes++;
+    raise_to(&deepest_stack, depth);
+    return OK;
+}
+int cuCtxPopCurrent_v2(void **context) {
+    if (!depth) return INVALID_CONTEXT;
+    depth--;
+    if (context) *context = stack_[depth];
+    return OK;
+}
+int cuCtxSetCurrent(void *context) {
+    if (!context) return depth ? cuCtxPopCurrent_v2(NULL) : OK;
+    if (!depth) depth = 1;
+    stack_[depth - 1] = context;
+    return OK;
+}
+int cuCtxGetDevice(int *device) {
+    if (!depth) return INVALID_CONTEXT;
+    *device = current();
+    return OK;
+}
+int cuCtxSynchronize(void) { CHECK; synchronizations++; return OK; }
+int cuCtxGetStreamPriorityRange(int *least, int *most) { *least = *most = 0; return OK; }
+
+/* memory */
+int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    CHECK;
+    *total = memory();
+    *free_bytes = *total - held[current()];
+    return OK;
+}
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+    CHECK;
+    if (held[current()] + (long)bytes > memory()) return OUT_OF_MEMORY;
+    long *block = calloc(1, bytes + HEADER);
+    if (!block) return OUT_OF_MEMORY;
+    block[0] = (long)bytes;
+    block[1] = current();
+    held[current()] += (long)bytes;
+    held_bytes += (long)bytes;
+    raise_to(&most_bytes, held_bytes);
+    allocations++;
+    *address = (uint64_t)block + HEADER;
+    return OK;
+}
+int cuMemFree_v2(uint64_t address) {
+    CHECK;
+    long *block = (long *)(address - HEADER);
+    held[block[1]] -= block[0];
+    held_bytes -= block[0];
+    frees++;
+    free(block);
+    return OK;
+}
+int cuMemHostAlloc(void **address, size_t bytes, unsigned flags) { CHECK; pinned++; *address = malloc(bytes + 64); return OK; }
+int cuMemFreeHost(void *address) { CHECK; pinned_frees++; free(address); return OK; }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    CHECK;
+    memcpy((void *)to, from, bytes);
+    copies_up++;
+    bytes_up += (long)bytes;
+    return OK;
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    CHECK;
+    memcpy(to, (void *)from, bytes);
+    copies_down++;
+    bytes_down += (long)bytes;
+    return OK;
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) { CHECK; memcpy((void *)to, (void *)from, bytes); return OK; }
+int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, NULL); }
+int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, NULL); }
+int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, NULL); }
+int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t bytes) { CHECK; memset((void *)to, value, bytes); return OK; }
+int cuPointerGetAttribute(void *value, int attribute, uint64_t address) { memset(value, 0, 4); return OK; }
+
+/* streams and events: everything is done at once, so there is never anything to wait for */
+int cuStreamCreate(void **stream, unsigned flags) { CHECK; streams++; *stream = handle(); return OK; }
+int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return cuStreamCreate(stream, flags); }
+int cuStreamDestroy_v2(void *stream) { return OK; }
+int cuStreamSynchronize(void *stream) { CHECK; synchronizations++; return OK; }
+int cuStreamQuery(void *stream) { CHECK; return OK; }
+int cuStreamGetCtx(void *stream, void **context) { *context = depth ? stack_[depth - 1] : &contexts[0]; return OK; }
+int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { CHECK; waits++; return OK; }
+int cuEventCreate(void **event, unsigned flags) { CHECK; events++; *event = handle(); return OK; }
+int cuEventDestroy_v2(void *event) { return OK; }
+int cuEventRecord(void *event, void *stream) { CHECK; return OK; }
+int cuEventSynchronize(void *event) { CHECK; synchronizations++; return OK; }
+int cuEventQuery(void *event) { CHECK; return OK; }
+int cuEventElapsedTime(float *milliseconds, void *from, void *to) { *milliseconds = 1; return OK; }
+int cuEventElapsedTime_v2(float *milliseconds, void *from, void *to) { return cuEventElapsedTime(milliseconds, from, to); }
+
+/* code: loaded, but never run */
+int cuLibraryLoadData(void **library, const void *code, void *a, void *b, unsigned n, void *c, void *d, unsigned m) { *library = handle(); return OK; }
+int cuLibraryUnload(void *library) { return OK; }
+int cuLibraryGetKernel(void **kernel, void *library, const char *name) { *kernel = handle(); return OK; }
+int cuLibraryGetModule(void **module, void *library) { *module = handle(); return OK; }
+int cuKernelGetFunction(void **function, void *kernel) { *function = kernel; return OK; }
+int cuKernelGetAttribute(int *value, int attribute, void *kernel, int device) { *value = attribute == 0 ? 1024 : 16; return OK; }
+int cuFuncGetAttribute(int *value, int attribute, void *function) { *value = attribute == 0 ? 1024 : 16; return OK; }
+int cuModuleLoadDataEx(void **module, const void *image, unsigned n, void *options, void *values) { *module = handle(); return OK; }
+int cuModuleLoadData(void **module, const void *image) { *module = handle(); return OK; }
+int cuModuleGetFunction(void **function, void *module, const char *name) { *function = handle(); return OK; }
+int cuModuleGetGlobal_v2(uint64_t *address, size_t *bytes, void *module, const char *name) { return NOT_FOUND; }
+int cuOccupancyMaxPotentialBlockSize(int *grid, int *block, void *f, void *g, size_t s, int limit) { *grid = 132; *block = 256; return OK; }
+static int launch(unsigned x, unsigned y, unsigned z) {
+    CHECK;
+    launches++;
+    if (x && y && z && y <= MOST_BLOCKS && z <= MOST_BLOCKS) return OK;
+    bad_grids++;
+    return INVALID_VALUE;
+}
+int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream, void **arguments, void **extra) { return launch(x, y, z); }
+int cuLaunchKernelEx(const unsigned *configuration, void *f, void **arguments, void **extra) { return launch(configuration[0], configuration[1], configuration[2]); }
+
+/* errors and entry points */
+int cuGetErrorName(int error, const char **name) {
+    *name = error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_UNKNOWN";
+    return OK;
+}
+int cuGetErrorString(int error, const char **text) { return cuGetErrorName(error, text); }
+static int nothing(void) { return OK; }
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *found) {
+    static const char *const suffixes[] = {"_v2", "", "_v3"};
+    void *self = dlopen("libcuda.so.1", RTLD_NOLOAD | RTLD_LAZY);
+    char full[128];
+    *function = (void *)nothing;
+    for (int i = 2; i >= 0 && self; i--) {
+        snprintf(full, sizeof full, "%s%s", name, suffixes[i]);
+        void *known = dlsym(self, full);
+        if (known) *function = known;
+    }
+    if (found) *found = 0;
+    return OK;
+}
+int cuGetProcAddress(const char *name, void **function, int version, uint64_t flags) { return cuGetProcAddress_v2(name, function, version, flags, NULL); }
+
+/* what was counted, as JSON */
+void standin_report(char *text, size_t length) {
+    size_t at = (size_t)snprintf(text, length, "{\"gpus\": %d", gpus());
+#define WRITE(name) at += (size_t)snprintf(text + at, at < length ? length - at : 0, ", \"%s\": %ld", #name, (long)name);
+    COUNTERS(WRITE)
+    snprintf(text + at, at < length ? length - at : 0, "}");
+}
