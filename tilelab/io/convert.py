@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
+from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
 from tilelab.io.storage.local_path import LocalPath
@@ -65,39 +66,12 @@ def convert_image(
     if not to_tiff and path.suffix.lower() != ".zarr":
         raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
     _check_destination(source, path, to_tiff, overwrite)
-    with open_image(
-        source,
-        level=level,
-        channel=channel,
-        timepoint=timepoint,
-        axes=axes,
-        pixel_size_nm=pixel_size_nm,
-        region=region,
-    ) as image:
+    chosen: dict[str, Any] = {"level": level, "channel": channel, "timepoint": timepoint, "axes": axes}
+    with open_image(source, pixel_size_nm=pixel_size_nm, region=region, **chosen) as image:
         if note is not None:
             for said in (*image.warnings, *image.assumptions):
                 note(str(said))
-        name = path.name.removesuffix(path.suffix).removesuffix(".ome")
-        total, done = math.prod(image.shape), 0
-
-        def advance(pixels: int) -> None:
-            nonlocal done
-            done += pixels
-            if progress is not None:
-                progress(done, total)
-
-        with _workplace(path) as folder:
-            from tilelab.io.results.image_pyramid import write_pyramid
-
-            levels = write_pyramid(image, folder / "image", name, advance)
-            whole = folder / "image"
-            if to_tiff:
-                from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
-
-                whole = folder / "image.tif"
-                write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint())
-            nbytes = sum(file.stat().st_size for file in [whole, *whole.rglob("*")] if file.is_file())
-            _move(whole, path, overwrite)
+        levels, nbytes = _write(image, path, to_tiff, overwrite, progress)
         return {
             "path": str(path),
             "format": "OME-TIFF" if to_tiff else "OME-Zarr 0.5",
@@ -105,10 +79,38 @@ def convert_image(
             "shape": list(image.shape),
             "dtype": str(image.dtype),
             "pixel_size_nm": image.pixel_size_nm,
-            "levels": len(levels),
+            "levels": levels,
             "bytes": nbytes,
             "seconds": time.perf_counter() - began,
         }
+
+
+def _write(
+    image: Image, path: LocalPath, to_tiff: bool, overwrite: bool, progress: Callable[[int, int], None] | None
+) -> tuple[int, int]:
+    """Write all levels beside `path`, then give them that name; returns the number of levels and of bytes."""
+    from tilelab.io.results.image_pyramid import write_pyramid
+
+    name = path.name.removesuffix(path.suffix).removesuffix(".ome")
+    total, done = math.prod(image.shape), 0
+
+    def advance(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        if progress is not None:
+            progress(done, total)
+
+    with _workplace(path) as folder:
+        whole = folder / "image"
+        levels = write_pyramid(image, whole, name, advance)
+        if to_tiff:
+            from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
+
+            whole = folder / "image.tif"
+            write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint())
+        nbytes = sum(whole.file_sizes()) or whole.version().size
+        _move(whole, path, overwrite)
+    return len(levels), nbytes
 
 
 def _check_destination(source: Any, path: LocalPath, to_tiff: bool, overwrite: bool) -> None:

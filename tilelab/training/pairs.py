@@ -19,10 +19,10 @@ from tilelab.evaluation.label_map import LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
+from tilelab.io.images.formats import find_reader
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Neighbourhood, Volume
-from tilelab.io.images.volume_formats import find_folder_reader
 from tilelab.io.storage.member import split_member
 from tilelab.spec import Normalization
 from tilelab.text import size_text
@@ -32,7 +32,6 @@ from tilelab.training.sections import Data
 BLOCK = 64
 """Side of the blocks in which the pixels of each class are counted."""
 _KEPT_PIXELS = 2**26
-_ZARR = ("zarr.json", ".zgroup", ".zarray")
 
 
 class Mask(Protocol):
@@ -248,8 +247,7 @@ def _is_single(path: Path) -> bool:
     file, member = split_member(str(path))
     if not Path(file).exists():
         raise InputError(f"no such folder or file: {file}")
-    zarr = any((path / name).exists() for name in _ZARR)
-    return bool(member) or path.is_file() or zarr or find_folder_reader(path) is not None
+    return bool(member) or path.is_file() or find_reader(file) is not None
 
 
 def bands(mask: Mask) -> Iterator[UInt8]:

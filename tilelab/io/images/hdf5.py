@@ -59,7 +59,7 @@ class Hdf5Source(Source):
         try:
             dataset = _find_dataset(h5py, self._h5, file, member)
             self.uri = f"{file}::{dataset.name}"
-            self._describe(h5py, dataset)
+            self._take_facts(h5py, dataset)
         except BaseException:
             self._h5.close()
             raise
@@ -87,7 +87,7 @@ class Hdf5Source(Source):
         with self._lock:
             self._h5.close()
 
-    def _describe(self, h5py: Any, dataset: Any) -> None:
+    def _take_facts(self, h5py: Any, dataset: Any) -> None:
         self.shape = tuple(int(n) for n in dataset.shape)
         stored = dataset.dtype
         if stored.kind not in "biufc":

@@ -46,7 +46,7 @@ class MrcSource(Source):
         try:
             if self._file.size < _HEADER:
                 raise InputError(f"{path} is truncated: an MRC header has {_HEADER} bytes, the file {self._file.size}")
-            self._describe(_read_header(mrcfile, path))
+            self._take_facts(_read_header(mrcfile, path))
         except InputError:
             self._file.close()
             raise
@@ -62,7 +62,7 @@ class MrcSource(Source):
     def close(self) -> None:
         self._file.close()
 
-    def _describe(self, header: Any) -> None:
+    def _take_facts(self, header: Any) -> None:
         nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
         if min(nx, ny, nz) < 1:
             raise InputError(f"{self.uri} is empty or no MRC file: its header says {nx} x {ny} x {nz}")
