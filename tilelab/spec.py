@@ -21,6 +21,7 @@ SCHEMA = 1
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Activation = Literal["softmax", "sigmoid"]
+OutputKind = Literal["logits", "probabilities", "labels", "map"]
 NormalizationKind = Literal["constants", "mean-std", "percentile"]
 
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tilelab.errors import PlanError
+
+_LONGEST = 300  # line of a library's message
+_CPP_PLACE = re.compile(r"\s*/\S+\.(?:cc|cpp|cxx|h|hpp|cu|inc):\d+ [^()]*\([^()]*\)(?: const)?\s+")
 
 
 def size_text(extent: Iterable[object]) -> str:
@@ -15,8 +19,10 @@ def size_text(extent: Iterable[object]) -> str:
 def explain(error: BaseException) -> str:
     """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
     lines = [line.strip(" -").removesuffix(".") for line in str(error).splitlines() if line.strip()]
-    # ONNX Runtime begins with [ONNXRuntimeError] : 7 : INVALID_PROTOBUF :
-    return (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1][:300]
+    # ONNX Runtime begins with [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : and names the function that noticed
+    line = _CPP_PLACE.sub(" ", (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1])
+    # the reason stands at the end, what was done at the beginning
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 3]} ... {line[-2 * _LONGEST // 3 :]}"
 
 
 def format_bytes(count: float) -> str:

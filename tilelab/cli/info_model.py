@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from tilelab.cli.info_words import Rows, classes_text, pixel_text, plain_text
+from tilelab.engines.files.ending import Ending
 from tilelab.text import format_bytes, size_text
 
 
@@ -29,10 +30,22 @@ def examine_model(model: str) -> dict[str, Any]:
             "precision": file.precision,
             "inputs": [str(port) for port in file.inputs],
             "outputs": [str(port) for port in file.outputs],
+            "gives": [_gives(file.endings.get(port.name)) for port in file.outputs],
         },
         "description": None if own is None else msgspec.to_builtins(own),
         "permitted": None if own is None else list(permitted(file, own)),
     }
+
+
+def _gives(ending: Ending | None) -> str:
+    """What an output holds, as far as the graph tells."""
+    if ending is None:
+        return "logits, or what a trial run tells"
+    if ending.kind == "probabilities":
+        return f"probabilities ({ending.operator})"
+    if ending.kind is None:
+        return f"unclear, {ending.span} ({ending.operator})"
+    return f"{ending.kind} ({ending.operator})"
 
 
 def model_rows(model: dict[str, Any]) -> Rows:
@@ -46,7 +59,7 @@ def model_rows(model: dict[str, Any]) -> Rows:
             ("path", file["path"] if file["path"] != model["path"] else None),
             ("file", f"{file['format']}{opset}, {file['precision']}, {format_bytes(file['bytes'])}{maker}"),
             *(("input", port) for port in file["inputs"]),
-            *(("output", port) for port in file["outputs"]),
+            *(("output", f"{port}: {gives}") for port, gives in zip(file["outputs"], file["gives"], strict=True)),
         ]
     if spec is None:
         return [*rows, ("describes itself", "no: infer needs --classes, --mean and --std for it (see its --help)")]

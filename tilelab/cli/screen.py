@@ -79,7 +79,7 @@ def summary(report: dict[str, Any]) -> str:
     rows = {
         "image": f"{size_text(report['shape'])} {report['dtype']}, {report['megapixels']:.1f} MP",
         "model": f"{report['model']}, tile {_size(report['tile'])}, overlap {_size(report['overlap'])}, "
-        f"{report['window']} window",
+        f"{report['window']} window, output {report['output_is']}",
         "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, {tiles['inferred']} tiles{skipped}",
         "time": f"{seconds['wall']:.1f} s, {report['megapixels_per_second']:.2f} MP/s",
         "engine busy": f"{seconds['engine']:.1f} s; waited for {waits}",

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from tilelab.engines.overrides import Axes, SpecOverrides
 from tilelab.geometry import WINDOWS
-from tilelab.spec import Activation, NormalizationKind
+from tilelab.spec import Activation, NormalizationKind, OutputKind
 
 _T = TypeVar("_T")
 
@@ -38,6 +38,7 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=_positive, metavar="PX", help="total stride: tiles lie at multiples of it")
     add("--model-pixel-size", type=_floats, metavar="NM", help="pixel size of the training images in nanometres")
     add("--model-output", metavar="NAME", help="which output to use, for a network with several")
+    add("--output-is", choices=get_args(OutputKind), help="what that output holds, where graph and values leave doubt")
     group = parser.add_argument_group("tiles")
     add = group.add_argument
     add("--tile", type=_tile, metavar="PX", help="tile size, or auto: measure which is fastest, if the model is free")
@@ -64,6 +65,7 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
         stride=args.stride,
         pixel_size_nm=args.model_pixel_size,
         output=args.model_output,
+        output_is=args.output_is,
     )
 
 

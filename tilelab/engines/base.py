@@ -11,7 +11,7 @@ import numpy as np
 
 from tilelab.arrays import Float32
 from tilelab.assumptions import Assumption
-from tilelab.spec import ModelSpec, Precision
+from tilelab.spec import ModelSpec, OutputKind, Precision
 
 if TYPE_CHECKING:  # brings Numba's CUDA
     from tilelab.kernels.device import DeviceArray, DeviceInfo, Stream
@@ -43,6 +43,7 @@ class Engine(Protocol):
         warnings: one line each, for the user.
         assumptions: what had to be guessed of the model.
         streams: calls of `run` that may be under way at once, from as many threads, and make use of it.
+        output_is: what the network itself gives; `run` gives logits of probabilities, too.
         model_digest: identifies the network; part of the fingerprint of every result.
         memory: what it holds.
         on_device: the engine for those who have their tiles on its GPU, or None: ask here, nowhere else.
@@ -66,6 +67,8 @@ class Engine(Protocol):
     def warnings(self) -> tuple[str, ...]: ...
     @property
     def assumptions(self) -> tuple[Assumption, ...]: ...
+    @property
+    def output_is(self) -> OutputKind: ...
     @property
     def model_digest(self) -> str: ...
     @property
@@ -147,6 +150,7 @@ class BaseEngine(abc.ABC):
     streams = 1
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
+    output_is: OutputKind = "logits"
     memory = EngineMemory()
 
     def __init__(

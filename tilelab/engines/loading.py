@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Float32
-from tilelab.assumptions import Assumption
 from tilelab.engines.base import BaseEngine, Engine, EngineMemory
 from tilelab.engines.files.model_file import ModelFile, Port
+from tilelab.engines.meaning import Meaning
 from tilelab.engines.streams import Streams
 from tilelab.errors import ModelError
 from tilelab.machine.cpu import physical_core_count
@@ -58,7 +58,7 @@ class LoadRequest:
         batch, tile: the fixed shape of a batch.
         threads: of the engine; None for one on each core.
         warnings: one line each, for the user.
-        assumptions: what had to be guessed of the model.
+        meaning: of its output; None takes it for logits.
     """
 
     file: ModelFile
@@ -71,17 +71,13 @@ class LoadRequest:
     tile: tuple[int, ...]
     threads: int | None = None
     warnings: tuple[str, ...] = ()
-    assumptions: tuple[Assumption, ...] = ()
-
-    @property
-    def activated(self) -> Activation | None:
-        """The activation that the network ends in and that the engine must undo."""
-        return activation_inside(self.file, self.target)
+    meaning: Meaning | None = None
 
     def model_digest(self) -> str:
-        """Identifies the network: a hash of the model's files, and the output used where there are several."""
-        files = self.file.digest()
-        return files if len(self.file.outputs) == 1 else f"{files} {self.target.name}"
+        """Identifies the network: a hash of its files, the output used of several, and what the user says it is."""
+        names = [self.target.name] if len(self.file.outputs) > 1 else []
+        said = [] if self.meaning is None or self.meaning.said is None else [f"as {self.meaning.said}"]
+        return " ".join([self.file.digest(), *names, *said])
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -123,10 +119,9 @@ class FileEngine(BaseEngine):
         self.device = request.device
         self.precision = request.precision
         self.warnings = request.warnings
-        self.assumptions = request.assumptions
         self._request = request
         self._open_streams(1, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
-        self._activation = request.activated
+        self._undo: Activation | None = None
 
     @property
     def model_digest(self) -> str:
@@ -148,8 +143,15 @@ class FileEngine(BaseEngine):
                 np.copyto(out, stream.output, casting="same_kind")
         finally:
             self._idle.put(stream)
-        if self._activation is not None:
-            undo_activation(out, self._activation)
+        if self._undo is not None:
+            undo_activation(out, self._undo)
+
+    def settle(self, meaning: Meaning) -> None:
+        """Take the output for what it was found to be; until then `run` gives it as the network does."""
+        self.output_is = meaning.kind or "logits"
+        self._undo = meaning.undo
+        self.warnings += meaning.warnings
+        self.assumptions += meaning.assumptions
 
     def _open_streams(self, count: int, source: np.dtype[Any], target: np.dtype[Any]) -> None:
         """Have `count` streams, for a network that takes and gives these types."""
@@ -223,12 +225,6 @@ def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:
     raise ModelError(f"{request.file.path} gives {given} for a batch, not {wanted} (batch, outputs, pixels){hint}")
 
 
-def activation_inside(file: ModelFile, output: Port) -> Activation | None:
-    """The activation that the network itself ends in, if it does; its outputs are then probabilities, not logits."""
-    last = file.last_operators.get(output.name, "").lower()
-    return "softmax" if last == "softmax" else "sigmoid" if last == "sigmoid" else None
-
-
 def undo_activation(out: Float32, activation: Activation) -> None:
     """Turn probabilities into logits in place, so that they can be blended and activated like any other.
 
@@ -245,8 +241,11 @@ def undo_activation(out: Float32, activation: Activation) -> None:
         np.log(out, out=out)
 
 
-def try_out(engine: Engine, path: object) -> None:
+def try_out(engine: Engine, path: object) -> Float32:
     """Run a made-up batch on every stream: finds missing libraries, memory and wrong numbers now, not hours into a job.
+
+    Returns:
+        What it gave.
 
     Raises:
         ModelError: the output has NaN or infinite values.
@@ -264,3 +263,5 @@ def try_out(engine: Engine, path: object) -> None:
             f"{path} gives NaN or infinite values ({bad} of {out[0].size}) with {engine.name} {engine.precision}: "
             f"try another --engine or --precision, or export the model again"
         )
+    first: Float32 = out[0]
+    return first

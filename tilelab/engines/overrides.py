@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
 from tilelab.engines.files.model_file import ModelFile, Port
+from tilelab.engines.meaning import ends_in_sigmoid, read_meaning, refuse_labels
 from tilelab.errors import ModelError
 from tilelab.geometry import Window
-from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind, default_colors
+from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind, OutputKind, default_colors
 from tilelab.text import size_text
 
 Axes = Literal["yx", "zyx"]
@@ -41,6 +43,7 @@ class SpecOverrides:
         stride: total stride of the network.
         pixel_size_nm: of the training images, per axis, or one number for all.
         output: name of the output to use, for a network that has several.
+        output_is: what that output holds: ``logits``, ``probabilities``, ``labels`` or a ``map`` of numbers.
     """
 
     classes: int | tuple[str, ...] | None = None
@@ -59,6 +62,7 @@ class SpecOverrides:
     stride: int | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     output: str | None = None
+    output_is: OutputKind | None = None
 
 
 def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port]:
@@ -87,20 +91,29 @@ def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port
     return file.inputs[0], file.outputs[0]
 
 
-def resolve_spec(file: ModelFile, overrides: SpecOverrides | None = None) -> ModelSpec:
+def resolve_spec(
+    file: ModelFile, overrides: SpecOverrides | None = None, any_tile: tuple[int, ...] | None = None
+) -> ModelSpec:
     """The full description of a model: its own, or one made from its inputs and outputs, under the user's flags.
+
+    Args:
+        file: the model.
+        overrides: the flags.
+        any_tile: for a network that takes any tile and says none, where any will do to begin with.
 
     Raises:
         ModelError: something is missing (the message names the flag) or contradicts the network.
     """
     given = overrides or SpecOverrides()
     source, target = choose_ports(file, given.output)
+    refuse_labels(file, target, given.output_is)
     own = file.spec
     try:
-        spec = _infer_spec(file, source, target, given) if own is None else override_spec(own, given)
+        spec = _infer_spec(file, source, target, given, any_tile) if own is None else override_spec(own, given)
     except _IMPOSSIBLE as error:
         raise ModelError(f"{file.path}: {error}") from error
     _check_ports(file, spec, source, target)
+    read_meaning(file, target, spec, given.output_is)
     return spec
 
 
@@ -144,7 +157,9 @@ def _override(spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
     return msgspec.convert(msgspec.to_builtins(spec) | msgspec.to_builtins(changes), ModelSpec)
 
 
-def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverrides) -> ModelSpec:
+def _infer_spec(
+    file: ModelFile, source: Port, target: Port, given: SpecOverrides, any_tile: tuple[int, ...] | None
+) -> ModelSpec:
     """A description for a model that has none."""
     axes = given.axes or {4: "yx", 5: "zyx"}.get(len(source.shape))
     if axes is None:
@@ -152,24 +167,25 @@ def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverride
     channels = given.channels or _fixed(source.shape[1:2])
     if channels is None and given.neighbours:
         channels = 2 * given.neighbours + 1
+    missing: dict[str, str] = {}
     if channels is None:
-        raise _missing("how many channels its input has", "--channels N")
+        missing["--channels N"] = "how many channels its input has"
     outputs = _fixed(target.shape[1:2])
     sigmoid = given.activation == "sigmoid"
     if given.activation is None:
-        sigmoid = outputs == (1,) or file.last_operators.get(target.name, "").lower() == "sigmoid"
+        sigmoid = outputs == (1,) or ends_in_sigmoid(file, target)
     if given.classes is None and outputs is None:
-        raise _missing("its classes", "--classes background,NAME,...")
+        missing["--classes background,NAME,..."] = "its classes"
     if given.mean is None and given.std is None and given.normalization in (None, "constants"):
-        raise _missing(
-            "how intensities are normalised", "--mean M --std S in raw intensities, or --normalization mean-std"
-        )
+        missing["--mean M --std S (in raw intensities) or --normalization mean-std"] = "how intensities are normalised"
     tile = _fixed(source.shape[2:])
     fixed = tile is not None
+    if tile is None and (asked := given.tile or any_tile):
+        tile = _per_axis(asked, axes, "--tile")
     if tile is None:
-        if given.tile is None:
-            raise _missing("a tile size and takes any", "--tile N")
-        tile = _per_axis(given.tile, axes, "--tile")
+        missing["--tile N (or auto)"] = "a tile size, of which it takes any"
+    if channels is None or tile is None or missing:
+        raise ModelError(f"the file does not say {_list(missing.values())}: give {_list(missing)}")
     extents = [n for n in tile if n > 1] or [1]
     spec = ModelSpec(
         name=file.path.stem,
@@ -178,7 +194,7 @@ def _infer_spec(file: ModelFile, source: Port, target: Port, given: SpecOverride
         neighbours=given.neighbours or 0,
         classes=_classes(given, None, (outputs or (0,))[0] + sigmoid),
         activation="sigmoid" if sigmoid else "softmax",
-        normalization=_normalization(given, Normalization()),
+        normalization=_normalization(given, None),
         tile=tile,
         tile_fixed=fixed,
         overlap=tuple(n // 4 for n in tile),
@@ -214,14 +230,20 @@ def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...] | None:
     return cast("tuple[int, ...]", shape) if shape and all(isinstance(n, int) and n > 0 for n in shape) else None
 
 
-def _missing(what: str, flag: str) -> ModelError:
-    return ModelError(f"the file does not say {what}: give {flag}")
+def _list(words: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _classes(given: SpecOverrides, own: ModelSpec | None, count: int = 0) -> tuple[ClassInfo, ...]:
     """Names and colours: the user's, else the model's, else made up."""
     if isinstance(given.classes, tuple):
         names = given.classes
+        if "" in names:
+            raise ModelError(f"--classes {','.join(names)} has an empty name: give each class one")
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ModelError(f"--classes {','.join(names)} names {twice[0]!r} twice: give each class a name of its own")
     else:
         count = given.classes or (len(own.classes) if own else count)
         names = ("background", *(f"class {i}" for i in range(1, count)))
@@ -238,24 +260,41 @@ def _classes(given: SpecOverrides, own: ModelSpec | None, count: int = 0) -> tup
     return tuple(ClassInfo(name, color) for name, color in zip(names, colors, strict=True))
 
 
-def _normalization(given: SpecOverrides, own: Normalization) -> Normalization:
+def _normalization(given: SpecOverrides, own: Normalization | None) -> Normalization:
+    """The user's constants or statistics, laid over the model's own; None where it has none."""
     changes: dict[str, Any] = {}
     kind = given.normalization
     if given.mean is not None or given.std is not None:
         if kind not in (None, "constants"):
             raise ModelError(f"--mean and --std are constants, but --normalization says {kind}: leave one of them out")
         kind = "constants"
-        if own.kind != "constants" and (given.mean is None or given.std is None):
+        if (own is None or own.kind != "constants") and (given.mean is None or given.std is None):
             raise ModelError("--mean and --std belong together: give both")
+        own = own or Normalization()
+        _check_constants(given.mean, given.std)
         mean, std = given.mean or own.mean, given.std or own.std
         count = max(len(mean), len(std))
         changes["mean"] = mean * count if len(mean) == 1 else mean
         changes["std"] = std * count if len(std) == 1 else std
     if kind is not None:
         changes["kind"] = kind
+    own = own or Normalization()
     if given.intensity_dtype is not None:
+        if (kind or own.kind) != "constants":
+            raise ModelError(
+                f"--intensity-dtype says what --mean and --std are in, but intensities are normalised by the image's "
+                f"{kind or own.kind}: leave it out"
+            )
         changes["dtype"] = given.intensity_dtype
     return msgspec.convert(msgspec.to_builtins(own) | changes, Normalization)
+
+
+def _check_constants(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    for flag, values in (("--mean", mean), ("--std", std)):
+        if values is not None and not all(map(math.isfinite, values)):
+            raise ModelError(f"{flag} {','.join(f'{v:g}' for v in values)} is not a number: give raw intensities")
+    if std is not None and not all(value > 0 for value in std):
+        raise ModelError(f"--std {','.join(f'{v:g}' for v in std)} is not positive: give the spread of raw intensities")
 
 
 def _to_rank(value: tuple[int, ...] | None, rank: int) -> tuple[int, ...] | None:

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 from tilelab.engines.base import Engine
+from tilelab.engines.files.foreign import foreign_model
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.files.tensorrt_plan import read_header, read_plan_file
 from tilelab.engines.identity import IdentityEngine, identity_spec
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_out
+from tilelab.engines.meaning import read_meaning
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision, parse_precision
@@ -110,11 +112,13 @@ def load_engine(
     warnings: tuple[str, ...] = ()
     if arithmetic not in permitted(file, spec):
         warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
-    request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings)
+    meaning = read_meaning(file, target, spec, given.output_is)
+    request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings, meaning)
     loaded: FileEngine = _module(name).load(request)
     if trial:
-        try_out(loaded, file.path)
+        meaning = meaning.confirm(try_out(loaded, file.path))
         loaded.measure_memory()
+    loaded.settle(meaning)
     return loaded
 
 
@@ -125,9 +129,9 @@ def read_model(model: str | Path) -> ModelFile:
         ModelError: missing, broken, or of an unknown format.
     """
     path = locate_model(model)
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder, not a model file: give the .onnx or .xml inside it")
-    kind = _SUFFIXES.get(path.suffix.lower())
+    if path.is_dir() or path.suffix.lower() not in _SUFFIXES:
+        raise foreign_model(path, tuple(_SUFFIXES))
+    kind = _SUFFIXES[path.suffix.lower()]
     if kind == "onnx":
         return read_onnx(path)
     if kind == "openvino":
@@ -135,15 +139,20 @@ def read_model(model: str | Path) -> ModelFile:
         return file
     if kind == "tensorrt":
         return read_plan_file(path)
-    if kind == "aotinductor":
-        from tilelab.engines.files.aotinductor_package import read_package
+    from tilelab.engines.files.aotinductor_package import read_package
 
-        return read_package(path)
-    raise ModelError(f"{path} is of an unknown format: tilelab reads {', '.join(_SUFFIXES)} models")
+    return read_package(path)
 
 
-def read_spec(model: str | Path, overrides: SpecOverrides | None = None) -> ModelSpec | None:
+def read_spec(
+    model: str | Path, overrides: SpecOverrides | None = None, any_tile: tuple[int, ...] | None = None
+) -> ModelSpec | None:
     """What a model says of itself, without loading an engine.
+
+    Args:
+        model: path or name.
+        overrides: what the user says of it.
+        any_tile: see `resolve_spec`.
 
     Returns:
         Its description under `overrides`; None when the file has none and `overrides` is not given.
@@ -157,7 +166,7 @@ def read_spec(model: str | Path, overrides: SpecOverrides | None = None) -> Mode
     file = read_model(model)
     if overrides is None and file.description is None:
         return None
-    return resolve_spec(file, overrides)
+    return resolve_spec(file, overrides, any_tile)
 
 
 def locate_model(model: str | Path) -> Path:

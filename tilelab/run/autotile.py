@@ -15,6 +15,7 @@ from tilelab.run.journal.fingerprint import KnownFingerprint
 from tilelab.run.options import Options, load
 from tilelab.text import size_text
 
+_BEGINNING = (512,)  # a tile to scale, for networks that name none
 BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # each core of a CPU has a tile of its own
 
 
@@ -42,7 +43,7 @@ def choose_tile(
         return _with(options, tile, batch)
     from tilelab.run.prepare import open_source
 
-    spec = read_spec(model, options.model)
+    spec = read_spec(model, options.model, _BEGINNING)
     assert spec is not None  # noqa: S101 - it is only None without overrides
     with open_source(image, options, spec) as opened:
         shape = Volume(opened.image).shape[-len(spec.axes) :]

@@ -38,6 +38,7 @@ class Report:
 
     shape, axes, dtype, pixel_size_nm: of the image.
     engine: name, device, precision, batch, streams, and its versions.
+    output_is: what the network itself gives.
     tile, overlap, window, units: of the plan that ran.
     tiles: inferred, skipped, and all of the lattice.
     seconds: of the whole, of its parts, and what the engine did and waited for.
@@ -53,6 +54,7 @@ class Report:
     pixel_size_nm: tuple[float, ...] | None
     model: str
     engine: dict[str, Any]
+    output_is: str
     tile: list[int]
     overlap: list[int]
     window: str
@@ -104,6 +106,7 @@ def make_report(
             "streams": engine.streams,
             **engine.versions(),
         },
+        output_is=engine.output_is,
         tile=list(plan.spec.tile),
         overlap=list(plan.spec.overlap),
         window=plan.spec.window,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.files.tensorrt_plan import Compatibility, PlanHeader, this_system, write_plan
@@ -107,13 +108,21 @@ def build_engine(
         batch=batch,
         input=(source.name, source.dtype),
         output=(target.name, target.dtype),
-        activation=file.last_operators.get(target.name, ""),
+        activation=_activation(file, target.name),
         source=name,
         source_sha256=digest,
         tilelab=__version__,
     )
     write_plan(output, header, plan)
     return header
+
+
+def _activation(file: ModelFile, output: str) -> str:
+    """The activation that the network ends in, as an ONNX operator, however it is written."""
+    ending = file.endings.get(output, Ending())
+    if ending.kind != "probabilities":
+        return ""
+    return "Softmax" if ending.unit else "Sigmoid"
 
 
 def _build(

@@ -14,7 +14,9 @@ import numpy as np
 
 from tilelab.arrays import Array
 from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
+from tilelab.engines.files.ending import find_ending
 from tilelab.engines.files.model_file import ModelFile, Port
+from tilelab.engines.files.openvino_graph import read_graph
 from tilelab.engines.loading import (
     Availability,
     FileEngine,
@@ -112,6 +114,8 @@ def read_ir(path: Path) -> ModelFile:
         raise ModelError(f"{path} is not an OpenVINO model, or it is corrupt: {explain(error)}") from error
     kinds = {op.get_type_name() for op in model.get_ops()}
     weight_types = [op.get_element_type().get_type_name() for op in model.get_ops() if op.get_type_name() == "Constant"]
+    names = [_port(port).name for port in model.outputs]
+    graph = read_graph(model, names)
     half = weight_types.count("f16") > weight_types.count("f32")
     return ModelFile(
         path=path,
@@ -121,9 +125,7 @@ def read_ir(path: Path) -> ModelFile:
         outputs=tuple(_port(port) for port in model.outputs),
         precision="int8" if "FakeQuantize" in kinds else "fp16" if half else "fp32",
         description=_description(model),
-        last_operators={
-            port.any_name: port.node.input_value(0).node.get_type_name() for port in model.outputs if port.names
-        },
+        endings={name: find_ending(graph, name) for name in names},
     )
 
 

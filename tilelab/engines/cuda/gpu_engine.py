@@ -28,7 +28,6 @@ class GpuEngine(FileEngine):
         self.device = f"cuda:{self.index}"
         self.stream = device.stream()
         self.tiles_dtype, self.logits_dtype = np.dtype(request.source.dtype), np.dtype(request.target.dtype)
-        self._undo = {"softmax": SOFTMAX, "sigmoid": SIGMOID, None: None}[self._activation]
         self._buffers: tuple[Any, Any] | None = None
 
     def use_types(self, tiles: np.dtype[Any], logits: np.dtype[Any]) -> None:
@@ -51,7 +50,7 @@ class GpuEngine(FileEngine):
         if self._undo is not None:
             from tilelab.kernels.cuda_elementwise import undo_activation
 
-            undo_activation(logits, self._undo, self.stream)
+            undo_activation(logits, SOFTMAX if self._undo == "softmax" else SIGMOID, self.stream)
 
     def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
         """Host arrays, for those who have no others: up, through the network, down."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tilelab.engines.files.ending import Ending
 from tilelab.errors import ModelError
 from tilelab.spec import ModelSpec, Precision
 
@@ -35,7 +36,7 @@ class ModelFile:
         precision: the arithmetic the file itself prescribes: int8 when its activations are quantised, otherwise the
             type of its weights.
         description: the JSON of its `ModelSpec`, or None.
-        last_operators: for each output, the operator that makes it.
+        endings: for each output, what the graph tells of its values, where there is one to read.
         opset, producer: of the exporter, where known.
         device: ``cpu`` or ``cuda`` where the file was compiled for one of them.
     """
@@ -47,7 +48,7 @@ class ModelFile:
     outputs: tuple[Port, ...]
     precision: Precision
     description: str | None
-    last_operators: dict[str, str] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
     opset: int | None = None
     producer: str = ""
     device: str | None = None

@@ -7,19 +7,28 @@ Field numbers are those of ``onnx.proto``.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from tilelab.arrays import Float64
+from tilelab.engines.files.ending import find_ending
+from tilelab.engines.files.graph import MOST_NUMBERS, Attribute, Graph, Operation
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.errors import ModelError
 from tilelab.spec import METADATA_KEY, ModelSpec, Precision
 
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool"}
 _DTYPES |= {10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16"}
+_NUMPY = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+_FLOAT16 = 10
 _METADATA_PROPS = 14  # field of ModelProto
 _EXTERNAL = 1  # TensorProto.data_location
 
@@ -59,9 +68,11 @@ def _fields(data: mmap.mmap | bytes, start: int, stop: int) -> Iterator[tuple[in
             yield number, at, at + length, before
             at += length
         elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-            if at > stop:
+            size = 8 if wire == 1 else 4
+            if at + size > stop:
                 raise _Malformed
+            yield number, at, at + size, before
+            at += size
         else:
             raise _Malformed
 
@@ -115,8 +126,7 @@ class _Graph:
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
     operators: Counter[str] = field(default_factory=Counter)
-    producer: dict[str, str] = field(default_factory=dict)
-    """Operator that makes each tensor."""
+    graph: Graph = field(default_factory=Graph)
     weights: Counter[str] = field(default_factory=Counter)
     """Element types of the initializers."""
     names: set[str] = field(default_factory=set)
@@ -129,14 +139,11 @@ def _walk_graph(data: mmap.mmap | bytes, start: int, stop: int) -> _Graph:
     graph = _Graph()
     for number, a, b, _ in _fields(data, start, stop):
         if number == 1:
-            operator, made = "", []
-            for part, c, d, _ in _fields(data, a, b):
-                if part == 2:
-                    made.append(_text(data, c, d))
-                elif part == 4:
-                    operator = _text(data, c, d)
-            graph.operators[operator] += 1
-            graph.producer.update(dict.fromkeys(made, operator))
+            operation, constant = _node(data, a, b)
+            graph.operators[operation.operator] += 1
+            graph.graph.add(operation)
+            if constant is not None and operation.outputs:
+                graph.graph.constants[operation.outputs[0]] = constant
         elif number == 5:
             _walk_tensor(data, a, b, graph)
         elif number == 11:
@@ -146,19 +153,112 @@ def _walk_graph(data: mmap.mmap | bytes, start: int, stop: int) -> _Graph:
     return graph
 
 
+def _node(data: mmap.mmap | bytes, start: int, stop: int) -> tuple[Operation, Float64 | None]:
+    """A NodeProto, and its value where it is a constant of few numbers."""
+    operator, inputs, outputs, constant = "", [], [], None
+    attributes: dict[str, Attribute] = {}
+    for number, a, b, _ in _fields(data, start, stop):
+        if number == 1:
+            inputs.append(_text(data, a, b))
+        elif number == 2:
+            outputs.append(_text(data, a, b))
+        elif number == 4:
+            operator = _text(data, a, b)
+        elif number == 5:
+            name, value, tensor = _attribute(data, a, b)
+            if tensor is not None:
+                constant = _few_numbers(data, *tensor)
+            elif name.startswith("value_") and not isinstance(value, str):
+                constant = np.atleast_1d(np.asarray(value, np.float64))
+            attributes[name] = value
+    return Operation(operator, tuple(inputs), tuple(outputs), attributes), constant if operator == "Constant" else None
+
+
+def _attribute(data: mmap.mmap | bytes, start: int, stop: int) -> tuple[str, Attribute, tuple[int, int] | None]:
+    """An AttributeProto: name, value, and where its tensor lies if it has one."""
+    name, tensor, numbers = "", None, list[float]()
+    value: Attribute = ()
+    for number, a, b, _ in _fields(data, start, stop):
+        if number == 1:
+            name = _text(data, a, b)
+        elif number == 2:
+            (value,) = struct.unpack("<f", data[a:b])
+        elif number == 3:
+            value = float(_signed(a))
+        elif number == 4:
+            value = _text(data, a, b)
+        elif number == 5:
+            tensor = (a, b)
+        elif number in (7, 8):
+            numbers += _numbers(data, a, b, "f" if number == 7 else "i")
+    return name, tuple(numbers) or value, tensor
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _numbers(data: mmap.mmap | bytes, start: int, stop: int, kind: str) -> list[float]:
+    """A repeated number: packed, or one of its entries; `kind` is ``f``, ``d`` (fixed bytes) or ``i`` (varints)."""
+    if kind != "i":
+        return list(struct.unpack(f"<{(stop - start) // struct.calcsize(kind)}{kind}", data[start:stop]))
+    if not stop:  # not packed: the number itself
+        return [_signed(start)]
+    found = []
+    while start < stop:
+        value, start = _varint(data, start, stop)
+        found.append(float(_signed(value)))
+    return found
+
+
+def _few_numbers(data: mmap.mmap | bytes, start: int, stop: int) -> Float64 | None:
+    """The values of a TensorProto that has few and holds them itself; None for others."""
+    dims: list[float] = []
+    numbers: list[float] = []
+    dtype, raw = 0, b""
+    if stop - start > 16 * MOST_NUMBERS:
+        return None
+    for number, a, b, _ in _fields(data, start, stop):
+        if number == 1:
+            dims += _numbers(data, a, b, "i")
+        elif number == 2:
+            dtype = a
+        elif number in (4, 10):
+            numbers += _numbers(data, a, b, "f" if number == 4 else "d")
+        elif number in (5, 7):
+            numbers += _numbers(data, a, b, "i")
+        elif number == 9:
+            raw = bytes(data[a:b])
+    kind = _NUMPY.get(dtype)
+    if kind is None:
+        return None
+    if raw:
+        with np.errstate(all="ignore"):  # a damaged file may hold signalling NaN
+            values = np.frombuffer(raw, kind).astype(np.float64)
+    elif dtype == _FLOAT16:  # its bits, as whole numbers
+        values = np.array(numbers, np.uint16).view(np.float16).astype(np.float64)
+    else:
+        values = np.array(numbers, np.float64)
+    shape = tuple(int(n) for n in dims)
+    return values.reshape(shape) if 0 < values.size <= MOST_NUMBERS and values.size == math.prod(shape) else None
+
+
 def _walk_tensor(data: mmap.mmap | bytes, start: int, stop: int, graph: _Graph) -> None:
     where: dict[str, str] = {}
-    external = False
+    external, name = False, ""
     for number, a, b, _ in _fields(data, start, stop):
         if number == 2:
             graph.weights[_DTYPES.get(a, f"type {a}")] += 1
         elif number == 8:
-            graph.names.add(_text(data, a, b))
+            name = _text(data, a, b)
+            graph.names.add(name)
         elif number == 13:
             key, value = _pair(data, a, b)
             where[key] = value
         elif number == 14:
             external = a == _EXTERNAL
+    if not external and (values := _few_numbers(data, start, stop)) is not None:
+        graph.graph.constants[name] = values
     if external and "location" in where:
         end = int(where.get("offset") or 0) + int(where.get("length") or 0)
         graph.external[where["location"]] = max(end, graph.external.get(where["location"], 0))
@@ -185,7 +285,7 @@ def read_onnx(path: Path) -> ModelFile:
                 raise ModelError(f"{path} is empty: not an ONNX model")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 model = _walk_model(path, data)
-    except (_Malformed, ValueError) as error:
+    except (_Malformed, ValueError, OverflowError, struct.error) as error:
         raise ModelError(f"{path} is not an ONNX model, or it is truncated or corrupt") from error
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror or error}") from error
@@ -225,7 +325,7 @@ def _walk_model(path: Path, data: mmap.mmap) -> ModelFile:
         outputs=tuple(graph.outputs),
         precision=_native_precision(graph),
         description=metadata.get(METADATA_KEY),
-        last_operators={port.name: graph.producer.get(port.name, "") for port in graph.outputs},
+        endings={port.name: find_ending(graph.graph, port.name) for port in graph.outputs},
         opset=opset,
         producer=producer,
     )

@@ -25,6 +25,7 @@ from typing import Literal
 
 import msgspec
 
+from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import ModelSpec, Precision
@@ -32,6 +33,7 @@ from tilelab.spec import ModelSpec, Precision
 MAGIC = b"tilelab plan 01\n"
 _LENGTHS = struct.Struct("<QQ")
 _ALIGNMENT = 256
+_ENDINGS = {"Softmax": Ending(0, 1, unit=True, operator="Softmax"), "Sigmoid": Ending(0, 1, operator="Sigmoid")}
 Compatibility = Literal["this", "capability", "ampere+"]
 
 
@@ -49,7 +51,7 @@ class PlanHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         precision, tf32: the arithmetic.
         batch: least, best and most tiles per run.
         input, output: name and type of the network's tensors.
-        activation: operator that makes the output, as the ONNX file names it.
+        activation: that the network ends in, by the name of its ONNX operator; of other operators nothing is known.
         source, source_sha256: the ONNX file it was built from.
         plan_sha256: of the plan, to find damage.
         tilelab: version that wrote the file.
@@ -178,7 +180,7 @@ def _model_file(
         outputs=(Port(target, target_dtype, (batch, spec.outputs, *spec.tile)),),
         precision=precision,
         description=spec.to_json(),
-        last_operators={target: activation},
+        endings={target: _ENDINGS[activation]} if activation in _ENDINGS else {},
         producer="TensorRT",
         device="cuda",
     )
