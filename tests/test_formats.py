@@ -358,6 +358,8 @@ def write_precomputed(path: Path, array: np.ndarray, encoding: str = "raw", **mo
     } | more
     if encoding == "compressed_segmentation":
         scale["compressed_segmentation_block_size"] = [8, 8, 8]
+    if encoding == "png":
+        scale["png_level"] = 6  # older versions write a default that they cannot read
     store = tensorstore.open(
         {
             "driver": "neuroglancer_precomputed",

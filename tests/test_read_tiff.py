@@ -170,7 +170,10 @@ def test_bits_per_sample_other_than_the_dtypes(tmp_path: Path) -> None:
     check_reads(open_image(path), mask.astype(np.uint8) * 255)
     # 12 bits in 16, written as they come out of some cameras
     values = pixels((32, 48), "uint16") >> 4
-    tifffile.imwrite(path, values, bitspersample=12, compression=None)
+    try:
+        tifffile.imwrite(path, values, bitspersample=12, compression=None)
+    except NotImplementedError:
+        pytest.skip("this imagecodecs unpacks 12 bits, and does not pack them")
     check_reads(open_image(path), values)
 
 
