@@ -2,6 +2,7 @@
 #   make demo        install, segment a drawn sample with a bundled model, score it, say where the picture is
 #   make test        install what the tests need, run them all but the slow ones
 #   make fuzz        5,000 damaged inputs of every format: right pixels or one line
+#   make test-versions  the quick ones with the newest Python and packages there are, and with the lowest declared
 #   make check       format, lint, type and layer checks
 #   make bench       measure: a page, its numbers and plots in benchmarks/results/short (ten minutes)
 #   make bench-guard compare ratios with those in the repository: did anything get slower?
@@ -11,7 +12,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow fuzz check format bench bench-guard clean
+.PHONY: demo test test-slow test-versions test-versions-all fuzz check format bench bench-guard clean
 
 demo: $(VENV)/.demo
 	$(RUN)/tilelab demo
@@ -24,6 +25,12 @@ fuzz: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(RUN)/python -m pytest -m slow
+
+test-versions: $(VENV)/.made
+	$(RUN)/python -m tests.versions
+
+test-versions-all: $(VENV)/.made
+	$(RUN)/python -m tests.versions --all
 
 check: $(VENV)/.check
 	$(RUN)/ruff format --check .
@@ -43,7 +50,7 @@ bench-guard: $(VENV)/.test
 	$(RUN)/python -m benchmarks guard
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-versions demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12')"

@@ -1,6 +1,9 @@
 """Run the tests that need no torch with the newest Python and packages there are, and with the oldest and lowest.
 
-    python -m tests.versions [newest] [lowest] [--all]
+    python -m tests.versions [newest] [lowest] [3.12 ...] [--all]
+
+`newest`: the newest Python, the newest packages; `lowest`: the oldest Python, the lowest packages; a number: that
+Python, the newest packages.
 
 Without `--all`: the quick part, geometry, kernels (also Numba's simulator and compiler for GPUs), files and engines.
 What pyproject.toml promises is what was run: `lowest` fails where a declared bound cannot be installed as it stands.
@@ -42,13 +45,17 @@ print(json.dumps({"python": platform.python_version(), **found}))
 def main() -> int:
     """Make the environments, run the tests, say what they were run with."""
     parser = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__.partition("\n")[0])
-    parser.add_argument("which", nargs="*", help="newest, lowest (default: both)")
+    parser.add_argument("which", nargs="*", help="newest, lowest, or a Python as 3.12 (default: newest and lowest)")
     parser.add_argument("--all", action="store_true", help="every test that needs no torch")
     arguments = parser.parse_args()
     pythons = find_pythons()
     lines, failed = [], False
     for which in arguments.which or ("newest", "lowest"):
-        version = max(pythons) if which == "newest" else min(pythons)
+        asked = tuple(map(int, which.split("."))) if which[0].isdigit() else ()
+        fit = [version for version in pythons if version[: len(asked)] == asked]
+        if not fit:
+            parser.error(f"no Python {which} here: {', '.join('.'.join(map(str, v)) for v in sorted(pythons))}")
+        version = min(fit) if which == "lowest" else max(fit)
         python, found = make_environment(which, version, pythons[version])
         code, said = run_tests(python, [] if arguments.all else QUICK)
         raised = wrong_bounds(found) if which == "lowest" else []
@@ -91,7 +98,7 @@ def make_environment(which: str, version: tuple[int, ...], python: str) -> tuple
     if not made.exists() or made.read_text() != stamp:
         uv = find_uv()
         subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", python, folder], check=True)
-        resolution = "highest" if which == "newest" else "lowest-direct"
+        resolution = "lowest-direct" if which == "lowest" else "highest"
         words = ["pip", "install", "--quiet", "--python", inside, "--resolution", resolution, *requirements()]
         subprocess.run([*uv, *words], check=True, cwd=ROOT)
         made.write_text(stamp)
