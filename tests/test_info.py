@@ -207,6 +207,29 @@ def test_an_architecture_by_name(capsys):
     assert "unknown encoder 'resnet19'" in capsys.readouterr().err
 
 
+def test_a_pyramid_of_poolings_is_measured_and_every_unknown_name_gets_the_nearest(capsys, monkeypatch):
+    pytest.importorskip("torch", reason="training extra not installed")
+    import socket
+
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr("tilelab.models.measure._LARGEST_WIDTH", 256)  # it sees the whole of any width
+    (document,), screen = told(capsys, "pan:tu-mobilenetv3_small_050")
+    assert document["network"]["stride"] == 16
+    assert "sees the whole tile" in screen
+    for name, said in (
+        ("unet:resnt18", "unknown encoder 'resnt18': the nearest are resnet18,"),
+        ("unet:tu-resnet81", "unknown encoder 'tu-resnet81': the nearest are tu-resnet18,"),
+        ("unet:tu-hf_hub:timm/resnet18.a1_in1k", "unknown encoder 'tu-hf_hub:timm/resnet18.a1_in1k'"),
+        ("unett:resnet18", "unknown architecture 'unett:resnet18': the nearest are unet:resnet18,"),
+        ("pan", "pan needs an encoder, e.g. pan:resnet18"),
+        ("pan:vgg11", "pan:vgg11 cannot be built: 'VGG' models do not support dilated mode"),
+        ("unet:tu-vit_tiny_patch16_224", "unet:tu-vit_tiny_patch16_224 cannot be built: "),
+    ):
+        assert main(["info", name]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
 def test_networks_need_torch_and_say_so(checkpoint, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in (str(checkpoint), "pmcanet:resnet50"):

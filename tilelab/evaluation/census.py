@@ -228,8 +228,8 @@ def _label(label: int, limit: int) -> str:
 
 def _advise(census: Census, names: Sequence[str], flag: str) -> str:
     text = suggest_map(census, len(names))
-    word = f"'{text}'" if "#" in text else text
-    return f'say which is which class, e.g. labels = "{text}" in the recipe or {flag} {word} in eval'
+    word = f" '{text}'" if "#" in text else f"={text}" if text.startswith("-") else f" {text}"
+    return f'say which is which class, e.g. labels = "{text}" in the recipe or {flag}{word} in eval'
 
 
 def _runs(values: list[float]) -> list[list[float]]:

@@ -71,7 +71,7 @@ class Source(abc.ABC):
         """What identifies the stored content without reading all of it."""
 
     def show_indices(self) -> None:
-        """Give the indices into a palette, where there is one, not the colours behind them."""
+        """Give stored values, indices into a palette, not what they are shown as (`lut`)."""
 
     def stored_bytes(self) -> int | None:
         """About how many bytes the image takes where it is stored; None where that cannot be told cheaply."""

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.source import Source
@@ -81,8 +82,16 @@ class TiffSource(Source):
         return out
 
     def show_indices(self) -> None:
-        if self._layout.palette:
-            self.lut, self.warnings = None, self._layout.warnings
+        if self.lut is not None and not self._layout.palette:
+            self.assumptions += (
+                Assumption(
+                    what=f"which classes the values of {self.uri} are",
+                    taken="those that are stored",
+                    because="that its smallest is to be shown white says nothing of classes",
+                    flag="--truth-map",
+                ),
+            )
+        self.lut, self.warnings = None, self._layout.warnings
 
     def fingerprint(self) -> dict[str, str]:
         files = [file for _, file in sorted(self._layout.files.items())]
