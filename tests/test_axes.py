@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from image_files import pixels
 
-from tests.image_files import pixels
 from tilelab import Options, infer
 from tilelab.cli.main import main
 from tilelab.errors import InputError

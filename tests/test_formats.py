@@ -80,6 +80,7 @@ def test_hdf5_axes_and_pixel_sizes(tmp_path: Path) -> None:
         file["fiji"].attrs["element_size_um"] = [0.03, 0.004, 0.005]
         file["cremi"].attrs["resolution"] = [40.0, 4.0, 4.0]
         file["cremi"].attrs["offset"] = [400.0, 0.0, 12.0]
+        file["cremi"].attrs["unit"] = "nm"
         file["funlib"].attrs.update({"voxel_size": [30, 4, 4], "units": ["nm", "nm", "nm"]})
         file["bad"].attrs.update({"resolution": "high", "element_size_um": [0.0, -1.0, np.nan]})
         file["ilastik"].attrs["axistags"] = json.dumps({"axes": [{"key": "x"}, {"key": "y"}, {"key": "z"}]})
@@ -308,7 +309,7 @@ def test_n5_levels_and_pixel_sizes(tmp_path: Path) -> None:
     image = open_image(tmp_path / "b.n5")
     assert image.pixel_size_nm == pytest.approx((40, 8, 8))
     assert image.origin_px == pytest.approx((10, 0, 2))
-    write_n5(tmp_path / "c.n5" / "raw", fine, resolution=[4, 4, 40], axes=["x", "y", "z"])
+    write_n5(tmp_path / "c.n5" / "raw", fine, resolution=[4, 4, 40], axes=["x", "y", "z"], units=["nm"] * 3)
     assert open_image(tmp_path / "c.n5").pixel_size_nm == (40, 4, 4)
     write_n5(tmp_path / "d.n5", pixels((2, 9, 20, 30)))
     assert open_image(tmp_path / "d.n5", channel=1).shape == (9, 20, 30)
@@ -498,3 +499,24 @@ def test_segmenting_a_volume(volume: Path, tmp_path: Path) -> None:
     made = infer(volume, "identity:2", tmp_path / "made.ome.zarr", options=options).path
     array = infer(pixels(SHAPE, np.uint16), "identity:2", tmp_path / "array.ome.zarr", options=options).path
     np.testing.assert_array_equal(read_result(made).labels[0][...], read_result(array).labels[0][...])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_mrc_bytes_of_unknown_sign_are_a_guess(signed: bool, tmp_path: Path) -> None:
+    smooth = np.rint(60 * np.sin(np.arange(40)[:, None] / 9) + np.cos(np.arange(50) / 7) * 50).astype(np.int8)
+    stored = smooth if signed else (smooth.astype(np.int16) + 128).astype(np.uint8)
+    path = tmp_path / "a.mrc"
+    with mrcfile.new(path) as file:
+        file.set_data(stored.view(np.int8))
+        limits = [
+            (float(stored.min()), float(stored.max()), signed or stored.max() < 128, ""),
+            (0, -1, signed, "guess"),
+        ]
+        limits += [(0, 0, signed, "guess")]
+    whole = path.read_bytes()
+    for low, high, as_signed, said in limits:
+        path.write_bytes(whole[:76] + np.array([low, high, -2], "<f4").tobytes() + whole[88:])
+        with open_image(path) as image:
+            expected = stored.view(np.int8).astype(np.float32) if as_signed else stored.view(np.uint8)
+            np.testing.assert_array_equal(image[...], expected)
+            assert bool(said) == any("the 8-bit pixels" in str(guess) for guess in image.assumptions)

@@ -25,6 +25,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
 from tilelab.io.images.slices import natural_key
+from tilelab.io.images.view import luma
 
 SHAPE = (61, 83)
 
@@ -367,7 +368,7 @@ def test_colour_is_recognised_by_its_shape() -> None:
         (lambda path: None, "does not exist"),
         (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
         (lambda path: path.write_bytes(b"hello"), "unknown format: known are TIFF"),
-        (lambda path: path.write_bytes(b"BM" + bytes(100)), "unknown format"),
+        (lambda path: path.write_bytes(b"BM" + bytes(100)), "BMP file of 0 bits"),
         (lambda path: path.mkdir(), "folder without images"),
     ],
 )
@@ -443,3 +444,27 @@ def test_real_stack(real_data: Path) -> None:
         assert image.shape == (16, 512, 512)
         names = sorted((path.name for path in folder.iterdir()), key=natural_key)
         np.testing.assert_array_equal(image[5], np.asarray(Pillow.open(folder / names[5])))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_bmp(mode: str, tmp_path: Path) -> None:
+    stored = pixels((20, 31) if mode == "L" else (20, 31, len(mode)))
+    Pillow.fromarray(stored, mode).save(tmp_path / "a.bmp")
+    check_reads(open_image(tmp_path / "a.bmp"), stored if mode == "L" else luma(stored[..., :3]), examples=4)
+    whole = (tmp_path / "a.bmp").read_bytes()
+    if mode == "L":
+        flipped = whole[:22] + (-20).to_bytes(4, "little", signed=True) + whole[26:]
+        (tmp_path / "down.bmp").write_bytes(flipped)
+        np.testing.assert_array_equal(open_image(tmp_path / "down.bmp")[...], stored[::-1])
+        inverted = bytearray(whole)
+        inverted[54 : 54 + 1024] = np.repeat(np.arange(256, dtype=np.uint8)[::-1], 4).tobytes()
+        (tmp_path / "inverted.bmp").write_bytes(inverted)
+        np.testing.assert_array_equal(open_image(tmp_path / "inverted.bmp")[...], 255 - stored)
+        np.testing.assert_array_equal(open_image(tmp_path / "inverted.bmp", as_labels="indices")[...], stored)
+    for length, why in ((len(whole) - 5, "truncated"), (40, "truncated")):
+        (tmp_path / "cut.bmp").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=why):
+            open_image(tmp_path / "cut.bmp")
+    (tmp_path / "packed.bmp").write_bytes(whole[:30] + b"\1" + whole[31:])
+    with pytest.raises(InputError, match="save it as PNG or TIFF"):
+        open_image(tmp_path / "packed.bmp")

@@ -233,7 +233,15 @@ def test_ome_units(tmp_path: Path, name: str) -> None:
     unit = {} if name == "default" else {f"PhysicalSize{a}Unit": name for a in "XYZ"}
     unit = {key: {"um": "µm", "micron": "µm", "A": "Å"}.get(value, value) for key, value in unit.items()}
     path = tmp_path / "sized.ome.tif"
-    meta = {"axes": "ZYX", "PhysicalSizeX": 2.5, "PhysicalSizeY": 5.0, "PhysicalSizeZ": 30.0, **unit}
+    size = 1e-3 if name == "mm" else 1  # a pixel of more than a millimetre would not be believed
+    meta = {
+        "axes": "ZYX",
+        "PhysicalSizeX": 2.5 * size,
+        "PhysicalSizeY": 5.0 * size,
+        "PhysicalSizeZ": 30.0 * size,
+        **unit,
+    }
+    factor *= size
     tifffile.imwrite(path, pixels((2, 16, 16)), metadata=meta)
     assert open_image(path).pixel_size_nm == pytest.approx((30.0 * factor, 5.0 * factor, 2.5 * factor))
 
@@ -519,3 +527,27 @@ def test_native_micrographs(real_data: Path) -> None:
     with open_image(path) as image:
         assert image.axes == "yx"
         np.testing.assert_array_equal(image[...], tifffile.imread(path)[..., 0])  # R = G = B
+
+
+@pytest.mark.parametrize(
+    ("written", "chosen", "said"),
+    [
+        ([((30, 40), 1), ((120, 160), 0)], 1, "image 2 is read, before it is a preview"),
+        ([((30, 40), 0), ((120, 160), 0)], 1, "image 1 is a smaller picture of the same shape"),
+        ([((15, 20), 0), ((30, 40), 0), ((120, 161), 0)], 2, "which of the 3 images"),
+        ([((120, 160), 0), ((30, 40), 1)], 0, ""),
+        ([((40, 40), 0), ((120, 160), 0)], 0, "2 images of different kinds"),
+    ],
+)
+def test_previews_are_not_the_image(
+    written: list[tuple[tuple[int, int], int]], chosen: int, said: str, tmp_path: Path
+) -> None:
+    planes = [pixels(shape, np.uint16, seed=i) for i, (shape, _) in enumerate(written)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for plane, (_, kind) in zip(planes, written, strict=True):
+            file.write(plane, subfiletype=kind, metadata=None)
+    with open_image(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(image[...], planes[chosen])
+        everything = "\n".join([*image.warnings, *map(str, image.assumptions)])
+        assert said in everything
+        assert bool(said) == bool(everything)

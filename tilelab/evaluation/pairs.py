@@ -17,6 +17,7 @@ SUFFIXES = (
     ".png",
     ".jpeg",
     ".jpg",
+    ".bmp",
     ".npy",
     ".mrc",
     ".h5",

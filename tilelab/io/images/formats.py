@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from tilelab.errors import InputError
 from tilelab.io.images.optional import is_precomputed
 from tilelab.io.images.source import Source
+from tilelab.io.images.stated import described_by_bigdataviewer
 from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
@@ -26,13 +27,13 @@ Reader = Callable[[str, int], Source]
 """Opens a path at a resolution level."""
 
 KNOWN_FORMATS = (
-    "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, N5, neuroglancer precomputed, HDF5, MRC, PNG, JPEG, .npy, "
+    "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, N5, neuroglancer precomputed, HDF5, MRC, PNG, JPEG, BMP, .npy, "
     "or a folder of slices"
 )
 
 _TIFF_VERSIONS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn")
-_PNG, _JPEG, _NUMPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x93NUMPY"
+_PNG, _JPEG, _BMP, _NUMPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"\x93NUMPY"
 _ZARR_PARTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512, 1024, 2048)
@@ -100,6 +101,10 @@ def find_reader(path: str) -> Reader | None:
         from tilelab.io.images.raster import RasterSource
 
         return RasterSource
+    if head.startswith(_BMP) and head[6:10] == bytes(4):
+        from tilelab.io.images.bmp import BmpSource
+
+        return BmpSource
     if head.startswith(_NUMPY):
         from tilelab.io.images.npy import NpySource
 
@@ -108,6 +113,8 @@ def find_reader(path: str) -> Reader | None:
         return volume
     if Path(path).name in _ZARR_PARTS:
         raise InputError(f"{path} is a part of {Path(path).parent}: give that folder")
+    if Path(path).suffix.lower() == ".xml" and (described := described_by_bigdataviewer(Path(path))) is not None:
+        raise InputError(f"{path} describes {described}: give that")
     raise InputError(f"{path} is of an unknown format: known are {KNOWN_FORMATS}")
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
 from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
+from tilelab.io.images.stated import bigdataviewer_sizes, without_unit
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.files import hash_file, read_region
@@ -26,6 +28,7 @@ from tilelab.io.storage.member import split_member
 from tilelab.text import size_text
 
 _LISTED = 8
+_BIGDATAVIEWER = re.compile(r"/t\d+/s(\d+)/(\d+)/cells")
 _VELOX = re.compile(r"/Data/Image/[^/]+/Data")
 _SLOTS = 12_421  # a prime, as HDF5 asks for
 
@@ -34,8 +37,9 @@ class Hdf5Source(Source):
     """A dataset, ``FILE::/path/in/file``, or the only one of the file or of a group in it.
 
     Axes are those of the dimension labels, or of vigra's ``axistags``; else they are guessed from the shape.  The pixel
-    size is that of ``element_size_um`` (ilastik, Fiji), ``voxel_size`` or ``resolution`` (CREMI; nanometres unless
-    ``units`` says otherwise), one entry per spatial axis, and ``offset`` in the units of the latter is kept.
+    size is that of ``element_size_um`` (ilastik, Fiji), ``voxel_size`` or ``resolution`` where ``units`` are given (or
+    the layout is CREMI's, which counts in nanometres), one entry per spatial axis, with ``offset`` in the same units;
+    or of BigDataViewer's XML beside the file.
 
     Contiguous datasets are read where they lie; chunked ones by HDF5, one thread at a time, with the chunks that a read
     used in part kept decoded.
@@ -73,6 +77,8 @@ class Hdf5Source(Source):
         try:
             with self._lock:
                 pixels: Array = self._dataset[box.slices]
+                if self.dtype == np.uint16 and pixels.dtype.kind == "i":
+                    pixels = pixels.view(pixels.dtype.str.replace("i", "u"))
         except Exception as error:
             raise InputError(f"{self.uri} cannot be read in region {box}: {one_line(error)}") from error
         return np.asarray(pixels).astype(self.dtype, copy=False)
@@ -92,12 +98,21 @@ class Hdf5Source(Source):
         stored = dataset.dtype
         if stored.kind not in "biufc":
             raise InputError(f"{self.uri} holds {stored}, not numbers")
+        if stored == np.int16 and _is_bigdataviewer(dataset):
+            stored = np.dtype(stored.str.replace("i", "u"))
+            because = "BigDataViewer stores unsigned 16-bit pixels as signed ones"
+            self.assumptions += (Assumption(what=f"the pixels of {self.uri}", taken="unsigned", because=because),)
         self.dtype = stored.newbyteorder("=")
         velox = _velox_metadata(dataset)
-        self.axes, self.assumptions = ("yxt", ()) if velox is not None else _axes(self.uri, dataset, self.shape)
+        known = "yxt" if velox is not None else "zyx" if _is_bigdataviewer(dataset) else None
+        self.axes, guesses = _axes(self.uri, dataset, self.shape) if known is None else (known, ())
+        self.assumptions += guesses
         self.rgb = self.axes.endswith("s")
         self.levels = (self.shape,)
-        self.scale_nm, self.offset_px = _scale(dataset, self.axes) if velox is None else (_velox_scale(velox), {})
+        self.scale_nm, self.offset_px, guesses = (
+            _scale(self.uri, dataset, self.axes) if velox is None else (_velox_scale(velox), {}, ())
+        )
+        self.assumptions += guesses
         compression = _check_filters(h5py, dataset, self.uri)
         self.chunks = tuple(dataset.chunks or (1,) * len(self.shape))
         nbytes = math.prod(self.chunks) * stored.itemsize
@@ -195,26 +210,52 @@ def _velox_scale(metadata: dict[str, Any]) -> dict[str, float]:
         return {}
 
 
-def _scale(dataset: Any, axes: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Nanometres per pixel, and position in pixels, by axis letter."""
+def _scale(uri: str, dataset: Any, axes: str) -> tuple[dict[str, float], dict[str, float], tuple[Assumption, ...]]:
+    """Nanometres per pixel and position in pixels by axis letter, and what had to be guessed."""
     letters = [a for a in axes if a in "zyx"]
     attributes = dataset.attrs
     element = _numbers(attributes.get("element_size_um"))
     if element is not None:
         named = dict(zip(letters, element[-len(letters) :], strict=False)) if len(element) >= len(letters) else {}
-        return _positive({a: length_nm(v, "um") for a, v in named.items()}), {}
+        return _positive({a: length_nm(v, "um") for a, v in named.items()}), {}, ()
+    if (sizes := _bigdataviewer_scale(dataset)) is not None:
+        return sizes, {}, ()
     size = next((v for key in ("voxel_size", "resolution") if (v := _numbers(attributes.get(key))) is not None), None)
     if size is None or len(size) not in (len(letters), len(axes)):
-        return {}, {}
+        return {}, {}, ()
     named = dict(zip(letters if len(size) == len(letters) else axes, size, strict=True))
-    units = attributes.get("units", attributes.get("unit", "nm"))
-    unit = _text(units if isinstance(units, str | bytes) else next(iter(np.ravel(units)), "nm"))
-    scale = _positive({a: length_nm(v, unit) for a, v in named.items() if a in "zyx"})
     offset = _numbers(attributes.get("offset"))
-    if offset is None or len(offset) != len(size):
-        return scale, {}
-    begun = dict(zip(named, offset, strict=True))
-    return scale, {a: begun[a] / named[a] for a in scale if begun[a]}
+    begun = dict(zip(named, offset, strict=True)) if offset is not None and len(offset) == len(size) else {}
+    offset_px = {a: v / named[a] for a, v in begun.items() if a in "zyx" and v and named[a] > 0}
+    units = attributes.get("units", attributes.get("unit"))
+    unit = _text(units if isinstance(units, str | bytes) else next(iter(np.ravel(units)), None))
+    stated = " x ".join(f"{v:g}" for v in size)
+    guesses: tuple[Assumption, ...] = ()
+    if units is None and dataset.name.startswith("/volumes/"):
+        unit, what = "nm", f"the unit of the pixel size of {uri}, {stated}"
+        because = "CREMI, whose layout this is, counts in it"
+        guesses = (Assumption(what=what, taken="nm", because=because, flag="--pixel-size"),)
+    scale = _positive({a: length_nm(v, unit) for a, v in named.items() if a in "zyx"})
+    return scale, offset_px, guesses if scale else (without_unit(uri, stated),)
+
+
+def _is_bigdataviewer(dataset: Any) -> bool:
+    return dataset.ndim == 3 and _BIGDATAVIEWER.fullmatch(dataset.name) is not None
+
+
+def _bigdataviewer_scale(dataset: Any) -> dict[str, float] | None:
+    """What BigDataViewer's XML beside the file says, times the factors of the level; None for other datasets."""
+    match = _BIGDATAVIEWER.fullmatch(dataset.name)
+    if match is None:
+        return None
+    sizes = bigdataviewer_sizes(Path(dataset.file.filename), int(match[1]))
+    try:
+        factors = dict(
+            zip("xyz", (float(v) for v in dataset.file[f"s{match[1]}/resolutions"][int(match[2])]), strict=True)
+        )
+    except (KeyError, ValueError, IndexError, TypeError):
+        return sizes if match[2] == "0" else {}
+    return {a: size * factors[a] for a, size in sizes.items()}
 
 
 def _positive(sizes: dict[str, float | None]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from tilelab.errors import InputError
 from tilelab.io.images.axes import guess_axes
 from tilelab.io.images.optional import read_json
 from tilelab.io.images.source import check_level
+from tilelab.io.images.stated import bigdataviewer_sizes, known_lengths, without_unit
 from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.files import hash_stats
@@ -25,14 +27,15 @@ _MOST_STATS = 1024
 _MOST_SEEN = 64
 _DEPTH = 6
 _LISTED = 8
+_SETUP = re.compile(r"setup\d+")
 
 
 class N5Source(StoredVolume):
     """A dataset, a group with levels ``s0``, ``s1``, ..., or the only one of these in a container.
 
     N5 counts axes from x; here x is the last.  Axes are those of ``axes`` or of a ``transform`` (COSEM), else guessed.
-    The pixel size is that of ``transform``, ``pixelResolution`` or ``resolution`` (in nanometres unless ``units`` says
-    otherwise), of the dataset or times ``downsamplingFactors`` of its group.
+    The pixel size is that of ``transform``, ``pixelResolution`` or ``resolution``, where a unit is given, of the
+    dataset or times ``downsamplingFactors`` of its group; or that of BigDataViewer's XML beside the container.
 
     Raises:
         InputError: there is no such thing, several to choose from, damaged metadata, or an unknown compression.
@@ -51,11 +54,12 @@ class N5Source(StoredVolume):
         self.levels = tuple(shape[::-1] for shape in shapes)
         outer = read_json(group / _ATTRIBUTES) if group and (group / _ATTRIBUTES).is_file() else {}
         self.axes, self.assumptions = _axes(path, self._document, outer, self.shape)
-        scales, offsets = _scale(self._document, self.axes)
-        if not scales:
-            scales, offsets = _scale(outer, self.axes)
-            scales = _times(scales, _factors(self._document, outer, level), self.axes)
-        self.scale_nm, self.offset_px = scales, {a: o / scales[a] for a, o in offsets.items() if a in scales and o}
+        if len(self.shape) == 3 and _setup(self._folder) is not None:
+            self.axes, self.assumptions = "zyx", ()  # BigDataViewer has no others
+        self.scale_nm, self.offset_px, guesses = _pixel_size(
+            path, self._folder, self._document, group, self.axes, level
+        )
+        self.assumptions += guesses
         compression = self._document.get("compression", self._document.get("compressionType", {}))
         self.details = {"compression": compression.get("type") if isinstance(compression, dict) else str(compression)}
 
@@ -150,37 +154,74 @@ def _transformed(document: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
     return isinstance(named, list) and len(named) == len(shape)
 
 
-def _scale(document: Mapping[str, Any], axes: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Nanometres per pixel, and position in nanometres, by axis letter."""
-    transform = document.get("transform")
+def _pixel_size(
+    path: str, folder: LocalPath, own: Mapping[str, Any], group: LocalPath | None, axes: str, level: int
+) -> tuple[dict[str, float], dict[str, float], tuple[Assumption, ...]]:
+    """Nanometres per pixel and position in pixels by axis letter, and what had to be guessed.
+
+    They are those of the dataset; or of a group around it (Paintera keeps them one higher), times the factors of the
+    level; or those of BigDataViewer's XML beside the container.
+    """
+    outer = [read_json(g / _ATTRIBUTES) for g in _groups(group) if (g / _ATTRIBUTES).is_file()]
+    factors = _factors(own, outer[0] if outer else {}, level)
+    setup = _setup(folder)
+    if setup is not None and (sizes := bigdataviewer_sizes(setup.parent, int(setup.name[len("setup") :]))):
+        return _times(sizes, factors, axes), {}, ()
+    unknown: tuple[Assumption, ...] = ()
+    for document, coarser in ((own, False), *((d, True) for d in outer)):
+        sizes, offsets, units = _sizes(document, axes)
+        if not sizes:
+            continue
+        if coarser:
+            sizes = _times(sizes, factors, axes)
+        offset_px = {a: offsets[a] / size for a, size in sizes.items() if offsets.get(a)}
+        nm = {a: length_nm(size, units[a]) for a, size in sizes.items() if a in units}
+        if known := known_lengths(nm):
+            return known, offset_px, ()
+        stated = " x ".join(f"{sizes[a]:g}" for a in axes if a in sizes)
+        unknown = unknown or (without_unit(path, stated),)
+        if offset_px:
+            return {}, offset_px, unknown
+    return {}, {}, unknown
+
+
+def _setup(folder: LocalPath) -> LocalPath | None:
+    """The folder of the BigDataViewer setup that a dataset is of."""
+    return next((p for p in folder.absolute().parents if _SETUP.fullmatch(p.name)), None)
+
+
+def _groups(group: LocalPath | None) -> tuple[LocalPath, ...]:
+    return () if group is None else (group, group.parent)
+
+
+def _sizes(document: Mapping[str, Any], axes: str) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
+    """Pixel size and position in the document's own units, and those units, by axis letter."""
+    named, offset = list(axes[::-1]), document.get("offset")
+    transform, stated = document.get("transform"), document.get("pixelResolution")
     if isinstance(transform, dict) and isinstance(transform.get("scale"), list):
         named = [str(axis).lower() for axis in transform.get("axes", axes)]
-        return (
-            _lengths(named, transform["scale"], transform.get("units", "nm")),
-            _lengths(named, transform.get("translate", []), transform.get("units", "nm"), signed=True),
-        )
-    stated = document.get("pixelResolution")
-    if isinstance(stated, dict):
-        return _lengths(list(axes[::-1]), stated.get("dimensions", []), stated.get("unit", "nm")), {}
-    values = stated if isinstance(stated, list) else document.get("resolution")
-    return _lengths(list(axes[::-1]), values if isinstance(values, list) else [], document.get("units", "nm")), {}
+        values, units, offset = transform["scale"], transform.get("units"), transform.get("translate")
+    elif isinstance(stated, dict):
+        values, units = stated.get("dimensions"), stated.get("unit")
+    else:
+        values, units = stated if isinstance(stated, list) else document.get("resolution"), document.get("units")
+    each = units if isinstance(units, list) else [units] * len(named)
+    sizes = {a: v for a, v in _by_axis(named, values).items() if v > 0}
+    known = _zip(named, each if len(each) in (len(named), len(sizes)) else [])
+    return sizes, _by_axis(named, offset), {a: unit for a, unit in known.items() if isinstance(unit, str)}
 
 
-def _lengths(axes: list[str], values: list[Any], units: Any, *, signed: bool = False) -> dict[str, float]:
-    """Spatial `values` in nanometres by axis letter; none where their number does not fit."""
+def _by_axis(axes: list[str], values: Any) -> dict[str, float]:
+    """Finite spatial `values` by axis letter; none where their number does not fit."""
+    found = _zip(axes, values if isinstance(values, list) else [])
+    return {a: float(v) for a, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
+
+
+def _zip(axes: list[str], values: list[Any]) -> dict[str, Any]:
+    """`values` of the spatial axes, whether there is one for every axis or for these alone."""
     spatial = [axis for axis in axes if axis in "zyx"]
     named = axes if len(values) == len(axes) else spatial
-    if len(values) != len(named):
-        return {}
-    each = units if isinstance(units, list) and len(units) == len(named) else [units] * len(named)
-    found = {}
-    for axis, value, unit in zip(named, values, each, strict=True):
-        nm = length_nm(1, unit if isinstance(unit, str) else "nm")
-        if axis not in "zyx" or nm is None or not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        if signed or value > 0:
-            found[axis] = value * nm
-    return found
+    return {a: v for a, v in zip(named, values, strict=True) if a in "zyx"} if len(values) == len(named) else {}
 
 
 def _factors(own: Mapping[str, Any], outer: Mapping[str, Any], level: int) -> list[float]:

@@ -2,7 +2,7 @@
 
 What a path is, is decided by its first bytes, not by its name:
 
-    file      TIFF, BigTIFF, OME-TIFF; PNG; JPEG; .npy; HDF5 (``file.h5`` or ``file.h5::/path/in/file``); MRC
+    file      TIFF, BigTIFF, OME-TIFF; PNG; JPEG; BMP; .npy; HDF5 (``file.h5`` or ``file.h5::/path/in/file``); MRC
     folder    Zarr 2 and 3, OME-Zarr; N5; neuroglancer precomputed; a folder of image files, one slice each
 
 and in Python any array with ``shape``, ``dtype`` and slicing (NumPy, Dask, Zarr, xarray, h5py, ...).
@@ -20,7 +20,7 @@ from tilelab.errors import InputError
 from tilelab.io.images.formats import local_path, open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import Region, crop
-from tilelab.io.images.view import AsLabels, SourceImage
+from tilelab.io.images.view import AsLabels, SourceImage, plausible_sizes
 
 
 def open_image(
@@ -122,7 +122,7 @@ def describe(uri: Any, *, axes: str | None = None) -> dict[str, Any]:
             "dtype": str(source.dtype),
             "chunks": list(source.chunks),
             "levels": [list(shape) for shape in source.levels],
-            "pixel_size_nm": dict(source.scale_nm) or None,
+            "pixel_size_nm": plausible_sizes(source.uri, source.scale_nm)[0] or None,
             "bytes": Path(source.uri).stat().st_size if Path(source.uri).is_file() else None,
             **{key: list(v) if isinstance(v, tuple) else v for key, v in source.details.items() if v is not None},
         }

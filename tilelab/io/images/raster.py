@@ -10,6 +10,7 @@ import io
 import math
 import struct
 import zlib
+from pathlib import Path
 from typing import NamedTuple
 
 import imagecodecs
@@ -19,6 +20,7 @@ from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.source import Source, check_level
+from tilelab.io.images.stated import Stated, stated_beside
 from tilelab.io.images.units import resolution_nm
 from tilelab.io.storage.decode import LARGE_BYTES, DecodedPieces
 from tilelab.io.storage.files import hash_file
@@ -72,13 +74,17 @@ class RasterSource(Source):
         self.levels = (self.shape,)
         self.rgb = header.samples >= 3
         self.samples = 1 if header.samples == 2 else None
-        self.scale_nm = header.scale_nm
+        stated = Stated(header.scale_nm) if header.scale_nm else stated_beside(Path(path))
+        self.scale_nm = stated.scale_nm
+        self.warnings, self.assumptions = stated.of_image(path, header.width, header.height)
         self.details = {"compression": self.format.lower()}
         self._kept = DecodedPieces()
         self._bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self._bytes > LARGE_BYTES:
             size = format_bytes(self._bytes)
-            self.warnings = (f"{path} is decoded as a whole, {size} in memory: `tilelab convert` rewrites it in tiles",)
+            self.warnings += (
+                f"{path} is decoded as a whole, {size} in memory: `tilelab convert` rewrites it in tiles",
+            )
 
     def read(self, box: Box) -> Array:
         plane = self._kept.get(0, self._bytes, self._decode, keep=box.shape[:2] != self.shape[:2])

@@ -22,7 +22,7 @@ from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy")
 _MOST_OPEN = 8
 
 

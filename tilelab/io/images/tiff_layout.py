@@ -21,16 +21,18 @@ from tilelab.errors import InputError
 from tilelab.io.images.axes import FLAG
 from tilelab.io.images.source import check_level, whole_piece_warning
 from tilelab.io.images.tiff_log import collect_notes, plain
-from tilelab.io.images.tiff_size import pixel_scale
+from tilelab.io.images.tiff_size import stated_pixels
 from tilelab.io.images.view import luma
 from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.storage.stored_file import StoredFile
+from tilelab.text import size_text
 
 _JPEG = (6, 7, 34892, 33007)
 _RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE = 2, 6, 3, 0
 _NO_RGB = {5: "CMYK", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
+_REDUCED, _MASK = 1, 4  # of NewSubfileType
 _LETTER_AXIS = {"z": 1, "y": 2, "x": 3}
 
 
@@ -173,9 +175,10 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     images = list(tiff.series)
     if not images:
         raise ValueError("it holds no image")
-    check_level(layout.path, level, len(images[0].levels))
-    significant = [_significant(s.axes, s.shape) for s in images[0].levels]
-    series = images[0].levels[level]
+    chosen = _choose_image(layout, images)
+    check_level(layout.path, level, len(images[chosen].levels))
+    significant = [_significant(s.axes, s.shape) for s in images[chosen].levels]
+    series = images[chosen].levels[level]
     page = series.keyframe
     if page.dtype is None or 0 in page.shaped:
         bits = f"{page.bitspersample}-bit samples of format {int(page.sampleformat)}"
@@ -192,8 +195,6 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
         "layout": "tiles" if page.is_tiled else "strips",
         "images": len(images),
     }
-    if len(images) > 1:
-        layout.warnings += (f"{layout.path} holds {len(images)} images of different kinds: only the first is read",)
     if series.kind == "imagej" and layout.axes == "cyx":
         layout.assumptions += (
             Assumption(
@@ -206,10 +207,48 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     _set_geometry(layout, page)
     _set_colours(layout, page)
     _set_pages(layout, series)
-    layout.scale_nm = pixel_scale(tiff)
+    first = images[chosen].levels[0].keyframe
+    stated = stated_pixels(tiff, first, layout.path, beside=not layout.place.waits)
+    layout.scale_nm = dict(stated.scale_nm)
+    said, guesses = stated.of_image(layout.path, int(first.imagewidth), int(first.imagelength))
+    layout.warnings += said
+    layout.assumptions += guesses
     if level:
         ratio = {a: n / m for a, n, m in zip(layout.axes, layout.levels[0], layout.shape, strict=True)}
         layout.scale_nm = {a: size * ratio.get(a, 1.0) for a, size in layout.scale_nm.items()}
+
+
+def _choose_image(layout: TiffLayout, images: list[tifffile.TiffPageSeries]) -> int:
+    """The index of the image that is read: the first that is no preview; says what there is beside it.
+
+    Previews and masks say so (NewSubfileType); a first image that is a smaller picture of the same shape as a later one
+    is taken for one too.
+    """
+    if len(images) == 1:
+        return 0
+    extents = [tuple(n for a, n in zip(s.axes, s.shape, strict=True) if a in "YX") for s in images]
+    full = [i for i, s in enumerate(images) if not int(s.keyframe.subfiletype) & (_REDUCED | _MASK)] or [0]
+    chosen = full[0]
+    larger = [i for i in full if _is_preview(extents[chosen], extents[i])]
+    if larger:
+        small, chosen = chosen, max(larger, key=lambda i: math.prod(extents[i]))
+        because = f"image {small + 1} is a smaller picture of the same shape, {size_text(extents[small])}"
+        what, taken = f"which of the {len(images)} images in {layout.path} is meant", f"image {chosen + 1}"
+        layout.assumptions += (Assumption(what=what, taken=taken, because=because),)
+    elif chosen:
+        layout.warnings += (
+            f"{layout.path} holds {len(images)} images: image {chosen + 1} is read, before it is a preview",
+        )
+    elif len(full) > 1:
+        layout.warnings += (f"{layout.path} holds {len(images)} images of different kinds: only the first is read",)
+    return chosen
+
+
+def _is_preview(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether an image of extent `small` (y, x) may be a preview of `large`: at most half as wide and alike."""
+    if len(small) != 2 or len(large) != 2 or 2 * max(small) > max(large):
+        return False
+    return abs(small[0] * large[1] - small[1] * large[0]) <= 0.05 * small[0] * large[1]
 
 
 def _significant(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

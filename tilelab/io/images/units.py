@@ -28,6 +28,10 @@ _NAMES = {
     "micrometer": "um",
     "micrometre": "um",
     "micron": "um",
+    "mum": "um",
+    "um.": "um",
+    "âµm": "um",  # UTF-8 read as Latin-1
+    "&#181;m": "um",
     "microns": "um",
     "µm": "um",  # micro sign
     "μm": "um",  # Greek letter mu
@@ -42,6 +46,8 @@ _NAMES = {
     "Å".lower(): "angstrom",
     "a": "angstrom",
     "ångström": "angstrom",
+    "ångstrom": "angstrom",
+    "ang": "angstrom",
     "in": "inch",
     "inches": "inch",
 }
@@ -53,7 +59,8 @@ PRINTER_NM = 10_000.0
 def length_nm(value: Any, unit: Any) -> float | None:
     """`value` times `unit` in nanometres; None when either is unknown or makes no sense as a pixel size."""
     name = str(unit).strip().lower()
-    name = _NAMES.get(name, _NAMES.get(name.removesuffix("s"), name))
+    one = name.removesuffix("s") if len(name) > 3 else name  # "ms" is no length
+    name = _NAMES.get(name, _NAMES.get(one, one))
     try:
         length = float(value) * _NM[name]
     except (KeyError, TypeError, ValueError):

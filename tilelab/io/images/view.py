@@ -36,6 +36,8 @@ _KNOWN = "tczyxs"
 _KEPT = "czyx"
 _EXACT = 2**24
 _BLOCK = 2**20
+_LEAST_NM, _MOST_NM = 0.01, 1e6
+_SQUARE = 0.01
 
 
 class SourceImage(Image):
@@ -93,13 +95,16 @@ class SourceImage(Image):
         stored = source.dtype if source.lut is None else source.lut.dtype
         self.dtype = image_dtype(stored, source.uri)
         self._white = 1 if as_labels else 255  # of bool
-        scale, offset = (_by_letter(source.axes, letters, known) for known in (source.scale_nm, source.offset_px))
+        plausible, implausible = plausible_sizes(source.uri, source.scale_nm)
+        scale, offset = (_by_letter(source.axes, letters, known) for known in (plausible, source.offset_px))
         self.pixel_size_nm, guessed = _pixel_size(source, self.axes, scale, pixel_size_nm)
         if any(offset.values()):
             self.origin_px = tuple(float(offset.get(a, 0.0)) for a in self.axes if a != "c")
-        self.warnings = source.warnings
+        self.warnings = source.warnings + _anisotropy(source.uri, self.axes, self.pixel_size_nm)
         told = {FLAG: axes, "--pixel-size": pixel_size_nm}
-        self.assumptions = tuple(a for a in (*source.assumptions, *assumed, *guessed) if told.get(a.flag) is None)
+        self.assumptions = tuple(
+            a for a in (*source.assumptions, *assumed, *implausible, *guessed) if told.get(a.flag) is None
+        )
         chosen = {"level": level or None, "channel": channel, "timepoint": timepoint, "axes": axes}
         self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 
@@ -318,6 +323,25 @@ def _pixel_size(
     if "z" in spatial and "z" not in scale:
         return (scale["y"], scale["y"], scale["x"]), (assumed_thickness(source.uri, scale["y"]),)
     return tuple(scale[letter] for letter in spatial), ()
+
+
+def plausible_sizes(uri: str, scale_nm: Mapping[str, float]) -> tuple[dict[str, float], tuple[Assumption, ...]]:
+    """The pixel sizes that a microscope may have, and that others are not believed."""
+    kept = {a: size for a, size in scale_nm.items() if _LEAST_NM <= size <= _MOST_NM}
+    left = ", ".join(f"{a} {size:g} nm" for a, size in scale_nm.items() if a not in kept)
+    if not left:
+        return kept, ()
+    taken = f"unknown{' along ' + ', '.join(sorted({*scale_nm} - {*kept})) if {'y', 'x'} <= {*kept} else ''}"
+    because = f"it states {left}, and no microscope has less than {_LEAST_NM:g} nm or more than 1 mm"
+    return kept, (Assumption(what=f"the pixel size of {uri}", taken=taken, because=because, flag="--pixel-size"),)
+
+
+def _anisotropy(uri: str, axes: str, pixel_size_nm: tuple[float, ...] | None) -> tuple[str, ...]:
+    """That pixels are not square."""
+    sizes = dict(zip(axes.replace("c", ""), pixel_size_nm or (), strict=bool(pixel_size_nm)))
+    if not sizes or abs(sizes["y"] / sizes["x"] - 1) <= _SQUARE:
+        return ()
+    return (f"the pixels of {uri} are not square: {sizes['y']:g} nm high, {sizes['x']:g} nm wide",)
 
 
 def assumed_thickness(uri: str, size_nm: float) -> Assumption:
