@@ -171,7 +171,7 @@ def test_folders_that_are_read_are_not_written_into(tmp_path: Path) -> None:
     (store / "0").mkdir(parents=True)
     (store / "zarr.json").write_text("{}")
     for folder, path in ((slices, "look.png"), (store, "look.png"), (store, "0/look.png")):
-        with pytest.raises(OutputError, match="would overwrite the image"):
+        with pytest.raises(OutputError, match="would become a part of the image"):
             claim({"the image": folder}, [Write(folder / path, "--overview")])
     claim({"the image": slices}, [Write(slices / "deep" / "look.png", "--overview")])
     claim({"the image": slices}, [Write(tmp_path / "look.png", "--overview")])

@@ -203,7 +203,7 @@ def test_what_is_refused(source: Path, samples: list[Sample], tmp_path: Path) ->
     refused("does not describe its model", save_conv(tmp_path / "bare.onnx"))
     half = export_model(source, tmp_path / "half.onnx", samples, precision="fp16").path
     refused("holds fp16: export int8 from the fp32 file", half, precision="int8")
-    refused("is what shall be exported", name="m.onnx", force=True)
+    refused("would overwrite what shall be exported", name="m.onnx", force=True)
 
 
 # --- TensorRT, by its stand-in

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from tilelab.errors import OutputError, PlanError
+from tilelab.io.storage.claims import Write, claim
+from tilelab.machine.disk import replacing, write_text
 
 _MODEL = "superalloy"
 _LEAST = 256
@@ -37,12 +39,16 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     image, truth = folder / f"sample-{args.size}-{args.seed}.tif", folder / f"truth-{args.size}-{args.seed}.tif"
     result, picture = folder / "sample.ome.zarr", folder / "overview.png"
+    claim({}, [Write(folder, "--folder", "into")])
+    if folder.is_dir():
+        files = [Write(folder / "report.json", "--folder", "json"), Write(picture, "--folder", "png")]
+        claim({"the sample": image, "its truth": truth}, files)
     if not (image.exists() and truth.exists()):
         say(f"drawing a micrograph of {args.size} x {args.size} pixels, with known truth")
         _draw(image, truth, args.size, args.seed)
     say(f"segmenting it: tilelab infer {image} --model {_MODEL} -o {result} --overview {picture}")
     done = infer(image, _MODEL, result, options=Options(restart=True), progress=ProgressBar(), note=say)
-    (folder / "report.json").write_text(json.dumps(done.report, indent=1) + "\n")
+    write_text(folder / "report.json", json.dumps(done.report, indent=1) + "\n")
     with open_image(image) as opened:
         write_overview(opened, result, picture)
     evaluation = evaluate([Pair("sample", result, truth)])
@@ -71,12 +77,10 @@ def _draw(image: Path, truth: Path, size: int, seed: int) -> None:
     """
     from tilelab.sample import write_superalloy
 
-    parts = [path.with_name(path.name + ".partial") for path in (image, truth)]
     try:
         image.parent.mkdir(parents=True, exist_ok=True)
-        write_superalloy(parts[0], parts[1], (size, size), seed)
-        parts[0].replace(image)
-        parts[1].replace(truth)
+        with replacing(image, suffix=".tif") as unfinished, replacing(truth, suffix=".tif") as beside:
+            write_superalloy(unfinished, beside, (size, size), seed)
     except OSError as error:
         raise OutputError(f"the sample cannot be written to {image.parent}: {error.strerror or error}") from error
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from tilelab.errors import OutputError
+from tilelab.io.storage.claims import Write, claim
+from tilelab.machine.disk import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         surfaces=args.assd,
         lines=args.isbi,
     )
-    _check_outputs(args)
+    _claim(args)
     pairs, notes = find_pairs(Path(args.prediction), Path(args.truth), Path(args.image) if args.image else None)
     if args.image is not None:
         notes += [f"{args.image} has no image of {pair.name}" for pair in pairs if pair.image is None]
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     print(text, end="")
     for path, content in ((args.markdown, text), (args.json, to_json(evaluation))):
         if path is not None:
-            _write(Path(path), content)
+            write_text(Path(path), content)
     if args.pictures is not None:
         from tilelab.evaluation.pictures import draw_pair
 
@@ -88,41 +89,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse what could not be written before anything is counted.
+def _claim(args: argparse.Namespace) -> None:
+    """Refuse what could not be written, or would overwrite what is compared, before anything is counted.
 
     Raises:
-        OutputError: a folder is missing, a file, or not to be written to, or one file is to hold two things.
+        OutputError: it names both.
     """
-    files = [Path(path) for path in (args.markdown, args.json) if path is not None]
-    for path in files:
-        if not path.resolve().parent.is_dir():
-            raise OutputError(f"{path} cannot be written: there is no folder {path.resolve().parent}")
-        if path.is_dir():
-            raise OutputError(f"{path} cannot be written: it is a folder, name a file in it")
-        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-            raise OutputError(f"{path} cannot be written: permission denied")
-    if len(files) == 2 and files[0].resolve() == files[1].resolve():
-        raise OutputError(f"{files[0]} was given for both --markdown and --json: name two files")
-    if args.pictures is None:
-        return
-    if args.picture_size < 1:
+    if args.pictures is not None and args.picture_size < 1:
         raise OutputError(f"--picture-size {args.picture_size} was given: at least 1 pixel")
-    folder = Path(args.pictures).resolve()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise OutputError(f"pictures cannot be written to {args.pictures}: {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise OutputError(f"pictures cannot be written to {args.pictures}: permission denied")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a report.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    claim(
+        {"PRED": args.prediction, "TRUTH": args.truth, "--image": args.image},
+        [
+            Write(args.markdown, "--markdown", "text"),
+            Write(args.json, "--json", "json"),
+            Write(args.pictures, "--pictures", "into"),
+        ],
+    )

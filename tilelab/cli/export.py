@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tilelab.errors import EngineError, InputError
 from tilelab.geometry import WINDOWS
+from tilelab.io.storage.claims import Write, claim
 from tilelab.spec import PRECISIONS, ModelSpec, parse_precision
 from tilelab.text import size_text
 
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.exporting.write import Request
 
     precision = None if args.precision is None else parse_precision(args.precision)
+    _claim(args)
     source = open_source(args.source)
     with _BuildBar() as bar:
         done = export_model(
@@ -126,6 +128,25 @@ def run(args: argparse.Namespace) -> int:
         f"  tile {size_text(spec.tile)}{size}, overlap {size_text(spec.overlap)}; permits {', '.join(spec.precisions)}"
     )
     return 0
+
+
+def _claim(args: argparse.Namespace) -> None:
+    """Refuse to overwrite what is read.
+
+    Raises:
+        OutputError: it names both.
+    """
+    reads = {"SOURCE": args.source, "--calibrate": args.calibrate, "--images": args.images, "--masks": args.masks}
+    cache = args.timing_cache
+    ours = cache is None or cache.suffix in (".timing", ".cache")
+    weights = args.output.with_suffix(".bin") if args.output.suffix == ".xml" else None
+    claim(
+        reads | {"--data": args.data},
+        [
+            Write(cache, "--timing-cache", replace=ours),
+            *(Write(file, "-o", "result") for file in (args.output, weights)),
+        ],
+    )
 
 
 def gather_samples(

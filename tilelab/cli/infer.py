@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.cli.screen import ProgressBar, duration, say, summary
-from tilelab.errors import OutputError
+from tilelab.machine.disk import write_text
+from tilelab.run.options import Options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment an image."""
-    if args.dry_run:
-        return _rehearse(args)
-    from tilelab.run.infer import infer
+    from tilelab.run.infer import claim_run, infer
 
-    for path in (args.report, args.overview):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise OutputError(f"{path} cannot be written: there is no folder {Path(path).resolve().parent}")
+    options = options_from_args(args)
+    claim_run(args.image, args.model, args.out, options, overview=args.overview, report=args.report)
+    if args.dry_run:
+        return _rehearse(args, options)
     if threading.current_thread() is threading.main_thread():
         # a scheduler's polite kill is like Ctrl-C: stop, and leave a result that can be continued
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         args.image,
         args.model,
         args.out,
-        options=options_from_args(args),
+        options=options,
         overview=args.overview,
         progress=None if args.quiet else ProgressBar(),
         note=say,
@@ -53,22 +53,21 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         print(summary(done.report), file=sys.stderr)
     if args.report is not None and not done.already_finished:
-        Path(args.report).write_text(json.dumps(done.report, indent=1) + "\n")
+        write_text(Path(args.report), json.dumps(done.report, indent=1) + "\n")
     return 0
 
 
-def _rehearse(args: argparse.Namespace) -> int:
+def _rehearse(args: argparse.Namespace, options: Options) -> int:
     """Say what was checked and what is to be expected."""
     from tilelab.run.autotile import choose_tile
     from tilelab.run.rehearse import dry_run
     from tilelab.text import format_bytes
 
-    options = options_from_args(args)
     if options.auto_tile:
         options = choose_tile(args.model, args.image, options, say)
     found = dry_run(args.image, args.model, args.out, options, say)
     if args.report is not None:
-        Path(args.report).write_text(json.dumps(found.document(), indent=1) + "\n")
+        write_text(Path(args.report), json.dumps(found.document(), indent=1) + "\n")
     expected = found.expected
     workers = f" on {expected.workers} workers" if expected.workers > 1 else ""
     for line in found.checked:

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tilelab.errors import Interrupted, OutputError
+from tilelab.io.storage.claims import Kind, Write, claim
 
 if TYPE_CHECKING:
     from tilelab.training.loop import Progress
@@ -51,6 +54,7 @@ def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[...
 
     root = args.data or (Path(args.recipe).parent if Path(args.recipe).suffix else Path())
     output = args.output or Path("runs") / recipe.name
+    claim_training(args.recipe, recipe, root, output)
     screen = Screen()
     try:
         return start(recipe, root, output, restart=args.restart, report=screen.show, note=print)
@@ -59,6 +63,32 @@ def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[...
         raise Interrupted(f"training stopped; {rest}") from None
     finally:
         screen.stop()
+
+
+def claim_training(name: str, recipe: BaseRecipe, root: Path, output: Path) -> None:
+    """Refuse an output folder in which something that is read, or another's file, would be overwritten.
+
+    Raises:
+        OutputError: it names both.
+    """
+    document = msgspec.to_builtins(recipe)
+    network = document["network"]
+    data = [document.get(part) or {} for part in ("train", "validation", "data")]
+    named = [part.get(key) for part in data for key in ("images", "masks", "train", "validation")]
+    reads = {
+        "the recipe": name,
+        "network.weights": root / network["weights"] if network["weights"] else None,
+        "network.checkpoint": root / network["checkpoint"] if network.get("checkpoint") else None,
+        "the data": [root / path.partition("*")[0] for path in named if path],
+    }
+    writes = [Write(output, "-o", "into")]
+    if output.is_dir():
+        from tilelab.training.log import CSV, CURVES
+
+        weights = "encoder.safetensors" if "encoder" in network else "best.safetensors"
+        files: dict[str, Kind] = {CSV: "text", CURVES: "png", weights: "model", "last.safetensors": "model"}
+        writes += [Write(output / file, "-o", kind) for file, kind in files.items()]
+    claim(reads, writes)
 
 
 class Screen:

@@ -186,6 +186,17 @@ def locate_model(model: str | Path) -> Path:
     raise ModelError(f"there is no model {str(model)!r}: give a file, or one of {', '.join([*known, 'identity'])}")
 
 
+def model_files(model: object) -> list[Path]:
+    """The files of a model that is named by its path, its weights among them; none of others, or where it is broken."""
+    if not isinstance(model, str | Path) or "\0" in str(model) or not Path(model).expanduser().is_file():
+        return []
+    path = Path(model).expanduser()
+    try:
+        return list(read_model(path).files)
+    except ModelError:  # whoever loads it says why
+        return [path]
+
+
 def bundled_models() -> dict[str, Path]:
     """The models that come with tilelab, by name."""
     folder = Path(str(files("tilelab"))) / "models" / "bundled"

@@ -27,6 +27,8 @@ from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
+from tilelab.io.storage.claims import Write, claim
+from tilelab.machine.disk import replacing
 from tilelab.spec import ClassInfo
 
 DEFAULT_SIZE = 2048
@@ -129,13 +131,17 @@ def draw_errors(
         errors[there] = _shrink(error_overlay(mine, true, grey), factor)
     written = {f"{name}.{_safe(info.name)}.accuracy.png": maps[k] for k, info in enumerate(classes[1:])}
     written[f"{name}.errors.png"] = errors
+    paths = [folder / file for file in written]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, picture in written.items():
-            Pillow.fromarray(picture).save(folder / file)
     except OSError as error:
         raise OutputError(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
-    return [folder / file for file in written]
+    reads = {"PRED": labels.path, "TRUTH": truth.path, "--image": image}
+    claim(reads, [Write(path, "--pictures", "png") for path in paths])
+    for path, picture in zip(paths, written.values(), strict=True):
+        with replacing(path) as temporary:
+            Pillow.fromarray(picture).save(temporary, "PNG")
+    return paths
 
 
 def accuracy_map(found: Bool, true: Bool) -> UInt8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import msgspec
 
 from tilelab.engines.files.half import convert_to_half, simulate_half
 from tilelab.engines.files.model_file import ModelFile
-from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine, read_model
+from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine, model_files, read_model
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare
 from tilelab.exporting.source import CheckpointSource, OnnxSource, open_source
 from tilelab.exporting.write import FORMATS, Format, Request, Writing
 from tilelab.geometry import Window
+from tilelab.io.storage.claims import Write, claim
+from tilelab.machine.disk import MARK, move_whole, remove_entry
 from tilelab.spec import ModelSpec, Precision
 
 
@@ -91,7 +94,7 @@ def export_model(
         spec = msgspec.structs.replace(spec, tile_fixed=True, tile_min=None)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".export-", suffix=MARK, dir=output.parent) as folder:
             partial = Path(folder) / output.name
             written = Writing(source, spec, held, partial, request, Path(folder)).write()
             images = samples(spec) if callable(samples) else samples
@@ -99,8 +102,12 @@ def export_model(
             passed = gate.pass_all(spec, require)
             spec = msgspec.structs.replace(spec, precisions=passed)
             written.describe(spec)
-            for file in reversed(read_model(partial).files):  # the file itself last, when its weights are there
-                file.replace(output.parent / file.name)
+            written_files = list(
+                reversed(read_model(partial).files)
+            )  # the file itself last, when its weights are there
+            claim_output(source, output, force, [output.parent / file.name for file in written_files])
+            for file in written_files:
+                move_whole(file, output.parent / file.name)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     return Exported(output, read_model(output), spec, tuple(gate.checks))
@@ -111,11 +118,25 @@ def _check_output(source: CheckpointSource | OnnxSource, output: Path, force: bo
     kind = FORMATS.get(output.suffix)
     if kind is None:
         raise OutputError(f"cannot export to {output}: give a name that ends with one of {', '.join(FORMATS)}")
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists: give another name or --force")
-    if output.exists() and output.samefile(source.path):
-        raise OutputError(f"{output} is what shall be exported: give another name")
+    claim_output(source, output, force)
     return kind
+
+
+def claim_output(
+    source: CheckpointSource | OnnxSource, output: Path, force: bool, files: Sequence[Path] | None = None
+) -> None:
+    """Refuse to write over the source, or without `force` over anything; an .xml has its weights in a .bin beside it.
+
+    Raises:
+        OutputError: it names the file.
+    """
+    if files is None:
+        files = [output, *([output.with_suffix(".bin")] if output.suffix == ".xml" else [])]
+    for file in files:
+        if os.path.lexists(file) and not force:
+            raise OutputError(f"{file} exists: give another name or --force")
+    reads = {"what shall be exported": model_files(source.path) or source.path}
+    claim(reads, [Write(file, "-o", "model") for file in files])
 
 
 def _check_precision(
@@ -235,7 +256,7 @@ class _Gate:
             parity = compare(self.reference, engine, file=self.file.precision, name="simulated", precision="fp16")
         finally:
             engine.close()
-            path.unlink()
+            remove_entry(path)
         self.report(str(parity))
         return parity
 

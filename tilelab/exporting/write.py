@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tilelab.errors import ModelError
 from tilelab.exporting.calibration import TILES, Tiles, Variation, draw_tiles
 from tilelab.exporting.source import CheckpointSource, OnnxSource
 from tilelab.io.images.image import Image
+from tilelab.machine.disk import move_whole
 from tilelab.spec import ModelSpec, Precision
 
 
@@ -152,7 +152,7 @@ class Writing:
             again = self.scratch / "again.xml"
             write_ir(network, final, again, half=half)
             for suffix in (".bin", ".xml"):
-                shutil.move(again.with_suffix(suffix), self.path.with_suffix(suffix))
+                move_whole(again.with_suffix(suffix), self.path.with_suffix(suffix))
 
         return Written(describe)
 

@@ -50,13 +50,24 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
             try_lock(lock)
             try:
                 yield temporary
-                if final.exists():
-                    shutil.copymode(final, temporary)
-                flush(temporary)
-                temporary.replace(final)
-                flush(final.parent)
+                move_whole(temporary, final)
             finally:
                 temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def move_whole(source: Path, path: Path) -> None:
+    """Give a finished file on the same disk its final name, replacing a file of that name; raises as `replacing`."""
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():
+        raise OutputError(f"{path} is a folder, a device or a pipe: name a file")
+    try:
+        if final.exists():
+            shutil.copymode(final, source)
+        flush(source)
+        source.replace(final)
+        flush(final.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelab.engines.base import Engine
-from tilelab.engines.registry import read_spec
+from tilelab.engines.registry import model_files, read_spec
+from tilelab.errors import OutputError
+from tilelab.io.results.sink import partial_path
+from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.place import Address, Place
 from tilelab.machine.memory import resident_memory
 from tilelab.run.cluster.devices import is_distributed
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from tilelab.io.images.image import Image
     from tilelab.run.cluster.crew import Crew
     from tilelab.run.plan.plan import Plan
+
+_FILES = (".tif", ".tiff", ".png")
 
 # What needs Numba is imported in the functions: `infer` loads the engine meanwhile.
 
@@ -84,7 +89,7 @@ def infer(
         Interrupted: Ctrl-C; the same call continues.
     """
     began, options, progress = time.perf_counter(), options or Options(), progress or Silent()
-    target = output_path(image, out)
+    target = claim_run(image, model, out, options, overview=overview)
     work = work_path(target)
     if isinstance(model, str | Path) and options.auto_tile:
         options = _choose_tile(model, image, options, note, target, work)
@@ -115,6 +120,31 @@ def infer(
             clock.mark("convert")
         report = make_report(prepared, execution, target, clock, memory, None if crew is None else crew.summary)
         return Run(target, report.document(), already_finished=done)
+
+
+def claim_run(
+    image: Any,
+    model: str | Path | Engine,
+    out: Address | None,
+    options: Options,
+    *,
+    overview: str | Path | None = None,
+    report: str | Path | None = None,
+) -> Place:
+    """The result's place, when a run may write there and wherever else it is asked to; nothing is opened.
+
+    Raises:
+        OutputError: it would overwrite what it reads, or something that is there, or cannot write.
+    """
+    target = output_path(image, out)
+    work = work_path(target)
+    if overview is not None and Path(overview).suffix.lower() != ".png":
+        raise OutputError(f"--overview {overview}: it is a PNG, name it .png")
+    reads = {"the image": image, "the model": model_files(model), "--mask": options.mask}
+    files = [Write(overview, "--overview", "png"), Write(report, "--report", "json")]
+    for place in (target, work, partial_path(work)):
+        claim(reads, [Write(place, "-o", "result" if place == target and place.suffix in _FILES else "folder"), *files])
+    return target
 
 
 def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Plan:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tilelab.errors import ModelError
+from tilelab.machine.disk import replacing
 from tilelab.models import build_model
 from tilelab.spec import METADATA_KEY, ModelSpec
 from tilelab.training.recipe import Recipe
@@ -69,17 +70,13 @@ class Checkpoint(Generic[H]):
 def save_checkpoint(path: Path, checkpoint: Checkpoint[H]) -> None:
     """Write `path` atomically: it is the old file or the new one, never half of one."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(
-        tensors, partial, metadata={METADATA_KEY: msgspec.json.encode(checkpoint.header, order="sorted").decode()}
-    )
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    # safetensors makes files that only their owner reads; ours are as readable as any other file
-    mask = os.umask(0)
-    os.umask(mask)
-    partial.chmod(0o666 & ~mask)
-    partial.replace(path)
+    text = msgspec.json.encode(checkpoint.header, order="sorted").decode()
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={METADATA_KEY: text})
+        # safetensors makes files that only their owner reads; ours are as readable as any other file
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
 
 
 def load_checkpoint(path: Path) -> Checkpoint[Header]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tilelab.machine.disk import replacing
+
 CSV, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
 
 
@@ -31,7 +33,7 @@ class TrainingLog:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]
             self.rows = [row for row in rows if int(row["step"]) <= after]
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as whole, whole.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -87,4 +89,5 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[st
         right.plot(steps, values, marker=".", label=name.replace("_", " ").replace("iou", "IoU"), **style)
     right.set(xlabel="step", ylabel="on validation", ylim=(0, 1))
     right.legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as whole:
+        figure.savefig(whole, dpi=110, format="png")

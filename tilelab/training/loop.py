@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError, OutputError, ResumeError
+from tilelab.machine.disk import remove_entry
 from tilelab.training.allocator import keep_freed_memory
 from tilelab.training.checkpoint import (
     Checkpoint,
@@ -183,17 +184,30 @@ class Trainer(Generic[H]):
             self.average.load(found.part("average"))
             restore_optimizer(self.optimizer, found.part("optimizer"))
         if group.first:
-            self._claim(begin=found is None)
+            self._claim(begin=found is None, restart=restart)
 
-    def _claim(self, *, begin: bool) -> None:
+    def _claim(self, *, begin: bool, restart: bool) -> None:
         """Make the output folder; throw away what an earlier training left where this one begins."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             if begin:
                 for name in (self.task.best, LAST):
-                    (self.output / name).unlink(missing_ok=True)
+                    if not restart:
+                        self._spare(self.output / name)
+                    remove_entry(self.output / name)
         except OSError as error:
             raise OutputError(f"cannot write to {self.output}: {error.strerror or error}") from error
+
+    def _spare(self, path: Path) -> None:
+        """Refuse to replace the weights of a training that cannot be continued, but what a kill left of this one."""
+        if not path.exists():
+            return
+        header: Any = read_checkpoint(path, self.task.header).header
+        if _differing(header.recipe, self.task.recipe) or header.step > self.task.recipe.run.validate:
+            raise OutputError(
+                f"{path} holds the weights of a training that cannot be continued, {LAST} is missing: give another "
+                "output, or --restart to replace them"
+            )
 
     def run(self, report: Report) -> None:
         """Train to the end."""
@@ -292,10 +306,14 @@ def _find(path: Path, task: Task[H]) -> Checkpoint[H] | None:
     if not path.exists():
         return None
     found = read_checkpoint(path, task.header)
-    before, now = (msgspec.to_builtins(recipe) for recipe in (cast("Any", found.header).recipe, task.recipe))
-    differing = sorted(key for key in now if now[key] != before[key])
-    if differing:
+    if differing := _differing(cast("Any", found.header).recipe, task.recipe):
         raise ResumeError(
             f"{path.parent} holds a training with another {', '.join(differing)}: give another output or --restart"
         )
     return found
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """The keys in which two recipes differ."""
+    before, now = msgspec.to_builtins(one), msgspec.to_builtins(other)
+    return sorted(key for key in now if now[key] != before[key])

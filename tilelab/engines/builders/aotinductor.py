@@ -17,6 +17,7 @@ import msgspec
 from tilelab.engines.files.aotinductor_package import COMPILED_KEY, PRECISIONS, Compiled
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.machine.cpu import cpu_features
+from tilelab.machine.disk import replacing
 from tilelab.spec import METADATA_KEY, ModelSpec, Precision
 from tilelab.text import explain
 
@@ -115,17 +116,16 @@ def _forget_machine(package: Path) -> None:
         str(Path.cwd()),
     }
     longest_first = sorted((p.encode() for p in places if len(p) > 1), key=len, reverse=True)
-    cleaned = package.with_name(f".{package.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(package) as old, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as new:
-            for entry in old.infolist():
-                if entry.filename.endswith((".cpp", ".h", ".o")):
-                    continue
-                data = old.read(entry)
-                if entry.filename.endswith(".so"):
-                    for place in longest_first:
-                        data = data.replace(place, b"/".ljust(len(place), b"_"))  # of the same length: offsets hold
-                new.writestr(entry, data)
-        cleaned.replace(package)
-    finally:
-        cleaned.unlink(missing_ok=True)
+    with (
+        replacing(package) as cleaned,
+        zipfile.ZipFile(package) as old,
+        zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as new,
+    ):
+        for entry in old.infolist():
+            if entry.filename.endswith((".cpp", ".h", ".o")):
+                continue
+            data = old.read(entry)
+            if entry.filename.endswith(".so"):
+                for place in longest_first:
+                    data = data.replace(place, b"/".ljust(len(place), b"_"))  # of the same length: offsets hold
+            new.writestr(entry, data)

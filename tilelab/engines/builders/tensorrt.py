@@ -19,6 +19,7 @@ from tilelab.engines.files.tensorrt_plan import Compatibility, PlanHeader, this_
 from tilelab.engines.overrides import choose_ports, resolve_spec
 from tilelab.errors import EngineError, ModelError
 from tilelab.kernels import device
+from tilelab.machine.disk import replacing
 from tilelab.machine.version import __version__
 from tilelab.spec import Precision
 
@@ -262,6 +263,5 @@ def _keep_timing_cache(config: Any, path: Path | None) -> None:
     if path is None or cache is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(memoryview(cache.serialize()))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(memoryview(cache.serialize()))

@@ -23,6 +23,7 @@ from tilelab.engines.files.ending import find_ending
 from tilelab.engines.files.graph import MOST_NUMBERS, Attribute, Graph, Operation
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.errors import ModelError
+from tilelab.machine.disk import replacing
 from tilelab.spec import METADATA_KEY, ModelSpec, Precision
 
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool"}
@@ -343,20 +344,15 @@ def embed_spec(path: str | Path, spec: ModelSpec) -> None:
     read_onnx(path)
     key, value = METADATA_KEY.encode(), spec.to_json().encode()
     entry = payload_field(1, key) + payload_field(2, value)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with path.open("rb") as file, temporary.open("wb") as out:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                kept = 0  # everything before this position is in `out` or dropped
-                for number, a, b, before in _fields(data, 0, len(data)):
-                    if number == _METADATA_PROPS and _pair(data, a, b)[0] == METADATA_KEY:
-                        out.write(data[kept:before])
-                        kept = b
-                out.write(data[kept:])
-            out.write(payload_field(_METADATA_PROPS, entry))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, path.open("rb") as file, temporary.open("wb") as out:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            kept = 0  # everything before this position is in `out` or dropped
+            for number, a, b, before in _fields(data, 0, len(data)):
+                if number == _METADATA_PROPS and _pair(data, a, b)[0] == METADATA_KEY:
+                    out.write(data[kept:before])
+                    kept = b
+            out.write(data[kept:])
+        out.write(payload_field(_METADATA_PROPS, entry))
 
 
 def payload_field(number: int, payload: bytes) -> bytes:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 import platform
 import struct
 import sys
@@ -28,6 +27,7 @@ import msgspec
 from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.errors import EngineError, ModelError
+from tilelab.machine.disk import replacing
 from tilelab.spec import ModelSpec, Precision
 
 MAGIC = b"tilelab plan 01\n"
@@ -86,16 +86,9 @@ def write_plan(path: Path, header: PlanHeader, plan: bytes | memoryview) -> None
     header = msgspec.structs.replace(header, plan_sha256=hashlib.sha256(plan).hexdigest())
     text = msgspec.json.encode(header, order="sorted")
     start = len(MAGIC) + _LENGTHS.size + len(text)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(MAGIC + _LENGTHS.pack(len(text), len(plan)) + text + bytes(-start % _ALIGNMENT))
-            file.write(plan)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(MAGIC + _LENGTHS.pack(len(text), len(plan)) + text + bytes(-start % _ALIGNMENT))
+        file.write(plan)
 
 
 def read_header(path: Path) -> tuple[PlanHeader | None, int, int]:

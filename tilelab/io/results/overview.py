@@ -21,6 +21,7 @@ from tilelab.io.results.drawing import draw_scale_bar, frame, paint, visible_col
 from tilelab.io.results.result import LevelImage, Result, read_result
 from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
+from tilelab.machine.disk import replacing
 
 _STRIP_BYTES = 2**23
 _LEAST_SIDE = 1024
@@ -65,14 +66,10 @@ def write_overview(image: Image, result: Address, out: str | Path, *, max_side: 
     facts += [f"{nm[-1]:g} nm/px"] if nm is not None else []
     names = [(opened.info.classes[i].name, colors[i]) for i in present]
     picture = frame(panel, names, "  \N{MIDDLE DOT}  ".join(facts))
-    unfinished = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as unfinished:
             picture.save(unfinished, "PNG")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(path, error) from error
     return path

@@ -14,6 +14,7 @@ from tilelab.geometry import Box
 from tilelab.io.results.result import Result, parse_info, read_result
 from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
+from tilelab.machine.disk import replacing
 
 _MOST = 20_000
 """Pixels on a side; what opens a PNG decodes all of it."""
@@ -40,15 +41,10 @@ def write_png(result: Address, out: str | Path) -> Path:
     """
     opened, path = read_result(result), Path(out)
     _check(opened, path)
-    unfinished = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as file:
-                _encode(opened, file)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            _encode(opened, file)
     except OSError as error:
         raise output_error(path, error) from error
     return path

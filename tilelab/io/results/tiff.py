@@ -33,6 +33,7 @@ from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Halve
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
 from tilelab.kernels.pyramid import halve_mean, halve_mode
+from tilelab.machine.disk import replacing
 
 _TILE = 512
 _CLASSIC_LIMIT = 2**32 - 2**26
@@ -63,7 +64,6 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
     planes = _planes(info, root, probabilities)
     layout = info.layout
     pixels = len(planes) * layout.shape[0] * sum(y * x for _, y, x in map(layout.level_shape, range(layout.levels)))
-    unfinished = path.with_name(path.name + ".partial")
     options: dict[str, Any] = {
         "dtype": np.uint8,
         "tile": (_TILE, _TILE),
@@ -74,15 +74,14 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with tifffile.TiffWriter(unfinished, bigtiff=pixels > _CLASSIC_LIMIT, ome=True) as tiff:
-                for level in range(layout.levels):
-                    top = {"subfiletype": 1} if level else {"subifds": layout.levels - 1, **_description(info, planes)}
-                    shape = _page_shape(info, planes, level)
-                    tiff.write(_tiles(planes, layout, level), shape=shape, **_resolution(info, level), **options, **top)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with (
+            replacing(path) as unfinished,
+            tifffile.TiffWriter(unfinished, bigtiff=pixels > _CLASSIC_LIMIT, ome=True) as tiff,
+        ):
+            for level in range(layout.levels):
+                top = {"subfiletype": 1} if level else {"subifds": layout.levels - 1, **_description(info, planes)}
+                shape = _page_shape(info, planes, level)
+                tiff.write(_tiles(planes, layout, level), shape=shape, **_resolution(info, level), **options, **top)
     except OSError as error:
         raise output_error(path, error) from error
     return path

@@ -12,13 +12,18 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from urllib.parse import unquote, urlsplit
 
 from tilelab.errors import OutputError
 from tilelab.io.storage.member import split_member
+from tilelab.io.storage.place import Address, remote_place
+from tilelab.io.storage.remote_path import RemotePath
 
-Kind = Literal["json", "text", "png", "model", "any"]
+Kind = Literal["json", "text", "png", "model", "any", "result", "folder", "into"]
 _STORES = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")  # Zarr 3 and 2, N5, precomputed
+_LONGEST = 255 - 40
+"""Bytes of a name that leave room for what is put around it while it is written."""
 _BEGINS: dict[str, tuple[bytes, ...]] = {"json": (b"{", b"["), "png": (b"\x89PNG",)}
 
 
@@ -27,13 +32,15 @@ class Write:
     """A file that a command is asked to write.
 
     Attributes:
-        path: of the file; None where it was not asked for.
+        path: of the file or folder; None where it was not asked for.
         flag: by which the user named it, for messages.
-        kind: of its content: an existing file is replaced only by one of its kind.
+        kind: of its content: an existing file is replaced only by one of its kind.  What is there of a ``result`` (a
+            file) or a ``folder`` is judged by who writes it, here or in a store; ``into`` is a folder that files are
+            added to.
         replace: whether an existing file may be replaced at all.
     """
 
-    path: str | os.PathLike[str] | None
+    path: Address | None
     flag: str
     kind: Kind = "any"
     replace: bool = True
@@ -43,8 +50,8 @@ def claim(reads: Mapping[str, Any], writes: Sequence[Write]) -> None:
     """Refuse writes that would destroy what is read, each other, or what was not asked to be replaced.
 
     Args:
-        reads: what the command reads, by what it is called in messages (``the image``, ``--mask``); values that are no
-            paths (arrays, engines, None) are passed over.
+        reads: what the command reads, by what it is called in messages (``the image``, ``--mask``); a list is as many
+            of them; values that are no paths (arrays, engines, None) are passed over.
         writes: the files that it is to write.
 
     Raises:
@@ -55,24 +62,51 @@ def claim(reads: Mapping[str, Any], writes: Sequence[Write]) -> None:
     for write in writes:
         if write.path is None:
             continue
-        path = os.fspath(write.path)
-        _check_target(write, path)
+        path = str(write.path)
+        check_name(path)
         for what, place in known:
-            if _collides(path, place):
-                raise OutputError(f"{write.flag} {path} would overwrite {what}, {place}: choose another file")
-        for flag, other in taken:
+            if harm := _harm(write, path, place):
+                raise OutputError(f"{write.flag} {path} would {harm} {what}, {place}: choose another")
+        if write.kind == "into":
+            _check_folder(write, path)
+        elif write.kind not in ("result", "folder"):
+            _check_target(write, path)
+        for flag, other in () if write.kind == "into" else taken:
             if _same(path, other) or _inside(path, other) or _inside(other, path):
                 raise OutputError(f"{write.flag} {path} and {flag} {other} are one place: choose another for one")
-        taken.append((write.flag, path))
+        if write.kind != "into":
+            taken.append((write.flag, path))
+
+
+def check_name(path: str) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        OutputError: it holds a NUL, or a part of it is longer than file systems take.
+    """
+    if "\0" in path:
+        raise OutputError(f"{path!r} cannot be written: a name holds no NUL")
+    if "://" not in path and (longest := max(map(len, map(os.fsencode, Path(path).parts)), default=0)) > _LONGEST:
+        raise OutputError(
+            f"{path[:60]}... cannot be written: a name of {longest} bytes is too long, {_LONGEST} are left"
+        )
 
 
 def _places(value: Any) -> list[str]:
     """The paths behind something that a command reads, companions included."""
-    if not isinstance(value, str | os.PathLike):
+    if isinstance(value, list | tuple):
+        return [place for one in value for place in _places(one)]
+    value = getattr(value, "uri", value)  # of an image that is open
+    if not isinstance(value, str | os.PathLike | RemotePath):
         return []
-    path = split_member(os.fspath(value))[0]
-    if "://" in path:
-        return [path.removeprefix("file://")] if path.startswith("file://") else [path.rstrip("/")]
+    if (place := remote_place(value)) is not None:
+        return [str(place).rstrip("/")]
+    text = os.fspath(cast("str | os.PathLike[str]", value))
+    if "\0" in text:
+        return []  # whoever opens it says so
+    path = split_member(text)[0]
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
     if not os.path.lexists(path):
         return []
     beside = Path(path)
@@ -108,8 +142,11 @@ def _check_target(write: Write, path: str) -> None:
 
 def _is_kind(path: str, kind: Kind) -> bool:
     """Whether a file's first bytes are those of its kind."""
-    with Path(path).open("rb") as file:
-        head = file.read(4096)
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
     if kind in _BEGINS:
         return head.lstrip().startswith(_BEGINS[kind])
     if kind == "text":
@@ -120,19 +157,36 @@ def _is_kind(path: str, kind: Kind) -> bool:
     return True
 
 
-def _collides(write: str, read: str) -> bool:
-    """Whether writing one place would change what lies at the other."""
-    if "://" in read:
-        return write.rstrip("/") == read
-    return _same(write, read) or _inside(read, write) or (Path(read).is_dir() and _disturbs(write, read))
+def _harm(write: Write, path: str, read: str) -> str:
+    """What writing one place would do to what lies at another; nothing where they do not meet."""
+    if "://" in read or "://" in path:
+        one, other = path.rstrip("/"), read.rstrip("/")
+        meet = one == other or (f"{one}/").startswith(f"{other}/") or (f"{other}/").startswith(f"{one}/")
+        return "overwrite" if meet else ""
+    if _same(path, read):
+        return "be written among" if write.kind == "into" and Path(read).is_dir() else "overwrite"
+    if write.kind != "into" and _inside(read, path):
+        return "overwrite"
+    return "become a part of" if Path(read).is_dir() and _disturbs(write, path, read) else ""
 
 
-def _disturbs(write: str, folder: str) -> bool:
-    """Whether a file would become a part of a folder that is read: anywhere in a store, directly in others."""
-    if not _inside(write, folder):
+def _check_folder(write: Write, path: str) -> None:
+    """Whether files can be added to a folder that is made where it is missing."""
+    folder = Path(path).absolute()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise OutputError(f"{write.flag} {path} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{write.flag} {path} cannot be written: {there} may not be written by this user")
+
+
+def _disturbs(write: Write, path: str, folder: str) -> bool:
+    """Whether it would become a part of a folder that is read: anywhere in a store, a file directly in others."""
+    if not _inside(path, folder):
         return False
     store = any((Path(folder) / name).exists() for name in _STORES)
-    return store or _same(os.path.dirname(os.path.abspath(write)), folder)  # noqa: PTH100, PTH120
+    beside = write.kind not in ("folder", "into") and _same(os.path.dirname(os.path.abspath(path)), folder)  # noqa: PTH100, PTH120
+    return store or beside
 
 
 def _same(one: str, other: str) -> bool:
