@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 pytest.importorskip("numba_cuda")
 from sweep_parts import Collector, DeviceNetwork, Memory, Network, make_job, scramble, sweep_device, whole
 
+from tilelab.engines.base import GpuRoom
 from tilelab.errors import EngineError, InputError, OutputError, PlanError, TilelabError
 from tilelab.geometry import WINDOWS, AxisTiling, Box, Frame, Lattice
 from tilelab.io.images.volume import Volume
 from tilelab.run.plan.buffers import GROUPS, seen_range, sizes
-from tilelab.run.plan.device_buffers import band_rows, check_device_memory, device_buffers
+from tilelab.run.plan.device_buffers import band_rows, check_device, device_buffers
 from tilelab.run.plan.request import ImageFacts, Request, Written
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -40,6 +41,9 @@ def test_device_gives_the_bytes_of_the_cpu(device, data, seed, window, volume):
     shape = tuple(data.draw(st.integers(1, 22 if axes == 2 else 6), label="size") for _ in range(axes))
     dtype = data.draw(st.sampled_from([np.uint8, np.uint16, np.float32]), label="dtype")
     array = (rng.random(shape) * 250).astype(dtype)
+    if data.draw(st.booleans(), label="blanks"):  # large areas of few values
+        array = np.where(rng.random() < 0.5, array, 0) // 100 * 100
+        array[tuple(slice(n // 3, None) for n in shape)] = 7
     batch = data.draw(st.integers(1, 4), label="batch")
     chunks = tuple(data.draw(st.integers(1, n), label="chunk") for n in shape)
     masked = data.draw(st.booleans(), label="mask")
@@ -61,15 +65,31 @@ def test_device_gives_the_bytes_of_the_cpu(device, data, seed, window, volume):
     tiles = []
     got, stalls = sweep_device(job, engine, units, progress=tiles.append)
     assert (job.image.image.reads <= len(units)).all()
-    expected, _ = whole(job, host)
+    expected, inferred = whole(job, host, units)
     for name in expected:
         if name == "probabilities":
             assert np.abs(got[name].astype(int) - expected[name]).max(initial=0) <= 1
         else:
             np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
     assert sum(tiles) == sum(s.tiles + s.blank for s in stalls)
-    if not masked:
-        assert sum(s.tiles for s in stalls) == sum(job.lattice.count(unit) for unit in units)
+    assert sum(s.tiles for s in stalls) == inferred, "tiles that are blank or unwanted are the same ones as on the CPU"
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_device_gives_blank_tiles_to_the_engine_once_for_each_value(device, symmetries):
+    rng = np.random.default_rng(6)
+    array = np.full((40, 44), 9, np.uint8)
+    array[16:24, :20], array[32:] = 200, 50
+    array[:12, 30:] = rng.integers(0, 255, (12, 14))
+    engine = DeviceNetwork(scramble, (8, 8), batch=3, outputs=3).on(device)
+    host = Network(scramble, (8, 8), batch=3, outputs=3)
+    job = make_job(array, "yx", (8, 8), (2, 2), engine=engine, gain=0.02, symmetries=symmetries)
+    got, (stalls,) = sweep_device(job, engine)
+    expected, inferred = whole(job, host)
+    assert stalls.tiles == inferred < len(job.lattice) // 2
+    assert stalls.blank == len(job.lattice) - inferred
+    np.testing.assert_array_equal(got["logits"], expected["logits"])
+    np.testing.assert_array_equal(got["labels"], expected["labels"])
 
 
 @pytest.mark.parametrize("volume", [False, True])
@@ -156,17 +176,20 @@ def test_ring_of_raw_rows_holds_two_neighbouring_tile_rows(size, tile, stride, d
     assert rows <= axis.tile + axis.step or rows <= ranges[-1][1] - ranges[0][0]
 
 
-def make_buffers(spec, box=None, **kwargs):
+def make_request(**types):
     shape = (1, 9959, 9958)
     lattice = Lattice.fit(shape, (1, 512, 512), (0, 128, 128), stride=(1, 32, 32))
     image = ImageFacts(shape, (1, 512, 512), 1, np.dtype(np.uint8))
-    request = Request(image, spec, Written(True), lattice, Frame(1), batch=16)
-    return device_buffers(request, box or Box.whole(shape), **kwargs)
+    room = GpuRoom(
+        **{"tiles_dtype": np.dtype(np.float32), "logits_dtype": np.dtype(np.float32), "free_bytes": 0} | types
+    )
+    spec = Network(None, (512, 512), outputs=2).spec
+    return Request(image, spec, Written(True), lattice, Frame(1), batch=16, gpu=room)
 
 
 def test_planned_memory_counts_every_buffer():
-    spec = Network(None, (512, 512), outputs=2).spec
-    buffers = make_buffers(spec)
+    whole_image = Box.whole((1, 9959, 9958))
+    buffers = device_buffers(make_request(), whole_image)
     found = sizes(buffers.device)
     assert found["canvas"] == 2 * 512 * 9958 * 4
     assert found["raw rows"] == (512 + 384) * 9958
@@ -174,14 +197,15 @@ def test_planned_memory_counts_every_buffer():
     assert found["logits"] == 2 * found["tiles"]
     assert found["labels"] == GROUPS * 384 * 9958
     assert buffers.device_bytes == sum(found.values())
-    half = make_buffers(spec, tiles_dtype=np.dtype(np.float16), logits_dtype=np.dtype(np.float16))
+    half = device_buffers(make_request(logits_dtype=np.dtype(np.float16)), whole_image)
     assert sizes(half.device)["logits"] * 2 == found["logits"]
-    narrow = make_buffers(spec, Box((0, 0, 0), (1, 9959, 2048)))
+    narrow = device_buffers(make_request(), Box((0, 0, 0), (1, 9959, 2048)))
     assert narrow.device_bytes < buffers.device_bytes
 
 
 def test_too_little_device_memory_is_refused_with_its_parts():
-    buffers = make_buffers(Network(None, (512, 512), outputs=2).spec)
-    check_device_memory(buffers, 1 << 20, 1 << 40)
+    request = make_request()
+    buffers = device_buffers(request, Box.whole((1, 9959, 9958)))
+    check_device(request, buffers, 1 << 40)
     with pytest.raises(PlanError, match=r"needs .* MiB of GPU memory \(canvas .*100.0 MiB are free: raise --lanes"):
-        check_device_memory(buffers, 1 << 20, 100 << 20)
+        check_device(request, buffers, 100 << 20)

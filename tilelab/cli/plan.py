@@ -46,7 +46,14 @@ def run(args: argparse.Namespace) -> int:
         assumptions = opened.assumptions + (engine.assumptions if engine else ())
         check_strict(assumptions, options.strict)
         streams = engine.streams if engine else expected_streams(options)
-        plan = plan_image(opened.image, spec, options, engine.batch if engine else options.batch or 1, streams)
+        plan = plan_image(
+            opened.image,
+            spec,
+            options,
+            engine.batch if engine else options.batch or 1,
+            streams,
+            engine.gpu_room if engine else None,
+        )
         notes = list(opened.notes)
         if engine is None and streams > 1:
             notes.append(f"memory is that of {streams} batches at once, one for each core: no engine was loaded")

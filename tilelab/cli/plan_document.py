@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from tilelab.assumptions import Assumption
 from tilelab.cli.screen import assumption_rows, duration
 from tilelab.engines.base import Engine
+from tilelab.run.plan.buffers import sizes
+from tilelab.run.plan.device_buffers import largest_device_buffers
 from tilelab.run.plan.estimate import Samples, expected_seconds
 from tilelab.run.plan.plan import Plan
 from tilelab.text import format_bytes, size_text
@@ -124,14 +126,14 @@ def examine_plan(
         tiles=plan.tiles,
         tiles_computed_twice=plan.recomputed,
         units=len(plan.units),
-        unit_shape=tuple(c.extent if len(c) > 1 else c.size for c in plan.units.cuts),
+        unit_shape=plan.largest_unit,
         sample_tiles=None if samples is None else SampleTiles(samples.tiles, samples.blank),
         bytes_read=plan.source.bytes,
         bytes_stored=stored,
         bytes_written_at_most=plan.bytes_written,
         levels=plan.layout.levels,
         memory={"total": plan.memory_bytes, **plan.memory},
-        device_memory=_device_memory(plan, engine),
+        device_memory=_device_memory(plan),
         workers=workers,
         seconds=seconds,
         worker_hours=hours,
@@ -141,20 +143,13 @@ def examine_plan(
     )
 
 
-def _device_memory(plan: Plan, engine: Engine | None) -> DeviceMemory | None:
+def _device_memory(plan: Plan) -> DeviceMemory | None:
     """What the largest unit takes on the engine's GPU; None without one."""
-    gpu = None if engine is None else engine.on_device
+    gpu = plan.request.gpu
     if gpu is None:
         return None
-    from tilelab.run.plan.buffers import sizes
-    from tilelab.run.plan.device_buffers import device_buffers
-
-    buffers = device_buffers(
-        plan.request, plan.units[0].box, tiles_dtype=gpu.tiles_dtype, logits_dtype=gpu.logits_dtype
-    )
-    own = gpu.memory.device_bytes
-    parts = {**sizes(buffers.device), **({"engine": own} if own else {})}
-    return DeviceMemory(sum(parts.values()), gpu.info.free_bytes, parts)
+    parts = sizes(largest_device_buffers(plan.request, plan.largest_unit).device)
+    return DeviceMemory(sum(parts.values()), gpu.free_bytes, parts)
 
 
 def as_text(plan: PlanDocument) -> str:
@@ -190,8 +185,7 @@ def as_text(plan: PlanDocument) -> str:
 def _device_memory_text(gpu: DeviceMemory) -> str:
     largest = sorted(gpu.parts.items(), key=lambda part: -part[1])[:4]
     text = f"{format_bytes(gpu.total)} ({', '.join(f'{n} {format_bytes(b)}' for n, b in largest)})"
-    text += f" of {format_bytes(gpu.free)} free"
-    return text + (": too much, raise --lanes, or lower --batch or --tile" if gpu.total > gpu.free else "")
+    return text + f" of {format_bytes(gpu.free)} that are free beside the engine"
 
 
 def _time_rows(plan: PlanDocument) -> dict[str, str]:

@@ -30,6 +30,20 @@ class EngineMemory:
     device_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class GpuRoom:
+    """What a sweep has to know of an engine's GPU before it allocates there.
+
+    Attributes:
+        tiles_dtype, logits_dtype: float32 or float16, what the network takes and gives.
+        free_bytes: beside the loaded engine.
+    """
+
+    tiles_dtype: np.dtype[Any]
+    logits_dtype: np.dtype[Any]
+    free_bytes: int
+
+
 class Engine(Protocol):
     """A loaded model on one device at one precision, for one batch shape; `BaseEngine` is what most begin with.
 
@@ -46,6 +60,7 @@ class Engine(Protocol):
         output_is: what the network itself gives; `run` gives logits of probabilities, too.
         model_digest: identifies the network; part of the fingerprint of every result.
         memory: what it holds.
+        gpu_room: what it leaves of its GPU, wherever that is; None without a GPU.
         on_device: the engine for those who have their tiles on its GPU, or None: ask here, nowhere else.
     """
 
@@ -73,6 +88,8 @@ class Engine(Protocol):
     def model_digest(self) -> str: ...
     @property
     def memory(self) -> EngineMemory: ...
+    @property
+    def gpu_room(self) -> GpuRoom | None: ...
     @property
     def on_device(self) -> DeviceEngine | None: ...
 
@@ -165,6 +182,11 @@ class BaseEngine(abc.ABC):
     def model_digest(self) -> str:
         """See `Engine.model_digest`."""
         return self._digest or self.name
+
+    @property
+    def gpu_room(self) -> GpuRoom | None:
+        """It has no GPU."""
+        return None
 
     @property
     def on_device(self) -> DeviceEngine | None:

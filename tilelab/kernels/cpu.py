@@ -14,7 +14,7 @@ import numpy as np
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
-__all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "finish", "is_constant"]
+__all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "find_constant_lines", "finish", "is_constant"]
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -183,6 +183,39 @@ def _is_constant(band, rows, cross, cols):  # type: ignore[no-untyped-def]
 def is_constant(band: Array, rows: Int64, cross: Int64, cols: Int64) -> bool:
     """Whether all pixels of a tile are equal; gives up at the first difference. See `reference.is_constant`."""
     return bool(_is_constant(band, rows, cross, cols))
+
+
+@_jit
+def _find_constant_lines(raw, cross, cols, constant, values):  # type: ignore[no-untyped-def]
+    channels = raw.shape[0]
+    for r in range(raw.shape[1]):
+        for i in range(cross.shape[0]):
+            for k in range(cols.shape[0]):
+                equal = True
+                for c in range(channels):
+                    value = raw[c, r, cross[i, 0], cols[k, 0]]
+                    values[r, c, i, k] = value
+                    for a in range(cross[i, 0], cross[i, 1]):
+                        line = raw[c, r, a]
+                        if not equal:
+                            break
+                        for x in range(cols[k, 0], cols[k, 1]):
+                            if line[x] != value:
+                                equal = False
+                                break
+                constant[r, i, k] = equal
+
+
+def find_constant_lines(raw: Array, cross: Int64, cols: Int64, constant: Array, values: Array) -> None:
+    """For each row and each part across, whether its pixels are all equal; gives up at the first difference.
+
+    Args:
+        raw: rows ``(C, R, A, X)``.
+        cross, cols: int64 ``(n, 2)`` and ``(m, 2)``, the parts of the two last axes, from one position to another.
+        constant: bool ``(R, n, m)``, written.
+        values: of the type of `raw`, ``(R, C, n, m)``, written: the first pixel of each part.
+    """
+    _find_constant_lines(raw, cross, cols, constant, values)
 
 
 @_jit

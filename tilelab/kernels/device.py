@@ -26,12 +26,12 @@ DeviceArray = Any  # Numba's, or any object with __cuda_array_interface__
 Stream = Any
 Event = Any
 
-MOST_LINES = 65535  # blocks along y and z of a grid: what a kernel gives a block for each of is at most so many
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
-__all__ = ["MOST_LINES", "SIMULATED", "DeviceArray", "DeviceInfo", "Event", "Stream", "cuda", "select"]
+__all__ = ["SIMULATED", "DeviceArray", "DeviceInfo", "Event", "Stream", "cuda", "select"]
 
 _thread = threading.local()
+_abandoned: list[Any] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,11 @@ def download(device: DeviceArray, host: Array, stream: Stream) -> None:
     device.copy_to_host(host, stream=stream)
 
 
+def copy(source: DeviceArray, target: DeviceArray, stream: Stream) -> None:
+    """Copy a contiguous device array to another of its shape and dtype, in the stream's order."""
+    target.copy_to_device(source, stream=stream)
+
+
 def stream() -> Stream:
     """A new stream: what is put on it runs in order, at the same time as other streams."""
     return cuda.stream()
@@ -167,6 +172,14 @@ def faults(index: int) -> Iterator[None]:
             f"cuda:{index} failed ({told[:200]}): finished rows are kept and the same command continues; if it fails again, "
             "see the driver's log (dmesg, nvidia-smi -q), or run with --device cpu"
         ) from error
+
+
+def abandon() -> None:
+    """Free nothing on the calling thread's GPU any more: after a fault every call would only raise it again."""
+    if not SIMULATED:
+        held = cuda.current_context().deallocations.disable()
+        held.__enter__()
+        _abandoned.append(held)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tilelab.assumptions import Assumption, check_strict
-from tilelab.engines.base import Engine
+from tilelab.engines.base import Engine, GpuRoom
 from tilelab.errors import InputError, ModelError
 from tilelab.geometry import Cuts
 from tilelab.io.images.image import Image
@@ -223,7 +223,9 @@ def expected_streams(options: Options) -> int:
     return options.threads or max(1, physical_core_count() // (options.workers or 1))
 
 
-def make_request(image: Image, spec: ModelSpec, options: Options, batch: int, streams: int) -> Request:
+def make_request(
+    image: Image, spec: ModelSpec, options: Options, batch: int, streams: int, gpu: GpuRoom | None = None
+) -> Request:
     """What a plan is asked for an opened image.
 
     Raises:
@@ -244,6 +246,7 @@ def make_request(image: Image, spec: ModelSpec, options: Options, batch: int, st
         streams=streams,
         symmetries=8 if options.symmetries else 1,
         masked=options.mask is not None,
+        gpu=gpu,
     )
 
 
@@ -259,9 +262,11 @@ def plan_request(request: Request, options: Options, cuts: tuple[Cuts, ...] | No
     )
 
 
-def plan_image(image: Image, spec: ModelSpec, options: Options, batch: int = 1, streams: int = 1) -> Plan:
-    """The plan for an opened image, and an engine of so many tiles per run and runs at once."""
-    return plan_request(make_request(image, spec, options, batch, streams), options)
+def plan_image(
+    image: Image, spec: ModelSpec, options: Options, batch: int = 1, streams: int = 1, gpu: GpuRoom | None = None
+) -> Plan:
+    """The plan for an opened image, and an engine of so many tiles per run and runs at once, on this GPU if on one."""
+    return plan_request(make_request(image, spec, options, batch, streams, gpu), options)
 
 
 def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
@@ -279,7 +284,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
             failing.callback(mask.image.close)
         assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
         check_strict(assumptions, options.strict)
-        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams)
+        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, engine.gpu_room)
         mean, gain, normalization = normalization_constants(
             volume, spec.normalization, spec.channels, options.intensity_range
         )

@@ -227,7 +227,7 @@ def _open_job(
         check_strict(assumptions, options.strict)
         for said in (*source.notes, *assumptions):
             note(str(said))
-        plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams)
+        plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams, engine.gpu_room)
         per_tile = calibrate(engine) * plan.request.symmetries if speed is None else seconds_per_tile(plan, speed)
         stand_in = CopyingEngine(engine.spec, engine.tile, engine.batch)
         checked.append(f"{engine.name} {engine.precision} on {engine.device} loads the model and runs it")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
-from tilelab.engines.base import DeviceEngine
+from tilelab.engines.base import DeviceEngine, GpuRoom
 from tilelab.engines.loading import FileEngine, LoadRequest
 from tilelab.errors import ModelError
 from tilelab.kernels import device
@@ -34,6 +34,11 @@ class GpuEngine(FileEngine):
         """Set the types of the network's tensors where the library knows them better than the file."""
         self.tiles_dtype, self.logits_dtype = tiles, logits
         self._open_streams(1, tiles, logits)
+
+    @property
+    def gpu_room(self) -> GpuRoom:
+        """As it is now."""
+        return GpuRoom(self.tiles_dtype, self.logits_dtype, device.select(self.index).free_bytes)
 
     @property
     def on_device(self) -> DeviceEngine:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.arrays import Float32
-from tilelab.engines.base import BaseEngine
+from tilelab.engines.base import BaseEngine, GpuRoom
 from tilelab.errors import ClusterError, EngineError, InputError, ModelError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.storage.remote_access import clean_uri
@@ -45,11 +45,17 @@ class RemoteEngine(BaseEngine):
         self.precision = parse_precision(facts.precision)
         self.streams = account.streams
         self.warnings, self.assumptions = account.warnings, account.assumptions
+        self._gpu_room = account.gpu_room
         self._versions = dict(facts.versions)
 
     def run(self, tiles: Float32, out: Float32) -> None:  # noqa: ARG002 - see `Engine`
         """Not here."""
         raise EngineError("this engine is loaded in the workers, not here")
+
+    @property
+    def gpu_room(self) -> GpuRoom | None:
+        """Of the worker with the least."""
+        return self._gpu_room
 
     def versions(self) -> Mapping[str, str]:
         """Those of the workers."""
@@ -196,7 +202,11 @@ def _agreed(known: Mapping[str, EngineAccount]) -> EngineAccount:
                 f"workers {reference} and {address} would not give the same result ({'; '.join(differ)}): "
                 "make them the same"
             )
-    return account._replace(streams=max(other.streams for other in known.values()))
+    rooms = [other.gpu_room for other in known.values() if other.gpu_room is not None]
+    return account._replace(
+        streams=max(other.streams for other in known.values()),
+        gpu_room=min(rooms, key=lambda room: room.free_bytes, default=None),
+    )
 
 
 def _wait(futures: list[Any], seconds: float) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tilelab.arrays import Float32
 from tilelab.assumptions import Assumption
-from tilelab.engines.base import Engine
+from tilelab.engines.base import Engine, GpuRoom
 from tilelab.geometry import Box
 from tilelab.io.images.volume import Volume
 from tilelab.io.storage.place import Place
@@ -56,12 +56,13 @@ class EngineFacts:
 
 
 class EngineAccount(NamedTuple):
-    """What a worker says of its engine; its streams decide what it holds, not the result."""
+    """What a worker says of its engine; its streams and its GPU decide what a unit may hold, not the result."""
 
     facts: EngineFacts
     streams: int
     warnings: tuple[str, ...]
     assumptions: tuple[Assumption, ...]
+    gpu_room: GpuRoom | None
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def load_here(model: str, options: Options) -> EngineAccount:
     """
     with _kept.lock:
         engine = _kept.engine(model, with_threads(options))
-        return EngineAccount(EngineFacts.of(engine), engine.streams, engine.warnings, engine.assumptions)
+        return EngineAccount(
+            EngineFacts.of(engine), engine.streams, engine.warnings, engine.assumptions, engine.gpu_room
+        )
 
 
 def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:

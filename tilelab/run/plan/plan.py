@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tilelab.engines.base import GpuRoom
 from tilelab.errors import PlanError
 from tilelab.geometry import Box, Cuts, Frame, Lattice, Units
 from tilelab.io.zarr.layout import Layout
 from tilelab.machine.memory import default_memory_limit
-from tilelab.run.plan.buffers import further_stream_bytes, largest_host_buffers
+from tilelab.run.plan.buffers import further_stream_bytes, largest_host_buffers, sizes
+from tilelab.run.plan.device_buffers import SPARE, check_device, is_too_deep, largest_device_buffers
 from tilelab.run.plan.request import ImageFacts, Request
 from tilelab.run.plan.share_out import crossings, share_out
 from tilelab.spec import ModelSpec
@@ -63,6 +65,11 @@ class Plan:
         return self.request.layout
 
     @property
+    def largest_unit(self) -> tuple[int, ...]:
+        """Its extent (z, y, x)."""
+        return _largest_unit(self.units.cuts)
+
+    @property
     def tiles(self) -> int:
         """Tiles over all units: a tile that reaches into several ranges of an axis is counted in each."""
         return math.prod(
@@ -101,7 +108,7 @@ def make_plan(
     workers: int = 1,
     cuts: tuple[Cuts, ...] | None = None,
 ) -> Plan:
-    """Cut the work so that one unit fits the memory limit, in as few pieces as that allows.
+    """Cut the work so that one unit fits the memory limit and its GPU, in as few pieces as that allows.
 
     Args:
         request: what is asked.
@@ -111,7 +118,7 @@ def make_plan(
         cuts: the exact split of a run that is being continued; overrides `lanes`, `spans` and `workers`.
 
     Raises:
-        PlanError: even the narrowest unit needs more than the limit.
+        PlanError: even the narrowest unit needs more than the limit, or than its GPU has.
     """
     limit = default_memory_limit(further_stream_bytes(request)) if memory_limit is None else memory_limit
     if cuts is None:
@@ -131,6 +138,9 @@ def make_plan(
             f"{format_bytes(limit)}: raise --memory, or lower {lower} (units are multiples of "
             f"{size_text(request.layout.grain)} px)"
         )
+    if request.gpu is not None:
+        buffers = largest_device_buffers(request, widest)
+        check_device(request, buffers, _usable_bytes(request.gpu), "lower --batch or --tile")
     return Plan(request, Units(cuts), memory)
 
 
@@ -144,7 +154,16 @@ def estimate_memory(request: Request, extent: tuple[int, ...]) -> dict[str, int]
         probabilities=len(written.probabilities),
         logits=written.logits,
     )
-    return {"libraries": BASE_BYTES, **largest_host_buffers(request, extent).bytes, "writer": writer}
+    host = largest_host_buffers(request, extent)
+    if request.gpu is None:
+        return {"libraries": BASE_BYTES, **host.bytes, "writer": writer}
+    pinned = sizes(largest_device_buffers(request, extent).pinned | host.passing)
+    return {"libraries": BASE_BYTES, **pinned, "writer": writer}
+
+
+def _usable_bytes(gpu: GpuRoom) -> int:
+    """What of its free memory a plan counts on."""
+    return int(gpu.free_bytes * (1 - SPARE))
 
 
 def _largest_unit(cuts: tuple[Cuts, ...]) -> tuple[int, ...]:
@@ -168,11 +187,21 @@ def _widest_cuts(request: Request, limit: int, lanes: int | None, spans: int | N
     def cuts() -> tuple[Cuts, ...]:
         return tuple(Cuts.at_most(n, e, g) for n, e, g in zip(size, extent, grain, strict=True))
 
-    while sum(estimate_memory(request, _largest_unit(cuts())).values()) > limit:
+    def fits(unit: tuple[int, ...]) -> bool:
+        gpu = request.gpu
+        if gpu and largest_device_buffers(request, unit).device_bytes > _usable_bytes(gpu):
+            return False
+        return sum(estimate_memory(request, unit).values()) <= limit
+
+    while True:
+        unit = _largest_unit(cuts())
+        too_deep = request.gpu is not None and is_too_deep(request, unit)
+        if not too_deep and fits(unit):
+            break
         # halve whichever cross axis is longer in grains; stop when both are at one grain
         wide, deep = (math.ceil(extent[a] / grain[a]) for a in (2, cross_axis))
-        axis = 2 if wide >= deep else cross_axis
-        if max(wide, deep) <= 1:
+        axis = cross_axis if too_deep or wide < deep else 2
+        if (deep if too_deep else max(wide, deep)) <= 1:
             break
         extent[axis] = math.ceil(math.ceil(extent[axis] / grain[axis]) / 2) * grain[axis]
     return cuts()

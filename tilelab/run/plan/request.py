@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tilelab.engines.base import GpuRoom
 from tilelab.errors import ModelError, PlanError
 from tilelab.geometry import Frame, Lattice
 from tilelab.io.images.volume import Volume
@@ -72,6 +73,7 @@ class Request:
     streams: runs of the engine that are under way at once.
     symmetries: 1, or 8 for test-time augmentation over the symmetries of the square.
     masked: whether a mask says where the result is wanted.
+    gpu: what the engine leaves of its GPU, where tiles, logits and the canvas will be; None without one.
     """
 
     image: ImageFacts
@@ -83,6 +85,7 @@ class Request:
     streams: int = 1
     symmetries: int = 1
     masked: bool = False
+    gpu: GpuRoom | None = None
 
     @classmethod
     def of(
@@ -95,6 +98,7 @@ class Request:
         streams: int = 1,
         symmetries: int = 1,
         masked: bool = False,
+        gpu: GpuRoom | None = None,
     ) -> Request:
         """With the tiles where the model's description puts them.
 
@@ -114,7 +118,7 @@ class Request:
             stride=(1, spec.stride, spec.stride) if flat else spec.stride,
             window=spec.window,
         )
-        return cls(image, spec, written, lattice, Frame(1 if flat else 0), batch, streams, symmetries, masked)
+        return cls(image, spec, written, lattice, Frame(1 if flat else 0), batch, streams, symmetries, masked, gpu)
 
     @property
     def layout(self) -> Layout:

@@ -13,22 +13,24 @@ Tiles, sums and their order are those of `tilelab.run.sweep.host`, so the bytes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from tilelab.engines.base import DeviceEngine
+from tilelab.engines.base import DeviceEngine, GpuRoom
 from tilelab.geometry import Box
 from tilelab.io.results.sink import UnitWriter
 from tilelab.kernels import cuda as kernels
 from tilelab.kernels import device
+from tilelab.kernels.compiler import is_fault
 from tilelab.kernels.cuda_elementwise import clear, turn
-from tilelab.run.plan.buffers import BLOCKS_AHEAD, seen_range
-from tilelab.run.plan.device_buffers import DeviceBuffers, check_device_memory, device_buffers
+from tilelab.run.plan.buffers import BLANKS, BLOCKS_AHEAD, seen_range
+from tilelab.run.plan.device_buffers import DeviceBuffers, check_device, device_buffers
 from tilelab.run.sweep.device_band import DeviceBand
+from tilelab.run.sweep.device_blanks import Blanks
 from tilelab.run.sweep.device_landing import Landings
 from tilelab.run.sweep.flow import Channel, Flow
 from tilelab.run.sweep.job import Job, Stalls
@@ -38,12 +40,17 @@ from tilelab.run.sweep.unit import UnitSweep
 
 @dataclass
 class _Segment:
-    """Tiles of one tile row that lie side by side in a batch: `count` from `first` of the placement, from `slot` on."""
+    """Tiles of one tile row that lie side by side in a batch: `count` from `first` of the placement, from `slot` on.
+
+    slot: None for a tile whose logits are known.
+    blank: which of the values that are remembered the tile has; None for any other.
+    """
 
     j: int
     first: int
     count: int
-    slot: int
+    slot: int | None
+    blank: int | None = None
 
 
 class DeviceSweep(UnitSweep):
@@ -54,7 +61,7 @@ class DeviceSweep(UnitSweep):
     def __init__(self, job: Job, engine: DeviceEngine, box: Box, start: int | None = None) -> None:
         super().__init__(job, engine, box, start)
         self.buffers: DeviceBuffers = device_buffers(
-            job.request(engine), box, tiles_dtype=engine.tiles_dtype, logits_dtype=engine.logits_dtype
+            job.request(engine, GpuRoom(engine.tiles_dtype, engine.logits_dtype, 0)), box
         )
 
     def run(
@@ -67,32 +74,45 @@ class DeviceSweep(UnitSweep):
 
         Raises:
             PlanError: the GPU has less free memory than the unit needs.
+            EngineError: the GPU has failed.
         """
+        flow, index = Flow(), self.engine.index
+        rows: Channel[RawRows] = flow.channel(BLOCKS_AHEAD)
         try:
-            info = device.select(self.engine.index)
-            check_device_memory(self.buffers, 0, info.free_bytes)
-            flow = Flow()
-            rows: Channel[RawRows] = flow.channel(BLOCKS_AHEAD)
-            work = _Work(self, flow)
+            info = device.select(index)
+            check_device(self.job.request(self.engine), self.buffers, info.free_bytes)
+            with device.faults(index):
+                work = _Work(self, flow)
         except BaseException:
             writer.close()
             raise
+        landings = work.landings
+
+        def write() -> None:
+            with device.faults(index):
+                landings.write(writer, durable, progress)
+
         flow.start("read", lambda: self._read(rows))
-        flow.start("write", lambda: work.landings.write(writer, durable, progress))
+        flow.start("write", write)
         try:
-            work.sweep(rows)
+            with device.faults(index):
+                work.sweep(rows)
         except BaseException as error:  # noqa: BLE001 - Stopped, errors of the engine, Ctrl-C: all end the flow
             flow.fail(error)
         try:
             flow.join()
+        except BaseException:
+            work.release(failed=True)
+            raise
         finally:
             writer.close()
+        with device.faults(index):
             work.release()
         stalls = work.stalls
         stalls.read = rows.waited
         # the caller waits for buffers that come down: for the GPU first, the rest is the writer's
-        stalls.engine = work.landings.device_wait
-        stalls.write = max(0.0, work.landings.free.waited - stalls.engine)
+        stalls.engine = landings.device_wait
+        stalls.write = max(0.0, landings.free.waited - stalls.engine)
         return stalls
 
 
@@ -112,7 +132,8 @@ class _Work:
             clear(self.at[name], self.compute)
         self._prepare_tables()
         self.landings = Landings(unit, flow, self.at, self.host)
-        self.band = DeviceBand(self.at["raw rows"], self.host["raw rows"], self.up, self.compute)
+        self.band = DeviceBand(self.at["raw rows"], self.host["raw rows"], self.up, self.compute, self._blanks())
+        self.known: dict[bytes, int] = {}
         self.segments: list[_Segment] = []
         self.used = 0
         self.current = -1
@@ -149,32 +170,37 @@ class _Work:
         for j in unit.rows:
             low, high = seen_range(unit.sweep, range(j, j + 1))
             self.band.hold(low, high, blocks)
-            for first, count in self._runs(j):
-                self._cut(j, first, count)
+            self._put_row(j)
             self.band.cut(low)
             self.pending_tiles += len(unit.cross_tiles) * len(unit.col_tiles)
         self._flush()
         self._finish(unit.stop)
         self.landings.close()
 
-    def _runs(self, j: int) -> Iterator[tuple[int, int]]:
-        """The wanted tiles of a tile row, as runs of the placement."""
-        unit = self.unit
-        tiles = list(product(unit.cross_tiles, unit.col_tiles))
-        if self.job.mask is None:
-            yield 0, len(tiles)
+    def _put_row(self, j: int) -> None:
+        """Every wanted tile of a row into batches, in raster order; blank ones only once for each value."""
+        tiles = list(product(enumerate(self.unit.cross_tiles), enumerate(self.unit.col_tiles)))
+        blanks = self.band.blanks.of_row(j)
+        if not blanks and self.job.mask is None:
+            self._cut(j, 0, len(tiles))
             return
-        start = None
-        for n, (c, x) in enumerate([*tiles, (-1, -1)]):
-            wanted = n < len(tiles) and unit.is_wanted(j, c, x)
-            if wanted and start is None:
-                start = n
-            elif not wanted and start is not None:
-                yield start, n - start
-                start = None
-            self.stalls.blank += n < len(tiles) and not wanted
+        first = 0
+        for n, ((i, c), (k, x)) in enumerate(tiles):
+            wanted, value = self.unit.is_wanted(j, c, x), blanks.get((i, k))
+            if wanted and (value is None or (value not in self.known and len(self.known) == BLANKS)):
+                continue
+            self._cut(j, first, n - first)
+            first = n + 1
+            if not wanted:
+                self.stalls.blank += 1
+            elif value in self.known:
+                self._repeat(j, n, self.known[value])
+            elif value is not None:
+                self.known[value] = len(self.known)
+                self._cut(j, n, 1, self.known[value])
+        self._cut(j, first, len(tiles) - first)
 
-    def _cut(self, j: int, first: int, count: int) -> None:
+    def _cut(self, j: int, first: int, count: int, blank: int | None = None) -> None:
         """Cut tiles into the batch, sending it off whenever it is full."""
         unit = self.unit
         while count:
@@ -192,30 +218,43 @@ class _Work:
                 self.at["tiles"][self.used : self.used + n],
                 self.compute,
             )
-            self.segments.append(_Segment(j, first, n, self.used))
+            self.segments.append(_Segment(j, first, n, self.used, blank))
             self.used += n
             first, count = first + n, count - n
             if self.used == self.engine.batch:
                 self._flush()
 
+    def _repeat(self, j: int, n: int, blank: int) -> None:
+        """A tile whose logits are known."""
+        self.segments.append(_Segment(j, n, 1, None, blank))
+        self.stalls.blank += 1
+        if len(self.segments) >= 64 * self.engine.batch:
+            self._flush()
+
     def _flush(self) -> None:
-        """The batch through the network and onto the canvas."""
-        if not self.used:
-            return
-        logits, scale = self._infer()
+        """The batch through the network, and all segments onto the canvas in their order."""
+        logits = self._infer() if self.used else None
+        kept = self.at["blank tiles"]
         for segment in self.segments:
-            self._blend(segment, logits, scale)
+            if segment.slot is None:
+                assert segment.blank is not None  # noqa: S101 - nothing else has no slot
+                self._blend(segment, kept[segment.blank : segment.blank + 1])
+                continue
+            assert logits is not None  # noqa: S101 - it has a slot in the batch
+            if segment.blank is not None:
+                device.copy(logits[segment.slot], kept[segment.blank], self.compute)
+            self._blend(segment, logits[segment.slot : segment.slot + segment.count])
         self.stalls.tiles += self.used
         self.segments, self.used = [], 0
 
-    def _infer(self) -> tuple[Any, float]:
-        """The logits of the batch, and what to scale their shares by."""
+    def _infer(self) -> Any:
+        """The logits of the batch, summed over the symmetries."""
         tiles, logits = self.at["tiles"], self.at["logits"]
         engine, tile = self.engine, self.engine.tile
         batch_in, batch_out = (engine.batch, engine.spec.channels, *tile), (engine.batch, engine.spec.outputs, *tile)
         if self.job.symmetries == 1:
             engine.enqueue(tiles.reshape(*batch_in), logits.reshape(*batch_out))
-            return logits, 1.0
+            return logits
         turned, total = self.at["turned tiles"], self.at["summed logits"]
         clear(total, self.compute)
 
@@ -226,18 +265,18 @@ class _Work:
             turn(planes(tiles), planes(turned), turns, mirror, stream=self.compute)
             engine.enqueue(turned.reshape(*batch_in), logits.reshape(*batch_out))
             turn(planes(logits), planes(total), turns, mirror, back=True, add=True, stream=self.compute)
-        return total, 1 / 8
+        return total
 
-    def _blend(self, segment: _Segment, logits: Any, scale: float) -> None:
+    def _blend(self, segment: _Segment, logits: Any) -> None:
         unit = self.unit
         at = unit.sweep.position(segment.j)
         if segment.j != self.current:
             self._finish(at)
             self.current = segment.j
-        shares = (self._share_row(segment.j, scale), self.at["cross shares"], self.at["x shares"])
+        shares = (self._share_row(segment.j), self.at["cross shares"], self.at["x shares"])
         kernels.blend(
             self.at["canvas"],
-            logits[segment.slot : segment.slot + segment.count],
+            logits,
             self.at["placement"],
             segment.first,
             segment.count,
@@ -249,9 +288,9 @@ class _Work:
             self.compute,
         )
 
-    def _share_row(self, j: int, scale: float) -> Any:
+    def _share_row(self, j: int) -> Any:
         """Shares along the sweep on the device; few tile rows differ, so few are ever uploaded."""
-        values = self.unit.sweep.shares(j) * np.float32(scale)
+        values = self.unit.sweep.shares(j) * np.float32(1 / self.job.symmetries)
         key = values.tobytes()
         if key not in self.share_rows:
             table = device.empty(values.shape, values.dtype)
@@ -283,8 +322,19 @@ class _Work:
             self.landings.send(landing, self.compute, self.down)
             self.done = landing.stop
 
-    def release(self) -> None:
-        """Wait for what was put on the streams and let the buffers go."""
-        for stream in (self.up, self.compute, self.down):
-            stream.synchronize()
-        self.at, self.host, self.share_rows, self.constants = {}, {}, {}, {}
+    def release(self, *, failed: bool = False) -> None:
+        """Wait for what was put on the streams and give the buffers back; after a failure as far as the GPU lets us."""
+        try:
+            for stream in (self.up, self.compute, self.down):
+                stream.synchronize()
+        except Exception as error:
+            if not failed or not is_fault(error):
+                raise
+            device.abandon()
+        del self.at, self.host, self.share_rows, self.constants, self.landings, self.band
+        device.give_back()
+
+    def _blanks(self) -> Blanks:
+        unit, ring = self.unit, self.unit.buffers.device["raw rows"]
+        across = (unit.cross, unit.cross_tiles, unit.cross_seen[0]), (unit.cols, unit.col_tiles, unit.cols_seen[0])
+        return Blanks(unit.sweep, across, ring.shape[1], ring.shape[0], ring.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from tilelab.arrays import Array
 from tilelab.kernels import device
+from tilelab.run.sweep.device_blanks import Blanks
 from tilelab.run.sweep.rows import RawRows
 
 
@@ -14,11 +15,14 @@ class DeviceBand:
     """The ring of raw rows on the device.
 
     ring: ``(C, R, A, X)`` on the device; row `r` of the image is in slot ``r % R``.
+    blanks: the tiles in these rows that are blank.
     """
 
-    def __init__(self, ring: device.DeviceArray, pinned: Array, up: device.Stream, compute: device.Stream) -> None:
+    def __init__(
+        self, ring: device.DeviceArray, pinned: Array, up: device.Stream, compute: device.Stream, blanks: Blanks
+    ) -> None:
         """Rows are copied on the stream `up` from `pinned`, ``(buffers, C, rows, A, X)``, and cut on `compute`."""
-        self.ring = ring
+        self.ring, self.blanks = ring, blanks
         self._capacity = ring.shape[1]
         self._pinned = list(pinned)
         self._copied: list[device.Event | None] = [None] * len(self._pinned)
@@ -55,6 +59,7 @@ class DeviceBand:
     def _copy(self, raw: Array) -> None:
         """Rows ``stop:stop + n`` into the ring."""
         count = raw.shape[1]
+        self.blanks.note(self._stop, raw)
         # rows that are overwritten: every tile row that sees them must have been cut
         while self._cuts and self._cuts[0][0] < self._stop + count - self._capacity:
             self._cuts.popleft()[1].wait(self._up)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilelab.arrays import Float32, Int64
-from tilelab.engines.base import Engine
+from tilelab.engines.base import Engine, GpuRoom
 from tilelab.geometry import Frame, Lattice
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
@@ -58,8 +58,8 @@ class Job:
             symmetries=request.symmetries,
         )
 
-    def request(self, engine: Engine) -> Request:
-        """What a plan is asked for this job on `engine`: it decides what a unit holds."""
+    def request(self, engine: Engine, gpu: GpuRoom | None = None) -> Request:
+        """What a plan is asked for this job on `engine`, and its GPU: it decides what a unit holds."""
         written = Written(self.labels, tuple(self.channels.tolist()), engine.spec.outputs if self.logits else 0)
         return Request(
             ImageFacts.of(self.image),
@@ -71,6 +71,7 @@ class Job:
             engine.streams,
             self.symmetries,
             self.mask is not None,
+            gpu,
         )
 
     def close(self) -> None:
