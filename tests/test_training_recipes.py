@@ -108,13 +108,17 @@ def test_what_the_network_cannot_take_is_said_before_training(
             (tmp_path / part / kind).mkdir(parents=True)
             Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / part / kind / "a.png")
     output = tmp_path / "out"
+    tiny = "network.options={widths=[4,6,8]}"
     for changes, said in (
-        (["sampling.crop=42", "network.options={widths=[4,6,8]}"], "sampling.crop of 42 px is not a multiple of"),
-        (["sampling.crop=32", "inference.tile=50", "inference.overlap=0"], "inference.tile of 50 px is not a multiple"),
+        (["sampling.crop=42", tiny], "sampling.crop of 42 px is not a multiple of"),
+        (
+            ["sampling.crop=32", "inference.tile=50", "inference.overlap=0", tiny],
+            "inference.tile of 50 px is not a multi",
+        ),
         (["network.architecture=vnet"], "unknown architecture 'vnet'"),
         (["network.options={depth=3}"], "no option 'depth'"),
-        (["train.images=train/pictures"], "no such folder or file"),
-        (["validation.masks=masks"], "no such folder or file"),
+        (["train.images=train/pictures", tiny], "no such folder or file"),
+        (["validation.masks=masks", tiny], "no such folder or file"),
     ):
         words = [word for change in changes for word in ("--set", change)]
         assert main(["train", "superalloy", "--data", str(tmp_path), "-o", str(output), *words]) == 2

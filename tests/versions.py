@@ -60,7 +60,18 @@ def main() -> int:
         code, said = run_tests(python, [] if arguments.all else QUICK)
         raised = wrong_bounds(found) if which == "lowest" else []
         failed |= bool(code or raised)
-        names = ("python", "numpy", "numba", "numba-cuda", "zarr", "tifffile", "onnxruntime", "openvino", "dask")
+        names = (
+            "python",
+            "numpy",
+            "numba",
+            "numba-cuda",
+            "numba-cuda-mlir",
+            "zarr",
+            "tifffile",
+            "onnxruntime",
+            "openvino",
+            "dask",
+        )
         lines.append(f"{which}: " + ", ".join(f"{name} {found[name]}" for name in names if name in found) + f": {said}")
         lines += [f"  {line}" for line in raised]
     print("\n".join(lines))
