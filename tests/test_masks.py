@@ -226,6 +226,10 @@ def test_a_folder_of_slices_in_colours_is_not_read_as_grey(tmp_path: Path) -> No
         save(tmp_path / "slices" / f"{z}.png", RGB[mask])
     with pytest.raises(InputError, match=r"slices is in colours.*#0000ff"):
         open_labels(tmp_path / "slices")
+    picture = np.random.default_rng(0).integers(0, 255, (*mask.shape, 1), np.uint8).repeat(3, axis=2)
+    picture[mask == 1] = RGB[1]
+    with pytest.raises(InputError, match=r'shown\.png is in colours.* others .*labels = "#0000ff:1"'):
+        open_labels(save(tmp_path / "shown.png", picture))  # greys of a picture are all others
     labels = open_labels(tmp_path / "slices", LabelMap.parse("#0000ff:1,#ff0000:2"))
     np.testing.assert_array_equal(labels.read(Box.whole(labels.shape))[1], mask)
 

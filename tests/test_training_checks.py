@@ -170,6 +170,20 @@ def test_pixels_that_are_not_finite_are_counted(
     refused(data, capsys, r"images/2\.tif holds 4 pixels that are not finite .* first at z 0, y 3, x 5", change)
 
 
+def test_images_that_the_network_cannot_take_are_refused_in_the_recipes_words(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = data / "val" / "images" / "3.png"
+    pixels = image_of(draw(2, seed=3))
+    path.unlink()
+    tifffile.imwrite(path.with_suffix(".tif"), pixels.astype(np.uint16))
+    refused(data, capsys, r"3\.tif is uint16, the normalization is for uint8: .*normalization\.kind = 'mean-std'")
+    tifffile.imwrite(
+        path.with_suffix(".tif"), np.stack([pixels] * 2), photometric="minisblack", metadata={"axes": "CYX"}
+    )
+    refused(data, capsys, r"3\.tif has 2 channels, the network 1: set network\.channels = 2")
+
+
 # --- provenance
 
 

@@ -196,8 +196,10 @@ def suggest_map(census: Census, classes: int) -> str:
     colors = [key for key, _ in census.counts.most_common() if isinstance(key, tuple)]
     if colors:
         first, most = 0, min(limit, 8)
-        if len(colors) > most and (bright := [key for key in colors if len(set(key)) > 1]):
-            first, colors = 1, bright  # the picture shows through: its greys are all others
+        if len(colors) > most:  # a picture shows through, whose greys are all others
+            often = census.pixels / 500
+            bright = [key for key in colors if len(set(key)) > 1 and census.counts[key] >= often]
+            first, colors = 1, bright or [(0.0, 0.0, 255.0)]
         return ",".join(f"{_key_text(key)}:{first + i}" for i, key in enumerate(colors[: most - first]))
     values = sorted(int(key) for key in census.counts if not isinstance(key, tuple) and _is_whole(key))
     if len(values) > max(8, 2 * classes):
@@ -219,7 +221,7 @@ def _cut(values: list[int], parts: int) -> str:
     ends = [(values[i - 1] + values[i]) // 2 for i in sorted(gaps)]
     starts = [min(0, values[0]), *(end + 1 for end in ends)]
     stops = [*ends, max(255, values[-1])]
-    return ",".join(f"{a}-{b}:{k}" for k, (a, b) in enumerate(zip(starts, stops, strict=True)))
+    return ",".join(f"{f'{a}-{b}' if a < b else a}:{k}" for k, (a, b) in enumerate(zip(starts, stops, strict=True)))
 
 
 def _label(label: int, limit: int) -> str:

@@ -94,7 +94,11 @@ def list_files(folder: Path) -> dict[str, Path]:
         InputError: there are none, or two have the same name.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+    for path in paths:
         if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
             continue
         name = name_of(path)
@@ -137,9 +141,12 @@ def _is_file(path: Path) -> bool:
     Raises:
         InputError: it does not exist.
     """
-    if not path.exists():
-        raise InputError(f"no such file or folder: {path}")
-    return path.is_file() or any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+    try:
+        if not path.exists():
+            raise InputError(f"no such file or folder: {path}")
+        return path.is_file() or any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+    except OSError as error:  # a folder above it is closed to us, or the name is too long
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _few(files: dict[str, Path]) -> str:

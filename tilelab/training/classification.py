@@ -183,7 +183,10 @@ class Classification:
             loss -= float(probability[image.label].clamp(min=1e-12).log())
         recall = hits / counts
         if not np.isfinite(loss):
-            raise InputError("the network's validation scores are not finite")
+            raise InputError(
+                "the network's validation scores are not finite: lower optimizer.rate, or set "
+                "optimizer.clip or schedule.warmup"
+            )
         return {
             "accuracy": round(float(hits.sum() / counts.sum()), 6),
             "balanced_accuracy": round(float(recall.mean()), 6),

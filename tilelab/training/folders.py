@@ -21,6 +21,8 @@ from tilelab.training.sections import ImageFolders
 
 _NOT_IMAGES = {".txt", ".md", ".json", ".csv", ".xml", ".yaml", ".yml", ".ini", ".db", ".html", ".pdf", ".py"}
 _KEPT_PIXELS = 2**27
+_OPENED = 500
+"""Images of a class that are opened before training starts, spread evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def find_classes(pattern: str, root: Path, wanted: Sequence[str] = ()) -> dict[s
     if not base.is_dir():
         raise InputError(f"no such folder: {base}")
     inner = rest.strip("/")
-    found = {path.name: path / inner for path in sorted(base.iterdir()) if not path.name.startswith(".")}
+    found = {path.name: path / inner for path in _list(base) if not path.name.startswith(".")}
     found = {name: path for name, path in found.items() if path.is_dir()}
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -63,6 +65,18 @@ def find_classes(pattern: str, root: Path, wanted: Sequence[str] = ()) -> dict[s
     return found
 
 
+def _list(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of the names.
+
+    Raises:
+        InputError: it is missing, or cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
 def list_images(folders: dict[str, Path]) -> list[Labelled]:
     """All images of all classes, class by class, in the order of their names.
 
@@ -72,13 +86,12 @@ def list_images(folders: dict[str, Path]) -> list[Labelled]:
     images: list[Labelled] = []
     for label, folder in enumerate(folders.values()):
         paths = [
-            path
-            for path in sorted(folder.iterdir())
-            if not path.name.startswith(".") and path.suffix.lower() not in _NOT_IMAGES
+            path for path in _list(folder) if not path.name.startswith(".") and path.suffix.lower() not in _NOT_IMAGES
         ]
         if not paths:
             raise InputError(f"{folder} holds no image")
-        open_image(paths[0]).close()  # what is no image at all is better found now than in an hour
+        for path in paths[:: -(-len(paths) // _OPENED)]:
+            open_image(path).close()  # what is no image at all is better found now than in an hour
         images += [Labelled(path, label) for path in paths]
     return images
 

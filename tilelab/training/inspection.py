@@ -77,7 +77,8 @@ class Inspection:
             for name, n in zip(self.names, self.counts, strict=False)
         ]
         apart = f"; {100 * left_out / total:.3g} % of the pixels left out" if left_out else ""
-        return f"{self.what}: {self.planes} planes, {total / 1e6:.3g} MP: {', '.join(shares)}{apart}"
+        planes = f"{self.planes} plane{'s' if self.planes > 1 else ''}"
+        return f"{self.what}: {planes}, {total / 1e6:.3g} MP: {', '.join(shares)}{apart}"
 
     @property
     def absent(self) -> list[str]:

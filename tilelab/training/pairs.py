@@ -264,6 +264,26 @@ def count_blocks(mask: Mask, classes: int) -> Int64:
     return np.array(rows, dtype=np.int64).transpose(1, 0, 2)
 
 
+def check_images(images: Iterable[Image], normalization: Normalization, channels: int) -> None:
+    """Refuse images that the network could not take, in the recipe's words.
+
+    Raises:
+        InputError: one has other channels, or a type for which the normalisation is not made; it is named.
+    """
+    for image in images:
+        volume = Volume(image)
+        if volume.channels not in (1, channels):
+            raise InputError(
+                f"{image.uri} has {volume.channels} channels, the network {channels}: set network.channels = "
+                f"{volume.channels}, or save one of them alone"
+            )
+        if normalization.kind == "constants" and str(volume.dtype) != normalization.dtype:
+            raise InputError(
+                f"{image.uri} is {volume.dtype}, the normalization is for {normalization.dtype}: convert the image, or "
+                "set normalization.kind = 'mean-std'"
+            )
+
+
 def measure_normalization(images: Iterable[Image]) -> Normalization:
     """Mean and standard deviation over all pixels of all planes, as constants; per channel where there are several.
 

@@ -21,7 +21,7 @@ from tilelab.training.data import CropSampler
 from tilelab.training.engine import TorchEngine
 from tilelab.training.loop import BEST, Note, Report, ignore, run_task
 from tilelab.training.losses import weighted_sum
-from tilelab.training.pairs import measure_normalization, open_set
+from tilelab.training.pairs import check_images, measure_normalization, open_set
 from tilelab.training.provenance import DIGEST, describe_training, stated
 from tilelab.training.recipe import Recipe, RecipeError
 from tilelab.training.validate import validate
@@ -80,6 +80,7 @@ class Segmentation:
         self.recipe = msgspec.structs.replace(recipe, provenance=stated(recipe, self._seen.digest))
         self.assumptions = tuple(dict.fromkeys(a for p in (*pairs, *self.validation) for a in p.image.assumptions))
         self.normalization = recipe.normalization or measure_normalization(pair.image for pair in pairs)
+        check_images([pair.image for pair in (*pairs, *self.validation)], self.normalization, self.channels)
         self.sampler = CropSampler(
             pairs,
             self.channels,
@@ -138,7 +139,7 @@ class Segmentation:
             absent = ", ".join(self._seen_validation.absent)
             yield f"validation: no pixel of {absent}: where none is predicted either, the mean IoU is over the others"
         if self._given.provenance and not self.recipe.provenance:
-            yield f"the provenance in recipe {self.recipe.name} is of other data and left out: state your own"
+            yield f"the provenance in recipe {self.recipe.name} is of other data and left out: state that of yours"
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The recipe's."""
