@@ -14,6 +14,7 @@ from tilelab.engines.registry import load_engine
 from tilelab.errors import Interrupted, ModelError
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
+from tilelab.io.storage.local_path import LocalPath
 from tilelab.run.autotile import choose_tile
 from tilelab.run.options import Options
 from tilelab.run.prepare import open_source, prepare
@@ -128,7 +129,7 @@ def test_what_was_given_open_stays_open(files):
 
 
 def test_whether_a_result_is_there_is_asked_without_touching_it(files):
-    out = files / "a.ome.zarr"
+    out = LocalPath(files) / "a.ome.zarr"
     engine = load_engine("identity:3", spec_overrides=TILE)
     with prepare(files / "image.tif", engine, Options()) as prepared:
         fingerprint = prepared.fingerprint
