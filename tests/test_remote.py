@@ -33,6 +33,7 @@ from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.remote_store import open_store
 from tilelab.run.journal import lease as leases
 from tilelab.run.journal import remote as journal_remote
+from tilelab.run.journal.fingerprint import Fingerprint
 from tilelab.run.options import Options
 
 pytest.importorskip("obstore", reason="extra `remote` is not installed")
@@ -315,7 +316,8 @@ def test_a_silent_run_elsewhere_is_waited_for_then_taken_over(s3, uploaded, trut
 def test_a_run_that_was_taken_over_stops(s3, monkeypatch):
     monkeypatch.setattr(journal_remote, "BEAT_SECONDS", 0.1)
     place = RemotePath.parse("s3://data/over/out.ome.zarr")
-    journal = journal_remote.RemoteJournal(place, {"a": {"b": "c"}}, {})
+    job = Fingerprint(input={"b": "c"}, model={}, engine={}, lattice={}, options={})
+    journal = journal_remote.RemoteJournal(place, job, {})
     (place / ".tilelab" / "lease").write_bytes(json.dumps({"run": "another"}).encode())
 
     def go_on() -> None:
