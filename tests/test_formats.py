@@ -6,8 +6,6 @@ import gzip
 import json
 import shutil
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import tensorstore
 from image_files import check_reads, pixels
 
 from tilelab.errors import InputError
-from tilelab.geometry import Box
 from tilelab.io.images.open import describe, open_image
 
 SHAPE = (9, 41, 53)
@@ -451,34 +448,6 @@ def volume(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     else:
         write_precomputed(path, array)
     return path
-
-
-def test_many_threads_at_once(volume: Path) -> None:
-    array, rng = pixels(SHAPE, np.uint16), np.random.default_rng(0)
-    begin = threading.Barrier(4)
-    with open_image(volume) as image, ThreadPoolExecutor(4) as pool:
-
-        def read(_: int) -> None:
-            begin.wait()
-            for _ in range(20):
-                start = [int(rng.integers(n)) for n in SHAPE]
-                box = Box(
-                    tuple(start), tuple(a + int(rng.integers(1, n - a + 1)) for a, n in zip(start, SHAPE, strict=True))
-                )
-                np.testing.assert_array_equal(image.read(box), array[box.slices])
-
-        list(pool.map(read, range(4)))
-
-
-def test_regions_fingerprints_and_description(volume: Path) -> None:
-    array = pixels(SHAPE, np.uint16)
-    with open_image(volume, region="2:8,:30,7:") as part, open_image(volume) as whole:
-        check_reads(part, array[2:8, :30, 7:], examples=3)
-        assert part.fingerprint() != whole.fingerprint()
-        assert open_image(volume).fingerprint() == whole.fingerprint()
-    facts = describe(volume)
-    assert facts["image"] == {"axes": "zyx", "shape": list(SHAPE), "dtype": "uint16"}
-    json.dumps(facts)
 
 
 def test_a_package_that_is_missing_is_named(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:

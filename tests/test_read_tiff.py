@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -493,23 +492,6 @@ def test_uncompressed_strip_is_read_in_bounded_memory(tmp_path: Path) -> None:
             assert band.shape == (512, columns)
             del band
     assert peak - before < 32 * 2**20, f"{(peak - before) / 2**20:.0f} MiB for bands of 8 MiB"
-
-
-def test_many_threads_read_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "image.tif"
-    stored = pixels((6, 200, 240), "uint16")
-    tifffile.imwrite(path, stored, compression="zlib", tile=(64, 64), photometric="minisblack")
-    with open_image(path) as image, ThreadPoolExecutor(8) as threads:
-
-        def read(seed: int) -> None:
-            rng = np.random.default_rng(seed)
-            for _ in range(40):
-                start = [int(rng.integers(0, n)) for n in stored.shape]
-                stop = [int(rng.integers(a + 1, n + 1)) for a, n in zip(start, stored.shape, strict=True)]
-                box = Box(tuple(start), tuple(stop))
-                np.testing.assert_array_equal(image.read(box), stored[box.slices])
-
-        list(threads.map(read, range(8)))
 
 
 def test_fingerprint_tells_files_apart(tmp_path: Path) -> None:

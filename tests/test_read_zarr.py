@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -334,20 +333,6 @@ def test_fingerprint_follows_chunks_and_metadata(tmp_path: Path) -> None:
     array: Any = zarr.open_array(root / "s0", mode="a")
     array[0, 0] = 255 - stored[0, 0]
     assert first["chunks_sha256"] != open_image(root).fingerprint()["chunks_sha256"]
-
-
-def test_many_threads_read_at_once(tmp_path: Path) -> None:
-    stored = pixels((300, 260), "uint16")
-    create(tmp_path / "a", stored, chunks=(32, 32), shards=(128, 128))
-    with open_image(tmp_path / "a") as image, ThreadPoolExecutor(8) as threads:
-
-        def read(seed: int) -> None:
-            rng = np.random.default_rng(seed)
-            for _ in range(40):
-                y, x = (int(rng.integers(0, n - 40)) for n in stored.shape)
-                np.testing.assert_array_equal(image[y : y + 40, x : x + 37], stored[y : y + 40, x : x + 37])
-
-        list(threads.map(read, range(8)))
 
 
 def test_zarr_python_stays_out_of_the_way(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image as Picture
-from result_files import CLASSES, METADATA, make_result
+from result_files import CLASSES, make_result
 
 from tilelab.errors import InputError, OutputError
 from tilelab.io.results import tiff as tiff_out
@@ -121,12 +121,6 @@ def test_a_png_shows_the_classes_in_their_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(picture), labels)
         colors = np.array([list(bytes.fromhex(c.color[1:])) for c in CLASSES], np.uint8)
         np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colors[labels])
-
-
-def test_what_the_run_was_is_kept(tmp_path: Path) -> None:
-    result = make_result(tmp_path / "r.ome.zarr", (30, 60))
-    assert read_tiff_metadata(write_tiff(result.path, tmp_path / "r.ome.tif")) == METADATA
-    assert read_png_metadata(write_png(result.path, tmp_path / "r.png")) == METADATA
 
 
 @pytest.mark.parametrize("read", [read_tiff_metadata, read_png_metadata])

@@ -53,6 +53,7 @@ class SliceStack(Image):
         self.files = [os.path.join(path, name) for name in found]  # noqa: PTH118
         self._slices: OrderedDict[int, Image] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
         self._most_open = 1
         first = self._check_all()
         self.axes = first.axes.replace("yx", "zyx")
@@ -71,6 +72,8 @@ class SliceStack(Image):
             self.warnings += (f"{path} does not say how thick its slices are: taken as the pixel size, {size[0]:g} nm",)
 
     def read(self, box: Box) -> Array:
+        if self._closed:
+            raise InputError(f"{self.uri} cannot be read: it is closed")
         check_region(self, box)
         out = np.empty(box.shape, self.dtype)
         at = self._z
@@ -88,6 +91,7 @@ class SliceStack(Image):
         return {"names_sha256": names, "files_sha256": hash_stats(map(LocalPath, self.files)), **first}
 
     def close(self) -> None:
+        self._closed = True
         with self._lock:
             while self._slices:
                 self._slices.popitem()[1].close()

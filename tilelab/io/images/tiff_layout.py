@@ -214,7 +214,7 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     layout.warnings += said
     layout.assumptions += guesses
     if level:
-        ratio = {a: n / m for a, n, m in zip(layout.axes, layout.levels[0], layout.shape, strict=True)}
+        ratio = {a: _ratio(n, m) for a, n, m in zip(layout.axes, layout.levels[0], layout.shape, strict=True)}
         layout.scale_nm = {a: size * ratio.get(a, 1.0) for a, size in layout.scale_nm.items()}
 
 
@@ -249,6 +249,12 @@ def _is_preview(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
     if len(small) != 2 or len(large) != 2 or 2 * max(small) > max(large):
         return False
     return abs(small[0] * large[1] - small[1] * large[0]) <= 0.05 * small[0] * large[1]
+
+
+def _ratio(fine: int, coarse: int) -> float:
+    """Fine pixels per coarse one: a whole number where that gives this extent, its last pixel cut off or filled up."""
+    whole = max(1, round(fine / coarse))
+    return whole if coarse in (fine // whole, -(-fine // whole)) else fine / coarse
 
 
 def _significant(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

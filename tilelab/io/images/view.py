@@ -71,6 +71,7 @@ class SourceImage(Image):
         if as_labels == "indices":
             source.show_indices()
         self.source = source
+        self._closed = False
         self.uri = source.uri
         letters, assumed = _name_axes(source, axes)
         self._fixed = _choose(source, letters, channel, timepoint)
@@ -109,6 +110,8 @@ class SourceImage(Image):
         self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 
     def read(self, box: Box) -> Array:
+        if self._closed:
+            raise InputError(f"{self.uri} cannot be read: it is closed")
         check_region(self, box)
         if not box.size:
             return np.empty(box.shape, self.dtype)
@@ -128,6 +131,7 @@ class SourceImage(Image):
         return self.source.fingerprint() | {"selection": self._selection}
 
     def close(self) -> None:
+        self._closed = True
         self.source.close()
 
     def _finish(self, pixels: Array, box: Box) -> Array:
