@@ -76,6 +76,7 @@ READERS = {
         _reader("tiff", "tiff-imagej"),
         _reader("tiff", "bigtiff"),
         _reader("raster", "png", dtypes=("uint8", "uint16")),
+        _reader("bmp", "bmp", dtypes=("uint8",)),
         _reader("npy", "npy", names_axes=False),
         _reader("zarr", "zarr2", names_axes=False),
         _reader("zarr", "zarr3", names_axes=False),
