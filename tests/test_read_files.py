@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -24,7 +25,6 @@ import tilelab.io
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
-from tilelab.io.images.slices import natural_key
 from tilelab.io.images.view import luma
 
 SHAPE = (61, 83)
@@ -250,18 +250,13 @@ def test_slices_must_agree(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"slice_10\.png is empty"):
         open_image(folder)
     (folder / "slice_10.png").unlink()
-    tifffile.imwrite(folder / "a.tif", pixels((2, 40, 50)), photometric="minisblack")
+    tifffile.imwrite(folder / "slice_0.tif", pixels((2, 40, 50)), photometric="minisblack")
     with pytest.raises(InputError, match="is a stack itself"):
         open_image(folder)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="folder without images"):
         open_image(empty)
-
-
-def test_slices_sort_by_their_numbers() -> None:
-    names = ["s10.tif", "s9.tif", "S1.tif", "s01b.tif", "t.tif", "2.tif"]
-    assert sorted(names, key=natural_key) == ["2.tif", "S1.tif", "s01b.tif", "s9.tif", "s10.tif", "t.tif"]
 
 
 def test_arrays() -> None:
@@ -423,7 +418,7 @@ def test_real_stack(real_data: Path) -> None:
     folder = real_data / "membrane" / "train" / "images"
     with open_image(folder) as image:
         assert image.shape == (16, 512, 512)
-        names = sorted((path.name for path in folder.iterdir()), key=natural_key)
+        names = sorted((path.name for path in folder.iterdir()), key=lambda n: [int(v) for v in re.findall(r"\d+", n)])
         np.testing.assert_array_equal(image[5], np.asarray(Pillow.open(folder / names[5])))
 
 

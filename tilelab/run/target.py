@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
+from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.sink import partial_path
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
@@ -34,6 +36,8 @@ def output_path(image: Any, out: Address | None) -> Place:
         if source is None:
             raise OutputError("an array has no name to derive the output's from: give one")
         stem = source.name
+        if is_pattern(str(source)):
+            stem = re.split(r"[*?\[]", stem)[0].strip("_-. ") or source.parent.resolve().name
         for suffix in (".ome.zarr", ".zarr", ".ome.tiff", ".ome.tif"):
             stem = stem.removesuffix(suffix)
         stem = stem.rpartition(".")[0] or stem

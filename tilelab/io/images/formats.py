@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from tilelab.errors import InputError
 from tilelab.io.images.optional import is_precomputed
+from tilelab.io.images.slices import is_pattern
 from tilelab.io.images.source import Source
 from tilelab.io.images.stated import described_by_bigdataviewer
 from tilelab.io.storage.local_file import LocalFile
@@ -82,6 +83,8 @@ def find_reader(path: str) -> Reader | None:
         from tilelab.io.images.zarr import ZarrSource, is_zarr
 
         return ZarrSource if is_zarr(LocalPath(path)) else _folder_reader(Path(path))
+    if is_pattern(path):
+        return None
     name, member = split_member(path)
     file = LocalFile(name)
     try:

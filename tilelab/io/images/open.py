@@ -90,7 +90,9 @@ def _open_slices(path: str, *, axes: str | None, pixel_size_nm: Any, **chosen: A
     if len(stack.files) > 1:
         return stack
     stack.close()
-    return open_image(stack.files[0], axes=each, pixel_size_nm=pixel_size_nm, **chosen)
+    plane = open_image(stack.files[0], axes=each, pixel_size_nm=pixel_size_nm, **chosen)
+    plane.assumptions += stack.guesses
+    return plane
 
 
 def describe(uri: Any, *, axes: str | None = None) -> dict[str, Any]:

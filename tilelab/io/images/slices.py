@@ -1,11 +1,11 @@
-"""A folder of slices, one file each, in natural order of their names: a stack along z."""
+"""A folder of slices, one file each, in the order of their numbers: a stack along z."""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import math
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,25 +14,31 @@ from pathlib import Path
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
-from tilelab.io.images.view import check_region, given_pixel_size
+from tilelab.io.images.series import arrange_slices
+from tilelab.io.images.view import assumed_thickness, check_region, given_pixel_size
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy")
 _MOST_OPEN = 8
+_COMPARED = 1024
 
 
 class SliceStack(Image):
-    """The image files of a folder as planes of one image; other files are ignored.
+    """The image files of a folder as planes of one image (see `series.py`); other files are ignored.
 
     Args:
-        path: the folder.
+        path: the folder, or ``folder/a_*.tif``, some of its files.
         open_slice: opens one file.
         pixel_size_nm: replaces what the first slice says, one value or three.
+
+    Attributes:
+        files: of the slices.
+        guesses: what was guessed to choose and order them.
 
     Raises:
         InputError: the folder has no images, or they differ in axes, shape or dtype; the first that does is named.
@@ -43,14 +49,21 @@ class SliceStack(Image):
     ) -> None:
         self.uri = path
         self._open = open_slice
+        self._differences: tuple[Assumption, ...] = ()
+        folder, pattern = split_pattern(path)
         try:
-            names = [entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
+            names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
-        found = sorted((name for name in sorted(names) if name.lower().endswith(SUFFIXES)), key=natural_key)
-        if not found:
-            raise InputError(f"{path} is a folder without images: slices are {', '.join(SUFFIXES)} files")
-        self.files = [os.path.join(path, name) for name in found]  # noqa: PTH118
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        wanted = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not wanted and names and pattern != "*":
+            raise InputError(f"{path} names no file: {folder} holds {len(names)} others")
+        found, self.guesses = arrange_slices(
+            folder,
+            wanted,
+            lambda *two: self._same(*(os.path.join(folder, name) for name in two)),  # noqa: PTH118
+        )
+        self.files = [os.path.join(folder, name) for name in found]  # noqa: PTH118
         self._slices: OrderedDict[int, Image] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -61,7 +74,7 @@ class SliceStack(Image):
         self.shape = (*first.shape[: self._z], len(self.files), *first.shape[self._z :])
         self.chunks = (*first.chunks[: self._z], 1, *first.chunks[self._z :])
         self.dtype, self.rgb = first.dtype, first.rgb
-        self.warnings, self.assumptions = first.warnings, first.assumptions
+        self.warnings, self.assumptions = first.warnings, (*first.assumptions, *self.guesses, *self._differences)
         plane_bytes = math.prod(first.shape) * first.dtype.itemsize
         self._most_open = max(1, min(_MOST_OPEN, 2 * LARGE_BYTES // plane_bytes))
         size = first.pixel_size_nm
@@ -69,7 +82,7 @@ class SliceStack(Image):
             self.pixel_size_nm = given_pixel_size(pixel_size_nm, "zyx", path)
         elif size is not None:
             self.pixel_size_nm = (size[0], *size)
-            self.warnings += (f"{path} does not say how thick its slices are: taken as the pixel size, {size[0]:g} nm",)
+            self.assumptions += (assumed_thickness(path, size[0]),)
 
     def read(self, box: Box) -> Array:
         if self._closed:
@@ -111,16 +124,45 @@ class SliceStack(Image):
     def _check_all(self) -> Image:
         """The first slice; refuses a folder whose slices do not agree with it."""
         first = self._slice(0)
-        if "z" in first.axes:
+        if "z" in first.axes and len(self.files) > 1:
             raise InputError(f"{first.uri} is a stack itself: a folder of slices holds one plane per file")
+        sizes = {first.pixel_size_nm}
         for file in self.files[1:]:
             with self._open(file) as image:
+                sizes.add(image.pixel_size_nm)
                 if (image.axes, image.shape, image.dtype) != (first.axes, first.shape, first.dtype):
                     raise InputError(
                         f"slices of {self.uri} differ: {Path(file).name} is {image.axes} {image.shape} {image.dtype}, "
-                        f"{Path(self.files[0]).name} is {first.axes} {first.shape} {first.dtype}"
+                        f"{Path(self.files[0]).name} is {first.axes} {first.shape} {first.dtype}: separate images are "
+                        "no stack, give them one by one"
                     )
+        if len(sizes) > 1:
+            told = "unknown" if first.pixel_size_nm is None else f"{first.pixel_size_nm[-1]:g} nm, that of the first"
+            because = f"its slices state {len(sizes)} different ones"
+            what = f"the pixel size of {self.uri}"
+            self._differences = (Assumption(what=what, taken=told, because=because, flag="--pixel-size"),)
         return first
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two files hold the same pixels, by their first ones."""
+        with self._open(one) as a, self._open(other) as b:
+            if (a.axes, a.shape, a.dtype) != (b.axes, b.shape, b.dtype):
+                return False
+            part = Box((0,) * len(a.shape), tuple(min(n, _COMPARED) for n in a.shape))
+            return np.array_equal(a.read(part), b.read(part))
+
+
+def split_pattern(path: str) -> tuple[str, str]:
+    """The folder of a stack, and which of its files are meant: ``folder/a_*.tif``, or all of a folder."""
+    head, name = os.path.split(path)
+    return (head or ".", name) if is_pattern(path) else (path, "*")
+
+
+def is_pattern(path: str) -> bool:
+    """Whether `path` names several files of a folder."""
+    folder, name = os.path.split(path)
+    wild = any(sign in name for sign in "*?[")
+    return wild and not os.path.lexists(path) and os.path.isdir(folder or ".")  # noqa: PTH112 - as in `find_reader`
 
 
 def slice_axes(path: str, axes: str) -> str:
@@ -135,9 +177,3 @@ def slice_axes(path: str, axes: str) -> str:
             "each file, e.g. zyx"
         )
     return axes.lower().replace("z", "")
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts numbers inside names by value: slice2 before slice10."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
