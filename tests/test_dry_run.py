@@ -12,7 +12,6 @@ import pytest
 import tifffile
 from s3_server import S3Server, TroubleProxy, environment
 
-import tilelab.run.rehearse
 from tilelab.cli.main import main
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
@@ -22,7 +21,8 @@ from tilelab.io.images.volume import Volume
 from tilelab.run.options import Options
 from tilelab.run.plan.estimate import sample_tiles, stored_bytes
 from tilelab.run.prepare import plan_image
-from tilelab.run.rehearse import CopyingEngine, ThinnedImage, dry_run
+from tilelab.run.rehearse import CopyingEngine, dry_run
+from tilelab.run.thinned import ThinnedImage
 
 zarr = pytest.importorskip("zarr")
 
@@ -87,7 +87,6 @@ def test_rehearsal_of_a_plane_leaves_nothing(pixels, tmp_path, capsys, monkeypat
 
 
 def test_rehearsal_of_a_stack_that_is_thinned(stack, tmp_path, monkeypatch):
-    monkeypatch.setattr(tilelab.run.rehearse, "MOST_PIXELS", 300_000)
     monkeypatch.setattr(ThinnedImage.__init__, "__defaults__", (300_000, None))
     found = dry_run(stack, "identity:1", tmp_path / "o.ome.zarr", Options(model=SMALL, workers=4), lambda line: None)
     blocks = next(line for line in found.checked if "blocks spread" in line)

@@ -16,8 +16,9 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.run.autotile import choose_tile
+from tilelab.run.opening import open_source
 from tilelab.run.options import Options
-from tilelab.run.prepare import open_source, prepare
+from tilelab.run.prepare import prepare
 from tilelab.run.rehearse import dry_run
 from tilelab.run.target import clear_way, is_finished
 

@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; a plan over the memory limit is an error."""
     from tilelab.engines.registry import read_spec
     from tilelab.run.autotile import choose_tile
+    from tilelab.run.opening import open_source
     from tilelab.run.options import load
-    from tilelab.run.prepare import expected_streams, open_source, plan_image
+    from tilelab.run.prepare import expected_streams, plan_image
 
     options = options_from_args(args)
     if args.price is not None and args.no_calibration and args.speed is None:

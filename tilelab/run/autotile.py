@@ -41,7 +41,7 @@ def choose_tile(
     if begun is not None:
         tile, batch = ast.literal_eval(begun["lattice"]["tile"]), int(begun["engine"]["batch"])
         return _with(options, tile, batch)
-    from tilelab.run.prepare import open_source
+    from tilelab.run.opening import open_source
 
     spec = read_spec(model, options.model, _BEGINNING)
     assert spec is not None  # noqa: S101 - it is only None without overrides

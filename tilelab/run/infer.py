@@ -155,7 +155,8 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
     Raises:
         TilelabError: image and model do not fit, or a limit would be exceeded.
     """
-    from tilelab.run.prepare import expected_streams, open_source, plan_image
+    from tilelab.run.opening import open_source
+    from tilelab.run.prepare import expected_streams, plan_image
 
     options = options or Options()
     spec = read_spec(model, options.model)

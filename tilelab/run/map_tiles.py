@@ -24,18 +24,18 @@ from tilelab.geometry import Box, Cuts, Lattice, reflect
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.sink import Finished
 from tilelab.run.normalize import normalization_constants, sample_boxes
+from tilelab.run.opening import open_its_mask, open_source
 from tilelab.run.options import Options
 from tilelab.run.plan.buffers import seen_range
 from tilelab.run.plan.request import ImageFacts, Request, Written
-from tilelab.run.prepare import open_its_mask, open_source, probability_classes
+from tilelab.run.prepare import probability_classes
+from tilelab.run.stand_in_arrays import Pixelless, Slices, StoredAxes, Window, stored_axes
 from tilelab.run.sweep.job import Job
 from tilelab.run.sweep.start import make_sweep
 from tilelab.spec import ModelSpec
 
 if TYPE_CHECKING:
     import dask.array
-
-Slices = tuple[slice, ...]
 
 BLOCK_PX = {"2d": (1, 8192, 8192), "3d": (256, 512, 512)}  # default extent of a block, at most
 
@@ -68,13 +68,13 @@ def map_tiles(
     _check(array, output, options)
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
-    pixelless = _Pixelless(array.shape, array.dtype)
+    pixelless = Pixelless(array.shape, array.dtype)
     image = open_source(pixelless, options, spec).image
     volume = Volume(image)
     task = _Task(array.shape, array.dtype, str(model), spec, options, output)
     if output == "probabilities" and not task.classes:
         raise ModelError("no class has a probability channel: name some, or ask for labels")
-    where = _stored_axes(pixelless, volume)
+    where = stored_axes(pixelless, volume)
     lattice = task.request(volume).lattice
     kept = [a for a, letter in enumerate("zyx") if letter in image.axes]
     cuts = _cuts(volume.shape, kept, chunks, BLOCK_PX["2d" if spec.axes == "yx" else "3d"])
@@ -97,7 +97,7 @@ def _check(array: Any, output: str, options: Options) -> None:
         raise ModelError(f"map_tiles gives labels or probabilities, not {output!r}")
 
 
-def _constants(array: dask.array.Array, task: _Task, volume: Volume, where: _StoredAxes) -> Any:
+def _constants(array: dask.array.Array, task: _Task, volume: Volume, where: StoredAxes) -> Any:
     """Mean and gain; to be computed from samples of the array, if the model wants its statistics."""
     import dask
 
@@ -119,7 +119,7 @@ class _Blocks:
 
     array: dask.array.Array
     task: _Task
-    where: _StoredAxes
+    where: StoredAxes
     lattice: Lattice
     kept: list[int]
     cuts: list[Cuts]
@@ -157,63 +157,6 @@ class _Blocks:
             slices = reflect(np.arange(seen[0][0] - n, seen[0][1] + n), axes[0].size)
             seen[0] = (int(slices.min()), int(slices.max()) + 1)
         return Box(tuple(a for a, _ in seen), tuple(b for _, b in seen))
-
-
-class _Pixelless:
-    """An array that has a shape and no pixels; remembers what is asked of it."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self.asked: Slices = ()
-
-    def __getitem__(self, slices: Slices) -> Array:
-        self.asked = slices
-        return np.zeros(tuple(s.stop - s.start for s in slices), self.dtype)
-
-
-class _StoredAxes:
-    """Which axes of the array are z, y and x, and what is read of the others."""
-
-    def __init__(self, rest: Slices, axes: tuple[int | None, ...]) -> None:
-        self._rest, self._axes = rest, axes
-
-    def slices(self, box: Box) -> Slices:
-        """The region of the array behind a region ``(z, y, x)`` of the image."""
-        found = list(self._rest)
-        for axis, a, b in zip(self._axes, box.start, box.stop, strict=True):
-            if axis is not None:
-                found[axis] = slice(a, b)
-        return tuple(found)
-
-
-def _stored_axes(pixelless: _Pixelless, volume: Volume) -> _StoredAxes:
-    """Find out by reading single pixels: the rules about axes are those of `open_image`."""
-    origin = Box((0, 0, 0), (1, 1, 1))
-    volume.read(origin)
-    rest = pixelless.asked
-    axes: list[int | None] = []
-    for axis, size in enumerate(volume.shape):
-        at = tuple(size - 1 if a == axis else 0 for a in range(3))
-        volume.read(Box(at, tuple(n + 1 for n in at)))
-        moved = [i for i, (a, b) in enumerate(zip(rest, pixelless.asked, strict=True)) if a != b]
-        axes.append(moved[0] if moved else None)  # an axis of one pixel does not move, and need not
-    return _StoredAxes(rest, tuple(axes))
-
-
-class _Window:
-    """An array of which some regions are there."""
-
-    def __init__(self, shape: tuple[int, ...], regions: Sequence[Slices], pieces: Sequence[Array]) -> None:
-        self.shape, self.dtype = shape, pieces[0].dtype
-        self._regions, self._pieces = regions, pieces
-
-    def __getitem__(self, slices: Slices) -> Array:
-        for region, piece in zip(self._regions, self._pieces, strict=True):
-            if all(r.start <= s.start and s.stop <= r.stop for r, s in zip(region, slices, strict=True)):
-                return piece[
-                    tuple(slice(s.start - r.start, s.stop - r.start) for r, s in zip(region, slices, strict=True))
-                ]
-        raise IndexError(f"region {slices} was not brought along")
 
 
 class _Task:
@@ -263,7 +206,7 @@ class _Task:
         return block if "z" in volume.image.axes else block[..., 0, :, :]
 
     def _volume(self, regions: Sequence[Slices], pieces: Sequence[Array]) -> Volume:
-        return Volume(open_source(_Window(self.shape, regions, pieces), self.options, self.spec).image)
+        return Volume(open_source(Window(self.shape, regions, pieces), self.options, self.spec).image)
 
 
 class _KeptRows:

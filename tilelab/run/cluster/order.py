@@ -12,9 +12,9 @@ from tilelab.geometry import Box
 from tilelab.io.images.volume import Volume
 from tilelab.io.storage.place import Place
 from tilelab.machine.version import __version__
+from tilelab.run.opening import open_its_mask, open_source
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
-from tilelab.run.prepare import open_its_mask, open_source
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ModelSpec
 
