@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fuzzing import FORMATS, STACK, Format
+from tests.fuzzing import FORMATS, PLANE, STACK, Format
 from tests.image_files import Array, check_reads, pixels
 from tilelab.errors import InputError
 from tilelab.geometry import Box
@@ -63,6 +63,7 @@ def _reader(module: str, form: str, **more: Any) -> Reader:
     return Reader(module, FORMATS[form], **more)
 
 
+_BMP = Format("bmp", "a.bmp", PLANE, FORMATS["png"].draw, FORMATS["png"].read)
 _IN_MEMORY = Format("array", "a.npy", STACK, FORMATS["npy"].draw, FORMATS["npy"].read)
 
 READERS = {
@@ -76,7 +77,7 @@ READERS = {
         _reader("tiff", "tiff-imagej"),
         _reader("tiff", "bigtiff"),
         _reader("raster", "png", dtypes=("uint8", "uint16")),
-        _reader("bmp", "bmp", dtypes=("uint8",)),
+        Reader("bmp", _BMP, dtypes=("uint8",)),
         _reader("npy", "npy", names_axes=False),
         _reader("zarr", "zarr2", names_axes=False),
         _reader("zarr", "zarr3", names_axes=False),

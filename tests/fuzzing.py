@@ -203,7 +203,6 @@ FORMATS = {
         Format("tiff-imagej", "a.tif", STACK, _tiff(imagej=True, metadata={"axes": "ZYX"}), _read_tiff, "uint16"),
         Format("bigtiff", "a.tif", PLANE, _tiff(bigtiff=True, tile=(32, 32)), _read_tiff, "float32"),
         Format("png", "a.png", PLANE, _pillow, _read_pillow),
-        Format("bmp", "a.bmp", PLANE, _pillow, _read_pillow),
         Format("npy", "a.npy", STACK, _npy, _read_npy, "uint16"),
         Format("zarr2", "a.zarr", STACK, _zarr(2, chunks=(2, 16, 32)), _read_zarr),
         Format("zarr3", "a.zarr", STACK, _zarr(3, chunks=(2, 16, 16), shards=(4, 32, 32)), _read_zarr, "uint16"),
