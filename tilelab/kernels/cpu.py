@@ -185,6 +185,9 @@ def is_constant(band: Array, rows: Int64, cross: Int64, cols: Int64) -> bool:
     return bool(_is_constant(band, rows, cross, cols))
 
 
+_EXPONENT = np.int32(0x7F800000)  # all bits set: NaN or infinity
+
+
 @_jit
 def _find_constant_lines(raw, cross, cols, constant, values):  # type: ignore[no-untyped-def]
     channels = raw.shape[0]
@@ -219,14 +222,14 @@ def find_constant_lines(raw: Array, cross: Int64, cols: Int64, constant: Array, 
 
 
 @_jit
-def _all_finite(values):  # type: ignore[no-untyped-def]
-    # x - x is 0 for a finite x and NaN for any other
-    bad = ZERO
-    for x in range(values.size):
-        bad += values[x] - values[x]
-    return bad == ZERO
+def _all_finite(bits):  # type: ignore[no-untyped-def]
+    # the greatest exponent, in whole numbers: sums of floats would be one after the other
+    greatest = np.int32(0)
+    for x in range(bits.size):
+        greatest = max(greatest, bits[x] & _EXPONENT)
+    return greatest != _EXPONENT
 
 
-def all_finite(values: Array) -> bool:
-    """Whether a float array holds neither NaN nor infinity; see `reference.all_finite`."""
-    return bool(_all_finite(values.reshape(-1)))
+def all_finite(values: Float32) -> bool:
+    """Whether an array holds neither NaN nor infinity; see `reference.all_finite`."""
+    return bool(_all_finite(values.reshape(-1).view(np.int32)))

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.options import Options, load
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.target import (
+    asks_for_probabilities,
     begun_fingerprint,
     check_format,
+    check_options,
     clear_way,
     convert_result,
     is_finished,
@@ -90,6 +92,7 @@ def infer(
     """
     began, options, progress = time.perf_counter(), options or Options(), progress or Silent()
     target = claim_run(image, model, out, options, overview=overview)
+    check_options(target, options)
     work = work_path(target)
     if isinstance(model, str | Path) and options.auto_tile:
         options = _choose_tile(model, image, options, note, target, work)
@@ -104,6 +107,8 @@ def infer(
         for said in (*prepared.notes, *prepared.assumptions):
             note(str(said))
         check_format(target, prepared.plan)
+        if target != work and asks_for_probabilities(options):
+            prepared = replace(prepared, fingerprint=prepared.fingerprint.of_file("with probabilities"))
         done = is_finished(target, work, prepared.fingerprint, options.restart)
         clear_way(target, work, options.restart)
         clock.mark("start")
@@ -116,7 +121,7 @@ def infer(
             _draw_overview(prepared.image, target, work, overview, note)
             clock.mark("overview")
         if not done and work != target:
-            convert_result(work, target)
+            convert_result(work, target, options)
             clock.mark("convert")
         report = make_report(prepared, execution, target, clock, memory, None if crew is None else crew.summary)
         return Run(target, report.document(), already_finished=done)

@@ -15,7 +15,7 @@ from tilelab.spec import Normalization
 
 SAMPLE_PIXELS = 16 << 20  # more would not change a mean or a percentile visibly
 SAMPLE_BLOCK = 512
-_WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 
 
 def normalization_constants(
@@ -74,7 +74,7 @@ def _constants(
     low, high = intensity_range
     if not low < high or not math.isfinite(high - low):
         raise ModelError(f"range {low:g}:{high:g} is empty: give LOW:HIGH with LOW below HIGH")
-    scale = (high - low) / _WHITE[normalization.dtype]
+    scale = (high - low) / WHITE[normalization.dtype]
     return low + mean * scale, std * scale
 
 

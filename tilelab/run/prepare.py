@@ -17,6 +17,8 @@ from tilelab.geometry import Cuts
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.machine.cpu import physical_core_count
+from tilelab.run.idle import idle_flags, refuse_idle
+from tilelab.run.intensities import glance
 from tilelab.run.journal.fingerprint import Fingerprint
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.opening import OpenedImage, open_its_mask, open_source
@@ -103,6 +105,11 @@ def make_request(
         probability_classes(spec, options.probabilities),
         spec.outputs if options.logits else 0,
     )
+    if options.model.output_is == "map" and (written.labels or written.probabilities):
+        raise ModelError(
+            "a map has neither classes nor probabilities: give --no-labels --probabilities none --logits, by which its "
+            "numbers are written as they are blended"
+        )
     if not written.bytes_per_pixel:
         raise ModelError("nothing would be written: leave --no-labels out, or ask for probabilities or logits")
     return Request.of(
@@ -151,17 +158,27 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
             failing.callback(mask.image.close)
         assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
         check_strict(assumptions, options.strict)
+        refuse_idle(options, spec)
         plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, engine.gpu_room)
         mean, gain, normalization = normalization_constants(
             volume, spec.normalization, spec.channels, options.intensity_range
         )
+        assumptions += glance(volume, spec, mean, gain)
+        check_strict(assumptions, options.strict)
         from tilelab.run.sweep.job import Job
 
         job = Job.of(volume, plan.request, mean, gain, mask)
         fingerprint = make_fingerprint(opened.image, engine, plan.request, job)
         failing.pop_all()
     return Prepared(
-        opened, engine, plan, job, normalization, (*opened.notes, *engine.warnings), assumptions, fingerprint
+        opened,
+        engine,
+        plan,
+        job,
+        normalization,
+        (*opened.notes, *engine.warnings, *idle_flags(options, engine, volume, plan)),
+        assumptions,
+        fingerprint,
     )
 
 

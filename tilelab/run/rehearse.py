@@ -32,10 +32,11 @@ from tilelab.run.infer import infer
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.opening import open_its_mask, open_source
 from tilelab.run.options import Options, load
+from tilelab.run.places import try_places
 from tilelab.run.plan.estimate import calibrate, expected_seconds, seconds_per_tile, stored_bytes
 from tilelab.run.plan.plan import Plan
-from tilelab.run.prepare import plan_image, probability_classes
-from tilelab.run.target import check_format, convert_result, output_path, present, work_path
+from tilelab.run.prepare import plan_image, prepare, probability_classes
+from tilelab.run.target import check_format, check_options, convert_result, output_path, present, work_path
 from tilelab.run.thinned import ThinnedImage
 from tilelab.spec import ModelSpec
 from tilelab.text import format_bytes, size_text
@@ -125,6 +126,7 @@ def dry_run(
         TilelabError: what the real job would meet: something does not fit, cannot be read or written.
     """
     target = output_path(image, out)
+    check_options(target, options)
     checked: list[str] = []
     with contextlib.ExitStack() as opened:
         job = _open_job(image, model, options, note, speed, checked, opened)
@@ -137,7 +139,7 @@ def dry_run(
             checked += _rehearse(thinned, job.stand_in, small, options)
             if work_path(target) != target:
                 converted = LocalPath(folder) / f"rehearsal{''.join(target.suffixes[-2:])}"
-                convert_result(small, converted)
+                convert_result(small, converted, options)
                 checked.append(f"the result was converted to {converted.suffix[1:]}")
         return Rehearsal(tuple(checked), _expect(job, thinned, target, max(1, options.workers or 1)))
 
@@ -160,9 +162,16 @@ def _open_job(
         for said in (*source.notes, *assumptions):
             note(str(said))
         plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams, engine.gpu_room)
+        own = replace(_for_rehearsal(options), device=options.device, mask=options.mask, mask_axes=options.mask_axes)
+        with prepare(source.image, engine, own) as prepared:
+            for said in prepared.assumptions:
+                if said not in assumptions:
+                    note(str(said))
+            places = try_places(prepared)
         per_tile = calibrate(engine) * plan.request.symmetries if speed is None else seconds_per_tile(plan, speed)
         stand_in = CopyingEngine(engine.spec, engine.tile, engine.batch)
         checked.append(f"{engine.name} {engine.precision} on {engine.device} loads the model and runs it")
+        checked.append(f"{places} places of the image went through it: all logits are finite")
     finally:
         engine.close()
     if (mask := open_its_mask(Volume(source.image), options)) is not None:

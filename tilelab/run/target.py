@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tilelab.io.storage.remote_path import RemotePath
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, KnownFingerprint, differences
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import held
+from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
 
 SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".precomputed")
@@ -150,8 +152,47 @@ def _store_errors(result: Place) -> Iterator[None]:
         raise OutputError(f"cannot use {result}: {error.strerror}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a kind of file can hold of a result; `labels`: it cannot be without them."""
+
+    suffixes: tuple[str, ...]
+    labels: bool = False
+    probabilities: bool = True
+    logits: bool = True
+
+
+FORMATS = (
+    Format((".zarr",)),
+    Format((".tif", ".tiff"), logits=False),
+    Format((".png",), labels=True, probabilities=False, logits=False),
+    Format((".precomputed",), labels=True, probabilities=False, logits=False),
+)
+
+
+def asks_for_probabilities(options: Options) -> bool:
+    """Whether probabilities were named; a file of labels has them only then."""
+    return options.probabilities not in (None, ("none",))
+
+
+def check_options(target: Place, options: Options) -> None:
+    """Refuse what was asked for and would not be in `target`, before anything runs.
+
+    Raises:
+        OutputError: the message names the flag.
+    """
+    (kind,) = (known for known in FORMATS if target.suffix in known.suffixes)
+    other = "name it .ome.zarr"
+    if kind.labels and not options.labels:
+        raise OutputError(f"{target} would hold the labels: leave --no-labels out, or {other}")
+    if not kind.probabilities and asks_for_probabilities(options):
+        raise OutputError(f"{target} cannot hold probabilities: leave --probabilities out, or {other}, or .ome.tif")
+    if not kind.logits and options.logits:
+        raise OutputError(f"{target} cannot hold logits: leave --logits out, or {other}")
+
+
 def check_format(target: Place, plan: Plan) -> None:
-    """Refuse what the format of `target` could not hold.
+    """Refuse an image that the format of `target` could not hold.
 
     Raises:
         OutputError: it cannot.
@@ -160,11 +201,9 @@ def check_format(target: Place, plan: Plan) -> None:
         from tilelab.io.results.png import check_png
 
         check_png(plan.source.shape, str(target))
-    if target.suffix == ".precomputed" and not plan.request.written.labels:
-        raise OutputError(f"{target} would hold the labels: leave --no-labels out, or name it .ome.zarr")
 
 
-def convert_result(work: Place, target: Place) -> None:
+def convert_result(work: Place, target: Place, options: Options) -> None:
     """The finished OME-Zarr `work` as the file or volume that was asked for."""
     if target.suffix == ".png":
         from tilelab.io.results.png import write_png
@@ -177,7 +216,7 @@ def convert_result(work: Place, target: Place) -> None:
     else:
         from tilelab.io.results.tiff import write_tiff
 
-        write_tiff(work, str(target))
+        write_tiff(work, str(target), probabilities=asks_for_probabilities(options))
     work.remove_tree()
 
 

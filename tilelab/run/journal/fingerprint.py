@@ -33,6 +33,10 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     lattice: Section
     options: Section
 
+    def of_file(self, kind: str) -> Fingerprint:
+        """The fingerprint of a file that is made of the result, where there are several kinds."""
+        return msgspec.structs.replace(self, options={**self.options, "file": kind})
+
     def document(self) -> dict[str, dict[str, str]]:
         """Ready for JSON."""
         document: dict[str, Any] = msgspec.to_builtins(self)

@@ -12,10 +12,10 @@ import numpy as np
 
 from tilelab.arrays import Array
 from tilelab.engines.base import DeviceEngine
-from tilelab.errors import EngineError
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import device
 from tilelab.run.plan.buffers import GROUPS
+from tilelab.run.sweep.finite import not_finite
 from tilelab.run.sweep.flow import Channel, Flow
 from tilelab.run.sweep.unit import UnitSweep
 
@@ -106,10 +106,7 @@ class Landings:
             self.device_wait += time.perf_counter() - began
             box = frame.box((landing.start, landing.stop), self._unit.cross_range, self._unit.col_range)
             if landing.on_host["flags"][0]:
-                raise EngineError(
-                    f"{self.engine.name} {self.engine.precision} gave NaN or infinite logits in {box}: "
-                    "try another --precision or --engine"
-                )
+                raise not_finite(self.engine, box)
             shaped = self.shaped(landing, landing.on_host)
             labels, probabilities, logits = (shaped.get(name) for name in _KINDS)
             if job.mask is not None:

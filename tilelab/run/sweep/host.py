@@ -26,11 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from tilelab.arrays import Array, Float32, UInt8
+from tilelab.arrays import Array, Bool, Float32, UInt8
 from tilelab.engines.streams import Streams
+from tilelab.geometry import Box
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
 from tilelab.run.plan.buffers import BATCHES_AHEAD, BATCHES_BEHIND, BLOCKS_AHEAD, Buffer, HostBuffers, host_buffers
+from tilelab.run.sweep.finite import find_not_finite, not_finite
 from tilelab.run.sweep.flow import Channel, Flow, prompt_handover
 from tilelab.run.sweep.job import Stalls
 from tilelab.run.sweep.rows import Band, RawRows
@@ -264,15 +266,23 @@ class _Work:
             most = group.arrays["labels"].size // (canvas.shape[2] * canvas.shape[3])
             group.start, group.stop = done, min(upto, done + most)
             labels, probabilities, logits = self._rows_of(group)
+            box = job.frame.box((group.start, group.stop), unit.cross_range, unit.col_range)
+            keep = None if job.mask is None else job.frame.turn(job.mask.read(box))[0] != 0
+            self._check(group, box, keep)
             kernels.finish(canvas, done, job.activation, labels, probabilities, job.channels, logits)
-            if job.mask is not None:
-                box = job.frame.box((group.start, group.stop), unit.cross_range, unit.col_range)
-                keep = job.frame.turn(job.mask.read(box))[0] != 0
+            if keep is not None:
                 labels *= keep
                 probabilities *= keep
             done = group.stop
             self.finished.put(group)
         return max(done, upto)
+
+    def _check(self, group: _Group, box: Box, keep: Bool | None) -> None:
+        """Raise `EngineError` where a logit that is wanted is NaN or infinite."""
+        bad = find_not_finite(self.canvas, group.start, group.stop)
+        if bad is None or (keep is not None and not (bad := bad & keep).any()):
+            return
+        raise not_finite(self.engine, box, self.job.frame.turn(bad[None])[0])
 
     def _rows_of(self, group: _Group) -> tuple[UInt8, UInt8, Float32]:
         """Labels, probabilities and logits of a group, ``([n,] rows, cross, x)``; empty where there are none."""
