@@ -45,6 +45,7 @@ class RemoteEngine(BaseEngine):
         self.precision = parse_precision(facts.precision)
         self.streams = account.streams
         self.warnings, self.assumptions = account.warnings, account.assumptions
+        self.output_is = account.output_is
         self._gpu_room = account.gpu_room
         self._versions = dict(facts.versions)
 

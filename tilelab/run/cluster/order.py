@@ -16,7 +16,7 @@ from tilelab.run.opening import open_its_mask, open_source
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
 from tilelab.run.sweep.job import Job
-from tilelab.spec import ModelSpec
+from tilelab.spec import ModelSpec, OutputKind
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class EngineAccount(NamedTuple):
     warnings: tuple[str, ...]
     assumptions: tuple[Assumption, ...]
     gpu_room: GpuRoom | None
+    output_is: OutputKind
 
 
 @dataclass(frozen=True)

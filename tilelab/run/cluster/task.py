@@ -72,7 +72,12 @@ def load_here(model: str, options: Options) -> EngineAccount:
     with _kept.lock:
         engine = _kept.engine(model, with_threads(options))
         return EngineAccount(
-            EngineFacts.of(engine), engine.streams, engine.warnings, engine.assumptions, engine.gpu_room
+            EngineFacts.of(engine),
+            engine.streams,
+            engine.warnings,
+            engine.assumptions,
+            engine.gpu_room,
+            engine.output_is,
         )
 
 
