@@ -68,7 +68,7 @@ def test_what_is_unknown_is_named_beside_what_is_known(name: str, options: dict[
 
 
 def test_a_network_of_the_users_own() -> None:
-    model = build_model(f"{__name__}:Plain", 1, 2, width=5)
+    model = build_model(f"{__name__}:Plain", 1, 2, trust=True, width=5)
     assert isinstance(model, Plain)
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 2, 8, 8)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from tilelab.cli.run_arguments import AXES_HELP, parse_region
 from tilelab.cli.screen import say
+from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import Interrupted
 from tilelab.text import format_bytes, size_text
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     add("--overwrite", action="store_true", help="replace DST if it exists")
     add("-q", "--quiet", action="store_true", help="no progress, no summary")
 
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             axes=args.axes,
             pixel_size_nm=args.pixel_size,
             region=args.region,
+            allow_outside=args.allow_outside,
             overwrite=args.overwrite,
             progress=None if args.quiet or not sys.stderr.isatty() else _show_progress(),
             note=say,

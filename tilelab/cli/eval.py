@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import OutputError
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import write_text
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="1",
         help="V_rand and V_info of the regions between CLASS (default 1)",
     )
+    parser.add_argument("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     parser.add_argument("--pictures", metavar="DIR", help="write accuracy maps and an error overlay for each pair")
     parser.add_argument(
         "--picture-size", metavar="N", type=int, default=2048, help="longest side in pixels (%(default)s)"
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         prediction_axes=args.pred_axes or args.axes,
         truth_axes=args.truth_axes or args.axes,
         image_axes=args.image_axes or args.axes,
+        allow_outside=args.allow_outside,
         ignore=args.ignore,
         classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else (),
         surfaces=args.assd,

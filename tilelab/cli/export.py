@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from tilelab.cli.trust_words import TRUST_HELP
 from tilelab.errors import EngineError, InputError
 from tilelab.geometry import WINDOWS
 from tilelab.io.storage.claims import Write, claim
@@ -30,6 +31,8 @@ The suffix of FILE is its format:
 fp16 on GPUs); every such precision that this machine has is tried as well, and what passes is permitted to
 `tilelab infer --precision auto`.  fp16 is simulated where no engine here computes it.
 
+An .engine and a .pt2 are machine code: whoever loads one runs it.  Take them from those you trust alone.
+
 Before FILE gets its name, `tilelab infer`'s own sweep runs it on images and its blended result is compared with the
 network in fp32: the greatest difference of a logit, the share of pixels whose label changed and, where there is truth,
 the change of mean IoU.  A file that differs too much is not written.
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibrate", type=Path, metavar="IMAGES", help="image or folder that int8 takes the ranges "
                         "of activations from")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     compare = parser.add_argument_group("images to compare on (default: a drawn micrograph)")
     compare.add_argument("--images", type=Path, metavar="PATH", help="an image, or a folder: 8 of it, of each at most "
                          "the middle 2048 x 2048 px")  # fmt: skip
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     precision = None if args.precision is None else parse_precision(args.precision)
     _claim(args)
-    source = open_source(args.source)
+    source = open_source(args.source, trust=args.trust)
     with _BuildBar() as bar:
         done = export_model(
             source,

@@ -20,6 +20,7 @@ from tilelab.cli.info_network import (
 )
 from tilelab.cli.info_result import examine_result, result_rows
 from tilelab.cli.info_words import Rows
+from tilelab.cli.trust_words import OUTSIDE_HELP, TRUST_HELP
 from tilelab.errors import InputError, TilelabError
 from tilelab.io.storage.remote_access import clean_uri
 
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, model (file or bundled name), result, "
                         "checkpoint, or name of an architecture (pmcanet:resnet50)")  # fmt: skip
     parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of an image mean, of t c z y x s")
+    parser.add_argument("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--json", action="store_true", help="print a JSON list, one document for each PATH")
 
 
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     failures: list[TilelabError] = []
     for path in args.paths:
         try:
-            documents.append(examine(path, args.axes))
+            documents.append(examine(path, args.axes, allow_outside=args.allow_outside, trust=args.trust))
         except TilelabError as error:
             failures.append(error)
             documents.append({"path": clean_uri(path), "kind": "error", "error": str(error)})
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(path: str, axes: str | None = None) -> dict[str, Any]:
+def examine(path: str, axes: str | None = None, *, allow_outside: bool = False, trust: bool = False) -> dict[str, Any]:
     """What there is to know about one path, as a document.
 
     Its ``kind`` is ``image``, ``model``, ``result``, ``checkpoint`` or ``architecture``.
@@ -71,21 +74,21 @@ def examine(path: str, axes: str | None = None) -> dict[str, Any]:
         try:
             return {"path": str(place), "kind": "result", **examine_result(place)}
         except InputError:
-            return {"path": str(place), "kind": "image", **describe(path, axes=axes)}
+            return {"path": str(place), "kind": "image", **describe(path, axes=axes, allow_outside=allow_outside)}
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
     if named or here.suffix.lower() in _MODEL_SUFFIXES:
         return {"path": path, "kind": "model", **examine_model(path)}
     if here.suffix == CHECKPOINT and here.is_file():
-        return {"path": path, "kind": "checkpoint", **examine_checkpoint(here)}
+        return {"path": path, "kind": "checkpoint", **examine_checkpoint(here, trust)}
     if is_architecture(path) and not here.exists():
-        return {"path": path, "kind": "architecture", **examine_architecture(path)}
+        return {"path": path, "kind": "architecture", **examine_architecture(path, trust)}
     if here.is_dir() and (here / "zarr.json").is_file():
         try:
             return {"path": path, "kind": "result", **examine_result(as_place(path))}
         except InputError:
             pass  # a Zarr that tilelab did not write: an image like others
-    return {"path": clean_uri(path), "kind": "image", **describe(path, axes=axes)}
+    return {"path": clean_uri(path), "kind": "image", **describe(path, axes=axes, allow_outside=allow_outside)}
 
 
 def _show(documents: list[dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ def is_architecture(name: str) -> bool:
     return _NAMED.fullmatch(name) is not None or ("." in base and _CLASS.fullmatch(name) is not None)
 
 
-def examine_architecture(name: str) -> dict[str, Any]:
+def examine_architecture(name: str, trust: bool = False) -> dict[str, Any]:
     """What a network with one input channel and two classes needs and sees.
 
     Raises:
@@ -36,7 +36,7 @@ def examine_architecture(name: str) -> dict[str, Any]:
     _need_torch(name)
     from tilelab.models import build_model
 
-    network = build_model(name, 1, 2)
+    network = build_model(name, 1, 2, trust=trust)
     try:
         facts = _measure(network, 1)
     except ModelError as error:
@@ -44,7 +44,7 @@ def examine_architecture(name: str) -> dict[str, Any]:
     return {"architecture": name, "channels": 1, "outputs": 2, "network": facts}
 
 
-def examine_checkpoint(path: Path) -> dict[str, Any]:
+def examine_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
     """What a checkpoint of `tilelab train` holds.
 
     Raises:
@@ -64,7 +64,7 @@ def examine_checkpoint(path: Path) -> dict[str, Any]:
         "best": header.best,
         "averaged": bool(loaded.part("average")),
         "resumable": bool(loaded.part("optimizer")),
-        "network": _measure(load_network(loaded), header.recipe.network.channels),
+        "network": _measure(load_network(loaded, trust=trust), header.recipe.network.channels),
         "recipe": msgspec.to_builtins(header.recipe),
         "description": msgspec.to_builtins(header.spec),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
+from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.io.images.region import Ends
 from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
@@ -19,7 +20,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "image", metavar="IMAGE", help="TIFF, OME-Zarr, HDF5 (FILE.h5::/path), MRC, N5, a folder of slices, ..."
     )
     parser.add_argument(
-        "--model", "-m", required=True, metavar="M", help="an .onnx or OpenVINO file, or a bundled model (superalloy)"
+        "--model",
+        "-m",
+        required=True,
+        metavar="M",
+        help="an .onnx or OpenVINO file, or a bundled model (superalloy); .engine and .pt2 are machine code",
     )
     group = parser.add_argument_group("what is read and written")
     add = group.add_argument
@@ -42,6 +47,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
     add("--mask-axes", metavar="LETTERS", help="the same as --axes for the mask")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     add("--no-labels", action="store_true", help="write no class labels")
     add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (default: all but the first)")
     add("--logits", action="store_true", help="write the blended float32 logits too")
@@ -105,6 +111,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         lanes=args.lanes,
         spans=args.spans,
         strict=args.strict,
+        allow_outside=args.allow_outside,
         restart=getattr(args, "restart", False),
         workers=args.workers,
         scheduler=args.scheduler,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from tilelab.cli import training_run
 from tilelab.cli.training_run import require_torch, run_recipe
@@ -19,5 +20,6 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.training.recipe import load_recipe
     from tilelab.training.segmentation import train
 
-    print(f"best checkpoint: {run_recipe(args, load_recipe(args.recipe, args.overrides), train)}")
+    start = partial(train, trust=args.trust)
+    print(f"best checkpoint: {run_recipe(args, load_recipe(args.recipe, args.overrides), start)}")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tilelab.cli.trust_words import TRUST_HELP
 from tilelab.errors import Interrupted, OutputError
 from tilelab.io.storage.claims import Kind, Write, claim
 
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="checkpoints and log (default: runs/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="change one key of the recipe, e.g. run.steps=200; may be repeated")  # fmt: skip
+    if command == "train":
+        parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
 
 

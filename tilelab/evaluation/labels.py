@@ -13,7 +13,7 @@ from tilelab.evaluation.label_map import IGNORE, LabelMap
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
-from tilelab.io.images.view import SourceImage
+from tilelab.io.images.view import AsLabels, SourceImage
 from tilelab.io.results.result import Result, read_result
 from tilelab.spec import ClassInfo
 
@@ -127,7 +127,9 @@ def _as_indices(stored: Array) -> UInt8:
     return indices
 
 
-def open_labels(path: str | Path, mapping: LabelMap | None = None, axes: str | None = None) -> Labels:
+def open_labels(
+    path: str | Path, mapping: LabelMap | None = None, axes: str | None = None, allow_outside: bool = False
+) -> Labels:
     """Open the labels in a result of `tilelab infer`, or in any image that `open_image` reads.
 
     The stored values are the classes, those behind a palette included, unless `mapping` says otherwise; true is 1.
@@ -143,7 +145,8 @@ def open_labels(path: str | Path, mapping: LabelMap | None = None, axes: str | N
         if not result.labels:
             raise InputError(f"{path} has no labels: it was made with labels switched off")
         return Labels(path, result.labels[0], mapping, result=result)
-    image = open_image(path, axes=axes, as_labels="colors" if mapping is not None and mapping.colors else "indices")
+    wanted: AsLabels = "colors" if mapping is not None and mapping.colors else "indices"
+    image = open_image(path, axes=axes, as_labels=wanted, allow_outside=allow_outside)
     try:
         labels = Labels(path, image, mapping)
         if image.rgb and not (mapping is not None and mapping.colors):

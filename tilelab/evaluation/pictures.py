@@ -45,7 +45,7 @@ def draw_pair(
     pair = scored.pair
     name = f"{pair.name}.z{scored.plane:05d}" if scored.shape[0] > 1 else pair.name
     with open_pair(pair, question) as (labels, truth), ExitStack() as stack:
-        image = None if pair.image is None else stack.enter_context(open_image(pair.image, axes=question.image_axes))
+        image = None if pair.image is None else stack.enter_context(_open(pair.image, question))
         return draw_errors(
             labels,
             truth,
@@ -66,8 +66,12 @@ def check_image(pair: Pair, question: Question) -> None:
         InputError: it is not, or has channels.
     """
     if pair.image is not None:
-        with open_pair(pair, question) as (labels, _), open_image(pair.image, axes=question.image_axes) as image:
+        with open_pair(pair, question) as (labels, _), _open(pair.image, question) as image:
             _check_size(image, labels)
+
+
+def _open(path: Path, question: Question) -> Image:
+    return open_image(path, axes=question.image_axes, allow_outside=question.allow_outside)
 
 
 def _check_size(image: Image, labels: Labels) -> None:

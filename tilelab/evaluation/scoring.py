@@ -54,6 +54,7 @@ class Question:
     prediction_axes: str | None = None
     truth_axes: str | None = None
     image_axes: str | None = None
+    allow_outside: bool = False
     ignore: int | None = None
     classes: tuple[str, ...] = ()
     surfaces: bool = False
@@ -170,8 +171,10 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
 def open_pair(pair: Pair, question: Question) -> Iterator[tuple[Labels, Labels]]:
     """The labels and the truth of a pair, closed afterwards."""
     with (
-        closing(open_labels(pair.prediction, question.prediction_map, question.prediction_axes)) as labels,
-        closing(open_labels(pair.truth, question.truth_map, question.truth_axes)) as truth,
+        closing(
+            open_labels(pair.prediction, question.prediction_map, question.prediction_axes, question.allow_outside)
+        ) as labels,
+        closing(open_labels(pair.truth, question.truth_map, question.truth_axes, question.allow_outside)) as truth,
     ):
         yield labels, truth
 

@@ -61,8 +61,8 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path) -> CheckpointSource | OnnxSource:
-    """A checkpoint or an ONNX file.
+def open_source(path: Path, *, trust: bool = False) -> CheckpointSource | OnnxSource:
+    """A checkpoint or an ONNX file; with `trust`, the module that a checkpoint may name is imported.
 
     Raises:
         ModelError: missing, broken, of another format, or without a description.
@@ -71,7 +71,7 @@ def open_source(path: Path) -> CheckpointSource | OnnxSource:
     if not path.exists():
         raise ModelError(f"there is no file {path}: give a checkpoint of `tilelab train` or an .onnx of tilelab export")
     if path.suffix == ".safetensors":
-        return CheckpointSource(path)
+        return CheckpointSource(path, trust=trust)
     if path.suffix == ".onnx":
         return OnnxSource(path)
     raise ModelError(
@@ -84,7 +84,7 @@ class CheckpointSource:
 
     precision: Precision = "fp32"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, trust: bool = False) -> None:
         try:
             import torch
         except ModuleNotFoundError:
@@ -94,7 +94,7 @@ class CheckpointSource:
         self.path = path
         self.threads: int = torch.get_num_threads()
         loaded = load_checkpoint(path)
-        self.network: Any = load_network(loaded)
+        self.network: Any = load_network(loaded, trust=trust)
         self.recipe: Recipe | None = loaded.header.recipe
         spec = loaded.header.spec
         self.spec = msgspec.structs.replace(

@@ -37,6 +37,7 @@ def convert_image(
     axes: str | None = None,
     pixel_size_nm: float | Sequence[float] | None = None,
     region: Region | None = None,
+    allow_outside: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -48,6 +49,7 @@ def convert_image(
         destination: ``NAME.zarr`` (OME-Zarr 0.5, sharded, zstd) or ``NAME.tif``, ``NAME.tiff`` (OME-TIFF, tiles,
             deflate, BigTIFF where it needs to be).
         level, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are kept.
+        allow_outside: read what the source names outside of its own folder.
         overwrite: replace a file, or a Zarr folder, that is there.
         progress: called with pixels done and pixels in all, for the finest level.
         note: called with each of the image's warnings and assumptions.
@@ -67,7 +69,7 @@ def convert_image(
         raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
     _check_destination(source, path, to_tiff, overwrite)
     chosen: dict[str, Any] = {"level": level, "channel": channel, "timepoint": timepoint, "axes": axes}
-    with open_image(source, pixel_size_nm=pixel_size_nm, region=region, **chosen) as image:
+    with open_image(source, pixel_size_nm=pixel_size_nm, region=region, allow_outside=allow_outside, **chosen) as image:
         if note is not None:
             for said in (*image.warnings, *image.assumptions):
                 note(str(said))

@@ -37,7 +37,7 @@ def architectures() -> tuple[str, ...]:
     return (*_OWN, *(f"{name}:ENCODER" for name in (*_ENCODED, *_DECODERS)), "package.module:Class")
 
 
-def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Module:
+def build_model(name: str, channels: int, classes: int, *, trust: bool = False, **options: Any) -> nn.Module:
     """A freshly initialised network, on the CPU, in training mode.
 
     Args:
@@ -46,6 +46,7 @@ def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Mo
             network of the user's own, which is called as ``Class(channels, classes, **options)``.
         channels: input channels.
         classes: output channels, one logit each.
+        trust: import the module that the name may name.
         **options: the architecture's own, e.g. ``widths`` of ``unet``.
 
     Returns:
@@ -63,6 +64,8 @@ def build_model(name: str, channels: int, classes: int, **options: Any) -> nn.Mo
         return _call(name, _ENCODED[base], (channels, classes), {**options, "encoder": encoder})
     if encoder and base in _DECODERS:
         return _build_decoder(name, _DECODERS[base], encoder, channels, classes, options)
+    if encoder and base not in _OWN and not trust:
+        raise ModelError(f"{name} would import and run code of {base}: give --trust if you know it, see SECURITY.md")
     if encoder and base not in _OWN:
         return _call(name, _import_class(base, encoder), (channels, classes), options)
     if base in (*_ENCODED, *_DECODERS):
@@ -127,8 +130,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def initialise(seed: int, name: str, channels: int, classes: int, **options: Any) -> nn.Module:
+def initialise(seed: int, name: str, channels: int, classes: int, *, trust: bool = False, **options: Any) -> nn.Module:
     """`build_model` with weights that depend on `seed` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(name, channels, classes, **options)
+        return build_model(name, channels, classes, trust=trust, **options)

@@ -81,6 +81,7 @@ def _open(image: Any, options: Options) -> Image:
             axes=options.axes,
             pixel_size_nm=options.pixel_size_nm,
             region=options.region,
+            allow_outside=options.allow_outside,
         )
     if options.level or any(v is not None for v in (options.channel, options.timepoint, options.axes)):
         raise InputError(f"{image.uri} is open already: level, channel and the like are chosen when it is opened")
@@ -145,4 +146,4 @@ def _sizes(nm: Sequence[float]) -> str:
 
 def open_its_mask(volume: Volume, options: Options) -> Volume | None:
     """The mask that `options` name for an image, if they do; see `open_mask`."""
-    return None if options.mask is None else open_mask(options.mask, volume, options.mask_axes)
+    return None if options.mask is None else open_mask(options.mask, volume, options.mask_axes, options.allow_outside)

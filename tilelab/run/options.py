@@ -37,6 +37,7 @@ class Options:
         memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
         lanes, spans: cut x and the swept axis into so many ranges, as far as the result's shards allow.
         strict: refuse what would have to be assumed.
+        allow_outside: read what image and mask name outside of their own folder.
         restart: throw away what an earlier run left.
         workers: processes that share the work, or with `scheduler` how many workers to wait for.
         scheduler: address of a Dask scheduler whose workers do the work, ``tcp://...``.
@@ -69,6 +70,7 @@ class Options:
     lanes: int | None = None
     spans: int | None = None
     strict: bool = False
+    allow_outside: bool = False
     restart: bool = False
     workers: int | None = None
     scheduler: str | None = None

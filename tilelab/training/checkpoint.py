@@ -109,12 +109,14 @@ def read_checkpoint(path: Path, kind: type[H]) -> Checkpoint[H]:
     return Checkpoint(header, tensors)
 
 
-def load_network(checkpoint: Checkpoint[Header]) -> nn.Module:
-    """The network of a checkpoint, in evaluation mode: its averaged weights where it has them."""
-    recipe = checkpoint.header.recipe
-    network = build_model(
-        recipe.network.architecture, recipe.network.channels, checkpoint.header.spec.outputs, **recipe.network.options
-    )
+def load_network(checkpoint: Checkpoint[Header], *, trust: bool = False) -> nn.Module:
+    """The network of a checkpoint, in evaluation mode: its averaged weights where it has them.
+
+    trust: import the module that it may name.
+    """
+    recipe, outputs = checkpoint.header.recipe, checkpoint.header.spec.outputs
+    known = recipe.network
+    network = build_model(known.architecture, known.channels, outputs, **{**known.options, "trust": trust})
     weights = checkpoint.part("average") or checkpoint.part("model")
     try:
         network.load_state_dict(weights)

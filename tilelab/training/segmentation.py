@@ -36,6 +36,7 @@ def train(
     output: Path,
     *,
     restart: bool = False,
+    trust: bool = False,
     report: Report = ignore,
     note: Note = ignore,
 ) -> Path:
@@ -45,6 +46,7 @@ def train(
         recipe: what to train.
         root: the folder that the recipe's data paths are relative to.
         output: a folder for checkpoints and log; made if absent.
+        trust: import the module that the recipe may name as its network.
         restart: begin anew, even where `output` holds an unfinished training.
         report: called after every step, by the process that writes.
         note: called with one line for each thing the user should know.
@@ -60,7 +62,9 @@ def train(
         ResumeError: `output` holds a training of another recipe.
         OutputError: `output` cannot be written.
     """
-    return run_task(partial(Segmentation, recipe, root), recipe, output, restart=restart, report=report, note=note)
+    return run_task(
+        partial(Segmentation, recipe, root, trust), recipe, output, restart=restart, report=report, note=note
+    )
 
 
 class Segmentation:
@@ -69,7 +73,7 @@ class Segmentation:
     best = BEST
     header = Header
 
-    def __init__(self, recipe: Recipe, root: Path):
+    def __init__(self, recipe: Recipe, root: Path, trust: bool = False):
         self._given, self.root = recipe, root
         self.channels, self.batch = recipe.network.channels, recipe.sampling.batch
         self.names = [info.name for info in recipe.classes]
@@ -90,9 +94,8 @@ class Segmentation:
             self.normalization,
             recipe.seed,
         )
-        self.network = initialise(
-            recipe.seed, recipe.network.architecture, self.channels, recipe.outputs, **recipe.network.options
-        )
+        options = {**recipe.network.options, "trust": trust}
+        self.network = initialise(recipe.seed, recipe.network.architecture, self.channels, recipe.outputs, **options)
         self.draw = self.sampler.crop
 
     def begin(self, note: Note) -> Header:

@@ -17,6 +17,7 @@ from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
+from tilelab.io.images.hdf5_links import files_outside
 from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.images.stated import bigdataviewer_sizes, without_unit
@@ -63,6 +64,7 @@ class Hdf5Source(Source):
         try:
             dataset = _find_dataset(h5py, self._h5, file, member)
             self.uri = f"{file}::{dataset.name}"
+            self.outside = files_outside(h5py, dataset, Path(file).parent)
             self._take_facts(h5py, dataset)
         except BaseException:
             self._h5.close()

@@ -17,7 +17,7 @@ from tilelab.io.images.volume import Volume
 from tilelab.text import size_text
 
 
-def open_mask(mask: str | Path, volume: Volume, axes: str | None = None) -> Volume:
+def open_mask(mask: str | Path, volume: Volume, axes: str | None = None, allow_outside: bool = False) -> Volume:
     """Open a mask for `volume`; one plane stands for every slice of a stack.
 
     `axes` are those that it is stored with, where it does not say.  Where `volume` is a region of an image, the mask
@@ -28,7 +28,7 @@ def open_mask(mask: str | Path, volume: Volume, axes: str | None = None) -> Volu
     """
     from tilelab.io.images.open import open_image
 
-    image = open_image(mask, axes=axes)
+    image = open_image(mask, axes=axes, allow_outside=allow_outside)
     image.assumptions = tuple(replace(a, flag="--mask-axes") for a in image.assumptions if a.flag == FLAG)
     if isinstance(volume.image, RegionImage):
         image = _same_region(image, volume.image)

@@ -21,6 +21,7 @@ from tilelab.io.images.formats import local_path, open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import Region, crop
 from tilelab.io.images.view import AsLabels, SourceImage, plausible_sizes
+from tilelab.io.storage.outside import check_outside
 
 
 def open_image(
@@ -33,6 +34,7 @@ def open_image(
     pixel_size_nm: float | Sequence[float] | None = None,
     region: Region | None = None,
     as_labels: AsLabels | None = None,
+    allow_outside: bool = False,
 ) -> Image:
     """Open an image lazily; nothing is decoded until a region is read.
 
@@ -48,6 +50,7 @@ def open_image(
             be left out), or pairs of numbers and None.
         as_labels: keep what is stored instead of making it grey, 0 and 1 of bool, the samples of colours as channels
             (`Image.rgb`); of a PNG with a palette the ``indices`` or the ``colors``.
+        allow_outside: read what the data name outside of their own folder (HDF5's external files, OME-TIFF's others).
 
     Raises:
         InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel,
@@ -60,7 +63,7 @@ def open_image(
         "pixel_size_nm": pixel_size_nm,
     }
     if region is not None:
-        whole = open_image(uri, level=level, as_labels=as_labels, **chosen)
+        whole = open_image(uri, level=level, as_labels=as_labels, allow_outside=allow_outside, **chosen)
         try:
             return crop(whole, region)
         except InputError:
@@ -73,8 +76,10 @@ def open_image(
         return uri
     source = open_stored(uri, level)
     if source is None:
-        return _open_slices(local_path(uri), level=level, as_labels=as_labels, **chosen)
+        chosen |= {"level": level, "as_labels": as_labels, "allow_outside": allow_outside}
+        return _open_slices(local_path(uri), **chosen)
     try:
+        check_outside(source.uri, source.outside, allow_outside)
         return SourceImage(source, level=level, as_labels=as_labels, **chosen)
     except InputError:
         source.close()
@@ -95,12 +100,13 @@ def _open_slices(path: str, *, axes: str | None, pixel_size_nm: Any, **chosen: A
     return plane
 
 
-def describe(uri: Any, *, axes: str | None = None) -> dict[str, Any]:
+def describe(uri: Any, *, axes: str | None = None, allow_outside: bool = False) -> dict[str, Any]:
     """What there is to know about an image or a result, for `tilelab info`; reads no pixels.
 
     Args:
         uri: as for `open_image`.
         axes: what the stored axes mean, where that is not stated.
+        allow_outside: as for `open_image`.
 
     Returns:
         A dictionary that JSON can hold: ``uri``, ``format``, ``axes`` and ``shape`` as stored, ``dtype`` as stored,
@@ -114,8 +120,9 @@ def describe(uri: Any, *, axes: str | None = None) -> dict[str, Any]:
     """
     source = open_stored(uri)
     if source is None:
-        return _describe_slices(local_path(uri), axes)
+        return _describe_slices(local_path(uri), axes, allow_outside)
     try:
+        check_outside(source.uri, source.outside, allow_outside)
         facts: dict[str, Any] = {
             "uri": source.uri,
             "format": source.format,
@@ -143,13 +150,13 @@ def describe(uri: Any, *, axes: str | None = None) -> dict[str, Any]:
         source.close()
 
 
-def _describe_slices(path: str, axes: str | None) -> dict[str, Any]:
+def _describe_slices(path: str, axes: str | None, allow_outside: bool) -> dict[str, Any]:
     from tilelab.io.images.slices import SliceStack, slice_axes
 
     each = None if axes is None else slice_axes(path, axes)
-    stack = SliceStack(path, lambda file: open_image(file, axes=each))
+    stack = SliceStack(path, lambda file: open_image(file, axes=each, allow_outside=allow_outside))
     try:
-        first = describe(stack.files[0], axes=each)
+        first = describe(stack.files[0], axes=each, allow_outside=allow_outside)
         size = stack.pixel_size_nm
         return {
             "uri": path,

@@ -14,6 +14,7 @@ from tilelab.io.images.source import check_level
 from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
+from tilelab.io.storage.outside import leaves
 
 _MOST_STATS = 1024
 
@@ -46,6 +47,7 @@ class PrecomputedSource(StoredVolume):
             begins = [int(v) for v in scale.get("voxel_offset", (0, 0, 0))]
             self.offset_px = {a: float(v) for a, v in zip("xyz", begins, strict=True) if v}
             self._scale = folder / str(scale["key"])
+            self.outside = tuple(f"{folder}/{s['key']}" for _, s in scales if leaves(str(s["key"])))
             encoding = str(scale["encoding"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / 'info'} is damaged: {type(error).__name__} {error}") from error

@@ -39,6 +39,7 @@ class Source(abc.ABC):
         levels: shape of every resolution level, in stored axis order, finest first.
         warnings: one line each, for the user.
         assumptions: what the reader had to guess.
+        outside: what it keeps outside of its own folder, by name; `open_image` refuses it unless that is allowed.
         details: further facts for `describe`.
     """
 
@@ -56,6 +57,7 @@ class Source(abc.ABC):
     levels: tuple[tuple[int, ...], ...] = ()
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
+    outside: tuple[str, ...] = ()
     details: Mapping[str, Any]
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from tilelab.io.images.tiff_layout import Page, read_layout
 from tilelab.io.images.tiff_log import plain
 from tilelab.io.storage.decode import DecodedPieces, for_each
 from tilelab.io.storage.files import hash_file, read_region
+from tilelab.io.storage.outside import beyond
 from tilelab.io.storage.place import Address
 
 _END_OF_JPEG = b"\xff\xd9"
@@ -56,6 +58,8 @@ class TiffSource(Source):
         self.warnings, self.assumptions, self.details = layout.warnings, layout.assumptions, layout.details
         if layout.palette:
             self.warnings += (f"{self.uri} has a colour palette: its colours are read as grey",)
+        if not layout.place.waits:
+            self.outside = beyond(Path(layout.path).parent, layout.files)
         self._layout = layout
         self._kept = DecodedPieces()
 

@@ -19,6 +19,7 @@ from tilelab.io.images.ngff import Multiscale, find_multiscale, ome_attributes
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
+from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
 from tilelab.io.zarr.remote_chunks import open_reader
@@ -57,6 +58,7 @@ class ZarrSource(Source):
                 check_level(path, level, 1)
                 level = [group.path / p for p in image.paths].index(node.path)
             check_level(path, level, len(image.paths))
+            self.outside = tuple(f"{group.path}/{name}" for name in image.paths if leaves(name))
             levels = [_level_array(group, image, i) for i in range(len(image.paths))]
             node = levels[level]
             self.axes = image.axes

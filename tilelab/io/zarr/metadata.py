@@ -68,6 +68,10 @@ class ArrayNode:
     attributes: dict[str, Any]
     document: bytes
 
+    def __post_init__(self) -> None:
+        if self.separator not in ("/", "."):  # with others, chunks would lie anywhere
+            raise ValueError(f"the separator of its chunk keys is {self.separator!r}, neither / nor .")
+
     @property
     def sharded(self) -> bool:
         """Whether a file holds several chunks and an index of them."""
