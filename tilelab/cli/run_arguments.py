@@ -48,6 +48,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
     add("--mask-axes", metavar="LETTERS", help="the same as --axes for the mask")
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add(
+        "--nan",
+        type=_finite,
+        metavar="VALUE",
+        help="intensity of pixels that are NaN or infinite (in a mask's gaps: mean)",
+    )
     add("--no-labels", action="store_true", help="write no class labels")
     add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (default: all but the first)")
     add("--logits", action="store_true", help="write the blended float32 logits too")
@@ -103,6 +109,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         intensity_range=args.range,
         mask=args.mask,
         mask_axes=args.mask_axes,
+        nan=args.nan,
         symmetries=args.tta,
         labels=not args.no_labels,
         probabilities=args.probabilities,
@@ -164,6 +171,16 @@ def _floats(text: str) -> tuple[float, ...]:
     if not values or any(not v > 0 for v in values):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size in nanometres, e.g. 4 or 30,4,4")
     return values
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, e.g. 0")
+    return value
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -195,7 +195,7 @@ class _Task:
         """One block, from the pixels of `region`."""
         volume = self._volume([region], [pixels])
         shared = _engine(self.model, self.options)
-        job = Job.of(volume, self.request(volume), *constants, open_its_mask(volume, self.options))
+        job = Job.of(volume, self.request(volume), *constants, open_its_mask(volume, self.options), self.options.nan)
         rows = _KeptRows(job.frame.sweep_axis)
         try:
             with shared.whole_units:

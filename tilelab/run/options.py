@@ -29,6 +29,7 @@ class Options:
         intensity_range: raw intensities that are black and white for a model trained on another dtype.
         mask: image that is nonzero where the result is wanted.
         mask_axes: `axes` of the mask.
+        nan: value of pixels that are NaN or infinite; None where the result is wanted is an error.
         symmetries: average over the 8 symmetries of the square (8 times the work).
         labels: write class labels.
         probabilities: classes that get a probability channel: names, or ``("all",)``, ``("none",)``; None means all but
@@ -62,6 +63,7 @@ class Options:
     intensity_range: tuple[float, float] | None = None
     mask: str | Path | None = None
     mask_axes: str | None = None
+    nan: float | None = None
     symmetries: bool = False
     labels: bool = True
     probabilities: tuple[str, ...] | None = None

@@ -14,6 +14,7 @@ from tilelab.assumptions import Assumption, check_strict
 from tilelab.engines.base import Engine, GpuRoom
 from tilelab.errors import ModelError
 from tilelab.geometry import Cuts
+from tilelab.io.images.finite import look_for_gaps
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.machine.cpu import physical_core_count
@@ -160,6 +161,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         check_strict(assumptions, options.strict)
         refuse_idle(options, spec)
         plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, engine.gpu_room)
+        gaps = look_for_gaps(volume, mask, options.nan)
         mean, gain, normalization = normalization_constants(
             volume, spec.normalization, spec.channels, options.intensity_range
         )
@@ -167,8 +169,8 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         check_strict(assumptions, options.strict)
         from tilelab.run.sweep.job import Job
 
-        job = Job.of(volume, plan.request, mean, gain, mask)
-        fingerprint = make_fingerprint(opened.image, engine, plan.request, job)
+        job = Job.of(volume, plan.request, mean, gain, mask, options.nan)
+        fingerprint = make_fingerprint(opened.image, engine, plan.request, job, options.nan)
         failing.pop_all()
     return Prepared(
         opened,
@@ -176,13 +178,13 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         plan,
         job,
         normalization,
-        (*opened.notes, *engine.warnings, *idle_flags(options, engine, volume, plan)),
+        (*opened.notes, *gaps, *engine.warnings, *idle_flags(options, engine, volume, plan)),
         assumptions,
         fingerprint,
     )
 
 
-def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job) -> Fingerprint:
+def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job, nan: float | None = None) -> Fingerprint:
     """What the bytes of a job's result depend on."""
     spec, written = engine.spec, request.written
     mask = "none" if job.mask is None else _digest(str(sorted(job.mask.image.fingerprint().items())).encode())
@@ -205,6 +207,7 @@ def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job) -
             "mask": mask,
             "normalization": f"{job.mean.tolist()} {job.gain.tolist()}",
             "pixel_size_nm": str(image.pixel_size_nm),
+            **({} if nan is None else {"nan": str(nan)}),
         },
     )
 

@@ -22,6 +22,7 @@ from tilelab.assumptions import check_strict
 from tilelab.engines.base import BaseEngine
 from tilelab.errors import EngineError, OutputError
 from tilelab.geometry import Box, boxes
+from tilelab.io.images.finite import look_for_gaps
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.result import Result, read_result
@@ -133,7 +134,8 @@ def dry_run(
         check_format(target, job.plan)
         checked.append(_check_target(target, job.plan, options.restart))
         tile = dict(zip(job.plan.spec.axes, job.plan.spec.tile, strict=True))
-        thinned = ThinnedImage(job.image, least={axis: 2 * n for axis, n in tile.items()})
+        allowed = options.nan if options.nan is not None or options.mask is None else 0.0  # in gaps of the mask
+        thinned = ThinnedImage(job.image, least={axis: 2 * n for axis, n in tile.items()}, nan=allowed)
         with tempfile.TemporaryDirectory(prefix="tilelab-dry-run-") as folder:
             small = LocalPath(folder) / "rehearsal.ome.zarr"
             checked += _rehearse(thinned, job.stand_in, small, options)
@@ -174,7 +176,11 @@ def _open_job(
         checked.append(f"{places} places of the image went through it: all logits are finite")
     finally:
         engine.close()
-    if (mask := open_its_mask(Volume(source.image), options)) is not None:
+    volume = Volume(source.image)
+    mask = open_its_mask(volume, options)
+    for said in look_for_gaps(volume, mask, options.nan):
+        note(said)
+    if mask is not None:
         mask.image.close()
         checked.append("the mask fits the image")
     return _Job(source.image, plan, stand_in, per_tile)
@@ -229,6 +235,7 @@ def _for_rehearsal(options: Options) -> Options:
         axes=None,
         region=None,
         mask=None,
+        mask_axes=None,
         pixel_size_nm=None,
         ignore_pixel_size=True,
         rescale=False,

@@ -25,9 +25,18 @@ class ThinnedImage(Image):
         blocks: how many of its blocks there are, and how many of those of `image`.
     """
 
-    def __init__(self, image: Image, most_pixels: int = MOST_PIXELS, least: Mapping[str, int] | None = None) -> None:
-        """Keep about `most_pixels`; `least` is the smallest extent by axis letter, if the image has that much."""
-        self._image = image
+    def __init__(
+        self,
+        image: Image,
+        most_pixels: int = MOST_PIXELS,
+        least: Mapping[str, int] | None = None,
+        nan: float | None = None,
+    ) -> None:
+        """Keep about `most_pixels`; `least` is the smallest extent by axis letter, if the image has that much.
+
+        What is not finite is `nan`, if that is given.
+        """
+        self._image, self._nan = image, nan
         self._extent, self._steps = [], []
         least = least or {}
         kept = [n if a == "c" else min(n, least.get(a, 1)) for a, n in zip(image.axes, image.shape, strict=True)]
@@ -74,6 +83,8 @@ class ThinnedImage(Image):
                 stop.append(last + shift)
                 into.append(slice(first - a, last - a))
             out[tuple(into)] = self._image.read(Box(tuple(start), tuple(stop)))
+        if self._nan is not None and self.dtype.kind == "f":
+            np.nan_to_num(out, copy=False, nan=self._nan, posinf=self._nan, neginf=self._nan)
         with self._lock:
             self.bytes += out.nbytes
             self.seconds += time.perf_counter() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.region import RegionImage, crop
 from tilelab.io.images.volume import Volume
 from tilelab.text import size_text
+
+_SMALL = 2**24
 
 
 def open_mask(mask: str | Path, volume: Volume, axes: str | None = None, allow_outside: bool = False) -> Volume:
@@ -41,7 +44,7 @@ def open_mask(mask: str | Path, volume: Volume, axes: str | None = None, allow_o
             f"{size_text(volume.image.shape)} ({volume.image.axes}): they must have the same size "
             "(--mask-axes names the axes of the mask)"
         )
-    return opened
+    return opened if opened.dtype.kind != "f" else _Told(opened)
 
 
 def _same_region(mask: Image, part: RegionImage) -> Image:
@@ -63,3 +66,26 @@ class _EverySlice(Volume):
     def read(self, box: Box) -> Array:
         plane = super().read(Box((0, *box.start[1:]), (1, *box.stop[1:])))
         return np.broadcast_to(plane, (1, *box.shape))
+
+
+class _Told(Volume):
+    """A mask of floats, which must say of every pixel whether it is wanted."""
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__(volume.image)
+        self.shape, self._volume = volume.shape, volume
+        if math.prod(volume.shape) <= _SMALL:
+            self.read(Box.whole(volume.shape))  # better refused before the work
+
+    def read(self, box: Box) -> Array:
+        region = self._volume.read(box)
+        wrong = np.isnan(region[0])
+        if wrong.any():
+            first = ", ".join(
+                f"{a} {b + int(i)}" for a, b, i in zip("zyx", box.start, np.argwhere(wrong)[0], strict=True)
+            )
+            raise InputError(
+                f"mask {self.image.uri} has {int(wrong.sum())} pixels that are NaN in {box}, the first at {first}: "
+                "0 is not wanted, anything else is"
+            )
+        return region

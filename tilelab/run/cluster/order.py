@@ -89,7 +89,9 @@ class Order:
     def job(self, spec: ModelSpec) -> Job:
         """The job, with image and mask opened."""
         volume = Volume(open_source(self.image, self.options, spec).image)
-        return Job.of(volume, self.plan.request, self.mean, self.gain, open_its_mask(volume, self.options))
+        return Job.of(
+            volume, self.plan.request, self.mean, self.gain, open_its_mask(volume, self.options), self.options.nan
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 from tilelab.arrays import Float32, Int64
 from tilelab.engines.base import Engine, GpuRoom
 from tilelab.geometry import Frame, Lattice
+from tilelab.io.images.finite import FiniteVolume
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.run.plan.request import ImageFacts, Request, Written
@@ -37,15 +38,23 @@ class Job:
     symmetries: int = 1
 
     @classmethod
-    def of(cls, volume: Volume, request: Request, mean: Float32, gain: Float32, mask: Volume | None = None) -> Job:
-        """The job that was planned, on the image that is opened.
+    def of(
+        cls,
+        volume: Volume,
+        request: Request,
+        mean: Float32,
+        gain: Float32,
+        mask: Volume | None = None,
+        nan: float | None = None,
+    ) -> Job:
+        """The job that was planned, on the image that is opened; pixels that are not finite are taken as `nan`.
 
         Raises:
             InputError: the mask does not fit the image.
             ModelError: the image has channels where the network takes neighbouring slices.
         """
         return cls(
-            image=network_input(volume, request.spec),
+            image=network_input(FiniteVolume(volume, mean.tolist(), mask, nan), request.spec),
             lattice=request.lattice,
             frame=request.frame,
             mean=mean,

@@ -76,8 +76,7 @@ class UnitSweep(abc.ABC):
             raw = image.read(box)
             if raw.dtype.kind == "f" and not kernels.all_finite(np.ascontiguousarray(raw)):
                 raise InputError(
-                    f"{image.image.uri}: pixels in {box} are NaN or infinite: replace them (numpy.nan_to_num) "
-                    "before segmenting"
+                    f"{image.image.uri}: pixels in {box} are NaN or infinite: give a value for them with --nan VALUE"
                 )
             rows.put(RawRows(first, frame.turn(raw)))
             first = last
