@@ -70,7 +70,7 @@ def infer(
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
 ) -> Run:
-    """Segment an image of any size.
+    """Segment an image of any size; returns the path of the result and the report.
 
     Args:
         image: path or URI of anything `open_image` reads, an `Image`, a NumPy or Dask array.
@@ -81,9 +81,6 @@ def infer(
         overview: PNG to draw, the image with the segmentation over it.
         progress: told how far the run is.
         note: called with one line for each thing the user should know.
-
-    Returns:
-        The path of the result and the report.
 
     Raises:
         TilelabError: something does not fit, cannot be read or written; nothing half-written is left under the final

@@ -118,10 +118,11 @@ class _Work:
         self.ready: Channel[_Batch] = flow.channel(BATCHES_AHEAD)
         self.blended: Channel[_Batch] = flow.channel(BATCHES_BEHIND)
         self.finished: Channel[_Group] = flow.channel(1)
-        self.band = Band(self.rows, np.zeros(*made["raw rows"]))
+        self.band = Band(self.rows, np.empty(*made["raw rows"]))
         self.canvas = np.zeros(*made["canvas"])
         self.blanks = _pieces(made["blank tiles"])
-        self.free: Channel[Float32] = flow.pool(_pieces(made["tiles"]))
+        count, *shape = made["tiles"].shape  # cleared: slots without a tile go through the engine too
+        self.free: Channel[Float32] = flow.pool([np.zeros(shape, np.float32) for _ in range(count)])
         self.spare: Channel[Float32] = flow.pool(_pieces(made["logits"]))
         turning = [_pieces(made[name]) for name in ("turned tiles", "summed logits") if name in made]
         self.turning: Channel[tuple[Float32, ...]] = flow.pool(list(zip(*turning, strict=True)))
@@ -319,5 +320,5 @@ class _Work:
 
 
 def _pieces(buffer: Buffer) -> list[Any]:
-    """An array for each step of the leading axis."""
-    return [np.zeros(buffer.shape[1:], buffer.dtype) for _ in range(buffer.shape[0])]
+    """An array for each step of the leading axis; not cleared, so that what is not used takes no memory."""
+    return [np.empty(buffer.shape[1:], buffer.dtype) for _ in range(buffer.shape[0])]
