@@ -257,7 +257,7 @@ def test_two_channels_made_of_one_sigmoid_are_a_softmax(tmp_path: Path) -> None:
 
 
 def test_resized_and_smoothed_probabilities_stay_probabilities(tmp_path: Path) -> None:
-    for mode in ("nearest", "linear"):
+    for mode in ("nearest", "linear", "cubic"):
         engine, _ = compute(make(tmp_path / f"{mode}.onnx", after(sigmoid, resized(mode)), 1))
         assert engine.output_is == "probabilities"
         engine, _ = compute(make(tmp_path / f"{mode}3.onnx", after(softmax, resized(mode)), 3))

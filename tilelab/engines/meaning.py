@@ -22,6 +22,7 @@ FLAG = "--output-is"
 _SLACK = 1e-3  # of bounds, for rounding
 _SUM_SLACK = 0.02, 0.004  # of a sum over channels: in all, and for each of them when they were rounded to 8 bits
 _MOST_LABELS = 256
+_OVERSHOOT = 0.3  # of probabilities that were enlarged bicubically
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ class _Seen:
     def of(cls, values: Float32) -> _Seen:
         low, high = float(values.min()), float(values.max())
         inside = low >= -_SLACK and high <= 1 + _SLACK
+        near = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
         total = values.sum(axis=1)
         sum_range = float(total.min()), float(total.max())
         slack = _SUM_SLACK[0] + _SUM_SLACK[1] * values.shape[1]
@@ -246,7 +248,7 @@ class _Seen:
             high,
             high - low > _SLACK,
             inside,
-            inside and values.shape[1] > 1 and max(abs(end - 1) for end in sum_range) <= slack,
+            near and values.shape[1] > 1 and max(abs(end - 1) for end in sum_range) <= slack,
             sum_range,
             whole and high < _MOST_LABELS,
         )
