@@ -391,3 +391,59 @@ def test_constants_are_read_in_every_way_of_storing_them(tmp_path: Path, width: 
         model.graph.initializer.append(tensor)
         path.write_bytes(model.SerializeToString())
         assert read_onnx(path).endings[made] == Ending(0, 0.5, operator="Sigmoid")
+
+
+def channels_last(path: Path, end: End, outputs: int, *, fixed: bool) -> Path:
+    """A network as TensorFlow makes them: channels last, in and out."""
+    graph = Graph(2)
+    first = graph.node("Transpose", "tiles", perm=[0, 3, 1, 2])
+    made = graph.node("Transpose", end(graph, graph.conv(first, 3, outputs)), perm=[0, 2, 3, 1])
+    save(path, graph, [(made, outputs)], TILE, channels=3)
+    model = onnx.load(path)
+    extent: list[Any] = [1, *TILE] if fixed else ["n", "h", "w"]
+    for value, count in ((model.graph.input[0], 3), (model.graph.output[0], outputs)):
+        turned = onnx.helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [*extent, count])
+        value.CopyFrom(turned)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_channels_may_come_last(tmp_path: Path, fixed: bool, engine: str) -> None:
+    graph = Graph(2)
+    second = save(tmp_path / "a.onnx", graph, [(softmax(graph, graph.conv("tiles", 3, 4)), 4)], TILE, channels=3)
+    last = channels_last(tmp_path / "b.onnx", softmax, 4, fixed=fixed)
+    flags = SpecOverrides(**GIVEN, tile=None if fixed else TILE)
+    tiles = np.random.default_rng(0).normal(size=(1, 3, *TILE)).astype(np.float32)
+    outs = []
+    for path, spec in ((second, SpecOverrides(**GIVEN)), (last, flags)):
+        loaded = load_engine(path, engine=engine, precision="fp32", spec_overrides=spec)
+        assert (loaded.spec.channels, loaded.spec.outputs, loaded.tile) == (3, 4, TILE)
+        assert loaded.output_is == "probabilities"
+        outs.append(np.empty((1, 4, *TILE), np.float32))
+        loaded.run(tiles, outs[-1])
+    np.testing.assert_allclose(*outs, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("kind", "white"), [(TensorProto.UINT8, 255), (TensorProto.UINT16, 65535)])
+def test_a_network_may_take_intensities_as_they_are(tmp_path: Path, engine: str, kind: int, white: int) -> None:
+    if (engine, white) == ("openvino", 65535):
+        pytest.skip("its CPU plug-in takes no uint16")
+    graph = Graph(2)
+    scaled = graph.node("Mul", graph.node("Cast", "tiles", to=TensorProto.FLOAT), number(graph, 1 / white))
+    path = save(tmp_path / "n.onnx", graph, [(graph.conv(scaled, 1, 2), 2)], TILE)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    path.write_bytes(model.SerializeToString())
+    loaded = load_engine(path, engine=engine, precision="fp32", spec_overrides=SpecOverrides())
+    assert loaded.spec.normalization.dtype == f"uint{8 if white == 255 else 16}"
+    assert loaded.warnings == ()
+    said = load_engine(path, engine=engine, precision="fp32", spec_overrides=SpecOverrides(**GIVEN))
+    assert "take" in said.warnings[0]
+    tiles = np.random.default_rng(0).integers(0, white, (1, 1, *TILE)).astype(np.float32)
+    outs = [np.empty((1, 2, *TILE), np.float32) for _ in range(2)]
+    loaded.run(tiles, outs[0])
+    said.run(tiles + np.float32(0.25), outs[1])  # rounded
+    np.testing.assert_array_equal(*outs)

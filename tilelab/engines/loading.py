@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Float32
-from tilelab.engines.base import BaseEngine, Engine, EngineMemory
+from tilelab.engines.base import BaseEngine, EngineMemory
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.meaning import Meaning
 from tilelab.engines.streams import Streams
@@ -80,6 +80,16 @@ class LoadRequest:
         return " ".join([self.file.digest(), *names, *said])
 
     @property
+    def native_input_shape(self) -> tuple[int, ...]:
+        """Of one batch, as the network has it."""
+        return self.source.native(self.input_shape)
+
+    @property
+    def native_output_shape(self) -> tuple[int, ...]:
+        """Of one batch's logits, as the network has it."""
+        return self.target.native(self.output_shape)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one batch."""
         return (self.batch, self.spec.channels, *self.tile)
@@ -92,7 +102,7 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """What one call of `run` has to itself: buffers to convert through, where types differ."""
+    """What one call of `run` has to itself: buffers to convert through, where types or the order of axes differ."""
 
     index: int
     input: Array | None
@@ -102,12 +112,10 @@ class _Stream:
 class FileEngine(BaseEngine):
     """What engines that load a model file have in common.
 
-    A network that takes or gives another float type is fed through buffers of that type, and one that ends in an
-    activation has it undone.
+    A network that takes or gives another type, or has its channels last, is fed through buffers of its own, and one
+    that ends in an activation has it undone.
 
     Attributes:
-        warnings: one line each, for the user.
-        assumptions: what had to be guessed of the model.
         streams: see `Engine`; more calls of `run` than that wait for their turn.
     """
 
@@ -136,15 +144,20 @@ class FileEngine(BaseEngine):
         try:
             source: Array = tiles
             if stream.input is not None:
-                np.copyto(stream.input, tiles, casting="same_kind")
+                _convert(tiles, _channels_second(stream.input, self._request.source))
                 source = stream.input
             self._compute(source, out if stream.output is None else stream.output, stream.index)
             if stream.output is not None:
-                np.copyto(out, stream.output, casting="same_kind")
+                np.copyto(out, _channels_second(stream.output, self._request.target), casting="same_kind")
         finally:
             self._idle.put(stream)
         if self._undo is not None:
             undo_activation(out, self._undo)
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the network takes whole numbers as images hold them."""
+        return self._request.source.raw
 
     def settle(self, meaning: Meaning) -> None:
         """Take the output for what it was found to be; until then `run` gives it as the network does."""
@@ -155,11 +168,18 @@ class FileEngine(BaseEngine):
 
     def _open_streams(self, count: int, source: np.dtype[Any], target: np.dtype[Any]) -> None:
         """Have `count` streams, for a network that takes and gives these types."""
-        shapes = (self._request.input_shape, source), (self._request.output_shape, target)
+        ports = (
+            (self._request.source, self._request.input_shape, source),
+            (
+                self._request.target,
+                self._request.output_shape,
+                target,
+            ),
+        )
         self.streams = count
         self._idle: SimpleQueue[_Stream] = SimpleQueue()
         for index in range(count):
-            self._idle.put(_Stream(index, *(_cast_buffer(dtype, shape) for shape, dtype in shapes)))
+            self._idle.put(_Stream(index, *(_buffer(*port) for port in ports)))
 
     @abc.abstractmethod
     def _compute(self, source: Array, target: Array, stream: int) -> None:
@@ -197,9 +217,22 @@ def affordable_streams(threads: int | None, batch_bytes: int) -> int:
     return min(threads or physical_core_count(), max(1, available_memory() // 2 // max(1, batch_bytes)))
 
 
-def _cast_buffer(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array | None:
-    """A buffer to convert through where the network's type is not float32."""
-    return None if dtype == np.float32 else np.empty(shape, dtype)
+def _buffer(port: Port, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
+    """A buffer to convert through where the network's type is not float32, or it has its channels last."""
+    return None if dtype == np.float32 and not port.channels_last else np.empty(port.native(shape), dtype)
+
+
+def _channels_second(array: Array, port: Port) -> Array:
+    """A view of the network's own array with the axes of ours."""
+    return np.moveaxis(array, -1, 1) if port.channels_last else array
+
+
+def _convert(tiles: Float32, target: Array) -> None:
+    """Into the network's own type; whole numbers are rounded to, and cut off at their ends."""
+    if target.dtype.kind != "u":
+        np.copyto(target, tiles, casting="same_kind")
+        return
+    np.copyto(target, np.clip(np.rint(tiles), 0, np.iinfo(target.dtype).max), casting="unsafe")
 
 
 def refuse(library: str, request: LoadRequest, error: BaseException) -> ModelError:
@@ -213,9 +246,9 @@ def refuse(library: str, request: LoadRequest, error: BaseException) -> ModelErr
 
 def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:
     """Raise `ModelError` unless the network gives one logit per class and pixel of the tile."""
-    want = request.output_shape
-    if shape == want:
+    if shape == request.native_output_shape:
         return
+    want = request.output_shape
     given, wanted = size_text(shape), size_text(want)
     hint = ""
     if len(shape) == len(want) and shape[:2] == want[:2]:
@@ -241,7 +274,7 @@ def undo_activation(out: Float32, activation: Activation) -> None:
         np.log(out, out=out)
 
 
-def try_out(engine: Engine, path: object) -> Float32:
+def try_out(engine: FileEngine, path: object) -> Float32:
     """Run a made-up batch on every stream: finds missing libraries, memory and wrong numbers now, not hours into a job.
 
     Returns:
@@ -254,6 +287,8 @@ def try_out(engine: Engine, path: object) -> Float32:
     count = int(np.prod(shape))
     # Every normalised intensity that is to be expected, at every scale of wavelength.
     tiles: Float32 = (2 * np.sin(np.arange(count, dtype=np.float32) ** 1.2)).reshape(shape)
+    if engine.takes_raw:
+        tiles = 64 * tiles + 128
     out = np.full((engine.streams, engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
     with Streams(engine) as streams:
         streams.run_each(engine.run, tiles, out)

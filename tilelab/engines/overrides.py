@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
@@ -78,6 +78,12 @@ def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port
             if file.inputs
             else f"{file.path} has no input: tilelab feeds exactly one"
         )
+    source = file.inputs[0].with_channels_second()
+    target = _choose_output(file, output)
+    return source, target.with_channels_second(source.shape[2:])
+
+
+def _choose_output(file: ModelFile, output: str | None) -> Port:
     names = ", ".join(port.name for port in file.outputs)
     if not file.outputs:
         raise ModelError(f"{file.path} has no output: export it again with its logits as output")
@@ -85,10 +91,10 @@ def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port
         chosen = [port for port in file.outputs if port.name == output]
         if not chosen:
             raise ModelError(f"{file.path} has no output {output!r}: choose one of {names}")
-        return file.inputs[0], chosen[0]
+        return chosen[0]
     if len(file.outputs) > 1:
         raise ModelError(f"{file.path} has {len(file.outputs)} outputs ({names}): choose one with --model-output NAME")
-    return file.inputs[0], file.outputs[0]
+    return file.outputs[0]
 
 
 def resolve_spec(
@@ -176,6 +182,8 @@ def _infer_spec(
         sigmoid = outputs == (1,) or ends_in_sigmoid(file, target)
     if given.classes is None and outputs is None:
         missing["--classes background,NAME,..."] = "its classes"
+    if source.raw:  # it normalises by itself
+        given = replace(given, mean=(0.0,), std=(1.0,), intensity_dtype=source.dtype, normalization=None)
     if given.mean is None and given.std is None and given.normalization in (None, "constants"):
         missing["--mean M --std S (in raw intensities) or --normalization mean-std"] = "how intensities are normalised"
     tile = _fixed(source.shape[2:])
@@ -211,7 +219,7 @@ def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -
         (source, "takes", spec.channels, "input channels"),
         (target, "gives", spec.outputs, "output channels"),
     ):
-        if port.dtype not in ("float32", "float16", "float64"):
+        if port.dtype not in ("float32", "float16", "float64") and not (port is source and port.raw):
             raise ModelError(f"{file.path} {verb} {port}: tilelab needs float32 (or float16)")
         if port.shape and len(port.shape) != rank:
             raise ModelError(f"{file.path} {verb} {port}: axes {spec.axes!r} need {rank} dimensions")
@@ -220,6 +228,11 @@ def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -
             raise ModelError(
                 f"{file.path} {verb} {port.shape[1]} {what}, but its description, or {flags}, says {count}"
             )
+    if source.raw and spec.normalization != Normalization(mean=(0.0,), std=(1.0,), dtype=source.dtype):
+        raise ModelError(
+            f"{file.path} takes {source}: its intensities as they are, but its description normalises them: export it "
+            f"with a normalization of mean 0, std 1, {source.dtype}"
+        )
     for extent, tile, axis in zip(source.shape[2:], spec.tile, spec.axes, strict=False):
         if isinstance(extent, int) and extent != tile:
             raise ModelError(f"{file.path} takes {source}, so its tile along {axis} is {extent} px, not {tile}")

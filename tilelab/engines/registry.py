@@ -112,6 +112,10 @@ def load_engine(
     warnings: tuple[str, ...] = ()
     if arithmetic not in permitted(file, spec):
         warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
+    if source.raw and (given.mean, given.std, given.normalization, given.intensity_dtype) != (None,) * 4:
+        warnings += (
+            f"--mean, --std and the like do nothing: the network takes {source.dtype} intensities as they are",
+        )
     meaning = read_meaning(file, target, spec, given.output_is)
     request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings, meaning)
     loaded: FileEngine = _module(name).load(request)

@@ -98,7 +98,7 @@ class OrtEngine(FileEngine):
     def _first_run(self) -> int:
         """Bytes that one batch takes; and its shape: bound to a buffer of another, the session would not explain."""
         request = self._request
-        feed = {request.source.name: np.zeros(request.input_shape, request.source.dtype)}
+        feed = {request.source.name: np.zeros(request.native_input_shape, request.source.dtype)}
         before = resident_memory()
         try:
             (result,) = self._session.run([request.target.name], feed)

@@ -32,7 +32,7 @@ from tilelab.spec import METADATA_KEY, Precision
 from tilelab.text import explain, size_text
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16"}
+_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16", "u8": "uint8", "u16": "uint16"}
 
 
 @contextmanager
@@ -175,7 +175,7 @@ class OpenvinoEngine(FileEngine):
         fixed = request.source.shape[0] if request.source.shape else ""
         self._group = fixed if isinstance(fixed, int) else 1  # tiles that the network takes at once
         try:
-            model.reshape({model.input(0): [self._group, *request.input_shape[1:]]})
+            model.reshape({model.input(0): [self._group, *request.native_input_shape[1:]]})
             fold_upsampling(model)
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {

@@ -23,6 +23,10 @@ class GpuEngine(FileEngine):
         for port in (request.source, request.target):
             if port.dtype not in ("float32", "float16"):
                 raise ModelError(f"{request.file.path} has {port}: GPU engines need float32 or float16")
+            if port.channels_last:
+                raise ModelError(
+                    f"{request.file.path} has its channels last: GPU engines need them second, export it so"
+                )
         self.index = device.parse_index(request.device)
         self.info = device.select(self.index)
         self.device = f"cuda:{self.index}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +11,42 @@ from tilelab.engines.files.ending import Ending
 from tilelab.errors import ModelError
 from tilelab.spec import ModelSpec, Precision
 
+_MOST_CHANNELS = 16  # that a shape with its channels last is believed to have
+
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output: a dimension is a number where it is fixed, else its name (possibly empty)."""
+    """An input or output: a dimension is a number where it is fixed, else its name (possibly empty).
+
+    `channels_last`: the network has its channels last, `shape` has them second all the same.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    channels_last: bool = False
+
+    @property
+    def raw(self) -> bool:
+        """Of whole numbers, as images hold them."""
+        return self.dtype in ("uint8", "uint16")
+
+    def native(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the network itself has for ``(batch, channels, *tile)``."""
+        return (shape[0], *shape[2:], shape[1]) if self.channels_last else shape
+
+    def with_channels_second(self, spatial: tuple[int | str, ...] = ()) -> Port:
+        """With ``(n, c, y, x)`` where the shape shows ``(n, y, x, c)``; `spatial` is the extent of the other port."""
+        batch, *extent, last = self.shape or ("", "")
+        if len(self.shape) not in (4, 5) or not isinstance(last, int) or last > _MOST_CHANNELS:
+            return self
+        if not all(isinstance(n, int) for n in extent):
+            turned = not any(isinstance(n, int) for n in extent)
+        elif spatial:
+            turned = tuple(extent) == spatial != self.shape[2:]
+        else:
+            turned = extent[0] > last  # type: ignore[operator]  # numbers, both
+        return replace(self, shape=(batch, last, *extent), channels_last=True) if turned else self
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join(str(n) if n != '' else '?' for n in self.shape)})"
