@@ -1,14 +1,17 @@
 """The GPU path against a stand-in for NVIDIA's driver: what is compiled, launched, copied, waited for and given back.
 
-The simulator shows the arithmetic, these tests everything else but speed.
+The simulator shows the arithmetic, these tests everything else but speed.  Every script has a process of its own, in
+which the stand-in is the driver.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from driver_standin import FOLDER, build, compilers, environment, run_on_standin
 
@@ -151,3 +154,201 @@ with device.quietly():
 def test_the_standin_is_what_is_loaded():
     assert (build() / "libcuda.so.1").is_file()
     assert str(build()) in environment("/tmp")["LD_LIBRARY_PATH"].split(os.pathsep)  # noqa: S108
+
+
+# --- the whole path; NumPy does what kernels would do, in the stand-in's memory
+
+WHOLE = """
+import gc, hashlib, json, sys
+from pathlib import Path
+import numpy as np
+import standin_gpu
+standin_gpu.install()
+from tiny_models import make_spec, save_conv
+import tilelab
+from tilelab.kernels import device
+from tilelab.run.options import Options
+
+HERE = Path({here!r})
+
+def digest(path):
+    total = hashlib.sha256()
+    for file in sorted(p for p in Path(path).rglob("*") if p.is_file() and p.name != "zarr.json"):
+        total.update(str(file.relative_to(path)).encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+def infer(out, **options):
+    asked = Options(**{{"engine": "onnxruntime-cuda", "device": "cuda"}} | options)
+    run = tilelab.infer(HERE / "image.npy", HERE / "net.onnx", HERE / out, options=asked)
+    gc.collect()
+    if asked.device == "cuda":
+        device.give_back()
+    return run
+
+if __name__ == "__main__":
+{work}
+"""
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A folder with an image of several shards, blank areas among them, and a network of three classes."""
+    from tiny_models import make_spec, save_conv
+
+    folder = tmp_path_factory.mktemp("picture")
+    image = (np.random.default_rng(0).random((700, 3000)) * 250).astype(np.uint8)
+    image[100:400, 500:2500] = 60
+    np.save(folder / "image.npy", image)
+    save_conv(folder / "net.onnx", (128, 128), classes=3, spec=make_spec(classes=3, tile=(128, 128), overlap=(32, 32)))
+    return folder
+
+
+def whole(picture, work, kernels, **settings):
+    """What `work`, which may call `infer` and `digest`, prints, and what the driver counted."""
+    script = WHOLE.format(here=str(picture), work="\n".join(f"    {line}" for line in work.strip().splitlines()))
+    said, counted, _ = run_on_standin(script, kernels, **settings)
+    return said.splitlines(), counted
+
+
+@pytest.fixture(scope="module")
+def expected(picture, kernels):
+    """The digest of the result on one GPU with memory for all of it, and what that took there."""
+    (found,), counted = whole(picture, 'print(digest(infer("one.ome.zarr").path))', kernels)
+    assert counted["without_context"] == counted["bad_grids"] == 0
+    return found, counted
+
+
+def test_a_sweep_moves_a_byte_a_pixel_up_and_gives_everything_back(expected):
+    _, counted = expected
+    pixels = 700 * 3000
+    # labels and two probabilities come down; flags, tables and the trial batch are little
+    assert pixels <= counted["bytes_up"] < 1.1 * pixels + (1 << 20)
+    assert 3 * pixels <= counted["bytes_down"] < 3.1 * pixels + (2 << 20)
+    assert counted["held_bytes"] <= 2 << 20  # the trial batch of the engine, which goes with it
+    assert counted["deepest_stack"] == 1
+
+
+def test_the_sweep_has_the_bytes_of_the_host(picture, kernels):
+    work = """
+from sweep_parts import Collector, make_job
+from tilelab.engines.registry import load_engine
+from tilelab.geometry import Box
+from tilelab.run.sweep.device import DeviceSweep
+from tilelab.run.sweep.host import HostSweep
+engine = load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device="cuda")
+image = np.load(HERE / "image.npy")[:300, :700]
+for symmetries in (1, 8):
+    engine.outputs, engine.channels = 3, 1
+    job = make_job(image, "yx", (128, 128), (32, 32), engine=engine, gain=0.02, symmetries=symmetries)
+    box, found = Box.whole(job.image.shape), []
+    for sweep in (DeviceSweep, HostSweep):
+        result = {"labels": np.zeros((1, 300, 700), np.uint8), "logits": np.zeros((3, 1, 300, 700), np.float32)}
+        stalls = sweep(job, engine, box).run(Collector(result, box, 0, 1))
+        found.append((result, stalls.tiles, stalls.blank))
+    (a, *counts), (b, *others) = found
+    print(counts == others, *(np.array_equal(a[kind], b[kind]) for kind in a))
+"""
+    said, _ = whole(picture, work, kernels)
+    assert said == ["True True True"] * 2
+
+
+def less(counted):
+    """Memory for a part of what a unit took."""
+    return counted["most_bytes"] * 17 // 20
+
+
+def test_less_memory_means_narrower_lanes_and_the_same_bytes(picture, kernels, expected):
+    digest, roomy = expected
+    work = """
+run = infer("little.ome.zarr")
+print(digest(run.path), run.report["units"])
+"""
+    (said,), counted = whole(picture, work, kernels, STANDIN_MEMORY=less(roomy))
+    found, units = said.split()
+    assert found == digest
+    assert int(units) > 1
+    assert counted["most_bytes"] <= less(roomy)
+    assert counted["held_bytes"] <= 2 << 20, "what a unit held is given back before the next one asks"
+
+
+def test_a_gpu_that_fails_in_the_middle_ends_in_one_line_and_the_same_command_continues(picture, kernels, expected):
+    digest, counted = expected
+    command = """
+import sys
+import standin_gpu
+standin_gpu.install()
+from tilelab.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    given = ["infer", picture / "image.npy", "--model", picture / "net.onnx", "-o", picture / "failed.ome.zarr"]
+    given += ["--engine", "onnxruntime-cuda", "--device", "cuda"]
+
+    def run(**settings):
+        return subprocess.run(
+            [sys.executable, "-c", command, *given],
+            env=environment(kernels, **settings),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+
+    # little memory, so that the first of several units is finished when the GPU fails
+    memory = less(counted)
+    failed = run(STANDIN_FAULT_AFTER=counted["launches"], STANDIN_MEMORY=memory)
+    assert failed.returncode == 2, failed.stderr
+    said = [line for line in failed.stderr.splitlines() if line.startswith("tilelab: error: ")]
+    assert len(said) == 1
+    assert said[0].startswith("tilelab: error: cuda:0 failed (")
+    for word in ("Traceback", "Exception ignored", "Error in"):
+        assert word not in failed.stderr
+    continued = run(STANDIN_MEMORY=memory)
+    assert continued.returncode == 0, continued.stderr
+    assert "was finished by an earlier run" in continued.stderr + continued.stdout
+    (again,), _ = whole(picture, 'print(digest(HERE / "failed.ome.zarr"))', kernels)
+    assert again == digest
+
+
+def test_four_gpus_in_one_process_make_one_image(picture, kernels):
+    work = """
+import threading
+from sweep_parts import Collector, make_job
+from tilelab.engines.registry import load_engine
+from tilelab.geometry import Box
+from tilelab.run.sweep.start import make_sweep
+engines = [load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device=f"cuda:{i}") for i in range(4)]
+image = np.load(HERE / "image.npy")[:300]
+engines[0].outputs, engines[0].channels = 3, 1
+job = make_job(image, "yx", (128, 128), (32, 32), engine=engines[0], gain=0.02)
+def sweep(boxes_of):
+    result = {"labels": np.zeros((1, 300, 3000), np.uint8), "logits": np.zeros((3, 1, 300, 3000), np.float32)}
+    def run(engine, boxes):
+        for box in boxes:
+            make_sweep(job, engine, box).run(Collector(result, box, 0, 1))
+    threads = [threading.Thread(target=run, args=of) for of in boxes_of]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return result
+lanes = [Box((0, 0, x), (1, 300, min(x + 512, 3000))) for x in range(0, 3000, 512)]
+one = sweep([(engines[0], [Box.whole((1, 300, 3000))])])
+four = sweep([(engine, lanes[i::4]) for i, engine in enumerate(engines)])
+print(*(np.array_equal(one[kind], four[kind]) for kind in one), one["labels"].max())
+"""
+    said, counted = whole(picture, work, kernels, STANDIN_GPUS=4)
+    assert said == ["True True 2"]
+    assert counted["without_context"] == 0
+    assert counted["deepest_stack"] <= 2
+
+
+def test_four_gpus_with_a_process_each_make_one_image(picture, kernels, expected):
+    pytest.importorskip("distributed")
+    work = """
+run = infer("four.ome.zarr", device="cuda:0,1,2,3")
+print(digest(run.path), run.report["workers"]["count"])
+"""
+    preload = json.dumps([str(FOLDER / "standin_gpu.py")])
+    said, _ = whole(picture, work, kernels, STANDIN_GPUS=4, DASK_DISTRIBUTED__WORKER__PRELOAD=preload)
+    assert said[-1].split() == [expected[0], "4"]

@@ -35,7 +35,13 @@ static long setting(const char *name, long otherwise) {
     const char *text = getenv(name);
     return text ? atol(text) : otherwise;
 }
-static int gpus(void) { return (int)setting("STANDIN_GPUS", 1); }
+static int gpus(void) { /* those that CUDA_VISIBLE_DEVICES leaves, whichever they are */
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (!visible) return (int)setting("STANDIN_GPUS", 1);
+    int count = *visible != 0;
+    for (; *visible; visible++) count += *visible == ',';
+    return count;
+}
 static long memory(void) { return setting("STANDIN_MEMORY", 80L << 30); }
 static int current(void) { return (int)((char *)stack_[depth - 1] - contexts); }
 static void *handle(void) { return (void *)(handles += 16); }

@@ -149,8 +149,8 @@ def pointer(array: DeviceArray) -> int:
 
 def give_back() -> None:
     """Free now what the calling thread's GPU still holds for arrays that are gone; Numba would wait for more of them."""
-    if not SIMULATED:
-        cuda.current_context().deallocations.clear()
+    for queue in _pending():
+        queue.clear()
 
 
 @contextmanager
@@ -167,30 +167,40 @@ def faults(index: int) -> Iterator[None]:
     except Exception as error:
         if not is_fault(error):
             raise
+        _abandon()
         told = re.sub(r"^\[.*?\] Call to (\w+) results in ", r"\1: ", " ".join(str(error).split()))
         raise EngineError(
-            f"cuda:{index} failed ({told[:200]}): finished rows are kept and the same command continues; if it fails again, "
+            f"cuda:{index} failed ({told.partition('. ')[0][:160]}): finished rows are kept and the same command continues; if it fails again, "
             "see the driver's log (dmesg, nvidia-smi -q), or run with --device cpu"
         ) from error
 
 
-def abandon() -> None:
+def _abandon() -> None:
     """Free nothing on the calling thread's GPU any more: after a fault every call would only raise it again."""
-    if not SIMULATED:
-        held = cuda.current_context().deallocations.disable()
-        held.__enter__()
-        _abandoned.append(held)
+    with contextlib.suppress(Exception):
+        for queue in _pending():
+            held = queue.disable()
+            held.__enter__()
+            _abandoned.append(held)
+
+
+def _pending() -> tuple[Any, ...]:
+    """What waits to be freed: memory, and streams, events and code."""
+    if SIMULATED:
+        return ()
+    context = cuda.current_context()
+    return context.memory_manager.deallocations, context.deallocations
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
     """Clean up after a fault: the driver answers every call with it again, and the first one counts."""
-    with contextlib.suppress(EngineError):
-        try:
-            yield
-        except Exception as error:
-            if not is_fault(error):
-                raise
+    try:
+        yield
+    except Exception as error:
+        if not is_fault(error):
+            raise
+        _abandon()
 
 
 @contextmanager

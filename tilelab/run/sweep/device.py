@@ -12,6 +12,8 @@ Tiles, sums and their order are those of `tilelab.run.sweep.host`, so the bytes 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,6 @@ from tilelab.geometry import Box
 from tilelab.io.results.sink import UnitWriter
 from tilelab.kernels import cuda as kernels
 from tilelab.kernels import device
-from tilelab.kernels.compiler import is_fault
 from tilelab.kernels.cuda_elementwise import clear, turn
 from tilelab.run.plan.buffers import BLANKS, BLOCKS_AHEAD, seen_range
 from tilelab.run.plan.device_buffers import DeviceBuffers, check_device, device_buffers
@@ -79,8 +80,7 @@ class DeviceSweep(UnitSweep):
         flow, index = Flow(), self.engine.index
         rows: Channel[RawRows] = flow.channel(BLOCKS_AHEAD)
         try:
-            info = device.select(index)
-            check_device(self.job.request(self.engine), self.buffers, info.free_bytes)
+            check_device(self.job.request(self.engine), self.buffers, self._free_bytes())
             with device.faults(index):
                 work = _Work(self, flow)
         except BaseException:
@@ -114,6 +114,16 @@ class DeviceSweep(UnitSweep):
         stalls.engine = landings.device_wait
         stalls.write = max(0.0, landings.free.waited - stalls.engine)
         return stalls
+
+
+    def _free_bytes(self) -> int:
+        """Of the GPU, without what garbage still holds of it, where that matters."""
+        free = device.select(self.engine.index).free_bytes
+        if free < self.buffers.device_bytes:
+            gc.collect()
+            device.give_back()
+            free = device.select(self.engine.index).free_bytes
+        return free
 
 
 class _Work:
@@ -324,13 +334,9 @@ class _Work:
 
     def release(self, *, failed: bool = False) -> None:
         """Wait for what was put on the streams and give the buffers back; after a failure as far as the GPU lets us."""
-        try:
+        with device.quietly() if failed else contextlib.nullcontext():
             for stream in (self.up, self.compute, self.down):
                 stream.synchronize()
-        except Exception as error:
-            if not failed or not is_fault(error):
-                raise
-            device.abandon()
         del self.at, self.host, self.share_rows, self.constants, self.landings, self.band
         device.give_back()
 
