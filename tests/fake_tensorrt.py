@@ -224,10 +224,15 @@ class IExecutionContext:
         arrays = {}
         for tensor in self._engine._plan["tensors"]:
             name = tensor["name"]
-            arrays[tensor["mode"]] = array_at(self._addresses[name], self.get_tensor_shape(name), tensor["dtype"])
-        mean = arrays["INPUT"].astype(np.float32).mean(axis=1)
-        for k in range(arrays["OUTPUT"].shape[1]):
-            arrays["OUTPUT"][:, k] = (k + 1) * mean
+            if name not in self._addresses:
+                self._engine._log.log(Severity.ERROR, f"[enqueue.cpp] Neither address nor allocator is set for {name}")
+                return False
+            array = array_at(self._addresses[name], self.get_tensor_shape(name), tensor["dtype"])
+            arrays.setdefault(tensor["mode"], []).append(array)
+        mean = arrays["INPUT"][0].astype(np.float32).mean(axis=1)
+        for output in arrays["OUTPUT"]:
+            for k in range(output.shape[1]):
+                output[:, k] = (k + 1) * mean
         return True
 
 

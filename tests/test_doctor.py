@@ -142,3 +142,9 @@ def test_gpus_are_listed_as_their_driver_tells(monkeypatch, tmp_path):
     assert doctor.find_gpus() == ["nvidia-smi is there but fails: is the driver loaded?"]
     tool.unlink()
     assert doctor.find_gpus() == []
+
+
+def test_other_makers_gpus_are_said_not_to_be_supported(monkeypatch, found):
+    out = io.StringIO()
+    doctor.show(found | {"gpu": found["gpu"] | {"devices": []}}, Console(file=out, width=200))
+    assert "no NVIDIA GPU: those of Apple and AMD are not supported, neither to infer nor to train" in out.getvalue()

@@ -337,10 +337,18 @@ def loader(monkeypatch, gpu):
 
     engine = aotinductor_cuda.AotInductorCudaEngine
     aotinductor.probe.cache_clear()
-    monkeypatch.setattr(inductor, "aoti_load_package", lambda path, device_index: make_network())
+    seen = SimpleNamespace(runners=[], tf32=[])
+
+    def load(path, run_single_threaded, device_index):
+        seen.runners.append((device_index, run_single_threaded))
+        network = make_network()
+        network.register_forward_hook(lambda *_: seen.tf32.append(torch.backends.cudnn.allow_tf32))
+        return network
+
+    monkeypatch.setattr(inductor, "aoti_load_package", load)
     monkeypatch.setattr(engine, "_tensor", lambda self, array: torch.from_numpy(array))
     monkeypatch.setattr(engine, "_in_order", lambda self: nullcontext())
-    yield
+    yield seen
     aotinductor.probe.cache_clear()
 
 
@@ -361,7 +369,14 @@ def check_package(path, device):
 
 
 def test_a_package_describes_itself_and_computes(loader, tmp_path):
+    import torch
+
+    before = torch.backends.cudnn.allow_tf32
     check_package(write_package(tmp_path / "n.pt2"), "cuda:0")
+    assert loader.runners == [(0, True)], "the other runner waits for its previous run at every call"
+    assert loader.tf32
+    assert not any(loader.tf32), "fp32 is no TF32"
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 def test_a_package_for_the_cpu_runs_there_and_nowhere_else(loader, tmp_path):

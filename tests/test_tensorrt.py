@@ -6,6 +6,7 @@ nothing that 11 removed, so whatever passes here calls only what exists in both.
 
 from __future__ import annotations
 
+import json
 import sys
 
 import fake_gpu
@@ -82,6 +83,21 @@ def test_an_engine_file_is_built_loaded_and_run(trt, tmp_path, gpu):
     assert engine.memory.device_bytes == 123 << 20
     assert gpu.streams[0].waits >= 1
     engine.close()
+
+
+def test_outputs_that_nobody_asked_for_have_somewhere_to_go(trt, tmp_path):
+    """A plan writes all of them; without an address it does not run."""
+    path = built(tmp_path)
+    header, start, _ = read_header(path)
+    plan = json.loads(path.read_bytes()[start:].removeprefix(b"ptrt"))
+    plan["tensors"] += [plan["tensors"][1] | {"name": name} for name in ("deep", "deeper")]
+    plan_file.write_plan(path, header, b"ptrt" + json.dumps(plan).encode())
+    tiles, out = run(load_engine(path))
+    np.testing.assert_array_equal(out[:, 2], 3 * tiles.mean(axis=1))
+    plan["tensors"][-1]["shape"] = [-1, -1, 32, 32]
+    plan_file.write_plan(path, header, b"ptrt" + json.dumps(plan).encode())
+    with pytest.raises(ModelError, match="output deeper whose size depends on its values"):
+        load_engine(path)
 
 
 def test_only_strongly_typed_networks_are_built_and_tf32_is_off(trt, tmp_path):

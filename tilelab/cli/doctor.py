@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LIBRARIES = ("numpy", "numba", "zarr", "numcodecs", "tifffile", "imagecodecs", "msgspec", "pillow", "zarrs")
+ONLY_NVIDIA = "those of Apple and AMD are not supported, neither to infer nor to train; CPUs are used instead"
 _GPU_LIBRARIES = ("onnxruntime-gpu", "tensorrt", "numba-cuda-mlir", "numba-cuda")
 
 
@@ -86,7 +87,7 @@ def examine() -> dict[str, Any]:
         "memory_available": available_memory(),
         "libraries": _versions(_LIBRARIES),
         "engines": rows,
-        "gpu": {"devices": find_gpus(), "libraries": _versions(_GPU_LIBRARIES)},
+        "gpu": {"devices": find_gpus(), "only": ONLY_NVIDIA, "libraries": _versions(_GPU_LIBRARIES)},
         "warnings": find_conflicts(),
     }
 
@@ -183,7 +184,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         "tilelab": f"{found['tilelab']}, Python {found['python']}, {found['system']}",
         "CPU": f"{cpu['name']}, {cpu['cores']} cores ({' '.join(cpu['features'])})",
         "memory": f"{format_bytes(found['memory_available'])} available",
-        "GPU": "\n".join(gpus["devices"]) or "no NVIDIA GPU",
+        "GPU": "\n".join(gpus["devices"]) or f"no NVIDIA GPU: {gpus['only']}",
         "libraries": _listing(found["libraries"] | gpus["libraries"]),
     }.items():
         facts.add_row(name, Text(value))

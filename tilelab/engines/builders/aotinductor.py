@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from tilelab.engines.files.aotinductor_package import COMPILED_KEY, PRECISIONS, Compiled
+from tilelab.engines.files.aotinductor_package import COMPILED_KEY, PRECISIONS, Compiled, exact_fp32
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.machine.cpu import cpu_features
 from tilelab.machine.disk import replacing
@@ -63,7 +63,7 @@ def compile_package(
     example = torch.zeros((batch, spec.channels, *spec.tile), dtype=outer, device=target)
     metadata = {METADATA_KEY: spec.to_json(), COMPILED_KEY: msgspec.json.encode(compiled).decode()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exact_fp32(torch):
             program = torch.export.export(ported, (example,))
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(output), inductor_configs={"aot_inductor.metadata": metadata}

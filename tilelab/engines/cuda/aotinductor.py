@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tilelab.engines.cuda.gpu_engine import GpuEngine
-from tilelab.engines.files.aotinductor_package import load_network, read_compiled
+from tilelab.engines.files.aotinductor_package import exact_fp32, load_network, read_compiled
 from tilelab.engines.loading import LoadRequest
 from tilelab.errors import EngineError
 from tilelab.kernels import device
@@ -42,7 +42,8 @@ class AotInductorCudaEngine(GpuEngine):
 
     def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
         try:
-            with self._torch.inference_mode(), self._in_order():
+            exact = exact_fp32(self._torch) if self.precision == "fp32" else nullcontext()
+            with self._torch.inference_mode(), self._in_order(), exact:
                 self._tensor(logits).copy_(self._network(self._tensor(tiles)))
         except Exception as error:
             raise EngineError(

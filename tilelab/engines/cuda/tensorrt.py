@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +19,8 @@ from tilelab.errors import EngineError, ModelError, TilelabError
 from tilelab.kernels import device
 from tilelab.spec import PRECISIONS
 from tilelab.text import explain, size_text
+
+_ITEM_BYTES = {"FLOAT": 4, "INT32": 4, "HALF": 2, "BF16": 2, "INT8": 1, "UINT8": 1, "BOOL": 1, "FP8": 1}
 
 
 @lru_cache(maxsize=1)
@@ -81,6 +84,7 @@ class TensorRtEngine(GpuEngine):
             )
         self.memory = EngineMemory(device_bytes=int(self._engine.device_memory_size_v2))
         self._fix_shape()
+        self._unused = self._address_unused(trt)
 
     def _tensors(self, trt: Any) -> tuple[str, str]:
         """Names of the input and of the output used; their types become the engine's."""
@@ -120,6 +124,19 @@ class TensorRtEngine(GpuEngine):
             raise ModelError(f"{path} needs more inputs than tiles: {', '.join(missing)}")
         check_output(self._request, tuple(context.get_tensor_shape(self._logits_name)))
 
+    def _address_unused(self, trt: Any) -> list[Any]:
+        """Memory for the outputs that nobody asked for: TensorRT writes them all, and refuses to run without."""
+        engine, context, kept = self._engine, self._context, []
+        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+            if name == self._logits_name or engine.get_tensor_mode(name) != trt.TensorIOMode.OUTPUT:
+                continue
+            shape, kind = tuple(context.get_tensor_shape(name)), engine.get_tensor_dtype(name).name
+            if min(shape, default=0) < 0:
+                raise ModelError(f"{self._request.file.path} has an output {name} whose size depends on its values")
+            kept.append(device.empty((max(1, math.prod(shape)) * _ITEM_BYTES.get(kind, 8),), np.uint8))
+            context.set_tensor_address(name, device.pointer(kept[-1]))
+        return kept
+
     def _enqueue(self, tiles: device.DeviceArray, logits: device.DeviceArray) -> None:
         context = self._context
         addressed = context.set_tensor_address(self._tiles_name, device.pointer(tiles)) and context.set_tensor_address(
@@ -138,3 +155,4 @@ class TensorRtEngine(GpuEngine):
         """Free the GPU's memory."""
         super().close()
         self._context = self._engine = self._runtime = None
+        self._unused = []

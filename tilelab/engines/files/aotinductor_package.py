@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,24 @@ def _read_metadata(path: Path) -> tuple[ModelSpec, Compiled]:
     raise ModelError(f"{path} does not describe its model: make it with `tilelab export CHECKPOINT -o {path.name}`")
 
 
+@contextmanager
+def exact_fp32(torch: Any) -> Iterator[None]:
+    """Within it, torch multiplies fp32 as fp32: by itself its convolutions on a GPU keep 10 bits of 23 (TF32)."""
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
+
+
 def load_network(path: Path, precision: Precision, device_index: int) -> tuple[Any, Any]:
     """Torch, and the compiled network of a package; `device_index` is the GPU's number, -1 for the CPU.
+
+    On a GPU it is for one caller at a time: torch's other runner waits for its previous run at every call.
 
     Raises:
         EngineError: torch is missing or another one, the precision is another, or the code does not load.
@@ -98,7 +116,9 @@ def load_network(path: Path, precision: Precision, device_index: int) -> tuple[A
     if compiled.precision != precision:
         raise EngineError(f"{path} was compiled for {compiled.precision}: it cannot run in {precision}")
     try:
-        return torch, torch._inductor.aoti_load_package(str(path), device_index=device_index)
+        return torch, torch._inductor.aoti_load_package(
+            str(path), run_single_threaded=device_index >= 0, device_index=device_index
+        )
     except Exception as error:  # torch raises plain RuntimeError for everything
         raise EngineError(f"torch {here} cannot load {path}: {explain(error)}") from error
 

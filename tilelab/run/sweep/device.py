@@ -115,7 +115,6 @@ class DeviceSweep(UnitSweep):
         stalls.write = max(0.0, landings.free.waited - stalls.engine)
         return stalls
 
-
     def _free_bytes(self) -> int:
         """Of the GPU, without what garbage still holds of it, where that matters."""
         free = device.select(self.engine.index).free_bytes
