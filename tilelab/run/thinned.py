@@ -30,6 +30,7 @@ class ThinnedImage(Image):
         image: Image,
         most_pixels: int = MOST_PIXELS,
         least: Mapping[str, int] | None = None,
+        *,
         nan: float | None = None,
     ) -> None:
         """Keep about `most_pixels`; `least` is the smallest extent by axis letter, if the image has that much.

@@ -20,7 +20,7 @@ WHOLE_PIXELS = 2**27
 """An image without compression is looked at whole up to this size, any other up to that of a few blocks."""
 _BLOCKS = 16
 _BLOCK = (1, 512, 512)
-_BARE_BLOCK = (1, 4096, 4096)
+_BARE_BLOCK = (1, 256, 8192)
 _REMEDY = "give a value for them with --nan VALUE, or leave them out with --mask"
 
 
