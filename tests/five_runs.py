@@ -34,7 +34,8 @@ def draw(folder: Path) -> None:
     coarse = np.kron(random.integers(0, 120, (90, 77)), np.ones((16, 16), np.int64))
     plane = np.clip(coarse + random.integers(0, 130, coarse.shape), 0, 255).astype(np.uint8)
     tifffile.imwrite(folder / "plane.tif", plane, tile=(256, 256), compression="zlib")
-    tifffile.imwrite(folder / "stack.tif", random.integers(0, 256, (40, 150, 170), np.uint8), photometric="minisblack")
+    stack = random.integers(0, 256, (40, 150, 170), np.uint8)
+    tifffile.imwrite(folder / "stack.tif", stack, photometric="minisblack", imagej=True, metadata={"axes": "ZYX"})
     for file in folder.iterdir():
         os.utime(file, (1_700_000_000, 1_700_000_000))
 

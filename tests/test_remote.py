@@ -28,9 +28,11 @@ from tilelab.errors import InputError, OutputError, ResumeError, TilelabError
 from tilelab.geometry import Box
 from tilelab.io.images.open import describe, open_image
 from tilelab.io.results.result import read_result
+from tilelab.io.results.sink import Stored
 from tilelab.io.storage import remote_access
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.remote_store import open_store
+from tilelab.io.zarr.census import Census
 from tilelab.run.journal import lease as leases
 from tilelab.run.journal import remote as journal_remote
 from tilelab.run.journal.fingerprint import Fingerprint
@@ -322,7 +324,7 @@ def test_a_run_that_was_taken_over_stops(s3, monkeypatch):
 
     def go_on() -> None:
         for position in range(1200):
-            journal.record(0, position)
+            journal.record(0, Stored(0, position, Census()))
             time.sleep(0.1)
 
     with pytest.raises(OutputError, match="was taken over by another run"):

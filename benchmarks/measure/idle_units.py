@@ -100,7 +100,7 @@ def run_units(client: Any, plan: Plan, task: RunUnit, report_seconds: float = 0.
         report_seconds=report_seconds,
     )
     positions: dict[int, int] = {}
-    journal = SimpleNamespace(positions=positions, record=positions.__setitem__)
+    journal = SimpleNamespace(positions=positions)
     sweep = SharedSweep(client, order, journal, progress=lambda tiles: None, note=lambda line: None, task=task)  # type: ignore[arg-type] # noqa: ARG005
     began, cpu = time.perf_counter(), time.process_time()
     sweep.run()

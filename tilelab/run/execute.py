@@ -14,14 +14,14 @@ import msgspec
 from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.geometry import Box, Cuts
 from tilelab.io.results.ome_zarr import OmeZarrSink
-from tilelab.io.results.sink import Sink, partial_path
+from tilelab.io.results.sink import Sink, Stored, StoringWriter, partial_path
 from tilelab.io.storage.place import Place
 from tilelab.machine.version import __version__
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import open_journal
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
-from tilelab.run.prepare import Prepared, plan_request
+from tilelab.run.prepare import Prepared, check_unchanged, plan_request
 from tilelab.run.progress import Progress
 from tilelab.run.sweep.job import Stalls
 from tilelab.run.sweep.start import make_sweep
@@ -37,6 +37,9 @@ class Execution:
     plan: Plan
     stalls: Stalls = field(default_factory=Stalls)
 
+
+_CHEAP = 4 << 30  # bytes of a begun result that are read again when it is continued: seconds
+_CHEAP_REMOTE = 64 << 20
 
 SweepUnits = Callable[[Prepared, Plan, OmeZarrSink, Journal, Progress], Stalls]
 
@@ -75,11 +78,14 @@ def execute(
     try:
         plan = _begun_plan(prepared.plan, journal, options)
         sink = _sink(prepared, plan, work)
+        _trust(journal, plan, sink, note)
         done = _tiles_done(plan, journal.positions)
-        if journal.resumed:
+        if journal.positions:
             note(f"continuing {target}: {done / plan.tiles:.0%} was finished by an earlier run")
         progress.start(plan, done)
         stalls = (sweep or sweep_units)(prepared, plan, sink, journal, progress)
+        check_unchanged(prepared, options)
+        _check_whole(journal, plan, sink)
         if options.restart and work.renames:
             work.remove_tree()
         if os.name == "nt":  # an open file keeps its folder from being renamed
@@ -89,7 +95,7 @@ def execute(
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None
     except TilelabError:
-        if not journal.positions:  # nothing was finished, so nothing is lost
+        if not journal.records:  # nothing was finished, so nothing is lost
             journal.close()
             with contextlib.suppress(OSError):
                 unfinished.remove_tree()
@@ -102,10 +108,59 @@ def execute(
 
 def _begun_plan(plan: Plan, journal: Journal, options: Options) -> Plan:
     """`plan`, cut as the run that began the result had cut it."""
-    if not journal.resumed:
+    if not journal.begun:
         return plan
     cuts = tuple(Cuts(n, e) for n, e in zip(plan.source.shape, journal.split["extents"], strict=True))
     return plan if cuts == plan.units.cuts else plan_request(plan.request, options, cuts)
+
+
+def _trust(journal: Journal, plan: Plan, sink: Sink, note: Callable[[str], None]) -> None:
+    """Look at what earlier runs left before it is taken for finished.
+
+    Files must be there in number and size.  What they hold is read where that is cheap, and always where the machine
+    was started anew meanwhile: a power failure can leave files that have their size and not their content.
+    """
+    if not journal.begun:
+        return
+    size = sum(part.census.bytes for parts in journal.records.values() for part in parts)
+    contents = size <= (_CHEAP_REMOTE if sink.waits else _CHEAP) or (journal.restarted and not sink.waits)
+
+    def is_there(unit: int, part: Stored) -> bool:
+        now = sink.census(_part(plan, unit, part), contents=contents)
+        return bool(now == part.census) if contents else now.sizes == part.census.sizes
+
+    spoiled = journal.trust(plan.units, plan.frame.sweep_axis, is_there)
+    if spoiled:
+        note(f"{spoiled} of {len(journal.records)} begun units were not as they had been written: they are done again")
+
+
+def _check_whole(journal: Journal, plan: Plan, sink: Sink) -> None:
+    """Refuse to call a result finished of which something was removed while it was written.
+
+    Raises:
+        OutputError: it is not whole.
+    """
+    if sink.waits:  # a request for every object; stores do not lose what they took
+        return
+    for unit in plan.units:
+        for part in journal.records.get(unit.index, ()):
+            if sink.census(_part(plan, unit.index, part), contents=False).sizes != part.census.sizes:
+                raise OutputError(
+                    f"files of the unfinished result were changed or removed while it was written ({sink.partial}): "
+                    "the same command does again what is missing"
+                )
+
+
+def _part(plan: Plan, unit: int, part: Stored) -> Box:
+    """The rows of a unit between two sweep positions."""
+    box, axis = plan.units[unit].box, plan.frame.sweep_axis
+    start, stop = (tuple(at if a == axis else n for a, n in enumerate(end))
+                   for at, end in ((part.start, box.start), (part.stop, box.stop)))  # fmt: skip
+    return Box(start, stop)
+
+
+def _record(journal: Journal, unit: int, writer: StoringWriter, _position: int) -> None:
+    journal.record(unit, writer.stored)
 
 
 def sweep_units(prepared: Prepared, plan: Plan, sink: Sink, journal: Journal, progress: Progress) -> Stalls:
@@ -115,10 +170,9 @@ def sweep_units(prepared: Prepared, plan: Plan, sink: Sink, journal: Journal, pr
     for unit in plan.units:
         start = journal.positions.get(unit.index, unit.box.start[axis])
         if start < unit.box.stop[axis]:
-            record = partial(journal.record, unit.index)
             writer = sink.writer(unit.box, start, axis)
             sweep = make_sweep(prepared.job, prepared.engine, unit.box, start)
-            stalls.add(sweep.run(writer, record, progress.advance))
+            stalls.add(sweep.run(writer, partial(_record, journal, unit.index, writer), progress.advance))
     return stalls
 
 
@@ -136,7 +190,9 @@ def _tiles_done(plan: Plan, positions: Mapping[int, int]) -> int:
 
 def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
     if OmeZarrSink.begun(work):
-        return OmeZarrSink.open(work)
+        sink = OmeZarrSink.open(work)
+        sink.write_documents()
+        return sink
     spec, written, fingerprint = plan.spec, plan.request.written, prepared.fingerprint
     stack = "z" in prepared.image.axes
     return OmeZarrSink.create(

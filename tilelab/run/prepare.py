@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelab.assumptions import Assumption, check_strict
 from tilelab.engines.base import Engine, GpuRoom
-from tilelab.errors import ModelError
+from tilelab.errors import InputError, ModelError
 from tilelab.geometry import Cuts
 from tilelab.io.images.finite import look_for_gaps
 from tilelab.io.images.image import Image
@@ -40,6 +41,7 @@ class Prepared:
     notes: one line each, for the user.
     assumptions: what had to be guessed of image and model.
     fingerprint: what the result's bytes depend on.
+    named: what the user named as the image.
     """
 
     opened: OpenedImage
@@ -50,6 +52,7 @@ class Prepared:
     notes: tuple[str, ...]
     assumptions: tuple[Assumption, ...]
     fingerprint: Fingerprint
+    named: Any = field(repr=False)
 
     @property
     def image(self) -> Image:
@@ -181,6 +184,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         (*opened.notes, *gaps, *engine.warnings, *idle_flags(options, engine, volume, plan)),
         assumptions,
         fingerprint,
+        image,
     )
 
 
@@ -189,7 +193,7 @@ def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job, n
     spec, written = engine.spec, request.written
     mask = "none" if job.mask is None else _digest(str(sorted(job.mask.image.fingerprint().items())).encode())
     return Fingerprint(
-        input=image.fingerprint() | {"shape": str(image.shape), "dtype": str(image.dtype), "axes": image.axes},
+        input=_identify(image),
         model={"description": _digest(spec.to_json().encode()), "file": engine.model_digest},
         engine={
             "name": engine.name,
@@ -210,6 +214,32 @@ def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job, n
             **({} if nan is None else {"nan": str(nan)}),
         },
     )
+
+
+def check_unchanged(prepared: Prepared, options: Options) -> None:
+    """Refuse a result of an image that is not, after the work, what it was before.
+
+    A path is opened anew, so that a file which took the place of the one that was read is seen, too.
+
+    Raises:
+        InputError: it changed, or is gone.
+    """
+    before = prepared.fingerprint.input
+    if isinstance(prepared.named, str | Path):
+        with open_source(prepared.named, options, prepared.engine.spec) as opened:
+            now = _identify(opened.image)
+    else:
+        now = _identify(prepared.image)
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if changed:
+        raise InputError(
+            f"{prepared.image.uri} was changed while it was read ({', '.join(changed)}), the result would be of both: "
+            "run again with --restart when nothing writes to it"
+        )
+
+
+def _identify(image: Image) -> dict[str, str]:
+    return image.fingerprint() | {"shape": str(image.shape), "dtype": str(image.dtype), "axes": image.axes}
 
 
 def _digest(data: bytes) -> str:

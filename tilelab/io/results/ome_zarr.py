@@ -19,6 +19,7 @@ there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is comp
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +33,10 @@ from tilelab.arrays import Array
 from tilelab.errors import OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, WHATS, ResultInfo, What, read_info
-from tilelab.io.results.sink import Finished, partial_path
+from tilelab.io.results.sink import Finished, Stored, partial_path
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
+from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.levels import Cascade, Halve, make_level
 from tilelab.io.zarr.sharded_array import output_error, replace_file
@@ -116,12 +118,19 @@ class OmeZarrSink:
         sink = cls(path, info, threads)
         if cls.begun(path):
             raise OutputError(f"{sink.partial} holds an unfinished result: continue it, or begin anew with --restart")
-        # The root's description comes last: with it, everything is there.
-        for relative, content in sink._documents():
-            text = json.dumps(content, indent=1).encode()
-            target = sink.description if relative == "zarr.json" else sink.partial / relative
-            replace_file(target, [text], sink._scratch)
+        sink._make_scratch()
+        sink.write_documents()
         return sink
+
+    def write_documents(self) -> None:
+        """Write every ``zarr.json`` that is not there as it should be, the root's last: with it, all are there."""
+        for relative, content in self._documents():
+            text = json.dumps(content, indent=1).encode()
+            target = self.description if relative == "zarr.json" else self.partial / relative
+            with contextlib.suppress(OSError):
+                if target.read_bytes() == text:
+                    continue
+            replace_file(target, [text], self._scratch)
 
     @classmethod
     def begun(cls, path: Address) -> bool:
@@ -152,6 +161,11 @@ class OmeZarrSink:
         return self.partial / _description(self.partial)
 
     @property
+    def waits(self) -> bool:
+        """Whether looking at a file is a request to a store."""
+        return self.partial.waits
+
+    @property
     def grain(self) -> Extent:
         """Units are cut at multiples of it (z, y, x)."""
         return self.info.layout.grain
@@ -159,6 +173,18 @@ class OmeZarrSink:
     def writer(self, box: Box, start: int, sweep_axis: int) -> ZarrUnitWriter:
         """A writer for the unit `box`, whose first rows will be those at `start` on `sweep_axis` (0 = z, 1 = y)."""
         return ZarrUnitWriter(self, box, start, sweep_axis)
+
+    def census(self, box: Box, *, contents: bool) -> Census:
+        """What is on disk of `box` (z, y, x), which begins at the grain; see `Sink.census`."""
+        layout = self.info.layout
+        return sum(
+            (
+                array.census(layout.level_box(box, level), contents=contents)
+                for what in WHATS
+                for level, array in enumerate(self.info.arrays(self.partial, what)[: layout.aligned])
+            ),
+            Census(),
+        )
 
     def finalize(self) -> dict[str, Any]:
         """Make the coarse levels and give the result its final name.
@@ -172,6 +198,9 @@ class OmeZarrSink:
             OutputError: the disk is full, or something exists at the final name.
         """
         layout = self.info.layout
+        if not type(self).begun(self.path):
+            raise OutputError(f"{self.partial} is gone or has lost its root: it was moved while it was written")
+        self._make_scratch()
         for what, halve in _HALVE.items():
             arrays = self.info.arrays(self.partial, what)
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
@@ -194,6 +223,12 @@ class OmeZarrSink:
         except OSError as error:
             raise output_error(self.path, error) from error
         return {"path": str(self.path), "levels": layout.levels, "files": len(sizes), "bytes": sum(sizes)}
+
+    def _make_scratch(self) -> None:
+        try:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(self.description, error) from error
 
     @property
     def _scratch(self) -> Place:
@@ -258,7 +293,7 @@ class ZarrUnitWriter:
         if not first <= start <= last or (start % layout.grain[sweep_axis] and start != last):
             raise ValueError(f"a unit cannot begin at {start}: it is not a multiple of {layout.grain[sweep_axis]}")
         self._pool = ThreadPoolExecutor(sink.threads, "tilelab-zstd") if sink.threads > 1 else None
-        self._position = start
+        self._start = self._position = start
         self._stop = box.stop[sweep_axis]
         self._grain = layout.grain[sweep_axis]
         self._axis = sweep_axis
@@ -285,6 +320,16 @@ class ZarrUnitWriter:
                 raise ValueError(f"{what} of shape {given.shape} do not continue the unit at {self._position}")
             cascade.push(block)
         self._position += count
+        return self._durable
+
+    @property
+    def stored(self) -> Stored:
+        """See `StoringWriter.stored`."""
+        return Stored(self._start, self._durable, sum((c.stored for c in self._cascades.values()), Census()))
+
+    @property
+    def _durable(self) -> int:
+        """The position up to which all levels are on disk."""
         done = self._position == self._stop
         return self._stop if done else self._position // self._grain * self._grain
 

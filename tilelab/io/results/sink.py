@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from tilelab.arrays import Float32, UInt8
 from tilelab.geometry import Box
 from tilelab.io.storage.place import Address, Place, as_place
+from tilelab.io.zarr.census import Census
 
 
 def partial_path(path: Address) -> Place:
     """Where the result `path` is while it is unfinished; stores cannot rename, so a remote one is in its place."""
     final = as_place(path)
     return final.with_name(final.name + ".partial") if final.renames else final
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Rows of a unit that are on disk, at all levels that complete with them.
+
+    Attributes:
+        start, stop: sweep positions.
+        census: of their shards.
+    """
+
+    start: int
+    stop: int
+    census: Census
 
 
 class Finished(NamedTuple):
@@ -47,16 +63,39 @@ class UnitWriter(Protocol):
         ...
 
 
+class StoringWriter(UnitWriter, Protocol):
+    """A writer whose rows are kept on a disk or in a store."""
+
+    @property
+    def stored(self) -> Stored:
+        """All that this writer has on disk; ends at the position that `write` returned last."""
+        ...
+
+
 class Sink(Protocol):
     """A result being written; one per job, units may write from several processes."""
+
+    @property
+    def partial(self) -> Place:
+        """Where the unfinished result is."""
+        ...
+
+    @property
+    def waits(self) -> bool:
+        """Whether looking at a file is a request to a store."""
+        ...
 
     @property
     def grain(self) -> tuple[int, int, int]:
         """Shard extent (z, y, x) at level 0: units are cut at multiples of it."""
         ...
 
-    def writer(self, box: Box, start: int, sweep_axis: int) -> UnitWriter:
+    def writer(self, box: Box, start: int, sweep_axis: int) -> StoringWriter:
         """A writer for the unit `box`, whose first rows will be those at `start` on `sweep_axis` (0 = z, 1 = y)."""
+        ...
+
+    def census(self, box: Box, *, contents: bool) -> Census:
+        """What is on disk now of the rows that a writer had finished; `contents` are read for the digest only."""
         ...
 
     def finalize(self) -> dict[str, Any]:

@@ -84,9 +84,12 @@ class LocalPath(_Path):
         return str(error)
 
     def _open_new(self) -> IO[bytes]:
-        """A new file, opened for writing; its folder is made if need be."""
+        """A new file, opened for writing; its folder is made if need be, but not the one around it.
+
+        So a result that is moved away while it is written is missed, and not begun anew without its root.
+        """
         try:
             return self.open("xb")
         except FileNotFoundError:
-            self.parent.mkdir(parents=True, exist_ok=True)
+            self.parent.mkdir(exist_ok=True)
             return self.open("xb")

@@ -12,6 +12,7 @@ from tilelab.arrays import Array, UInt8
 from tilelab.geometry import Box
 from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
+from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
 from tilelab.kernels.pyramid import cut_chunks
@@ -30,7 +31,7 @@ class Cascade:
                  level 1: a row of chunks --full--> ...
 
     A unit begins and ends at multiples of the grain (or with the image), so whenever the rows reach one, every level
-    has just completed its shards and holds nothing.
+    has just completed its shards, counted in `stored`, and holds nothing.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Cascade:
         self._z_factor = layout.z_factor
         self._scratch = scratch
         self._encode = encode
+        self.stored = Census()
 
     def push(self, block: Array, at: int = 0) -> None:
         """Append rows ``(n, z, y, x)`` to level `at`; they are copied."""
@@ -61,7 +63,7 @@ class Cascade:
             if level.full:
                 rows = level.take(self._encode)
                 if level.shard_complete:
-                    level.write(self._scratch)
+                    self.stored += level.write(self._scratch)
                 if self._halve is not None and at + 1 < len(self._levels):
                     self.push(self._halve(rows, self._z_factor), at + 1)
 
@@ -116,14 +118,16 @@ class _Level:
         self._filled = 0
         return rows
 
-    def write(self, scratch: Place) -> None:
-        """Write the shards that are complete now, which are all."""
+    def write(self, scratch: Place) -> Census:
+        """Write the shards that are complete now, which are all; returns what was written."""
         shards, self._shards = self._shards, {}
+        written: list[Census] = []  # appending is atomic
 
         def write(index: tuple[int, ...]) -> None:
-            self._array.write_shard(index, shards.pop(index), scratch)
+            written.append(self._array.write_shard(index, shards.pop(index), scratch))
 
         for_each(write, list(shards), threads=False, requests=self._array.path.waits)
+        return sum(written, Census())
 
     def _rows(self, block: Array, first: int, count: int) -> Array:
         """`count` rows of ``(n, z, y, x)`` on the sweep axis, a view."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import google_crc32c
@@ -23,9 +24,11 @@ import imagecodecs
 import numpy as np
 
 from tilelab.arrays import Array
-from tilelab.errors import OutputError
+from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
+from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
+from tilelab.io.zarr.census import Census, count_shard
 from tilelab.io.zarr.metadata import array_node
 from tilelab.io.zarr.remote_chunks import open_reader
 
@@ -102,24 +105,58 @@ class ShardedArray:
         """Chunks per shard on each axis."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
 
-    def write_shard(self, index: tuple[int, ...], chunks: Sequence[bytes | None], scratch: Place) -> None:
-        """Write one shard; it appears whole or not at all.
+    def write_shard(self, index: tuple[int, ...], chunks: Sequence[bytes | None], scratch: Place) -> Census:
+        """Write one shard; it appears whole or not at all.  A shard of zeros has no file, and loses one that is there.
 
         Args:
             index: position (c, z, y, x) in the grid of shards; 0 on an axis that the array lacks.
             chunks: its chunks in C order, encoded (`encode_chunk`); None where there is nothing but zeros.
             scratch: folder for the unfinished file, on the same file system; not used in a remote store.
 
+        Returns:
+            What was written.
+
         Raises:
             OutputError: the disk is full or the folder is unwritable.
         """
+        file = self._file(self._stored(index))
         if all(chunk is None for chunk in chunks):
-            return
+            if not file.waits:  # of an earlier attempt, and damaged; stores keep what they took
+                remove_file(file)
+            return Census()
         pieces = [chunk for chunk in chunks if chunk is not None]
         if self.chunk != self.shard:
             pieces.append(_encode_index(chunks))
-        stored = tuple(i for i, axis in zip(index, "czyx", strict=True) if axis in self.axes)
-        replace_file(self._file(stored), pieces, scratch)
+        replace_file(file, pieces, scratch)
+        return count_shard(self._named(file), pieces)
+
+    def census(self, box: Box, *, contents: bool) -> Census:
+        """Count the shards of all channels that have a pixel in the spatial `box` (z, y, x), as they are now.
+
+        Args:
+            box: region.
+            contents: read them, for the digest.
+
+        Raises:
+            InputError: one cannot be looked at.
+        """
+        grid = [range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, self.shard_zyx, strict=True)]
+        found: list[Census] = []  # appending is atomic
+
+        def look(index: tuple[int, ...]) -> None:
+            file = self._file(self._stored(index))
+            try:
+                if contents:
+                    found.append(count_shard(self._named(file), [file.read_bytes()]))
+                else:
+                    found.append(Census(1, file.version().size))
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+
+        for_each(look, product(range(self.channels), *grid), threads=contents, requests=self.path.waits)
+        return sum(found, Census())
 
     def read(self, box: Box) -> Array:
         """Decode a region that lies inside the array; safe to call from several threads.
@@ -134,6 +171,14 @@ class ShardedArray:
         start, stop = ((channel, *box.start), (channel + 1, *box.stop))
         kept = [i for i, axis in enumerate("czyx") if axis in self.axes]
         return self.read(Box(tuple(start[i] for i in kept), tuple(stop[i] for i in kept))).reshape(1, *box.shape)
+
+    def _stored(self, index: tuple[int, ...]) -> tuple[int, ...]:
+        """A position (c, z, y, x) on the axes that the array has."""
+        return tuple(i for i, axis in zip(index, "czyx", strict=True) if axis in self.axes)
+
+    def _named(self, file: Place) -> str:
+        """What tells a shard from all others of the result, wherever that is."""
+        return f"{self.dtype} {self.axes} {self.path.name}/{file.relative_to(self.path).as_posix()}"
 
     def _file(self, index: tuple[int, ...]) -> Place:
         """Where a shard is."""
@@ -154,6 +199,18 @@ def replace_file(path: Place, pieces: Iterable[bytes], scratch: Place) -> None:
     """
     try:
         path.write_whole(pieces, scratch)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def remove_file(path: Place) -> None:
+    """Remove a file that may be there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(path, error) from error
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from tilelab.errors import OutputError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
-from tilelab.io.results.sink import Finished, UnitWriter
+from tilelab.io.results.sink import Finished, Stored, StoringWriter
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.run.cluster.order import Errand
 
@@ -23,13 +26,19 @@ def cause_of(error: BaseException) -> str:
 
 
 class Reporter:
-    """Tells how a unit advances, not more often than agreed."""
+    """Tells how a unit advances, not more often than agreed.
+
+    writer: of the unit, once there is one.
+    stored: all that it has on disk, ready to be sent.
+    """
 
     def __init__(
         self, seconds: float, errand: Errand, is_wanted: Callable[[], bool], tell: Callable[..., None]
     ) -> None:
         self._seconds, self._is_wanted, self._tell = seconds, is_wanted, tell
         self._tiles, self._position, self._eager = 0, errand.start, errand.eager
+        self.writer: StoringWriter | None = None
+        self.stored: Any = None
         self._last = time.monotonic()
         self._lock = threading.Lock()
 
@@ -43,6 +52,8 @@ class Reporter:
     def durable(self, position: int) -> None:
         """Rows up to `position` are on disk; called from the writing thread."""
         self._position = position
+        if self.writer is not None:
+            self.stored = msgspec.to_builtins(self.writer.stored)  # now: another thread may ask at any time
         self._report(at_once=self._eager)
 
     def _report(self, *, at_once: bool = False) -> None:
@@ -50,7 +61,7 @@ class Reporter:
             now = time.monotonic()
             if at_once or now - self._last >= self._seconds:
                 self._last = now
-                self._tell("report", tiles=self._tiles, position=self._position)
+                self._tell("report", tiles=self._tiles, position=self._position, stored=self.stored)
 
 
 class WhileThere:
@@ -59,11 +70,16 @@ class WhileThere:
     A worker that was given up on, because it hung or lost the network, may wake up long after.
     """
 
-    def __init__(self, sink: OmeZarrSink, writer: UnitWriter) -> None:
+    def __init__(self, sink: OmeZarrSink, writer: StoringWriter) -> None:
         self._description = sink.description
         self._pause = 1.0 if self._description.waits else 0.0  # asking a store takes time
         self._asked = -1.0
         self._writer = writer
+
+    @property
+    def stored(self) -> Stored:
+        """See `StoringWriter.stored`."""
+        return self._writer.stored
 
     def write(self, rows: Finished) -> int:
         """See `UnitWriter.write`."""

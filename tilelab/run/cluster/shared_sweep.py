@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from tilelab.errors import ClusterError, Incomplete, OutputError
+from tilelab.io.results.sink import Stored
 from tilelab.run.cluster.attempt import Assign, Attempt, Failure, Limits, Release, Restart
 from tilelab.run.cluster.coverage import Coverage
 from tilelab.run.cluster.dispatch import Dispatcher
@@ -74,7 +77,8 @@ class SharedSweep:
         self.inbox: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self.outbox = Outbox(client, order, task, self.inbox.put)
         self.tiles = partial(count_tiles, order.plan)
-        coverage = Coverage(self.plan.units, self.axis, journal.positions, self._record)
+        self.positions = dict(journal.positions)
+        coverage = Coverage(self.plan.units, self.axis, self.positions, self._record)
         grain = self.plan.layout.grain[self.axis]
         self.dispatcher = Dispatcher(coverage, grain, self.tiles, Limits(patience=self.patience))
 
@@ -159,6 +163,8 @@ class SharedSweep:
 
     def _handle_attempt(self, what: str, attempt: Attempt, message: Mapping[str, Any], now: float) -> None:
         dispatcher, number = self.dispatcher, attempt.number
+        if message.get("stored") is not None:
+            self.journal.record(attempt.unit, msgspec.convert(message["stored"], Stored))
         if what == "started":
             dispatcher.started(number, now)
         elif what == "report":
@@ -192,7 +198,7 @@ class SharedSweep:
 
     def _record(self, unit: int, position: int) -> None:
         """The dispatcher says that all of a unit before `position` is on disk."""
-        self.journal.record(unit, position)
+        self.positions[unit] = position
         box = self.plan.units[unit].box
         if position >= box.stop[self.axis] and unit in self.shown:
             self.progress(self.plan.lattice.count(box) - self.shown.pop(unit))

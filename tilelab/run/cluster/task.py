@@ -118,7 +118,7 @@ def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
                 tell("refused", why="; ".join(differ))
                 return
             stalls = _sweep(order, engine, errand, reporter)
-        tell("done", **vars(stalls))
+        tell("done", stored=reporter.stored, **vars(stalls))
     except Unwanted:
         tell("ended")
     except Exception as error:  # noqa: BLE001 - told to the client, who decides
@@ -133,7 +133,7 @@ def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
 def _sweep(order: Order, engine: Engine, errand: Errand, reporter: Reporter) -> Stalls:
     box = box_of(order.plan, errand.unit, errand.start, errand.stop)
     sink = OmeZarrSink.open(order.output)
-    writer = WhileThere(sink, sink.writer(box, errand.start, order.plan.frame.sweep_axis))
+    reporter.writer = writer = WhileThere(sink, sink.writer(box, errand.start, order.plan.frame.sweep_axis))
     return make_sweep(_kept.job(order, engine), engine, box).run(writer, reporter.durable, reporter.progress)
 
 

@@ -1,9 +1,10 @@
-"""What is finished of a job, so that a killed run goes on where it was: a lock, a fingerprint and a list of positions.
+"""What is finished of a job, so that a killed run goes on where it was: a lock, a fingerprint and a list of parts.
 
-It lives in ``OUT.partial/.tilelab``: ``job.json`` (the fingerprint and how the work was split), ``progress`` (one line
-per band of rows that is on disk) and ``lock``; all of it goes when the result is finished.
-A line is written with one system call after its data: what a line claims, a SIGKILL cannot take back.
-For remote results see `tilelab.run.journal.remote`.
+It lives in ``OUT.partial/.tilelab``: ``job.json`` (the fingerprint, how the work was split, and a name for this
+attempt), ``progress`` (a line per band of rows that is on disk, see `records.py`) and ``lock``; all of it goes when the
+result is finished.  A line is written with one system call after its data: what a line claims, a SIGKILL cannot take
+back.  A power failure can, and so can people: a run that continues looks at what the lines claim before it trusts them.
+For remote results see `remote.py`.
 """
 
 from __future__ import annotations
@@ -11,65 +12,121 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from tilelab.errors import OutputError, ResumeError
+from tilelab.geometry import Units
+from tilelab.io.results.sink import Stored
 from tilelab.io.storage.place import Place
+from tilelab.machine.disk import make_ours, try_lock, write_text
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
+from tilelab.run.journal.records import contiguous, format_record, parse_records
 
 
 class Journal:
     """The journal of one unfinished result; at most one process holds it.
 
     split: how the work was cut by the run that finished the first rows; those that continue it cut it the same way.
+    records: what earlier runs and this one have put down, by unit, oldest first.
+    positions: up to where earlier runs finished each unit without a gap, once it has been looked at (`trust`).
+    restarted: whether the machine was started anew since the job began, so that what was on disk may be lost.
     """
+
+    split: dict[str, Any]
+    restarted = False
 
     def __init__(self, partial: Place, fingerprint: Fingerprint, split: Mapping[str, Any]) -> None:
         """Take the lock and open or begin the journal.
 
         Raises:
-            OutputError: another run holds the lock.
-            ResumeError: the unfinished result belongs to another job.
+            OutputError: another run holds the lock, or a folder that is not ours has the name.
+            ResumeError: the unfinished result belongs to another job, or its journal is damaged.
         """
-        self.folder = Path(str(partial)) / FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = take_lock(self.folder / "lock", partial)
+        self.records: dict[int, list[Stored]] = {}
         self.positions: dict[int, int] = {}
-        known = _read(self.folder / "job.json")
-        if known is not None:
-            try:
-                check_same_job(partial, known["fingerprint"], fingerprint)
-            except ResumeError:
-                self.close()
-                raise
-            self._load()
-        self.split: dict[str, Any] = known["split"] if known is not None and self.positions else dict(split)
-        if not self.positions:
-            _write_atomically(self.folder / "job.json", {"fingerprint": fingerprint.document(), "split": self.split})
-        self._log = os.open(self.folder / "progress", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        make_ours(Path(str(partial)))
+        self.folder = Path(str(partial)) / FOLDER
+        self._lock = take_lock(self.folder / "lock", partial)
+        progress = self.folder / "progress"
+        try:
+            self._begin(partial, fingerprint, split, _read(self.folder / "job.json"), _read(progress) or b"")
+            if not self.records:
+                write_text(self.folder / "job.json", self._description(fingerprint))
+            self._log = os.open(progress, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.truncate(progress, sum(len(self._line(u, one)) for u, parts in self.records.items() for one in parts))
+        except BaseException:
+            self.close()
+            raise
 
-    def _load(self) -> None:
-        path = self.folder / "progress"
-        if not path.exists():
-            return
-        whole, _, torn = path.read_text().rpartition("\n")
-        for line in whole.splitlines():
-            unit, position = line.split()
-            self.positions[int(unit)] = max(self.positions.get(int(unit), 0), int(position))
-        if torn:  # never promised, and nothing may be appended to it
-            os.truncate(path, len(whole) + 1 if whole else 0)
+    def _begin(
+        self, result: Place, fingerprint: Fingerprint, split: Mapping[str, Any], known: bytes | None, progress: bytes
+    ) -> None:
+        """Take up what an earlier run left, `known` being its ``job.json``; or begin."""
+        document = None if known is None else _parse(result, known)
+        if document is None and (progress or (result / "zarr.json").is_file()):
+            raise _damaged(result, "job.json is missing")
+        if document is not None:
+            check_same_job(result, document["fingerprint"], fingerprint)
+            self._job = str(document.get("job", ""))
+            for unit, stored in parse_records(self._job, progress):
+                self.records.setdefault(unit, []).append(stored)
+        if document is not None and self.records:
+            self.split = document["split"]
+            self.restarted = document.get("boot") != boot()
+        else:  # a new name: no line of an earlier attempt passes for one of this
+            self.split, self._job = dict(split), secrets.token_hex(8)
+
+    def _description(self, fingerprint: Fingerprint) -> str:
+        document = {"fingerprint": fingerprint.document(), "split": self.split, "job": self._job, "boot": boot()}
+        return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+    def _line(self, unit: int, stored: Stored) -> bytes:
+        return format_record(self._job, unit, stored)
 
     @property
-    def resumed(self) -> bool:
-        """Whether an earlier run left finished rows."""
-        return bool(self.positions)
+    def begun(self) -> bool:
+        """Whether an earlier run put something down."""
+        return bool(self.records)
 
-    def record(self, unit: int, position: int) -> None:
-        """Rows of `unit` before `position` on the sweep axis are on disk."""
-        self.positions[unit] = position
-        os.write(self._log, f"{unit} {position}\n".encode())
+    def trust(self, units: Units, axis: int, check: Callable[[int, Stored], bool]) -> int:
+        """Look at what earlier runs put down, and take for finished what is as it was; the rest is forgotten.
+
+        Args:
+            units: all of the job's.
+            axis: the swept one.
+            check: says whether a part of a unit is on disk as it was stored.
+
+        Returns:
+            The number of units of which something was not.
+        """
+        spoiled = 0
+        for unit, parts in list(self.records.items()):
+            box = units[unit].box if 0 <= unit < len(units) else None
+            first, last = (0, -1) if box is None else (box.start[axis], box.stop[axis])
+            sound: dict[int, Stored] = {}  # by start
+            failed = False
+            for part in sorted(parts, key=lambda part: -part.stop):  # the longest that is whole
+                if part.start not in sound:
+                    if first <= part.start < part.stop <= last and check(unit, part):
+                        sound[part.start] = part
+                    else:
+                        failed = True
+            spoiled += failed
+            self.records[unit] = list(sound.values())
+            if (position := contiguous(sound.values(), first)) > first:
+                self.positions[unit] = position
+        return spoiled
+
+    def record(self, unit: int, stored: Stored) -> None:
+        """Put down that `stored` of a unit is on disk; it holds what was put down before with the same start."""
+        self.records[unit] = [part for part in self.records.get(unit, ()) if part.start != stored.start] + [stored]
+        self._append(self._line(unit, stored))
+
+    def _append(self, line: bytes) -> None:
+        os.write(self._log, line)
 
     def finish(self, result: Place) -> None:
         """The result is finished: the journal goes."""
@@ -90,39 +147,55 @@ class Journal:
             self._lock.close()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def boot() -> str:
+    """Tell this start of this machine from others; empty where that cannot be told."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _parse(result: Place, data: bytes) -> dict[str, Any]:
+    """The content of ``job.json``.
+
+    Raises:
+        ResumeError: it is damaged.
+    """
+    try:
+        document = json.loads(data)
+        sound = isinstance(document["fingerprint"], dict) and isinstance(document["split"], dict)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise _damaged(result, "job.json cannot be read")
+    found: dict[str, Any] = document
+    return found
+
+
+def _damaged(result: Place, why: str) -> ResumeError:
+    return ResumeError(
+        f"the journal of the unfinished {result} is damaged ({why}), so what it holds cannot be trusted: "
+        "begin anew with --restart"
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
         return None
-    return document
-
-
-def _write_atomically(path: Path, document: object) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def take_lock(path: Path, partial: Place) -> IO[str]:
     """Lock `path` for this process; the operating system lets go when the process dies, however it dies."""
     file = path.open("a+")
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not try_lock(file):
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
         raise OutputError(
             f"{partial} is being written by another run (process {holder}): wait for it or choose another output"
-        ) from None
+        )
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

@@ -2,7 +2,7 @@
 
 zarr.json    the root's description, until the result is finished (written by the sink)
 job.json     the fingerprint and how the work was split
-progress     unit and position of every band that is in the store; stores cannot append, so it is rewritten as a
+progress     a line for every part of a unit that is in the store; stores cannot append, so it is rewritten as a
 whole, at most about once a second: what a kill loses of it is computed again
 lease        who writes; renewed every 5 s, and free for others when it is older than 30 s by the store's own clock
 (or at once, when it is of a process of this machine that is gone)
@@ -11,15 +11,15 @@ lease        who writes; renewed every 5 s, and free for others when it is older
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tilelab.errors import OutputError
+from tilelab.io.results.sink import Stored
 from tilelab.io.storage.remote_path import RemotePath
-from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
+from tilelab.run.journal.fingerprint import FOLDER, Fingerprint
 from tilelab.run.journal.lease import Lease
 from tilelab.run.journal.local import Journal
 
@@ -40,6 +40,7 @@ class RemoteJournal(Journal):
             ResumeError: the unfinished result belongs to another job.
         """
         self.result = result
+        self.records: dict[int, list[Stored]] = {}
         self.positions: dict[int, int] = {}
         self._lease: Lease | None = Lease(result)
         self._failure: OutputError | None = None
@@ -48,14 +49,9 @@ class RemoteJournal(Journal):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         try:
-            known = self._read_job()
-            if known is not None:
-                check_same_job(result, known["fingerprint"], fingerprint)
-                self._load()
-            self.split = known["split"] if known is not None and self.positions else dict(split)
-            if not self.positions:
-                document = {"fingerprint": fingerprint.document(), "split": self.split}
-                (result / FOLDER / "job.json").write_bytes(json.dumps(document, indent=1, sort_keys=True).encode())
+            self._begin(result, fingerprint, split, self._read("job.json"), self._read("progress") or b"")
+            if not self.records:
+                (result / FOLDER / "job.json").write_bytes(self._description(fingerprint).encode())
         except OSError as error:
             self._lease.release()
             raise OutputError(f"cannot write {result}: {error.strerror}") from None
@@ -75,13 +71,16 @@ class RemoteJournal(Journal):
         finally:
             lease.release()
 
-    def record(self, unit: int, position: int) -> None:
-        """Rows of `unit` before `position` on the sweep axis are in the store."""
+    def record(self, unit: int, stored: Stored) -> None:
+        """`stored` of a unit is in the store."""
         with self._changed:
-            self.positions[unit] = position
+            super().record(unit, stored)
             self._dirty = True
         if self._failure is not None:
             raise self._failure
+
+    def _append(self, line: bytes) -> None:
+        """Stores cannot append: all lines are written together, now and then."""
 
     def finish(self, result: Any) -> None:
         """The result is finished: the journal goes."""
@@ -130,19 +129,12 @@ class RemoteJournal(Journal):
         """Write all positions; returns the number of bytes."""
         with self._changed:
             self._dirty = False
-            text = "".join(f"{unit} {position}\n" for unit, position in self.positions.items()).encode()
+            text = b"".join(self._line(unit, one) for unit, parts in self.records.items() for one in parts)
         (self.result / FOLDER / "progress").write_bytes(text)
         return len(text)
 
-    def _read_job(self) -> dict[str, Any] | None:
+    def _read(self, name: str) -> bytes | None:
         try:
-            document: dict[str, Any] = json.loads((self.result / FOLDER / "job.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+            return (self.result / FOLDER / name).read_bytes()
+        except FileNotFoundError:
             return None
-        return document
-
-    def _load(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.result / FOLDER / "progress").read_bytes().decode().splitlines():
-                unit, position = line.split()
-                self.positions[int(unit)] = int(position)
