@@ -42,7 +42,7 @@ def normalization_constants(
     if volume.channels not in (1, channels):
         raise ModelError(
             f"{volume.image.uri} has {volume.channels} channels, the model takes {channels}: choose one with "
-            "--channel, or say with --axes what they are (zyx: slices)"
+            "--channel, or say with --axes what they are (z: slices)"
         )
     if normalization.kind == "constants":
         mean, std = _constants(volume, normalization, intensity_range)

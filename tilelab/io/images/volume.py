@@ -82,6 +82,6 @@ def network_input(volume: Volume, spec: ModelSpec) -> Volume:
     if volume.channels > 1:
         raise ModelError(
             f"the model takes neighbouring slices as channels, {volume.image.uri} has {volume.channels} channels "
-            "of its own: choose one with --channel, or say with --axes zyx that they are slices"
+            "of its own: choose one with --channel, or say with --axes what they are (z: slices)"
         )
     return Neighbourhood(volume, spec.neighbours)
