@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.__main__ import Findings, main
+from benchmarks.gpu.cost import cost_table
+from benchmarks.gpu.cost import main as cost
 from tilelab.engines.cuda.nvidia import driver_problem
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +28,7 @@ sys.meta_path.insert(0, Bare())
 import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in missing else real(name, package)
-sys.argv = ["gpu", "--toy", "--batch", "2"]
+sys.argv = ["gpu", "--toy", "--batch", "2", *sys.argv[1:]]
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 
@@ -53,10 +57,11 @@ def test_without_a_gpu_it_says_so_in_one_line():
     assert not result.stderr
 
 
-def test_it_runs_at_toy_size_on_what_a_bare_machine_has():
+def test_it_runs_at_toy_size_on_what_a_bare_machine_has(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("numba_cuda")
-    result = run("-c", BARE, NUMBA_ENABLE_CUDASIM="1")
+    kept = tmp_path / "gpu.json"
+    result = run("-c", BARE, "--json", str(kept), NUMBA_ENABLE_CUDASIM="1")
     assert result.returncode == 0, result.stdout + result.stderr
     table = result.stdout
     for row in ("kernels and NumPy", "small fp32 torch: sweeps agree"):
@@ -74,3 +79,47 @@ def test_it_runs_at_toy_size_on_what_a_bare_machine_has():
         "one plane",
     ):
         assert words in table, table
+    measured = json.loads(kept.read_text())
+    rows = [f"{f['what']:<46}  {f['value']:<60}  {f['goal']}".rstrip() for f in measured["findings"]]
+    assert rows == table.splitlines()
+    assert not cost_table(measured, 2.0), "one plane at toy size is no speed of a terabyte"
+
+
+def test_a_step_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
+    pytest.importorskip("numba_cuda")
+    from benchmarks.gpu.basics import Finding
+
+    def broken():
+        yield Finding("half", "1 GB/s")
+        raise RuntimeError("the driver\nsays no")
+
+    findings = Findings(tmp_path / "gpu.json", "a GPU")
+    findings.step("first", broken)
+    findings.step("second", lambda: [Finding("whole", "2 GB/s", "3", 4.0)])
+    assert findings.failed == 1
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert said == ["half 1 GB/s", "first left out: RuntimeError: the driver says no", "whole 2 GB/s 3"]
+    assert json.loads((tmp_path / "gpu.json").read_text())["findings"][-1]["figure"] == 4.0
+
+
+def test_unknown_steps_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["kernel"])
+    assert "there is no step kernel: choose among launches, bus, kernels, networks, product" in capsys.readouterr().err
+
+
+def test_cost_needs_measured_figures(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    findings = [
+        {"what": "copy on the device", "value": "2600 GB/s", "goal": "", "figure": None},
+        {"what": "n fp16 torch: one plane", "value": "", "goal": "", "figure": 500.0},
+    ]
+    path.write_text(json.dumps({"gpu": "a GPU", "findings": findings}))
+    assert cost([str(path), "--price", "2"]) == 2
+    assert not capsys.readouterr().out
+    findings.append({"what": "n fp16 torch: sustained", "value": "", "goal": "", "figure": 1e6 / 3600})
+    path.write_text(json.dumps({"gpu": "a GPU", "findings": findings}))
+    assert cost([str(path), "--price", "2.5", "--currency", "EUR"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Measured on a GPU, at 2.5 EUR for an hour of it.\n")
+    assert out.splitlines()[-1] == "| n fp16 torch: sustained | 278 | 1.00 | 2.50 EUR |"

@@ -1,11 +1,13 @@
 """The GPU path on one GPU: are its kernels right, how near are they to a plain copy, the whole to the bare engine.
 
-    python -m benchmarks.gpu              # about three minutes; prints one table
-    python -m benchmarks.gpu --networks unet-resnet18
+    python -m benchmarks.gpu                 # a few minutes; every row is printed as it is measured
+    python -m benchmarks.gpu kernels bus     # some steps only
+    python -m benchmarks.gpu networks --networks unet-resnet18 --json gpu.json
+    python -m benchmarks.gpu.cost gpu.json --price 3.5    # hours and money for a terabyte, from what was measured
 
-Needs torch, torchvision, numba-cuda, numpy and tifffile, and no installed tilelab: run it from the repository's root.
-Other engines (--engines) are measured where their libraries and msgspec are there as well.
-Without a GPU it says so and exits with 2.
+Needs torch, torchvision, numba-cuda-mlir or numba-cuda, numpy and tifffile, and no installed tilelab: run it from the
+repository's root.  The step `product` and other engines (--engines) need what they always do.
+A step that fails is told, and the others go on; the exit code is then 1.  Without a GPU it says so and exits with 2.
 With NUMBA_ENABLE_CUDASIM=1 and --toy everything runs in Numba's simulator, to see that it does; times mean nothing
 then.
 """
@@ -14,38 +16,46 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.parts import Finding
+    from benchmarks.gpu.basics import Finding
 
+STEPS = ("launches", "bus", "kernels", "networks", "product")
+BY_DEFAULT = ("launches", "bus", "kernels", "networks")
 ENGINES = ("torch", "onnxruntime-cuda", "tensorrt", "aotinductor")
 NETWORKS = ("unet-resnet18", "unet-resnet50", "pmcanet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns 0, or 2 without a GPU."""
+    """Measure and print; returns 0, 1 when a step failed, or 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("steps", nargs="*", default=[], metavar="STEP", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=(*NETWORKS, "small"))
     parser.add_argument("--precisions", nargs="*", default=["fp32", "fp16"], choices=("fp32", "fp16"))
     parser.add_argument("--engines", nargs="*", default=["torch"], choices=ENGINES)
     parser.add_argument("--batch", type=int, default=16, help="tiles per run")
     parser.add_argument("--planes", type=int, default=4, help="planes of 9958 x 9959 px in the sustained run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every row there, as it is measured")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it runs")
     args = parser.parse_args(argv)
+    if unknown := set(args.steps) - set(STEPS):
+        parser.error(f"there is no step {', '.join(sorted(unknown))}: choose among {', '.join(STEPS)}")
     if importlib.util.find_spec("msgspec") is None:
         from benchmarks.gpu.networks import stand_in_for_msgspec
 
         stand_in_for_msgspec()
-    for library in ("torch", "numba"):
-        if importlib.util.find_spec(library) is None:
-            print(f"benchmarks.gpu: {library} is not installed: it needs torch, numba-cuda, numpy and tifffile")
-            return 2
-    from tilelab.errors import EngineError, TilelabError
+    if importlib.util.find_spec("torch") is None:
+        print("benchmarks.gpu: torch is not installed: it needs torch, numba-cuda-mlir, numpy and tifffile")
+        return 2
+    from tilelab.errors import EngineError
 
     try:
         from tilelab.kernels import device
@@ -54,33 +64,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"benchmarks.gpu: nothing was measured: {error}")
         return 2
-    from benchmarks.gpu.parts import Sizes, time_kernels, time_network
+    told = Findings(args.json, info.name)
+    told.step("software", partial(_software, info))
+    for name, step in _steps(args):
+        told.step(name, step)
+    return told.failed
 
-    sizes = Sizes.toy(args.batch) if args.toy else Sizes.full(args.batch, args.planes)
-    import numba
+
+class Findings:
+    """What was found, printed and kept as it comes.
+
+    failed: 1 after a step that failed, else 0.
+    """
+
+    def __init__(self, path: Path | None, gpu: str) -> None:
+        self.failed = 0
+        self._path = path
+        self._kept: dict[str, Any] = {"gpu": gpu, "findings": []}
+
+    def step(self, name: str, measure: Callable[[], Iterable[Finding]]) -> None:
+        """Everything that a step measures, until it fails."""
+        from benchmarks.gpu.basics import Finding
+
+        try:
+            for finding in measure():
+                self._tell(finding)
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, the other steps go on
+            self.failed = 1
+            why = " ".join(str(error).split())[:200] or "it gave no reason"
+            self._tell(Finding(name, f"left out: {type(error).__name__}: {why}"))
+
+    def _tell(self, finding: Finding) -> None:
+        print(f"{finding.what:<46}  {finding.value:<60}  {finding.goal}".rstrip(), flush=True)
+        self._kept["findings"].append(finding._asdict())
+        if self._path is not None:
+            self._path.write_text(json.dumps(self._kept, indent=1))
+
+
+def _software(info: Any) -> Iterator[Finding]:
+    import numpy as np
     import torch
 
+    from benchmarks.gpu.basics import Finding
+    from tilelab.kernels.compiler import COMPILER
+
     capability = ".".join(map(str, info.capability))
-    rows: list[Finding] = [
-        ("GPU", f"{info.name}, compute capability {capability}, CUDA driver {info.driver}", ""),
-        ("software", f"Python {platform.python_version()}, torch {torch.__version__}, numba {numba.__version__}", ""),
-    ]
-    rows += time_kernels(sizes)
+    yield Finding("GPU", f"{info.name}, compute capability {capability}, CUDA driver {info.driver}")
+    versions = f"torch {torch.__version__}, numpy {np.__version__}, kernels by {COMPILER}"
+    yield Finding("software", f"Python {platform.python_version()}, {versions}")
+
+
+def _steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    """What was asked for, by name; every network on every engine is a step of its own."""
+    from benchmarks.gpu.basics import Sizes, time_bus
+    from benchmarks.gpu.kernels import time_kernels, time_launches
+    from benchmarks.gpu.product import time_product
+    from benchmarks.gpu.sweeps import time_network
+
+    sizes = Sizes.toy(args.batch) if args.toy else Sizes.full(args.batch, args.planes)
     names, precisions = (["small"], ["fp32"]) if args.toy else (args.networks, args.precisions)
-    for name, precision, kind in product(names, precisions, args.engines):
-        try:
-            rows += time_network(name, precision, kind, sizes)
-        except (ImportError, AttributeError, TilelabError, RuntimeError) as error:
-            rows.append((f"{name} {precision} {kind}", f"left out: {str(error).splitlines()[0][:90]}", ""))
-    print_table(rows)
-    return 0
-
-
-def print_table(rows: Sequence[Finding]) -> None:
-    """What, how much, and what was aimed at."""
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for what, value, goal in rows:
-        print(f"{what:<{widths[0]}}  {value:<{widths[1]}}  {goal}".rstrip())
+    alone = {"launches": time_launches, "bus": time_bus, "kernels": time_kernels, "product": time_product}
+    for step in args.steps or BY_DEFAULT:
+        if step in alone:
+            yield step, partial(alone[step], sizes)
+        else:
+            for of in product(names, precisions, args.engines):
+                yield " ".join(of), partial(time_network, *of, sizes)
 
 
 if __name__ == "__main__":
