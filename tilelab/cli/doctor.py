@@ -8,11 +8,13 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tilelab.cli.terminal import drawn
 from tilelab.errors import EngineError
 from tilelab.machine.version import __version__
 
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        show(found, Console(highlight=False, soft_wrap=False))
+        show(found, Console(file=drawn(sys.stdout), highlight=False, soft_wrap=False))
     if not any(row["works"] for row in found["engines"]):
         raise EngineError("no engine works here: pip install 'tilelab[cpu]'")
     return 0

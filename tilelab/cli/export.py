@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
 from tilelab.errors import EngineError, InputError
 from tilelab.geometry import WINDOWS
@@ -223,7 +224,7 @@ class _BuildBar:
             from rich.console import Console
             from rich.progress import Progress
 
-            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar = Progress(console=Console(file=drawn(sys.stderr)), transient=True)
             self._bar.start()
         if phase not in self._tasks:
             self._tasks[phase] = self._bar.add_task(phase, total=total)

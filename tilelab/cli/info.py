@@ -20,6 +20,7 @@ from tilelab.cli.info_network import (
 )
 from tilelab.cli.info_result import examine_result, result_rows
 from tilelab.cli.info_words import Rows
+from tilelab.cli.terminal import drawn, printable
 from tilelab.cli.trust_words import OUTSIDE_HELP, TRUST_HELP
 from tilelab.errors import InputError, TilelabError
 from tilelab.io.storage.remote_access import clean_uri
@@ -97,7 +98,7 @@ def _show(documents: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(file=drawn(sys.stdout), highlight=False)
     tellers = {
         "image": image_rows,
         "model": model_rows,
@@ -108,13 +109,13 @@ def _show(documents: list[dict[str, Any]]) -> None:
     for i, document in enumerate(documents):
         if i:
             console.print()
-        console.print(Text.assemble((document["path"], "bold"), f"  {document['kind']}"), soft_wrap=True)
+        console.print(Text.assemble((printable(document["path"]), "bold"), f"  {document['kind']}"), soft_wrap=True)
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="cyan")
         table.add_column(overflow="fold")
         for name, value in tellers[document["kind"]](document):
             if value is not None and value != "":
-                table.add_row(f"  {name}", value if isinstance(value, Text) else Text(str(value)))
+                table.add_row(f"  {name}", value if isinstance(value, Text) else Text(printable(str(value))))
         console.print(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tilelab.cli.terminal import printable
 from tilelab.text import size_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def classes_text(classes: list[dict[str, str]]) -> Text:
             text.append("\n")
         text.append(f"{index} ")
         text.append("  ", style=f"on {entry['color']}")
-        text.append(f" {entry['name']} ({entry['color']})")
+        text.append(printable(f" {entry['name']} ({entry['color']})"))
     return text
 
 

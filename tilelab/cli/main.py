@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from tilelab.cli.terminal import allow_open_files, explain_stop, ignore_interrupts, one_line, plain_streams
 from tilelab.errors import Incomplete, Interrupted, TilelabError
 from tilelab.machine.version import __version__
 
@@ -24,7 +26,7 @@ COMMANDS = {
     "doctor": "say which engines and devices work here, and why others do not",
     "bench": "measure this machine",
 }
-EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INCOMPLETE = 0, 2, 3, 4
+EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INCOMPLETE, EXIT_STOPPED = 0, 2, 3, 4, 130
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -33,11 +35,13 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         prog="tilelab", description="Tiled inference for electron micrographs of any size.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"tilelab {__version__}")
+    setattr(parser, "color", False)  # noqa: B010 - of Python 3.14 on: standard streams take no control characters
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
         )
+        setattr(sub, "color", False)  # noqa: B010
         if name == only:
             import_module(f"tilelab.cli.{name}").add_arguments(sub)
     return parser
@@ -47,25 +51,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0 done, 2 bad usage or input, 3 interrupted and resumable, 4 finished but for some regions, which the same command
-    tries again.
+    tries again, 130 interrupted with nothing to resume.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    only = next((word for word in words if not word.startswith("-")), None)
-    if only not in COMMANDS:
-        only = None
-    args = build_parser(only).parse_args(words)
+    allow_open_files()
     try:
+        with plain_streams():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # a second one, while the first was being answered
+        ignore_interrupts()
+        return EXIT_STOPPED
+    except OSError as error:  # standard output is a full disk
+        _say(f"error: {explain_stop(error)}")
+        return EXIT_USAGE
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run one command; what it was stopped by becomes one line."""
+    try:
+        only = next((word for word in words if not word.startswith("-")), None)
+        args = build_parser(only if only in COMMANDS else None).parse_args(words)
         code: int = import_module(f"tilelab.cli.{args.command}").run(args)
     except Interrupted as stop:
-        print(f"tilelab: {stop}", file=sys.stderr)
+        ignore_interrupts()
+        _say(str(stop))
         return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        ignore_interrupts()
+        _say("stopped")
+        return EXIT_STOPPED
     except Incomplete as error:
-        print(f"tilelab: incomplete: {error}", file=sys.stderr)
+        _say(f"incomplete: {error}")
         return EXIT_INCOMPLETE
     except TilelabError as error:
-        print(f"tilelab: error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EXIT_USAGE
-    except BrokenPipeError:  # the reader of our output went away (| head)
-        sys.stderr.close()
-        return EXIT_DONE
+    except Exception as error:
+        reason = explain_stop(error)
+        if reason is None:
+            raise
+        _say(f"error: {reason}")
+        return EXIT_USAGE
     return code
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"tilelab: {one_line(line)}", file=sys.stderr)

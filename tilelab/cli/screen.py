@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tilelab.assumptions import Assumption
+from tilelab.cli.terminal import drawn, one_line
 from tilelab.text import format_bytes, size_text
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     """One line for the user."""
-    print(f"tilelab: {line}", file=sys.stderr)
+    print(f"tilelab: {one_line(line)}", file=sys.stderr)
 
 
 class ProgressBar:
@@ -50,7 +51,7 @@ class ProgressBar:
             TimeElapsedColumn(),
             TextColumn("left"),
             Remaining(elapsed_when_finished=False),
-            console=Console(stderr=True),
+            console=Console(file=drawn(sys.stderr)),
             refresh_per_second=4,
         )
         self._task = self._bar.add_task("", total=plan.tiles, completed=tiles_done, speed="")

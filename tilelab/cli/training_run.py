@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
 from tilelab.errors import Interrupted, OutputError
 from tilelab.io.storage.claims import Kind, Write, claim
@@ -127,7 +128,7 @@ class Screen:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(file=drawn(sys.stderr)),
             refresh_per_second=4,
         )
         self._task = self._bar.add_task("", total=progress.steps, completed=progress.step, loss="")

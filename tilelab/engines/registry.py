@@ -181,6 +181,8 @@ def locate_model(model: str | Path) -> Path:
     """
     path = Path(model).expanduser()
     if path.exists():
+        if not path.is_file() and not path.is_dir():
+            raise ModelError(f"{path} is a device, a pipe or a socket: copy what it gives into a file")
         return path
     known = bundled_models()
     if str(model) in known:

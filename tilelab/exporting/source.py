@@ -68,7 +68,7 @@ def open_source(path: Path, *, trust: bool = False) -> CheckpointSource | OnnxSo
         ModelError: missing, broken, of another format, or without a description.
         EngineError: it needs torch, which is not installed.
     """
-    if not path.exists():
+    if not path.is_file():
         raise ModelError(f"there is no file {path}: give a checkpoint of `tilelab train` or an .onnx of tilelab export")
     if path.suffix == ".safetensors":
         return CheckpointSource(path, trust=trust)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tilelab.arrays import Array, Float32, Int64, UInt8
 
-import numba
+from tilelab.kernels.jit import jit
 import numpy as np
 
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
@@ -16,7 +16,7 @@ from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
 __all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "find_constant_lines", "finish", "is_constant"]
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+_jit = jit(error_model="numpy")
 
 _exp_negative = _jit(exp_negative)
 

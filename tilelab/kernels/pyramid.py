@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from tilelab.kernels.jit import jit
 
 
 
@@ -57,7 +57,7 @@ def cut_chunks(block: Array, chunk: tuple[int, int, int]) -> tuple[Array, Bool]:
     return chunks, occupied
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def _mean_yx(block: Any, out: Any) -> None:
     channels, depth, height, width = block.shape
     for c in range(channels):
@@ -74,7 +74,7 @@ def _mean_yx(block: Any, out: Any) -> None:
                     row[width // 2] = (np.uint16(upper[width - 1]) + np.uint16(lower[width - 1]) + 1) >> 1
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def _mean_zyx(block: Any, out: Any) -> None:
     channels, depth, height, width = block.shape
     for c in range(channels):
@@ -91,7 +91,7 @@ def _mean_zyx(block: Any, out: Any) -> None:
                     row[x] = (total + 4) >> 3
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def _mode_yx(block: Any, out: Any) -> None:
     channels, depth, height, width = block.shape
     for c in range(channels):
@@ -119,7 +119,7 @@ def _mode_yx(block: Any, out: Any) -> None:
                     row[width // 2] = max(upper[width - 1], lower[width - 1])
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def _mode_zyx(block: Any, out: Any) -> None:
     channels, depth, height, width = block.shape
     values = np.empty(8, np.uint8)
@@ -146,7 +146,7 @@ def _mode_zyx(block: Any, out: Any) -> None:
                     row[x] = best
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def _cut(block: Any, chunks: Any, occupied: Any) -> None:
     channels, depth, height, width = block.shape
     cz, cy, cx = chunks.shape[4], chunks.shape[5], chunks.shape[6]

@@ -57,12 +57,14 @@ def read_recipe(name: str, overrides: list[str] | None, kind: type[T], command: 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"recipe {path} is no file")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe file {path}: shipped ones are {', '.join(shipped_recipes())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"recipe {path} is not TOML: {error}") from error
 
 

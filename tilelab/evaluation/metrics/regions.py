@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from tilelab.arrays import Bool, Int32
+from tilelab.kernels.jit import jit
 
-_jit = numba.njit(nogil=True, cache=True)
+_jit = jit()
 
 
 def label_regions(mask: Bool) -> Int32:

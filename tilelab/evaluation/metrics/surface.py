@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
-import numba
 import numpy as np
 
 from tilelab.arrays import Bool, Float64, Int64, UInt8
+from tilelab.kernels.jit import jit
 
 ReadRows = Callable[[int, int], tuple[UInt8, UInt8]]
 """From a range of rows to the labels and the truth there, uint8 ``(stop - start, x)``."""
@@ -30,7 +30,7 @@ _FAR = 2**29
 _SLAB = 2**23
 """Pixels of a slab, unless the plane is so tall that the notes about the slabs would take more memory than one."""
 
-_jit = numba.njit(nogil=True, cache=True)
+_jit = jit()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def is_precomputed(path: Path) -> bool:
         return False
     try:
         document = json.loads(info.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and (
         "scales" in document or str(document.get("@type", "")).startswith("neuroglancer_")
@@ -52,6 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path.parent} is incomplete: it has no {path.name}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except RecursionError:
+        raise InputError(f"{path} is damaged: it is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(document, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -13,6 +15,19 @@ from tilelab.errors import InputError
 from tilelab.io.storage.stored_file import Version, unreadable
 
 _MOST_PER_CALL = 2**30  # Linux reads at most 2 GiB - 4 KiB at once
+
+
+def refuse_streams(path: str | os.PathLike[str]) -> None:
+    """Refuse what has no positions, or would be waited for: devices, pipes, sockets.
+
+    Raises:
+        OSError: it is one, or is missing.
+        ValueError: it is no path.
+    """
+    if not stat.S_ISREG(kind := os.stat(path).st_mode) and not stat.S_ISDIR(kind):  # noqa: PTH116
+        raise OSError(
+            errno.ENODEV, "it is a device, a pipe or a socket: copy what it gives into a file", os.fspath(path)
+        )
 
 
 class LocalFile:
@@ -27,6 +42,7 @@ class LocalFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
+            refuse_streams(self.path)
             self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unreadable(self.path, error) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tilelab.io.storage.local_file import LocalFile
+from tilelab.io.storage.local_file import LocalFile, refuse_streams
 from tilelab.io.storage.stored_file import Version
 
 if TYPE_CHECKING:
@@ -46,6 +46,14 @@ class LocalPath(_Path):
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
+
+    def read_bytes(self) -> bytes:
+        """As in `pathlib`; what can be no name is missing, what is no file an OSError."""
+        try:
+            refuse_streams(self)
+        except ValueError:
+            raise FileNotFoundError(errno.ENOENT, "can be no name", str(self)) from None
+        return super().read_bytes()
 
     def open_file(self) -> LocalFile:
         """The file, opened for reading at positions; raises InputError when it is missing or unreadable."""

@@ -27,7 +27,9 @@ from tilelab.io.zarr.metadata import ArrayNode, ChunkCodec
 
 _ABSENT = 2**64 - 1
 _INDEX_BYTES = 16 * 2**20
-_MOST_OPEN = 256  # files at a time, of the 1024 that a process may have by default
+_MOST_OPEN = 256  # files that one read has open at a time, where the process may have so many
+_SHARE = 16
+"""One read takes at most this part of the files that a process may have open: several read at once."""
 _DECODE: dict[str, Callable[..., Any]] = {
     "zstd": imagecodecs.zstd_decode,
     "gzip": imagecodecs.gzip_decode,
@@ -47,6 +49,16 @@ class Piece:
     wanted: Box
 
 
+def most_open() -> int:
+    """Files that one read may have open at a time."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _MOST_OPEN
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_OPEN if soft == resource.RLIM_INFINITY else max(2, min(_MOST_OPEN, soft // _SHARE))
+
+
 class ChunkReader:
     """Reads regions of an array whose codec is known here."""
 
@@ -64,7 +76,8 @@ class ChunkReader:
         node = self._node
         out = self._blank(box)
         cells = overlapping(box, node.grid)
-        while some := list(islice(cells, _MOST_OPEN)):
+        most = most_open()
+        while some := list(islice(cells, most)):
             pieces: list[Piece] = []
             files: list[StoredFile] = []
             try:

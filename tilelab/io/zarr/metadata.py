@@ -119,6 +119,8 @@ def find_node(path: Place) -> ArrayNode | GroupNode | None:
             continue
         try:
             return parse(path, document, json.loads(document))
+        except RecursionError:
+            raise InputError(f"{path / name} is damaged or not understood: it is nested too deeply") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path / name} is damaged or not understood: {reason}") from error
