@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -65,12 +66,22 @@ def build_model(name: str, channels: int, classes: int, *, trust: bool = False, 
     if encoder and base in _DECODERS:
         return _build_decoder(name, _DECODERS[base], encoder, channels, classes, options)
     if encoder and base not in _OWN and not trust:
+        if not _may_exist(base):
+            raise ModelError(_unknown(name))
         raise ModelError(f"{name} would import and run code of {base}: give --trust if you know it, see SECURITY.md")
     if encoder and base not in _OWN:
         return _call(name, _import_class(base, encoder), (channels, classes), options)
     if base in (*_ENCODED, *_DECODERS):
         raise ModelError(f"{name} needs an encoder, e.g. {base}:resnet18: choose one of {', '.join(architectures())}")
     raise ModelError(_unknown(name))
+
+
+def _may_exist(module: str) -> bool:
+    """Whether a module can be there; that one in a package is, cannot be told without importing the package."""
+    try:
+        return "." in module or find_spec(module) is not None
+    except ValueError:  # it has been made by a program
+        return True
 
 
 def _unknown(name: str) -> str:
