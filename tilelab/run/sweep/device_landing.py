@@ -33,8 +33,8 @@ class Landing:
 
     on_device: dict[str, Any]
     on_host: dict[str, Array]
-    finished: device.Event = field(default_factory=device.event)
-    landed: device.Event = field(default_factory=device.event)
+    finished: device.Event = field(default_factory=lambda: device.event())
+    landed: device.Event = field(default_factory=lambda: device.event())
     start: int = 0
     stop: int = 0
     tiles: int = 0
