@@ -11,7 +11,7 @@ import enum
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,47 +35,18 @@ class ILogger:
     def __init__(self) -> None:
         self._alive = True
 
-    def log(self, severity: Severity, msg: str) -> None:
-        raise NotImplementedError
-
 
 class IProgressMonitor:
     def __init__(self) -> None:
         self._alive = True
 
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        raise NotImplementedError
 
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        raise NotImplementedError
-
-    def phase_finish(self, phase_name: str) -> None:
-        raise NotImplementedError
-
-
-class DataType(enum.Enum):
-    FLOAT = 0
-    HALF = 1
-    INT8 = 2
-    INT32 = 3
-
-
-class TensorIOMode(enum.Enum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
-
-
-class MemoryPoolType(enum.IntEnum):
-    WORKSPACE = 0
-
-
-class HardwareCompatibilityLevel(enum.Enum):
-    NONE = 0
-    AMPERE_PLUS = 1
-    SAME_COMPUTE_CAPABILITY = 2
-
-
+DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32", start=0)
+TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT", start=0)
+MemoryPoolType = enum.IntEnum("MemoryPoolType", "WORKSPACE", start=0)
+HardwareCompatibilityLevel = enum.Enum(
+    "HardwareCompatibilityLevel", "NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY", start=0
+)
 _DTYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32}
 
 
@@ -270,20 +241,12 @@ class FakeTensorRT(ModuleType):
         module = self
 
         class INetworkDefinition:
-            __slots__ = ("file", "flags")
-
-            def __init__(self, flags: int) -> None:
-                self.flags, self.file = flags, None
-
-        class ParserError:
-            def desc(self) -> str:
-                return "Unsupported operator NonMaxSuppression"
+            __slots__ = ("file",)
 
         class OnnxParser:
-            def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+            def __init__(self, network: Any, logger: ILogger) -> None:
                 assert logger._alive, "ILogger.__init__ was not called"
-                self._network = network
-                self.num_errors = 0
+                self._network, self.num_errors = network, 0
 
             def parse_from_file(self, model: str) -> bool:
                 assert isinstance(model, str)
@@ -291,66 +254,50 @@ class FakeTensorRT(ModuleType):
                     self._network.file = read_onnx(Path(model))
                 except ModelError:
                     self.num_errors = 1
-                if "parse" in module.failures:
-                    self.num_errors = 1
+                self.num_errors |= "parse" in module.failures
                 return not self.num_errors
 
-            def get_error(self, index: int) -> ParserError:
+            def get_error(self, index: int) -> Any:
                 assert index < self.num_errors
-                return ParserError()
+                return SimpleNamespace(desc=lambda: "Unsupported operator NonMaxSuppression")
 
         class Builder:
+            create_optimization_profile = IOptimizationProfile
+
             def __init__(self, logger: ILogger) -> None:
                 assert logger._alive, "ILogger.__init__ was not called"
                 self._log = logger
 
-            def create_network(self, flags: int = 0) -> INetworkDefinition:
+            def create_network(self, flags: int = 0) -> Any:
                 module.networks.append(flags)
-                return INetworkDefinition(flags)
+                return INetworkDefinition()
 
             def create_builder_config(self) -> IBuilderConfig:
                 module.configs.append(IBuilderConfig(version, self._log))
                 return module.configs[-1]
 
-            def create_optimization_profile(self) -> IOptimizationProfile:
-                return IOptimizationProfile()
-
-            def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> _Bytes | None:
-                monitor = config.progress_monitor
-                if monitor is not None:
-                    assert monitor._alive, "IProgressMonitor.__init__ was not called"
-                    monitor.phase_start("Building engine", None, 4)
-                    monitor.phase_start("Tactics", "Building engine", 2)
-                    for phase, step in (("Tactics", 0), ("Tactics", 1), ("Building engine", 0)):
-                        if not monitor.step_complete(phase, step):
-                            return None
-                    monitor.phase_finish("Tactics")
-                    monitor.phase_finish("Building engine")
+            def build_serialized_network(self, network: Any, config: IBuilderConfig) -> _Bytes | None:
+                if not _report_progress(config.progress_monitor):
+                    return None
                 if "build" in module.failures:
                     self._log.log(Severity.WARNING, "this is only a warning")
                     self._log.log(Severity.ERROR, "[optimizer.cpp] Could not find any implementation\n for node Conv_1")
                     return None
                 file = network.file
-                shape = file.inputs[0].shape
-                if all(isinstance(n, int) for n in shape):
-                    profile = [shape] * 3
-                else:
+                profile = [file.inputs[0].shape] * 3
+                if not all(isinstance(n, int) for n in profile[0]):
                     if not config.profiles:
                         self._log.log(Severity.ERROR, "Network has dynamic inputs, but no optimization profile")
                         return None
                     profile = list(config.profiles[0].shapes[file.inputs[0].name])
-                plan = {
-                    "version": version,
-                    "capability": module.gpu.info.capability,
-                    "compatibility": config.hardware_compatibility_level.name,
-                    "profile": profile,
-                    "tensors": [
-                        {"name": p.name, "mode": mode, "dtype": p.dtype, "shape": [-1, *p.shape[1:]]}
-                        for mode, ports in (("INPUT", file.inputs), ("OUTPUT", file.outputs))
-                        for p in ports
-                    ],
-                }
-                return _Bytes(b"ptrt" + json.dumps(plan).encode())
+                tensors = [
+                    {"name": p.name, "mode": mode, "dtype": p.dtype, "shape": [-1, *p.shape[1:]]}
+                    for mode, ports in (("INPUT", file.inputs), ("OUTPUT", file.outputs))
+                    for p in ports
+                ]
+                return _Bytes(
+                    b"ptrt" + json.dumps({"version": version, "profile": profile, "tensors": tensors}).encode()
+                )
 
         class Runtime:
             def __init__(self, logger: ILogger) -> None:
@@ -359,19 +306,30 @@ class FakeTensorRT(ModuleType):
 
             def deserialize_cuda_engine(self, serialized_engine: memoryview) -> ICudaEngine | None:
                 data = bytes(serialized_engine)
-                try:
-                    assert data.startswith(b"ptrt")
-                    plan = json.loads(data[4:])
-                except (AssertionError, ValueError):
+                plan = json.loads(data[4:]) if data.startswith(b"ptrt") else {"version": version}
+                if "tensors" not in plan:
                     self._log.log(Severity.ERROR, "[runtime.cpp] Magic tag does not match")
-                    return None
-                if plan["version"] != version:
+                elif plan["version"] != version:
                     self._log.log(
-                        Severity.ERROR,
-                        f"The engine plan file is not compatible with this version of TensorRT, "
-                        f"expecting library version {version} got {plan['version']}",
+                        Severity.ERROR, f"The engine plan file is not compatible: expecting library version {version}"
                     )
-                    return None
-                return ICudaEngine(module, plan, self._log)
+                else:
+                    return ICudaEngine(module, plan, self._log)
+                return None
 
         self.OnnxParser, self.Builder, self.Runtime = OnnxParser, Builder, Runtime
+
+
+def _report_progress(monitor: Any) -> bool:
+    """A build of two phases, one in the other; false when the monitor cancels it."""
+    if monitor is None:
+        return True
+    assert monitor._alive, "IProgressMonitor.__init__ was not called"
+    monitor.phase_start("Building engine", None, 4)
+    monitor.phase_start("Tactics", "Building engine", 2)
+    for phase, step in (("Tactics", 0), ("Tactics", 1), ("Building engine", 0)):
+        if not monitor.step_complete(phase, step):
+            return False
+    monitor.phase_finish("Tactics")
+    monitor.phase_finish("Building engine")
+    return True

@@ -25,17 +25,15 @@ from tilelab.engines.registry import choose, load_engine, permitted, read_model,
 from tilelab.errors import EngineError, ModelError
 from tilelab.run.self_check import find_source, self_check
 
-VERSIONS = ["10.16.0", "11.4.1"]
-
 
 @pytest.fixture
 def gpu(monkeypatch):
     return fake_gpu.install(monkeypatch)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=["10.16.0", "11.4.1"])
 def trt(request, monkeypatch, gpu):
-    """The fake as the installed TensorRT."""
+    """The fake as the installed TensorRT; in each version everything is called that any version is asked for."""
     return install(monkeypatch, FakeTensorRT(request.param, gpu))
 
 
