@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from tiny_models import Graph, save
 
+from tilelab.engines.cpu import onnxruntime as ort
 from tilelab.engines.cpu import openvino as ov
 from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.onnx import read_onnx
@@ -447,3 +450,87 @@ def test_a_network_may_take_intensities_as_they_are(tmp_path: Path, engine: str,
     loaded.run(tiles, outs[0])
     said.run(tiles + np.float32(0.25), outs[1])  # rounded
     np.testing.assert_array_equal(*outs)
+
+
+UNARY = "Sigmoid Tanh Exp Neg Abs Relu Softplus Round Sign Identity Softsign Reciprocal Sqrt Log Erf Sin Elu"
+BINARY = "Add Sub Mul Div Max Min Mean"
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(UNARY.split()), st.just(0.0)),
+    st.tuples(st.sampled_from(BINARY.split()), st.sampled_from([-2.0, -1.0, 0.25, 0.5, 1.0, 2.0, 255.0])),
+    st.tuples(st.sampled_from([f"{name} again" for name in BINARY.split()]), st.just(0.0)),
+    st.tuples(st.sampled_from(["Softmax", "ArgMax", "Greater", "Clip", "Pow", "ReduceSum", "Concat", "MaxPool", "Pad"]),
+              st.sampled_from([-1.0, 0.5, 1.0, 2.0])),
+)  # fmt: skip
+
+
+def take_step(graph: Graph, step: tuple[str, float], made: list[str]) -> str:
+    """One more operator on the last tensor, or on two of them."""
+    (name, value), x = step, made[-1]
+    if name.endswith(" again"):
+        return graph.node(name.removesuffix(" again"), x, made[len(made) // 2])
+    if name in BINARY.split():
+        return graph.node(name, *([x, number(graph, value)] if value > 0.6 else [number(graph, value), x]))
+    if name == "Softmax":
+        return softmax(graph, x)
+    if name == "ArgMax":
+        return graph.node("Cast", graph.node("ArgMax", x, axis=1, keepdims=1), to=TensorProto.FLOAT)
+    if name == "Greater":
+        return graph.node("Cast", graph.node("Greater", x, number(graph, value)), to=TensorProto.FLOAT)
+    if name == "Clip":
+        return graph.node("Clip", x, number(graph, min(value, 0)), number(graph, abs(value)))
+    if name == "Pow":
+        return graph.node("Pow", x, number(graph, value))
+    if name == "ReduceSum":
+        return graph.node("ReduceSum", x, graph.constant(np.array([1], np.int64)), keepdims=1)
+    if name == "Concat":
+        return graph.node("Concat", x, x, axis=1)
+    if name == "MaxPool":
+        return graph.node("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    if name == "Pad":
+        return graph.node("Pad", x, graph.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)), number(graph, value))
+    return graph.node(name, x)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(steps=[("Exp", 0.0), ("Add", 1.0), ("Div again", 0.0)])
+@given(steps=st.lists(STEPS, min_size=1, max_size=7))
+def test_what_the_graph_promises_is_kept(tmp_path: Path, steps: list[tuple[str, float]]) -> None:
+    onnxruntime = ort.import_onnxruntime()
+    graph = Graph(2)
+    made = [graph.conv("tiles", 1, 2)]
+    for step in steps:
+        made.append(take_step(graph, step, made))
+    path = save(tmp_path / "n.onnx", graph, [(made[-1], "k")], TILE, output_tile=("y", "x"))
+    ending = read_onnx(path).endings[made[-1]]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    tiles = np.random.default_rng(0).normal(size=(1, 1, *TILE)).astype(np.float32) * 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        values = session.run(None, {"tiles": tiles})[0]
+    except Exception:  # noqa: BLE001 - shapes that do not fit each other
+        assume(False)
+    values = values[np.abs(values) < 1e30].astype(np.float64)  # the greatest of NaN is the least float
+    if values.size == 0:
+        return
+    slack = 1e-3 + 1e-5 * max(abs(values.min()), abs(values.max()))
+    assert ending.low - slack <= values.min()
+    assert values.max() <= ending.high + slack
+    if ending.whole:
+        np.testing.assert_array_equal(values, np.rint(values))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    base=st.sampled_from(sorted(SIGMOIDS)),
+    chain=st.lists(st.sampled_from([node("Identity"), node("Dropout"), halves, there_and_back, clipped, thin, cropped,
+                                    quantized, resized("linear"), resized("cubic")]), max_size=5),
+)  # fmt: skip
+def test_whatever_follows_a_sigmoid_it_stays_one(tmp_path: Path, base: str, chain: list[End]) -> None:
+    for end, outputs, unit in ((SIGMOIDS[base], 1, False), (softmax, 3, True)):
+        path = make(tmp_path / "n.onnx", after(end, *chain), outputs)
+        file = read_onnx(path)
+        ending = file.endings[file.outputs[0].name]
+        assert ending.kind == "probabilities"
+        assert ending.unit in ((unit, None) if clipped in chain else (unit,))

@@ -173,7 +173,8 @@ class _Walk:
         if name == "Pad":
             fill = self._graph.option(made, "value", 2) or (0.0,)
             if made.attributes.get("mode", "constant") == "constant":
-                found = replace(found, low=min(found.low, *fill), high=max(found.high, *fill))
+                whole = found.whole and all(value == round(value) for value in fill)
+                found = replace(found, low=min(found.low, *fill), high=max(found.high, *fill), whole=whole)
         if name == "GridSample":
             found = replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
         if name in ("Resize", "Upsample", "GridSample") and made.attributes.get("mode", "nearest") != "nearest":
@@ -236,7 +237,9 @@ class _Walk:
         parts = [self.of(name) for name in made.inputs]
         scale = 1 / len(parts) if made.operator == "Mean" else 1
         whole = made.operator != "Mean" and all(part.whole for part in parts)
-        return Ending(sum(p.low for p in parts) * scale, sum(p.high for p in parts) * scale, whole, None, _name(parts))
+        shares = {part.unit for part in parts if part.operator != "Constant"}
+        unit = shares.pop() if len(shares) == 1 and (made.operator == "Mean" or shares == {False}) else None
+        return Ending(sum(p.low for p in parts) * scale, sum(p.high for p in parts) * scale, whole, unit, _name(parts))
 
     def subtract(self, made: Operation) -> Ending:
         """X - ReduceLogSumExp(x) is a logarithm of probabilities."""
