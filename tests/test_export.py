@@ -179,6 +179,7 @@ def test_the_gate_names_the_worst_place(samples: list[Sample]) -> None:
 def test_export_writes_a_file_that_runs(checkpoint: Path, samples: list[Sample], tmp_path: Path) -> None:
     said: list[str] = []
     output = tmp_path / "deep" / "m.onnx"
+    output.parent.mkdir()
     done = export_model(checkpoint, output, samples, place=Place(free_size=True), report=said.append)
     spec = read_spec(output)
     assert spec == done.spec
@@ -200,6 +201,7 @@ def test_what_fails_is_not_written(
     strict = {**parity.TOLERANCES, "fp32": parity.Tolerance(0.0, 0.0, -1.0)}
     monkeypatch.setattr(parity, "TOLERANCES", strict)
     output = tmp_path / "out" / "m.onnx"
+    output.parent.mkdir()
     with pytest.raises(ParityError, match="fp32"):
         export_model(checkpoint, output, samples)
     assert not list(output.parent.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ def sweep(engine: Engine, image: Image, take: Callable[[Box, Finished], None], *
     options = Options(labels=not logits, logits=logits, probabilities=("none",), ignore_pixel_size=True)
     prepared = prepare(image, engine, options)
     axis = prepared.plan.frame.sweep_axis
+    job = replace(prepared.job, finite=False)  # a network in training, or one that is being compared, may give NaN
     for unit in prepared.plan.units:
-        make_sweep(prepared.job, engine, unit.box).run(_Writer(take, unit.box, axis))
+        make_sweep(job, engine, unit.box).run(_Writer(take, unit.box, axis))
 
 
 def infer_logits(engine: Engine, image: Image) -> Float32:

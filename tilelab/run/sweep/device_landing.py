@@ -105,7 +105,7 @@ class Landings:
             landing.landed.synchronize()
             self.device_wait += time.perf_counter() - began
             box = frame.box((landing.start, landing.stop), self._unit.cross_range, self._unit.col_range)
-            if landing.on_host["flags"][0]:
+            if job.finite and landing.on_host["flags"][0]:
                 raise not_finite(self.engine, box)
             shaped = self.shaped(landing, landing.on_host)
             labels, probabilities, logits = (shaped.get(name) for name in _KINDS)

@@ -280,7 +280,7 @@ class _Work:
 
     def _check(self, group: _Group, box: Box, keep: Bool | None) -> None:
         """Raise `EngineError` where a logit that is wanted is NaN or infinite."""
-        bad = find_not_finite(self.canvas, group.start, group.stop)
+        bad = find_not_finite(self.canvas, group.start, group.stop) if self.job.finite else None
         if bad is None or (keep is not None and not (bad := bad & keep).any()):
             return
         raise not_finite(self.engine, box, self.job.frame.turn(bad[None])[0])

@@ -23,6 +23,7 @@ class Job:
     channels: the class of each probability channel, int64 ``(P,)``.
     mask: nonzero where the result is wanted; elsewhere labels and probabilities are 0 and blank tiles are not inferred.
     symmetries: 1, or 8 for test-time augmentation over the symmetries of the square.
+    finite: a logit that is NaN or infinite is an error; without, whoever takes the logits looks at them.
     """
 
     image: Volume
@@ -36,6 +37,7 @@ class Job:
     logits: bool = False
     mask: Volume | None = None
     symmetries: int = 1
+    finite: bool = True
 
     @classmethod
     def of(
