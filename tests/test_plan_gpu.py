@@ -87,6 +87,28 @@ def test_more_lines_than_a_grid_has_blocks_are_cut():
     assert len(make_plan(replace(plan.request, gpu=None), memory_limit=1 << 50).units) == 1
 
 
+def test_a_run_that_is_continued_keeps_its_lanes_or_is_refused():
+    wide = make_plan(make_request())
+    needed = largest_device_buffers(wide.request, wide.largest_unit).device_bytes
+    again = make_plan(make_request(free=needed), cuts=wide.units.cuts)
+    assert again.units.cuts == wide.units.cuts
+    with pytest.raises(PlanError, match=r"are free: free some, or begin anew with --restart"):
+        make_plan(make_request(free=needed - 1), cuts=wide.units.cuts)
+
+
+def test_workers_plan_for_the_gpu_with_the_least_memory():
+    pytest.importorskip("distributed")
+    from tilelab.run.cluster.crew import RemoteEngine, _agreed
+    from tilelab.run.cluster.order import EngineAccount, EngineFacts
+
+    facts = EngineFacts("e", "cuda", "fp16", 8, SPEC.to_json(), "digest", ())
+    rooms = [GpuRoom(F16, F16, free << 30) for free in (70, 20, 40)]
+    accounts = {f"worker {i}": EngineAccount(facts, 1, (), (), room, "logits") for i, room in enumerate(rooms)}
+    assert RemoteEngine(_agreed(accounts)).gpu_room == rooms[1]
+    accounts = {name: account._replace(gpu_room=None) for name, account in accounts.items()}
+    assert RemoteEngine(_agreed(accounts)).gpu_room is None
+
+
 @settings(max_examples=100)
 @given(data=st.data(), symmetries=st.sampled_from([1, 8]), volume=st.booleans())
 def test_no_unit_takes_more_than_was_planned_for_the_largest(data, symmetries, volume):

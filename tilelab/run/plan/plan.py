@@ -120,6 +120,7 @@ def make_plan(
     Raises:
         PlanError: even the narrowest unit needs more than the limit, or than its GPU has.
     """
+    begun = cuts is not None
     limit = default_memory_limit(further_stream_bytes(request)) if memory_limit is None else memory_limit
     if cuts is None:
         cuts = _widest_cuts(request, limit, lanes, spans)
@@ -140,7 +141,11 @@ def make_plan(
         )
     if request.gpu is not None:
         buffers = largest_device_buffers(request, widest)
-        check_device(request, buffers, _usable_bytes(request.gpu), "lower --batch or --tile")
+        if begun:  # it fitted when the run began
+            advice = "free some, or begin anew with --restart and so many --lanes that a unit fits"
+            check_device(request, buffers, request.gpu.free_bytes, advice)
+        else:
+            check_device(request, buffers, _usable_bytes(request.gpu), "lower --batch or --tile")
     return Plan(request, Units(cuts), memory)
 
 
