@@ -64,7 +64,7 @@ def test_output_is_as_large_as_the_input(name: str) -> None:
 )
 def test_what_is_unknown_is_named_beside_what_is_known(name: str, options: dict[str, object], said: str) -> None:
     with pytest.raises(ModelError, match=said.replace(".", r"\.")):
-        build_model(name, 1, 2, **options)
+        build_model(name, 1, 2, trust=True, **options)
 
 
 def test_a_network_of_the_users_own() -> None:
@@ -272,7 +272,7 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused(name: str) -> None
 )
 def test_impossible_options_are_refused(name: str, options: dict[str, object], said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        build_model(name, 1, 2, **options)
+        build_model(name, 1, 2, trust=True, **options)
 
 
 def pretrained(network: nn.Module) -> dict[str, torch.Tensor]:
