@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +197,60 @@ def test_a_trained_network_that_cannot_be_continued_is_kept(user: Path, capsys: 
     assert "cannot be continued" in capsys.readouterr().err
     assert digests(user / "run") == before
     assert main([*TRAIN, *small, "--set", "seed=5", "--restart"]) == 0
+
+
+# --- names of ours that others have ---------------------------------------------------------------------------
+
+
+def link(path: Path, thesis: Path) -> None:
+    path.symlink_to(thesis)
+
+
+def folder(path: Path, thesis: Path) -> None:
+    shutil.copytree(thesis, path)
+
+
+@pytest.mark.parametrize("make", [link, folder])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("out.ome.zarr.converting", ("convert", "in.tif", "out.ome.zarr")),
+        ("out.ome.tif.converting", ("convert", "in.tif", "out.ome.tif")),
+        ("out.ome.zarr.partial", (*INFER, "-o", "out.ome.zarr")),
+        (".out.ome.tif.work.partial", (*INFER, "-o", "out.ome.tif")),
+        (".out.ome.tif.work", (*INFER, "-o", "out.ome.tif")),
+        (".out.png.work", (*INFER, "-o", "out.png", "--restart")),
+        ("out.precomputed.partial", (*INFER, "-o", "out.precomputed")),
+        ("out.precomputed", (*INFER, "-o", "out.precomputed", "--restart")),
+        ("out.ome.zarr", (*INFER, "-o", "out.ome.zarr", "--restart")),
+    ],
+)
+def test_folders_that_are_not_ours_stay(
+    name: str,
+    words: tuple[str, ...],
+    make: Callable[[Path, Path], None],
+    user: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    thesis = user / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("mine")
+    make(user / name, thesis)
+    before = digests(user)
+    assert main(list(words)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "was not made by tilelab" in said
+    after = digests(user)
+    assert {path: after.get(path) for path in before} == before
+
+
+@pytest.mark.parametrize("out", ["out.ome.zarr", "out.ome.tif", "out.precomputed"])
+def test_what_is_ours_is_replaced_and_nothing_is_left(out: str, user: Path) -> None:
+    before = {path.name for path in user.iterdir()}
+    for restart in ([], ["--restart"], []):
+        assert main([*INFER, "-q", "-o", out, *restart]) == 0
+    assert {path.name for path in user.iterdir()} == before | {out}
+    if out != "out.precomputed":
+        for _ in range(2):
+            assert main(["convert", "in.tif", out, "--overwrite", "-q"]) == 0
+        assert {path.name for path in user.iterdir()} == before | {out}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -161,3 +162,41 @@ def test_a_circle_is_noticed(copy: Path) -> None:
     code, said = check("from tests.house import main; raise SystemExit(main())", copy)
     assert code == 1
     assert "circle in tilelab.geometry" in said
+
+
+REMOVES = ("unlink", "rmtree", "rename", "rmdir", "removedirs", "renames")
+"""Methods and functions that remove or replace what has a name on a disk."""
+
+
+def removals(source: str) -> list[str]:
+    """Calls of them in a module; `replace` of one argument is a path's, of two a text's."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name = node.func.attr
+        system = ast.unparse(node.func) in ("os.remove", "os.replace", "shutil.move")
+        path = name == "replace" and len(node.args) == 1 and not node.keywords
+        if name in REMOVES or system or path:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_one_module_removes_and_replaces() -> None:
+    package = ROOT / "tilelab"
+    others = [path for path in sorted(package.rglob("*.py")) if path != package / "machine" / "disk.py"]
+    found = {str(path.relative_to(ROOT)): removals(path.read_text()) for path in others}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+    assert len(removals((package / "machine" / "disk.py").read_text())) > 5
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("p.unlink()", True), ("shutil.rmtree(p)", True), ("p.rename(q)", True), ("os.replace(a, b)", True),
+        ("p.replace(q)", True), ("os.remove(p)", True), ("shutil.move(p, q)", True), ("band.move(1, 2)", False), ("s.replace('a', 'b')", False), ("l.remove(x)", False),
+        ("structs.replace(s, a=1)", False),
+    ],
+)  # fmt: skip
+def test_what_removes_is_noticed(line: str, seen: bool) -> None:
+    assert bool(removals(line)) is seen

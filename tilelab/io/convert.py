@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,11 @@ from tilelab.errors import InputError, OutputError
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
+from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.zarr.metadata import find_node
 from tilelab.io.zarr.sharded_array import output_error
+from tilelab.machine.disk import MARK, make_ours, move_whole, remove_entry, remove_ours, replace_folder, try_lock
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -117,10 +117,7 @@ def _write(
 
 def _check_destination(source: Any, path: LocalPath, to_tiff: bool, overwrite: bool) -> None:
     """Refuse, before any work, what could not be replaced in the end."""
-    if isinstance(source, str | os.PathLike):
-        here, there = path.absolute(), Path(os.fspath(source)).absolute()
-        if here == there or there in here.parents or here in there.parents or (path.exists() and _same(path, there)):
-            raise OutputError(f"{path} is the source, or holds it, or lies inside: choose another destination")
+    claim({"the source": source}, [Write(path, "DST", "result" if to_tiff else "folder")])
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -140,64 +137,38 @@ def _check_destination(source: Any, path: LocalPath, to_tiff: bool, overwrite: b
             )
 
 
-def _same(path: LocalPath, other: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return path.samefile(other)
-    return False
-
-
 @contextlib.contextmanager
 def _workplace(path: LocalPath) -> Iterator[LocalPath]:
     """The folder beside `path` to write in, empty and ours alone; it is gone afterwards."""
-    folder = path.with_name(path.name + ".converting")
+    folder = Path(path.with_name(path.name + ".converting"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a")
+        make_ours(folder)
+        lock = (folder / MARK / "lock").open("a")
     except OSError as error:
         raise output_error(folder, error) from error
     with lock:
-        try:
-            _take(lock.fileno())
-        except OSError:
-            raise OutputError(f"{path} is being written by another conversion: wait for it") from None
+        if not try_lock(lock):
+            raise OutputError(f"{path} is being written by another conversion: wait for it")
         try:
             for left in folder.iterdir():
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                elif left.name != "lock":
-                    left.unlink(missing_ok=True)
-            yield folder
+                if left.name != MARK:
+                    remove_entry(left)
+            yield LocalPath(folder)
+        except OSError as error:
+            raise output_error(path, error) from error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _take(descriptor: int) -> None:
-    """Lock an open file until it is closed or the process dies; OSError when another process has it."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):
+                remove_ours(folder)
 
 
 def _move(whole: Path, path: LocalPath, overwrite: bool) -> None:
     """Give what is whole its final name."""
-    try:
-        if whole.is_dir() and path.exists() and overwrite:
-            # A folder cannot be replaced in one step: the old one steps aside first.
-            aside = whole.with_name(uuid.uuid4().hex)
-            path.rename(aside)
-            try:
-                whole.rename(path)
-            except OSError:
-                aside.rename(path)
-                raise
-        elif os.path.lexists(path) and not overwrite:
-            raise OutputError(f"{path} has come into being meanwhile: choose another destination, or --overwrite")
-        else:
-            whole.replace(path)
-    except OSError as error:
-        raise output_error(path, error) from error
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path} has come into being meanwhile: choose another destination, or --overwrite")
+    if whole.is_dir():
+        try:
+            replace_folder(whole, path, whole.with_name("before"))
+        except OSError as error:
+            raise output_error(path, error) from error
+    else:
+        move_whole(whole, path)

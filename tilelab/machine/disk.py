@@ -114,8 +114,11 @@ def make_ours(folder: Path) -> None:
     """
     if not os.path.lexists(folder):
         folder.mkdir(parents=True)
+    if is_ours(folder):
+        return
+    if not folder.is_symlink() and folder.is_dir() and not any(folder.iterdir()):  # or a kill came between the two
         (folder / MARK).mkdir()
-    elif not is_ours(folder):
+    else:
         raise OutputError(f"{folder} was not made by tilelab, which needs that name: move it away")
 
 
@@ -140,16 +143,51 @@ def remove_ours(folder: Path) -> None:
     folder.rmdir()
 
 
-def remove_entry(path: Path) -> None:
-    """Remove a file, a link (not what it points to), or a folder with all that is in it, of a place that is ours."""
+def remove_entry(path: Path, *, strict: bool = True) -> None:
+    """Remove a file, a link (not what it points to), or a folder with all that is in it, of a place that is ours.
+
+    Without `strict` what cannot be removed stays, and nothing is said.
+    """
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
         return
     if stat.S_ISDIR(kind):
-        shutil.rmtree(path)
-    else:
+        shutil.rmtree(path, ignore_errors=not strict)
+        return
+    with contextlib.suppress(*(() if strict else (OSError,))):
         path.unlink(missing_ok=True)
+
+
+def give_name(whole: Path, final: Path) -> None:
+    """Rename a finished file over another one, or a finished folder where there is none; the disk is not waited for.
+
+    Raises:
+        OSError: it cannot be, a folder of that name is there, or the folder of `final` is missing.
+    """
+    if whole.is_dir():
+        whole.rename(final)
+    else:
+        whole.replace(final)
+
+
+def replace_folder(whole: Path, final: Path, aside: Path) -> None:
+    """Give a finished folder a name under which there may be another, which becomes `aside` and is back on failure.
+
+    Folders cannot be exchanged in one step.  A link of that name is put aside, not what it points to.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if not os.path.lexists(final):
+        whole.rename(final)
+        return
+    final.rename(aside)
+    try:
+        whole.rename(final)
+    except OSError:
+        aside.rename(final)
+        raise
 
 
 def _sweep_leftovers(final: Path) -> None:

@@ -133,7 +133,7 @@ def clear_way(target: Place, work: Place, restart: bool) -> None:
         with _store_errors(work):
             if (work / FOLDER).is_dir() or present(work):
                 with held(work):
-                    (work / "zarr.json").unlink()  # without it nobody takes the rest for a result
+                    (work / "zarr.json").delete_file()  # without it nobody takes the rest for a result
                     work.remove_tree()
     else:
         unfinished = partial_path(work)

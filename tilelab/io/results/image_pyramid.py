@@ -25,7 +25,7 @@ from tilelab.io.storage.place import Place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Cascade, make_level
-from tilelab.io.zarr.sharded_array import ShardedArray, replace_file
+from tilelab.io.zarr.sharded_array import ShardedArray, output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halved
 
 Progress = Callable[[int], None]
@@ -56,6 +56,10 @@ def write_pyramid(image: Image, root: Place, name: str, progress: Progress | Non
     layout = Layout.fit(zyx, _zyx_size(image), bytes_per_pixel=channels * image.dtype.itemsize)
     arrays = tuple(_array(image, layout, root, level) for level in range(layout.levels))
     scratch = root / ".writing"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(root, error) from error
     with ThreadPoolExecutor(usable_cpus(), "tilelab-zstd") as pool:
         for box, rows in _units(image, layout, channels):
             cascade = Cascade(arrays[: layout.aligned], layout, box, 1, halve, scratch, pool.map)

@@ -24,6 +24,7 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -41,6 +42,7 @@ from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.levels import Cascade, Halve, make_level
 from tilelab.io.zarr.sharded_array import output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode
+from tilelab.machine.disk import give_name
 from tilelab.spec import ClassInfo
 
 _SCRATCH = ".tilelab/writing"
@@ -219,7 +221,7 @@ class OmeZarrSink:
         try:
             if self.path.exists():
                 raise OutputError(f"{self.path} exists: remove it, or choose another output")
-            self.partial.rename(self.path)
+            give_name(Path(str(self.partial)), Path(str(self.path)))
         except OSError as error:
             raise output_error(self.path, error) from error
         return {"path": str(self.path), "levels": layout.levels, "files": len(sizes), "bytes": sum(sizes)}

@@ -13,8 +13,6 @@ there, for ``voxel_offset`` knows whole pixels only.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +28,7 @@ from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.storage.place import Address, as_place
 from tilelab.io.zarr.layout import Extent
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
+from tilelab.machine.disk import make_ours, remove_entry, remove_ours, replace_folder
 
 _DESCRIPTION = "tilelab.json"
 _PROPERTIES = "segment_properties"
@@ -57,18 +56,15 @@ def write_precomputed(result: Address, out: str | Path) -> Path:
     try:
         if path.exists() and not (path / _DESCRIPTION).is_file():
             raise OutputError(f"{path} exists and was not made by tilelab: choose another output")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        _write_documents(info, unfinished)
+        remove_ours(unfinished)  # what a killed process left
+        make_ours(unfinished)
+        volume = unfinished / "volume"
+        volume.mkdir()
+        _write_documents(info, volume)
         for level, array in enumerate(info.arrays(root, "labels")):
-            _write_scale(array, info.layout.chunk, unfinished / str(level))
-        if path.exists():  # a folder cannot be replaced in one step
-            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            path.rename(aside)
-            unfinished.rename(path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            unfinished.rename(path)
+            _write_scale(array, info.layout.chunk, volume / str(level))
+        replace_folder(volume, path, unfinished / "before")
+        remove_ours(unfinished)
     except OSError as error:
         raise output_error(path, error) from error
     return path
@@ -153,7 +149,7 @@ def _write_scale(array: ShardedArray, chunk: Extent, folder: Path) -> None:
         with path.open("xb") as file:
             empty = not _write_shard(array, chunk, sharding, shard, file)
         if empty:
-            path.unlink()
+            remove_entry(path)
 
 
 def _write_shard(array: ShardedArray, chunk: Extent, sharding: Sharding, shard: int, file: BinaryIO) -> bool:

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tilelab.io.storage.local_file import LocalFile, refuse_streams
 from tilelab.io.storage.stored_file import Version
+from tilelab.machine.disk import give_name, remove_entry
 
 if TYPE_CHECKING:
     from pathlib import Path as _Path
@@ -39,12 +40,12 @@ class LocalPath(_Path):
             with unfinished._open_new() as file:
                 file.writelines(pieces)
             try:
-                unfinished.replace(self)
+                give_name(unfinished, self)
             except FileNotFoundError:
                 self.parent.mkdir(parents=True, exist_ok=True)
-                unfinished.replace(self)
+                give_name(unfinished, self)
         except BaseException:
-            unfinished.unlink(missing_ok=True)
+            remove_entry(unfinished, strict=False)
             raise
 
     def read_bytes(self) -> bytes:
@@ -79,7 +80,11 @@ class LocalPath(_Path):
 
     def remove_tree(self) -> None:
         """Remove the folder with everything in it; what cannot be removed stays."""
-        shutil.rmtree(self, ignore_errors=True)
+        remove_entry(self, strict=False)
+
+    def delete_file(self) -> None:
+        """Remove the file, if it is there."""
+        remove_entry(self)
 
     def zarr_store(self) -> Any:
         """A read-only store for zarr-python."""

@@ -6,7 +6,6 @@ whose ``strerror`` is one phrase for people.  Credentials never leave `remote_ac
 
 from __future__ import annotations
 
-import errno
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -148,16 +147,12 @@ class RemotePath:
         """Write the object; it appears whole or not at all."""
         self.store.put(self.key, data)
 
-    def unlink(self, *, missing_ok: bool = False) -> None:  # noqa: ARG002 - a store does not say
-        """Remove the object."""
+    def delete_file(self) -> None:
+        """Remove the object, if it is there."""
         self.store.delete([self.key])
 
     def mkdir(self, **_: bool) -> None:
         """Nothing: a store has no folders of its own."""
-
-    def rename(self, target: RemotePath) -> None:
-        """Stores cannot."""
-        raise OSError(errno.ENOTSUP, f"a store cannot rename anything to {target}")
 
     def write_whole(self, pieces: Iterable[bytes], scratch: RemotePath) -> None:  # noqa: ARG002 - see `Place`
         """Write the object: whole is how every object appears."""
@@ -178,7 +173,7 @@ class RemotePath:
         """None, after a try: stores have no limit, but not everyone may write."""
         probe = self / ".tilelab" / f"probe-{uuid.uuid4().hex}"
         probe.write_bytes(b"may I?")
-        probe.unlink()
+        probe.delete_file()
 
     def zarr_store(self) -> Any:
         """A read-only store for zarr-python."""

@@ -210,7 +210,7 @@ def remove_file(path: Place) -> None:
         OutputError: it cannot be removed.
     """
     try:
-        path.unlink(missing_ok=True)
+        path.delete_file()
     except OSError as error:
         raise output_error(path, error) from error
 

@@ -57,7 +57,7 @@ class Lease:
     def release(self) -> None:
         """Let others write."""
         with contextlib.suppress(OSError):
-            self._place.unlink()
+            self._place.delete_file()
 
     def _put(self, tag: str | None) -> str | None:
         """Write the lease if its tag is `tag`; None when it is another's."""
