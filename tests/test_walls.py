@@ -194,7 +194,8 @@ def test_one_module_removes_and_replaces() -> None:
     ("line", "seen"),
     [
         ("p.unlink()", True), ("shutil.rmtree(p)", True), ("p.rename(q)", True), ("os.replace(a, b)", True),
-        ("p.replace(q)", True), ("os.remove(p)", True), ("shutil.move(p, q)", True), ("band.move(1, 2)", False), ("s.replace('a', 'b')", False), ("l.remove(x)", False),
+        ("p.replace(q)", True), ("os.remove(p)", True), ("shutil.move(p, q)", True), ("band.move(1, 2)", False),
+        ("s.replace('a', 'b')", False), ("l.remove(x)", False),
         ("structs.replace(s, a=1)", False),
     ],
 )  # fmt: skip
