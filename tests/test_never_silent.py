@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from tiny_models import Graph, make_spec, save
 
 import tilelab
+from tilelab.cli import main
 from tilelab.engines.base import BaseEngine
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
@@ -305,3 +307,21 @@ def test_a_tile_is_found_for_a_network_that_names_none(tmp_path: Path) -> None:
     options = Options(model=SpecOverrides(mean=(128.0,), std=(64.0,)), auto_tile=True)
     run = infer(PLANE, path, tmp_path / "r.ome.zarr", options=options)
     assert max(run.report["tile"]) <= 320
+
+
+def test_a_plan_says_what_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = Graph(2)
+    path = save(tmp_path / "n.onnx", graph, [(sigmoid_of(graph), 1)], (64, 64))
+    tifffile.imwrite(tmp_path / "a.tif", PLANE)
+    words = ["plan", str(tmp_path / "a.tif"), "-m", str(path), "--mean", "0.5", "--std", "0.5", "--lanes", "3"]
+    assert main([*words, "--no-calibration", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [one["flag"] for one in document["assumptions"]] == ["--mean and --std, or --intensity-dtype"]
+    assert any("probabilities" in note for note in document["notes"])
+    assert any("--lanes 3" in note for note in document["notes"])
+    assert main([*words, "--no-calibration", "--strict"]) == 2
+
+
+def sigmoid_of(graph: Graph) -> str:
+    """The sigmoid of a convolution."""
+    return graph.node("Sigmoid", graph.conv("tiles", 1, 1))

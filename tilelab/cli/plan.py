@@ -7,13 +7,17 @@ import json
 
 import msgspec
 
-from tilelab.assumptions import check_strict
+from tilelab.assumptions import Assumption, check_strict
 from tilelab.cli.plan_document import as_text, examine_plan
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.cli.screen import say
 from tilelab.errors import PlanError
 from tilelab.io.images.volume import Volume
+from tilelab.run.idle import idle_flags, refuse_idle
+from tilelab.run.intensities import glance
+from tilelab.run.options import Options, load
 from tilelab.run.plan.estimate import calibrate, sample_tiles, seconds_per_tile, stored_bytes
+from tilelab.spec import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.engines.registry import read_spec
     from tilelab.run.autotile import choose_tile
     from tilelab.run.opening import open_source
-    from tilelab.run.options import load
     from tilelab.run.prepare import expected_streams, plan_image
 
     options = options_from_args(args)
@@ -44,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     spec = read_spec(args.model, options.model) if engine is None else engine.spec
     assert spec is not None  # noqa: S101 - it is only None without overrides
     with open_source(args.image, options, spec) as opened:
-        assumptions = opened.assumptions + (engine.assumptions if engine else ())
+        volume = Volume(opened.image)
+        assumptions = opened.assumptions + (engine.assumptions if engine else ()) + _normalized(volume, spec, options)
         check_strict(assumptions, options.strict)
         streams = engine.streams if engine else expected_streams(options)
         plan = plan_image(
@@ -56,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
             engine.gpu_room if engine else None,
         )
         notes = list(opened.notes)
+        if engine is not None:
+            notes += [*engine.warnings, *idle_flags(options, engine, volume, plan)]
         if engine is None and streams > 1:
             notes.append(f"memory is that of {streams} batches at once, one for each core: no engine was loaded")
         per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
@@ -72,10 +78,21 @@ def run(args: argparse.Namespace) -> int:
             workers=options.workers or 1,
             price=args.price,
             stored=stored_bytes(opened.image),
-            samples=sample_tiles(Volume(opened.image), plan),
+            samples=sample_tiles(volume, plan),
         )
     print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
     return 0
+
+
+def _normalized(volume: Volume, spec: ModelSpec, options: Options) -> tuple[Assumption, ...]:
+    """What has to be assumed of the intensities, as far as that takes no look at the whole image."""
+    from tilelab.run.normalize import normalization_constants
+
+    refuse_idle(options, spec)
+    if spec.normalization.kind != "constants":
+        return ()
+    mean, gain, _ = normalization_constants(volume, spec.normalization, spec.channels, options.intensity_range)
+    return glance(volume, spec, mean, gain)
 
 
 def _positive(text: str) -> float:
