@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -144,7 +145,8 @@ def _mrc(path: Path, values: Array) -> None:
 def _read_mrc(path: Path) -> Any:
     import mrcfile
 
-    with mrcfile.open(path) as file:
+    # permissive: files from before 2000 have no stamp, and a statistic that is none changes no pixel
+    with warnings.catch_warnings(action="ignore"), mrcfile.open(path, permissive=True) as file:
         return np.array(file.data)
 
 

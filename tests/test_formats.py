@@ -108,8 +108,9 @@ def test_hdf5_behind_a_user_block_and_virtual(tmp_path: Path) -> None:
         file.create_virtual_dataset("raw", layout)
     check_reads(open_image(tmp_path / "v.h5"), array, examples=3)
     with h5py.File(tmp_path / "late.h5", "w") as file:
-        file.create_dataset("raw", SHAPE, np.uint8)  # never written: reads as 0
-    check_reads(open_image(tmp_path / "late.h5"), np.zeros(SHAPE, np.uint8), examples=3)
+        file.create_dataset("raw", SHAPE, np.uint8)  # never written
+    with pytest.raises(InputError, match="nothing was ever written"):
+        open_image(tmp_path / "late.h5")
 
 
 def test_hdf5_choices_are_listed(tmp_path: Path) -> None:

@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fuzzing import FORMATS, mutate
+from tests.fuzzing import FORMATS, fuzz, mutate
 from tests.image_files import pixels
+
+
+def test_damaged_inputs_are_right_or_refused() -> None:
+    counts, wrong = fuzz(300)
+    assert not wrong, "\n".join(wrong)
+    assert counts["refused"] > 100  # the mutations do damage
+    assert counts["right"] > 50  # and not everything is refused
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -20,6 +20,10 @@ def image_rows(image: dict[str, Any]) -> Rows:
             "chunks",
             size_text(image["chunks"]) + (f" in shards of {size_text(image['shards'])}" if image.get("shards") else ""),
         ),
+        (
+            "stored",
+            f"{image['stored']} {'shards' if image.get('shards') else 'chunks'}" if image.get("stored") else None,
+        ),
         ("levels", levels_text(image["levels"])),
         ("on disk", format_bytes(image["bytes"]) if image.get("bytes") else None),
     ]

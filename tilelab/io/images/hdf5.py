@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import threading
@@ -26,6 +25,8 @@ from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.files import hash_file, read_region
 from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.member import split_member
+from tilelab.io.zarr.presence import Presence, check_presence
+from tilelab.io.zarr.documents import parse_json
 from tilelab.text import size_text
 
 _LISTED = 8
@@ -117,9 +118,10 @@ class Hdf5Source(Source):
         self.assumptions += guesses
         compression = _check_filters(h5py, dataset, self.uri)
         self.chunks = tuple(dataset.chunks or (1,) * len(self.shape))
+        stored_chunks = self._count(dataset)
         nbytes = math.prod(self.chunks) * stored.itemsize
         if dataset.chunks is not None and nbytes > LARGE_BYTES:
-            self.warnings = (whole_piece_warning(self.uri, nbytes),)
+            self.warnings += (whole_piece_warning(self.uri, nbytes),)
         self._dataset = dataset
         offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
         if offset is not None and not dataset.is_virtual and stored.kind != "b":
@@ -128,7 +130,28 @@ class Hdf5Source(Source):
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
             access.set_chunk_cache(_SLOTS, max(LARGE_BYTES, 2 * nbytes), 1.0)  # whole chunks go first
             self._dataset = h5py.Dataset(h5py.h5d.open(dataset.file.id, dataset.name.encode(), access))
-        self.details = {"compression": compression, "bytes": int(dataset.id.get_storage_size())}
+        self.details = {
+            "compression": compression,
+            "bytes": int(dataset.id.get_storage_size()),
+            "stored": stored_chunks,
+        }
+
+    def _count(self, dataset: Any) -> str | None:
+        """How many of its chunks are there, ``a of b``; None of a dataset without chunks.
+
+        Raises:
+            InputError: nothing is stored.
+        """
+        if dataset.is_virtual or dataset.external or not all(self.shape):
+            return None
+        if not dataset.id.get_storage_size():
+            raise InputError(f"{self.uri} is empty: it was made, but nothing was ever written into it")
+        if dataset.chunks is None:
+            return None
+        expected = math.prod(-(-n // c) for n, c in zip(self.shape, dataset.chunks, strict=True))
+        presence = Presence(expected, int(dataset.id.get_num_chunks()), complete=True)
+        self.warnings += check_presence(self.uri, presence)
+        return str(presence)
 
 
 def _find_dataset(h5py: Any, opened: Any, file: str, member: str) -> Any:
@@ -184,7 +207,7 @@ def _axes(uri: str, dataset: Any, shape: tuple[int, ...]) -> tuple[str, tuple[As
     tags = _text(dataset.attrs.get("axistags"))
     if tags is not None:
         try:
-            keys = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+            keys = [str(axis["key"]) for axis in parse_json(tags.encode())["axes"]]
         except (ValueError, KeyError, TypeError):
             keys = []
         return named_axes(uri, keys, shape)
@@ -197,7 +220,7 @@ def _velox_metadata(dataset: Any) -> dict[str, Any] | None:
         return None
     try:
         text = dataset.parent["Metadata"][:, 0].tobytes().rstrip(b"\0")
-        found = json.loads(text)
+        found = parse_json(text)
     except (KeyError, ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

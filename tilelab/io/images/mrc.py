@@ -75,6 +75,8 @@ class MrcSource(Source):
         if mode not in _MODES:
             known = ", ".join(f"{number} ({name})" for number, name in _MODES.items())
             raise InputError(f"{self.uri} has mode {mode}, which is no image of real numbers: known are {known}")
+        if header["map"].tobytes()[:3] != b"MAP" and _order(header) is None:
+            raise InputError(f"{self.uri} is a damaged MRC file, or none: its header has neither stamp nor axes")
         offset = _HEADER + max(0, int(header["nsymbt"]))
         kind = _MODES[mode]
         if mode == 0 and self._unsigned(header, offset, nx * ny * nz):
@@ -145,8 +147,13 @@ def _unsigned(header: Any) -> bool | None:
 
 def _axes(header: Any) -> str:
     """What sections, rows and columns are."""
+    return _order(header) or "zyx"
+
+
+def _order(header: Any) -> str | None:
+    """The axes that a header states; None where they are none."""
     stored = [int(header[name]) for name in ("maps", "mapr", "mapc")]
-    return "".join("xyz"[n - 1] for n in stored) if sorted(stored) == [1, 2, 3] else "zyx"
+    return "".join("xyz"[n - 1] for n in stored) if sorted(stored) == [1, 2, 3] else None
 
 
 def _scale(header: Any) -> dict[str, float]:

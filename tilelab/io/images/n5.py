@@ -21,6 +21,7 @@ from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
+from tilelab.io.zarr.presence import check_presence, count_files
 
 _ATTRIBUTES = "attributes.json"
 _MOST_STATS = 1024
@@ -52,6 +53,9 @@ class N5Source(StoredVolume):
         self._folder, self._document = datasets[level], documents[level]
         self.open_store({"driver": "n5", "kvstore": {"driver": "file", "path": f"{self._folder.absolute()}/"}})
         self.levels = tuple(shape[::-1] for shape in shapes)
+        expected = math.prod(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
+        presence = count_files(str(self._folder), "/".join([r"\d+"] * len(self.shape)), expected, nested=True)
+        self.warnings += check_presence(path, presence, "blocks")
         outer = read_json(group / _ATTRIBUTES) if group and (group / _ATTRIBUTES).is_file() else {}
         self.axes, self.assumptions = _axes(path, self._document, outer, self.shape)
         if len(self.shape) == 3 and _setup(self._folder) is not None:
@@ -61,7 +65,8 @@ class N5Source(StoredVolume):
         )
         self.assumptions += guesses
         compression = self._document.get("compression", self._document.get("compressionType", {}))
-        self.details = {"compression": compression.get("type") if isinstance(compression, dict) else str(compression)}
+        kind = compression.get("type") if isinstance(compression, dict) else str(compression)
+        self.details = {"compression": kind, "stored": str(presence)}
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the metadata, and of size and modification time of up to 1024 blocks spread over the dataset."""

@@ -113,7 +113,8 @@ def describe(uri: Any, *, axes: str | None = None, allow_outside: bool = False) 
         ``chunks``, ``levels`` (one shape each), ``pixel_size_nm`` by axis letter, ``bytes`` on disk of a file,
         ``warnings``, ``assumptions`` (see `Assumption`); ``image`` with axes, shape and dtype as `open_image` gives
         them, or ``error`` with the reason why it needs to be told more (a time point, say); and, where they apply,
-        ``compression``, ``layout``, ``shards``, ``images``, ``slices``, ``labels``, ``label``, ``name``, ``tilelab``.
+        ``compression``, ``layout``, ``shards``, ``stored`` (``a of b`` chunks
+        or shards), ``images``, ``slices``, ``labels``, ``label``, ``name``, ``tilelab``.
 
     Raises:
         InputError: as `open_image`.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tilelab.errors import InputError
+from tilelab.io.zarr.documents import parse_json
 
 
 def require(module: str, what: str) -> Any:
@@ -32,8 +32,8 @@ def is_precomputed(path: Path) -> bool:
     if not info.is_file():
         return False
     try:
-        document = json.loads(info.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = parse_json(info.read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(document, dict) and (
         "scales" in document or str(document.get("@type", "")).startswith("neuroglancer_")
@@ -47,13 +47,11 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file is missing or damaged.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is incomplete: it has no {path.name}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except RecursionError:
-        raise InputError(f"{path} is damaged: it is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(document, dict):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from tilelab.errors import InputError
@@ -15,8 +16,31 @@ from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.outside import leaves
+from tilelab.io.zarr.presence import Presence, check_presence, count_files
 
 _MOST_STATS = 1024
+_Triple = tuple[int, int, int]
+_Size = tuple[Annotated[int, msgspec.Meta(ge=1, lt=2**62)], ...]
+
+
+class _Scale(msgspec.Struct):
+    """One resolution of a volume; numbers go from x to z."""
+
+    key: str
+    size: Annotated[_Size, msgspec.Meta(min_length=3, max_length=3)]
+    resolution: tuple[float, float, float]
+    encoding: str
+    chunk_sizes: Annotated[list[Annotated[_Size, msgspec.Meta(min_length=3, max_length=3)]], msgspec.Meta(min_length=1)]
+    voxel_offset: _Triple = (0, 0, 0)
+    sharding: dict[str, Any] | None = None
+
+
+class _Info(msgspec.Struct):
+    """The ``info`` of a volume."""
+
+    num_channels: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    scales: Annotated[list[_Scale], msgspec.Meta(min_length=1)]
+    type: str = ""
 
 
 class PrecomputedSource(StoredVolume):
@@ -34,23 +58,22 @@ class PrecomputedSource(StoredVolume):
     def __init__(self, path: str, level: int = 0) -> None:
         self.uri = path
         folder = LocalPath(path)
-        info = read_json(folder / "info")
-        if "scales" not in info:
-            raise InputError(f"{path} is no volume but {info.get('@type', 'of an unknown type')}: it has no scales")
+        document = read_json(folder / "info")
+        if "scales" not in document:
+            raise InputError(f"{path} is no volume but {document.get('@type', 'of an unknown type')}: it has no scales")
         try:
-            scales = sorted(enumerate(info["scales"]), key=lambda entry: math.prod(map(float, entry[1]["resolution"])))
-            check_level(path, level, len(scales))
-            channels = int(info["num_channels"])
-            self.levels = tuple((channels, *(int(n) for n in scale["size"][::-1])) for _, scale in scales)
-            number, scale = scales[level]
-            self.scale_nm = {a: float(v) for a, v in zip("xyz", scale["resolution"], strict=True)}
-            begins = [int(v) for v in scale.get("voxel_offset", (0, 0, 0))]
-            self.offset_px = {a: float(v) for a, v in zip("xyz", begins, strict=True) if v}
-            self._scale = folder / str(scale["key"])
-            self.outside = tuple(f"{folder}/{s['key']}" for _, s in scales if leaves(str(s["key"])))
-            encoding = str(scale["encoding"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{folder / 'info'} is damaged: {type(error).__name__} {error}") from error
+            info = msgspec.convert(document, _Info)
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{folder / 'info'} is damaged: {error}") from error
+        scales = sorted(enumerate(info.scales), key=lambda entry: math.prod(entry[1].resolution))
+        check_level(path, level, len(scales))
+        self.levels = tuple((info.num_channels, *scale.size[::-1]) for _, scale in scales)
+        number, scale = scales[level]
+        self.scale_nm = dict(zip("xyz", scale.resolution, strict=True))
+        begins = list(scale.voxel_offset)
+        self.offset_px = {a: float(v) for a, v in zip("xyz", begins, strict=True) if v}
+        self._scale = folder / scale.key
+        self.outside = tuple(f"{folder}/{s.key}" for _, s in scales if leaves(s.key))
         self.axes = "czyx"
         self.open_store(
             {
@@ -59,13 +82,24 @@ class PrecomputedSource(StoredVolume):
                 "scale_index": number,
             }
         )
-        self._info, self._begins = info, begins
-        self._sharded = scale.get("sharding") is not None
+        self._begins = begins
+        self._sharded = scale.sharding is not None
+        presence = self._count()
+        self.warnings += check_presence(path, presence, "shards" if self._sharded else "chunks")
         self.details = {
-            "compression": encoding,
-            "layout": str(info.get("type", "")) or None,
+            "compression": scale.encoding,
+            "layout": info.type or None,
+            "stored": None if self._sharded else str(presence),
             "offset": dict(zip("xyz", begins, strict=True)) if any(begins) else None,
         }
+
+    def _count(self) -> Presence:
+        """How many files there are; of a sharded scale, whether there is one."""
+        if self._sharded:
+            found = count_files(str(self._scale), r"[0-9a-f]+\.shard", 1)
+            return Presence(1, min(1, found.found or 0), found.complete)
+        expected = math.prod(-(-n // c) for n, c in zip(self.shape[1:], self.chunks[1:], strict=True))
+        return count_files(str(self._scale), r"-?\d+--?\d+_-?\d+--?\d+_-?\d+--?\d+(\.gz|\.br|\.zstd)?", expected)
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the metadata, and of size and modification time of up to 1024 files spread over the scale."""

@@ -18,7 +18,7 @@ from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
-from tilelab.io.images.series import arrange_slices
+from tilelab.io.images.series import SUFFIXES, arrange_slices
 from tilelab.io.images.view import assumed_thickness, check_region, given_pixel_size
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
@@ -52,9 +52,14 @@ class SliceStack(Image):
         self._differences: tuple[Assumption, ...] = ()
         folder, pattern = split_pattern(path)
         try:
-            names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+            entries = list(os.scandir(folder))
+            names = [entry.name for entry in entries if entry.is_file()]
         except OSError as error:
             raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        for entry in entries:
+            odd = not entry.is_file() and not entry.name.startswith(".") and entry.name.lower().endswith(SUFFIXES)
+            if odd and fnmatch.fnmatchcase(entry.name, pattern):
+                raise InputError(f"{entry.path} is named as a slice but is no file: rename or remove it")
         wanted = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not wanted and names and pattern != "*":
             raise InputError(f"{path} names no file: {folder} holds {len(names)} others")

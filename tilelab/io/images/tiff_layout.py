@@ -30,8 +30,10 @@ from tilelab.io.storage.stored_file import StoredFile
 from tilelab.text import size_text
 
 _JPEG = (6, 7, 34892, 33007)
-_RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE = 2, 6, 3, 0
+_RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 6, 3, 0, 1
 _NO_RGB = {5: "CMYK", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+_FAX = (2, 3, 4, 32771)  # compressions of one bit
 _REDUCED, _MASK = 1, 4  # of NewSubfileType
 _LETTER_AXIS = {"z": 1, "y": 2, "x": 3}
 
@@ -118,6 +120,11 @@ class TiffLayout:
         """Bytes of a decoded tile or strip."""
         return math.prod(self.tile) * self.page_shape[4] * self.dtype.itemsize
 
+    def say_once(self, warning: str) -> None:
+        """Add a warning that may concern many pages."""
+        if warning not in self.warnings:
+            self.warnings += (warning,)
+
     def name_piece(self, index: int) -> str:
         """Where a tile or strip lies in its page, for messages."""
         _, _, i, j = (int(v) for v in np.unravel_index(index, self.grid))
@@ -183,6 +190,7 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     if page.dtype is None or 0 in page.shaped:
         bits = f"{page.bitspersample}-bit samples of format {int(page.sampleformat)}"
         raise InputError(f"{layout.path} has no pixels that can be read: {bits}, shape {page.shape}")
+    _check_bits(layout, page)
     kind = "BigTIFF" if tiff.is_bigtiff else "TIFF"
     layout.format = {"ome": f"OME-{kind}", "imagej": f"ImageJ {kind}"}.get(series.kind, kind)
     layout.levels = tuple(shape for _, shape in significant)
@@ -285,7 +293,7 @@ def _set_geometry(layout: TiffLayout, page: tifffile.TiffPage) -> None:
 
 def _set_colours(layout: TiffLayout, page: tifffile.TiffPage) -> None:
     """What the samples of a pixel mean."""
-    photometric = int(page.photometric)
+    photometric = _photometric(layout, page)
     if photometric in _NO_RGB:
         raise InputError(f"{layout.path} has {_NO_RGB[photometric]} colours: convert it to RGB or grey first")
     layout.rgb = photometric in (_RGB, _YCBCR) and page.samplesperpixel >= 3
@@ -306,6 +314,30 @@ def _set_colours(layout: TiffLayout, page: tifffile.TiffPage) -> None:
         layout.lut = np.maximum(white - np.arange(values), 0).astype(layout.dtype)
     elif photometric == _MIN_IS_WHITE:
         layout.warnings += (f"{layout.path} says that its smallest value is white: its values are read as they are",)
+
+
+def _photometric(layout: TiffLayout, page: tifffile.TiffPage) -> int:
+    """What samples mean; guessed where the file lacks the tag."""
+    if page.tags.get(_PHOTOMETRIC_TAG) is not None:
+        return int(page.photometric)
+    colours = int(page.samplesperpixel) >= 3
+    what, taken = f"what the samples of {layout.path} mean", "red, green, blue" if colours else "0 is black"
+    because = "it lacks the tag that says so (PhotometricInterpretation)"
+    layout.assumptions += (Assumption(what=what, taken=taken, because=because),)
+    return _RGB if colours else _MIN_IS_BLACK
+
+
+def _check_bits(layout: TiffLayout, page: tifffile.TiffPage) -> None:
+    """Refuse a page without the tag for bits per sample, unless its bytes are those of one bit.
+
+    Raises:
+        InputError: how many bits its pixels have cannot be known.
+    """
+    if page.tags.get(_BITS_TAG) is not None or page.compression in _FAX:
+        return
+    one_bit = math.prod(page.shaped[:-2]) * -(-page.shaped[-2] * page.shaped[-1] // 8)
+    if page.compression != 1 or sum(page.databytecounts) != one_bit:
+        raise InputError(f"{layout.path} is a damaged TIFF file: it does not say how many bits its pixels have")
 
 
 def _set_pages(layout: TiffLayout, series: tifffile.TiffPageSeries) -> None:
@@ -358,7 +390,26 @@ def _locate(layout: TiffLayout, page: tifffile.TiffPage | tifffile.TiffFrame) ->
         raise InputError(
             f"{file.path} is truncated: page {number}, {what} ends at byte {end}, the file has {file.size}"
         )
+    if page.compression == 1 and not layout.format.startswith("ImageJ"):  # whose large stacks state less
+        _check_counts(layout, page, counts[:needed])
     tables: dict[str, bytes | None] = {}
     if page.compression in _JPEG:
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.keyframe.jpegheader}
     return Page(number, file, offsets, counts, bare, page.decode, tables)
+
+
+def _check_counts(layout: TiffLayout, page: tifffile.TiffPage | tifffile.TiffFrame, counts: Int64) -> None:
+    """Say where the bytes of bare pixels are not those that their shape takes: one of the two is wrong."""
+    bits = page.keyframe.bitspersample
+    if bits != 8 * layout.dtype.itemsize:
+        return
+    stated, there = int(counts.sum()), int((counts > 0).sum())
+    taken = (
+        there * layout.piece_bytes if page.keyframe.is_tiled else layout.page_bytes if there == len(counts) else stated
+    )
+    row = layout.page_bytes // max(1, math.prod(layout.page_shape[:3]))
+    if not -1 < stated - taken < row:
+        layout.say_once(
+            f"{layout.path} contradicts itself: its strips or tiles have {stated} bytes a page, its pixels take {taken}, "
+            "so one of them is wrong: look at the picture"
+        )

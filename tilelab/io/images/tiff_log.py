@@ -12,6 +12,10 @@ from contextlib import contextmanager
 # fewer pages.  What it logs about metadata of other kinds leaves the pixels intact.
 _DAMAGE = re.compile(r"TiffPages?\b|TiffFrame\b|TiffTag\b|.*ImageJ series metadata invalid")
 
+_TAG = re.compile(r"TiffTag (\d+)\b.*\binvalid (?:data type|value)")
+_PRIVATE = 32768
+"""Tags of that code and above are those of makers, which need not follow the standard."""
+
 
 class Notes(logging.Handler):
     """Collects tifffile's messages of this thread.
@@ -32,7 +36,10 @@ class Notes(logging.Handler):
         if record.thread != self._thread:
             return
         message = plain(record.getMessage())
-        if record.levelno >= logging.ERROR and _DAMAGE.match(message):
+        if (tag := _TAG.search(message)) is not None:
+            if int(tag[1]) < _PRIVATE:
+                self.damage.append(message)
+        elif record.levelno >= logging.ERROR and _DAMAGE.match(message):
             self.damage.append(message)
         elif "series" in message:
             self.oddities.append(message)
@@ -52,4 +59,4 @@ def collect_notes() -> Iterator[Notes]:
 
 def plain(message: str) -> str:
     """A message of tifffile on one line, its objects by their kind alone."""
-    return " ".join(re.sub(r"<tifffile\.(\w+)[^>]*>", r"\1", message).split())
+    return " ".join(re.sub(r"<tifffile\.(TiffTag \d+|\w+)[^>]*>", r"\1", message).split())

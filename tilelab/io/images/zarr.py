@@ -21,6 +21,7 @@ from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Address, Place, as_place
+from tilelab.io.zarr.presence import Presence, check_presence, check_keys, count_chunks
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
 from tilelab.io.zarr.remote_chunks import open_reader
 
@@ -70,7 +71,12 @@ class ZarrSource(Source):
             if image.scales[level] is not None and not image.units and set(image.scales[level] or ()) != {1.0}:
                 self.warnings = (f"{path} gives pixel sizes without a unit: they are ignored",)
         self.shape, self.dtype, self.chunks = node.shape, node.dtype, node.chunk
+        if node.dtype.kind == "O":
+            raise InputError(
+                f"{node.path} has pixels of type {node.stored_type[:60]!r}, which is no kind of number here"
+            )
         self._node = node
+        presence = self._count()
         self._documents = [*documents, node.document]
         self._reader = open_reader(node)
         nbytes = math.prod(self.chunks) * self.dtype.itemsize
@@ -79,11 +85,21 @@ class ZarrSource(Source):
         self.details = {
             "compression": node.codec.compressor if node.codec else "by zarr-python",
             "shards": node.grid if node.sharded else None,
+            "stored": str(presence),
             **(_describe_group(group, image) if group is not None else {}),
         }
 
     def read(self, box: Box) -> Array:
         return self._reader.read(box)
+
+    def _count(self) -> Presence:
+        """Count the files that are there; refuses an array without any."""
+        node = self._node
+        presence = count_chunks(node)
+        if presence.absent and not _written_here(self._group):
+            check_keys(node, presence)
+            self.warnings += check_presence(self.uri, presence, "shards" if node.sharded else "chunks")
+        return presence
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the metadata, and of size and time of chunk files spread over the array (1024, or 64 remote ones)."""
@@ -115,6 +131,19 @@ class ZarrSource(Source):
 
     def close(self) -> None:
         self._reader.clear()
+
+
+def _written_here(group: GroupNode | None) -> bool:
+    """Whether tilelab wrote an image, which leaves out what is all zeros."""
+    if group is None:
+        return False
+    listed = ome_attributes(group).get("multiscales")
+    written = listed[0].get("metadata") if isinstance(listed, list) and listed and isinstance(listed[0], dict) else None
+    if isinstance(written, dict) and written.get("method") == "tilelab":
+        return True
+    above = [group.path, *group.path.absolute().parents[:2]]
+    nodes = (find_node(path) for path in above)
+    return any(isinstance(node, GroupNode) and "tilelab" in node.attributes for node in nodes)
 
 
 def is_zarr(path: Place) -> bool:

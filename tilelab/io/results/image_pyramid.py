@@ -161,6 +161,7 @@ def _write_metadata(
         levels=len(arrays),
         origin_px=image.origin_px,
     )
+    scales["metadata"] = {"method": "tilelab"}  # chunks that are all zeros are not stored
     replace_file(root / "zarr.json", [_encode(_ome.group({"ome": _ome.image(scales, shown)}))], scratch)
 
 

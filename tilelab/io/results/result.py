@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +16,7 @@ from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
+from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.spec import ClassInfo
@@ -147,7 +147,7 @@ def read_info(path: Address, document: str = "zarr.json") -> ResultInfo:
     """
     root = as_place(path)
     try:
-        attributes = json.loads((root / document).read_bytes())["attributes"]
+        attributes = parse_json((root / document).read_bytes())["attributes"]
         return msgspec.convert(attributes[ATTRIBUTE], ResultInfo)
     except FileNotFoundError as error:
         if (root / UNFINISHED).is_file():
@@ -169,5 +169,5 @@ def parse_info(text: str | bytes, path: str | Path) -> ResultInfo:
     """
     try:
         return msgspec.json.decode(text, type=ResultInfo)
-    except ValueError as error:  # a MsgspecError is one
+    except (ValueError, RecursionError) as error:  # a MsgspecError is a ValueError
         raise InputError(f"{path} does not say which result it was made of: {error}") from error

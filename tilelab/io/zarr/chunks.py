@@ -84,7 +84,8 @@ class ChunkReader:
                 for cell in some:
                     path = node.file(cell)
                     if not path.is_file():
-                        continue  # absent: the fill value
+                        self._fill(cell)
+                        continue
                     file = path.open_file()
                     files.append(file)
                     pieces += self._shard_pieces(cell, file, box) if node.sharded else [self._piece(cell, file, box)]
@@ -97,7 +98,20 @@ class ChunkReader:
 
     def _blank(self, box: Box) -> Array:
         """A region of which no chunk is there."""
-        return np.full(box.shape, self._node.fill, self._node.dtype)
+        node = self._node
+        return np.full(box.shape, node.dtype.type(0) if node.fill is None else node.fill, node.dtype)
+
+    def _fill(self, cell: tuple[int, ...]) -> None:
+        """A shard or chunk that is absent has the fill value, where there is one.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._node.fill is None:
+            raise InputError(
+                f"{self._node.path} has no chunk {cell}, and its fill_value {str(self._node.told_fill)[:40]!r} is no "
+                f"{self._node.dtype}: correct it in its metadata"
+            )
 
     def clear(self) -> None:
         """Forget what was kept."""
@@ -115,6 +129,7 @@ class ChunkReader:
         for chunk in overlapping(box.intersect(cell_box(shard, self._node.grid)), self._node.chunk):
             offset, count = (int(v) for v in index[tuple(c - f for c, f in zip(chunk, first, strict=True))])
             if offset == count == _ABSENT:
+                self._fill(chunk)
                 continue
             if offset + count > file.size:
                 raise InputError(
@@ -166,9 +181,12 @@ class ChunkReader:
                 data = _DECODE[self._codec.compressor](data, out=self._chunk_bytes)
             order = self._codec.order
             stored = np.frombuffer(data, self._codec.dtype).reshape([self._node.chunk[i] for i in order])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
             region = cell_box(piece.chunk, self._node.chunk).intersect(Box.whole(self._node.shape))
-            raise InputError(f"{piece.file.path} is corrupt: its region {region} cannot be decoded: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise InputError(
+                f"{piece.file.path} is corrupt: its region {region} cannot be decoded: {reason}"
+            ) from error
         return stored.transpose(np.argsort(order))
 
 

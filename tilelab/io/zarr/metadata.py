@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from tilelab.errors import InputError
 from tilelab.io.storage.place import Place
+from tilelab.io.zarr.documents import ArrayV2, ArrayV3, Codec, Group, Sharding, check_extensions, fill_of, parse_json
 
 _V3_DTYPES = {"bool", "float16", "float32", "float64", *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64))}
 _DECODERS = {"zstd", "gzip", "zlib", "blosc"}
@@ -41,11 +43,13 @@ class ArrayNode:
         version: 2 or 3.
         shape: extent per axis.
         dtype: of the pixels, native byte order; object for what is no number.
+        stored_type: the same as it is written.
         grid: extent of what is one file: a shard, or a chunk where there are none.
         chunk: extent of what is decoded at once.
         separator: between the numbers of a file's name.
         prefix: before them.
-        fill: value of what is absent.
+        fill: value of what is absent; None where `told_fill` is no such pixel.
+        told_fill: the same as it is written.
         codec: how chunks are decoded; None leaves that to zarr-python.
         index_at_end: shards have their index at the end, not at the start.
         names: names of the axes, if they have some.
@@ -57,11 +61,13 @@ class ArrayNode:
     version: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    stored_type: str
     grid: tuple[int, ...]
     chunk: tuple[int, ...]
     separator: str
     prefix: tuple[str, ...]
     fill: Any
+    told_fill: Any
     codec: ChunkCodec | None
     index_at_end: bool
     names: tuple[str, ...] | None
@@ -69,8 +75,10 @@ class ArrayNode:
     document: bytes
 
     def __post_init__(self) -> None:
-        if self.separator not in ("/", "."):  # with others, chunks would lie anywhere
-            raise ValueError(f"the separator of its chunk keys is {self.separator!r}, neither / nor .")
+        if not len(self.shape) == len(self.grid) == len(self.chunk):
+            raise ValueError(f"chunks of {self.grid} and {self.chunk} for an array of {self.shape}")
+        if any(g % c for g, c in zip(self.grid, self.chunk, strict=True)):
+            raise ValueError(f"shards of {self.grid} are no whole chunks of {self.chunk}")
 
     @property
     def sharded(self) -> bool:
@@ -118,10 +126,8 @@ def find_node(path: Place) -> ArrayNode | GroupNode | None:
             denied = denied or refusal  # a store that does not let us list it says so of what it lacks, too
             continue
         try:
-            return parse(path, document, json.loads(document))
-        except RecursionError:
-            raise InputError(f"{path / name} is damaged or not understood: it is nested too deeply") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            return parse(path, document, parse_json(document))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path / name} is damaged or not understood: {reason}") from error
     if denied is not None:
@@ -131,7 +137,7 @@ def find_node(path: Place) -> ArrayNode | GroupNode | None:
 
 def _node_v3(path: Place, document: bytes, meta: dict[str, Any]) -> ArrayNode | GroupNode:
     if meta["node_type"] == "group":
-        return GroupNode(path, 3, dict(meta.get("attributes") or {}), document)
+        return GroupNode(path, 3, msgspec.convert(meta, Group).attributes or {}, document)
     return array_node(path, meta, document)
 
 
@@ -141,83 +147,88 @@ def array_node(path: Place, meta: dict[str, Any], document: bytes = b"") -> Arra
     Raises:
         ValueError, KeyError, TypeError, InputError: it is not understood.
     """
-    _refuse_pickles(path, meta["codecs"])
-    name = meta["data_type"]
-    dtype = np.dtype(name) if isinstance(name, str) and name in _V3_DTYPES else np.dtype(object)
-    shape = tuple(int(n) for n in meta["shape"])
-    regular = meta["chunk_grid"]["name"] == "regular"
-    grid = tuple(int(n) for n in meta["chunk_grid"]["configuration"]["chunk_shape"]) if regular else shape
-    codecs, chunk, at_end, simple = meta["codecs"], grid, True, regular and not meta.get("storage_transformers")
-    if codecs[0]["name"] == "sharding_indexed":
-        shard = codecs[0]["configuration"]
-        chunk = tuple(int(n) for n in shard["chunk_shape"])
-        at_end = shard.get("index_location", "end") == "end"
-        index = [codec["name"] for codec in shard["index_codecs"]]
-        simple = simple and len(codecs) == 1 and index in (["bytes"], ["bytes", "crc32c"]) and index[-1] == "crc32c"
-        simple = simple and shard["index_codecs"][0].get("configuration", {}).get("endian", "little") == "little"
-        codecs = shard["codecs"]
-    if len(shape) != len(grid) or len(shape) != len(chunk) or min(chunk, default=1) < 1 or min(grid, default=1) < 1:
-        raise ValueError(f"chunks of {grid} and {chunk} for an array of {shape}")
-    encoding = meta.get("chunk_key_encoding") or {"name": "default"}
-    default = encoding["name"] == "default"
-    separator = (encoding.get("configuration") or {}).get("separator", "/" if default else ".")
-    names = meta.get("dimension_names")
+    told = msgspec.convert(meta, ArrayV3)
+    check_extensions(meta)
+    _refuse_pickles(path, [codec.name for codec in told.codecs])
+    name = str(told.data_type)
+    dtype: np.dtype[Any] = np.dtype(name) if name in _V3_DTYPES else np.dtype(object)
+    grid = chunk = tuple(told.chunk_grid.configuration.chunk_shape)
+    codecs, at_end, simple = told.codecs, True, True
+    if codecs[0].name == "sharding_indexed":
+        shard = msgspec.convert(codecs[0].configuration, Sharding)
+        chunk, at_end = tuple(shard.chunk_shape), shard.index_location == "end"
+        index = [codec.name for codec in shard.index_codecs]
+        simple = len(codecs) == 1 and index == ["bytes", "crc32c"] and _endian(shard.index_codecs[0]) == "<"
+        codecs = shard.codecs
+    default = told.chunk_key_encoding.name == "default"
     return ArrayNode(
         path=path,
         version=3,
-        shape=shape,
+        shape=tuple(told.shape),
         dtype=dtype,
+        stored_type=name,
         grid=grid,
         chunk=chunk,
-        separator=separator,
+        separator=told.separator,
         prefix=("c",) if default else (),
-        fill=_fill(meta.get("fill_value"), dtype),
-        codec=_codec_v3(codecs, dtype, len(shape)) if simple else None,
+        fill=fill_of(told.fill_value, dtype),
+        told_fill=told.fill_value,
+        codec=_codec_v3(codecs, dtype, len(told.shape)) if simple else None,
         index_at_end=at_end,
-        names=tuple(map(str, names)) if names else None,
-        attributes=dict(meta.get("attributes") or {}),
+        names=tuple(map(str, told.dimension_names)) if told.dimension_names else None,
+        attributes=told.attributes or {},
         document=document,
     )
 
 
-def _codec_v3(codecs: list[dict[str, Any]], dtype: np.dtype[Any], axes: int) -> ChunkCodec | None:
+def _endian(codec: Codec) -> Literal["<", ">"]:
+    """The byte order of a ``bytes`` codec."""
+    order = (codec.configuration or {}).get("endian", "little")
+    if order not in ("little", "big"):
+        raise ValueError(f"its byte order is {order!r}, neither little nor big")
+    return "<" if order == "little" else ">"
+
+
+def _codec_v3(codecs: Sequence[Codec], dtype: np.dtype[Any], axes: int) -> ChunkCodec | None:
     """The decoder for `codecs`: ``[transpose], bytes, [zstd | gzip | blosc]``; None for anything else."""
     order = tuple(range(axes))
-    names = [codec["name"] for codec in codecs]
-    if names[0] == "transpose":
-        order = tuple(int(i) for i in codecs[0]["configuration"]["order"])
-        codecs, names = codecs[1:], names[1:]
+    if codecs[0].name == "transpose":
+        order = msgspec.convert((codecs[0].configuration or {})["order"], tuple[int, ...])
+        if sorted(order) != [*range(axes)]:
+            raise ValueError(f"it is transposed by {order}, of {axes} axes")
+        codecs = codecs[1:]
+    names = [codec.name for codec in codecs]
     if not names or names[0] != "bytes" or not set(names[1:]) <= _DECODERS or len(names) > 2 or dtype.kind == "O":
         return None
-    endian = (codecs[0].get("configuration") or {}).get("endian", "little")
-    stored = dtype.newbyteorder("<" if endian == "little" else ">")
-    return ChunkCodec(stored, order, names[1] if names[1:] else None)
+    return ChunkCodec(dtype.newbyteorder(_endian(codecs[0])), order, names[1] if names[1:] else None)
 
 
 def _array_v2(path: Place, document: bytes, meta: dict[str, Any]) -> ArrayNode:
-    shape, chunk = (tuple(int(n) for n in meta[key]) for key in ("shape", "chunks"))
-    filters, compressor = meta.get("filters") or [], meta.get("compressor")
-    _refuse_pickles(path, [*filters, compressor or {}])
-    stored = np.dtype(meta["dtype"]) if isinstance(meta["dtype"], str) else np.dtype(object)
-    if len(shape) != len(chunk) or min(chunk, default=1) < 1:
-        raise ValueError(f"chunks of {chunk} for an array of {shape}")
-    order = tuple(range(len(shape)))[:: -1 if meta.get("order", "C") == "F" else 1]
-    name = None if compressor is None else str(compressor["id"])
+    told = msgspec.convert(meta, ArrayV2)
+    filters, compressor = told.filters or [], told.compressor
+    codecs = [str(codec["id"]) for codec in (*filters, *([compressor] if compressor else []))]
+    _refuse_pickles(path, codecs)
+    stored = np.dtype(told.dtype) if isinstance(told.dtype, str) else np.dtype(object)
+    order = tuple(range(len(told.shape)))[:: -1 if told.order == "F" else 1]
+    name = codecs[-1] if compressor else None
     simple = not filters and (name is None or name in _DECODERS) and stored.kind in "biuf"
     attributes = _attributes_v2(path)
+    names = attributes.get("_ARRAY_DIMENSIONS")
     return ArrayNode(
         path=path,
         version=2,
-        shape=shape,
+        shape=tuple(told.shape),
         dtype=stored.newbyteorder("=") if stored.kind in "biuf" else np.dtype(object),
-        grid=chunk,
-        chunk=chunk,
-        separator=meta.get("dimension_separator", "."),
+        stored_type=str(told.dtype),
+        grid=tuple(told.chunks),
+        chunk=tuple(told.chunks),
+        separator=told.dimension_separator,
         prefix=(),
-        fill=_fill(meta.get("fill_value"), stored),
+        fill=fill_of(0 if told.fill_value is None else told.fill_value, stored),
+        told_fill=told.fill_value,
         codec=ChunkCodec(stored, order, name) if simple else None,
         index_at_end=True,
-        names=tuple(map(str, attributes.get("_ARRAY_DIMENSIONS") or ())) or None,
+        names=tuple(map(str, names)) if isinstance(names, list) and names else None,
         attributes=attributes,
         document=document,
     )
@@ -225,30 +236,24 @@ def _array_v2(path: Place, document: bytes, meta: dict[str, Any]) -> ArrayNode:
 
 def _group_v2(path: Place, document: bytes, meta: dict[str, Any]) -> GroupNode:
     attributes = _attributes_v2(path)
-    return GroupNode(path, int(meta["zarr_format"]), attributes, document + json.dumps(attributes).encode())
+    version = msgspec.convert(meta, Group).zarr_format
+    return GroupNode(path, version, attributes, document + json.dumps(attributes).encode())
 
 
 def _attributes_v2(path: Place) -> dict[str, Any]:
     try:
-        return dict(json.loads((path / ".zattrs").read_bytes()))
+        document = (path / ".zattrs").read_bytes()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ValueError(f".zattrs beside it cannot be read: {error.strerror}") from error
+    try:
+        return dict(parse_json(document))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f".zattrs beside it is no JSON object: {error}") from error
 
 
-def _fill(value: Any, dtype: np.dtype[Any]) -> Any:
-    """The value of what is absent; 0 where none is given."""
-    if dtype.kind not in "biuf":
-        return None
-    if isinstance(value, str) and value.startswith("0x"):
-        bits = int(value, 16).to_bytes(dtype.itemsize, "little")
-        return np.frombuffer(bits, dtype.newbyteorder("<"))[0]
-    if isinstance(value, str):
-        value = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}[value]
-    return dtype.type(0 if value is None else value)
-
-
-def _refuse_pickles(path: Place, codecs: list[dict[str, Any]]) -> None:
+def _refuse_pickles(path: Place, names: Sequence[str]) -> None:
     """Unpickling runs code that the file brings along."""
-    names = [str(codec.get("id", codec.get("name", ""))) for codec in codecs]
     if any("pickle" in name for name in names):
         raise InputError(f"{path} stores pickled Python objects, which could run code: they are not read")

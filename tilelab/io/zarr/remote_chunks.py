@@ -41,14 +41,17 @@ class RemoteChunkReader(ChunkReader):
             self._copy(decoded, extent, wanted, box, out)
             return
         file = self._find(cell, None)
-        if file is not None:
-            self._put(Piece(cell, file, 0, file.size, wanted), box, out)
-            file.close()
+        if file is None:
+            self._fill(cell)
+            return
+        self._put(Piece(cell, file, 0, file.size, wanted), box, out)
+        file.close()
 
     def _read_shard(self, cell: tuple[int, ...], box: Box, out: Array) -> None:
         """The wanted chunks of one shard."""
         file = self._find(cell, 16 * math.prod(self._shard_grid) + 4)
         if file is None:
+            self._fill(cell)
             return
         pieces = self._shard_pieces(cell, file, box)
         ranges = [(piece.offset, piece.count) for piece in pieces if self._kept.find(piece.chunk) is None]

@@ -1,0 +1,197 @@
+"""What is not stored, or stored in another way than the metadata say, is never read as zeros without a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from tests.image_files import Array, pixels
+from tilelab.errors import InputError
+from tilelab.io import describe, open_image
+from tilelab.io.convert import convert_image
+
+SHAPE = (5, 40, 50)
+
+
+def make(path: Path, version: int = 2, **options: Any) -> Array:
+    stored = pixels(SHAPE, "uint16")
+    array = zarr.create_array(
+        path, shape=SHAPE, dtype="uint16", zarr_format=version, **{"chunks": (2, 16, 16), **options}
+    )
+    array[...] = stored
+    return stored
+
+
+def rewrite(document: Path, **changes: Any) -> None:
+    """Change what is at the top of a JSON document; None removes it."""
+    found = json.loads(document.read_text()) | changes
+    document.write_text(json.dumps({key: value for key, value in found.items() if value != "gone"}))
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [{"name": "v2", "separator": "/"}, {"name": "v2", "separator": "."}, {"name": "default", "separator": "."}],
+)
+def test_chunks_are_counted(tmp_path: Path, encoding: Any) -> None:
+    stored = make(tmp_path / "a.zarr", 3, chunk_key_encoding=encoding)
+    assert describe(tmp_path / "a.zarr")["stored"] == "36 of 36"
+    with open_image(tmp_path / "a.zarr") as image:
+        assert image.warnings == ()
+        np.testing.assert_array_equal(image[...], stored)
+    next(p for p in tmp_path.rglob("*") if p.is_file() and p.name != "zarr.json").unlink()
+    with open_image(tmp_path / "a.zarr") as image:
+        assert "35 of 36 chunks are stored" in image.warnings[0]
+
+
+@pytest.mark.parametrize(("separator", "wrong"), [("/", "."), (".", "/"), ("/", "gone")])
+def test_the_other_separator(tmp_path: Path, separator: str, wrong: str) -> None:
+    make(tmp_path / "a.zarr", chunk_key_encoding={"name": "v2", "separator": separator})
+    rewrite(tmp_path / "a.zarr" / ".zarray", dimension_separator=wrong)
+    with pytest.raises(InputError, match=r"has no chunk where its metadata say .*correct the separator"):
+        open_image(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_array_without_chunks(tmp_path: Path, version: int) -> None:
+    zarr.create_array(tmp_path / "a.zarr", shape=SHAPE, dtype="uint16", chunks=(2, 16, 16), zarr_format=version)
+    with pytest.raises(InputError, match="is empty: none of its 36 chunks"):
+        open_image(tmp_path / "a.zarr")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("raw", SHAPE, np.uint8, chunks=(2, 16, 16))
+    with pytest.raises(InputError, match="is empty"):
+        open_image(tmp_path / "a.h5")
+
+
+def test_what_tilelab_wrote_may_be_black(tmp_path: Path) -> None:
+    convert_image(np.zeros((70, 90), np.uint8), tmp_path / "a.ome.zarr")
+    with open_image(tmp_path / "a.ome.zarr") as image:
+        assert image.warnings == ()
+        assert not image[...].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": [5, -1, 50]}, ">= 0"),
+        ({"shape": [5, 40.5, 50]}, "Expected `int`"),
+        ({"chunks": [2, 16, 1e300]}, "Expected `int`"),
+        ({"chunks": [2, 16, 0]}, ">= 1"),
+        ({"chunks": [2, 16]}, "chunks of"),
+        ({"dimension_separator": "-"}, "separator"),
+        ({"dimension_separator": {}}, "Expected `str`"),
+        ({"order": "K"}, "order"),
+        ({"dtype": "<u3"}, "understood"),
+        ({"dtype": "<c8"}, "no kind of number"),
+        ({"dtype": [["a", "<u2"]]}, "no kind of number"),
+        ({"compressor": {"id": "nonesuch"}}, "nonesuch"),
+        ({"filters": [{}]}, "id"),
+        ({"zarr_format": 4}, "zarr_format"),
+        ({"shape": [2**40, 40, 50]}, "not copied as a whole"),
+    ],
+)
+def test_version_2_is_typed(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    make(tmp_path / "a.zarr")
+    rewrite(tmp_path / "a.zarr" / ".zarray", **changes)
+    with pytest.raises(InputError, match=message) as refusal:
+        open_image(tmp_path / "a.zarr")[...]
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": [5, -1, 50]}, ">= 0"),
+        ({"data_type": "uint24"}, "'uint24', which is no kind of number here"),
+        ({"data_type": {"name": "numpy.datetime64"}}, "no kind of number"),
+        ({"storage_transformers": [{"name": "mystery"}]}, "mystery"),
+        ({"chunk_grid": {"name": "rectangular", "configuration": {"chunk_shape": [1, 1, 1]}}}, "rectangular"),
+        ({"chunk_key_encoding": {"name": "fanout"}}, "fanout"),
+        ({"chunk_key_encoding": {"name": "default", "configuration": {"separator": "-"}}}, "separator"),
+        ({"codecs": []}, "length"),
+        ({"codecs": [{"name": "mystery"}]}, "mystery"),
+        ({"codecs": [{"name": "bytes", "configuration": {"endian": "middle"}}]}, "middle"),
+        ({"mystery": {"must_understand": True}}, "mystery"),
+    ],
+)
+def test_version_3_is_typed(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    make(tmp_path / "a.zarr", 3)
+    rewrite(tmp_path / "a.zarr" / "zarr.json", **changes)
+    with pytest.raises(InputError, match=message) as refusal:
+        open_image(tmp_path / "a.zarr")[...]
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_need_not_be_understood(tmp_path: Path) -> None:
+    stored = make(tmp_path / "a.zarr", 3)
+    rewrite(tmp_path / "a.zarr" / "zarr.json", mystery={"must_understand": False})
+    np.testing.assert_array_equal(open_image(tmp_path / "a.zarr")[...], stored)
+
+
+@pytest.mark.parametrize("fill", [-1, 65536, 0.5, 1e300, "NaN", "x", [], {}])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_fill_value_out_of_range_matters_where_a_chunk_is_absent(tmp_path: Path, fill: Any, version: int) -> None:
+    stored = make(tmp_path / "a.zarr", version)
+    rewrite(tmp_path / "a.zarr" / (".zarray" if version == 2 else "zarr.json"), fill_value=fill)
+    np.testing.assert_array_equal(open_image(tmp_path / "a.zarr")[...], stored)
+    (tmp_path / "a.zarr" / ("0.1.2" if version == 2 else "c/0/1/2")).unlink()
+    with pytest.raises(InputError, match=r"no chunk \(0, 1, 2\), and its fill_value"):
+        open_image(tmp_path / "a.zarr")[...]
+
+
+@pytest.mark.parametrize("name", [".zarray", ".zattrs", "zarr.json", "attributes.json", "info"])
+def test_deep_json(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").mkdir()
+    if name == ".zattrs":
+        make(tmp_path / "a")
+    (tmp_path / "a" / name).write_text("[" * 50_000)
+    with pytest.raises(InputError, match="nested too deeply" if name != "info" else "folder without images"):
+        open_image(tmp_path / "a")
+
+
+def _without(path: Path, code: int, new: int) -> None:
+    """Give a tag another code, as a damaged byte does."""
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages.first.tags[code].offset
+    data = bytearray(path.read_bytes())
+    data[at : at + 2] = new.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
+def test_tiff_tags_that_are_gone(tmp_path: Path) -> None:
+    stored = pixels((70, 90), "uint8")
+    for name, compression in (("bare", None), ("lzw", "lzw")):
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, stored, photometric="minisblack", compression=compression, rowsperstrip=16)
+        whole = path.read_bytes()
+        _without(path, 262, 261)
+        with open_image(path) as image:
+            np.testing.assert_array_equal(image[...], stored)
+            assert "0 is black" in {a.taken for a in image.assumptions}
+        path.write_bytes(whole)
+        _without(path, 258, 2)
+        with pytest.raises(InputError, match="how many bits"):
+            open_image(path)
+        path.write_bytes(whole)
+        _without(path, 256, 253)
+        with pytest.raises(InputError):
+            open_image(path)
+
+
+def test_tiff_bytes_that_contradict_the_shape(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels((70, 90), "uint8"), photometric="minisblack", rowsperstrip=16)
+    with open_image(tmp_path / "a.tif") as image:
+        assert image.warnings == ()
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        at = tiff.pages.first.tags["ImageWidth"].valueoffset
+    data[at] = 88
+    (tmp_path / "a.tif").write_bytes(data)
+    with open_image(tmp_path / "a.tif") as image:
+        assert any("contradicts itself" in warning for warning in image.warnings)

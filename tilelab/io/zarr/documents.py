@@ -1,0 +1,146 @@
+"""The documents that Zarr keeps beside its chunks, strictly typed: what is malformed is refused in one place."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+_Extent = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+_Chunk = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+_Separator = Literal["/", "."]
+_Named = dict[str, Any]
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class ArrayV2(msgspec.Struct):
+    """``.zarray``."""
+
+    zarr_format: Literal[2]
+    shape: list[_Extent]
+    chunks: list[_Chunk]
+    dtype: str | list[Any]
+    compressor: _Named | None = None
+    fill_value: Any = None
+    order: Literal["C", "F"] = "C"
+    filters: list[_Named] | None = None
+    dimension_separator: _Separator = "."
+
+
+class _Shape(msgspec.Struct):
+    chunk_shape: list[_Chunk]
+
+
+class _Grid(msgspec.Struct):
+    name: Literal["regular"]
+    configuration: _Shape
+
+
+class _KeyConfiguration(msgspec.Struct):
+    separator: _Separator | None = None
+
+
+class _KeyEncoding(msgspec.Struct):
+    name: Literal["default", "v2"] = "default"
+    configuration: _KeyConfiguration | None = None
+
+
+class Codec(msgspec.Struct):
+    """One step of what makes bytes of pixels."""
+
+    name: str
+    configuration: _Named | None = None
+
+
+class Sharding(msgspec.Struct):
+    """``configuration`` of ``sharding_indexed``."""
+
+    chunk_shape: list[_Chunk]
+    codecs: Annotated[list[Codec], msgspec.Meta(min_length=1)]
+    index_codecs: Annotated[list[Codec], msgspec.Meta(min_length=1)]
+    index_location: Literal["start", "end"] = "end"
+
+
+class ArrayV3(msgspec.Struct):
+    """``zarr.json`` of an array."""
+
+    zarr_format: Literal[3]
+    shape: list[_Extent]
+    data_type: str | _Named
+    chunk_grid: _Grid
+    codecs: Annotated[list[Codec], msgspec.Meta(min_length=1)]
+    chunk_key_encoding: _KeyEncoding = msgspec.field(default_factory=_KeyEncoding)
+    fill_value: Any = None
+    attributes: _Named | None = None
+    storage_transformers: list[Any] | None = None
+    dimension_names: list[str | None] | None = None
+    node_type: Literal["array"] = "array"
+
+    def __post_init__(self) -> None:
+        if self.storage_transformers:
+            raise ValueError(f"its storage_transformers are not known: {str(self.storage_transformers)[:80]}")
+
+    @property
+    def separator(self) -> str:
+        """Between the numbers of a chunk's key."""
+        encoding = self.chunk_key_encoding
+        told = None if encoding.configuration is None else encoding.configuration.separator
+        return told or ("/" if encoding.name == "default" else ".")
+
+
+class Group(msgspec.Struct):
+    """``.zgroup``, or ``zarr.json`` of a group."""
+
+    zarr_format: Literal[2, 3]
+    attributes: _Named | None = None
+
+
+def parse_json(document: bytes) -> Any:
+    """The content of a JSON document, NaN and Infinity included, which Zarr 2 writes.
+
+    Raises:
+        ValueError: it is damaged, or nested too deeply.
+    """
+    try:
+        return json.loads(document)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def check_extensions(document: dict[str, Any]) -> None:
+    """Refuse what a version 3 array says beyond what is known here, unless it need not be understood.
+
+    Raises:
+        ValueError: it names the first such entry.
+    """
+    for key in document.keys() - {*ArrayV3.__struct_fields__}:
+        value = document[key]
+        if not isinstance(value, dict) or value.get("must_understand") is not False:
+            raise ValueError(f"its entry {key!r} is not known and must be understood")
+
+
+def fill_of(value: Any, dtype: np.dtype[Any]) -> Any:
+    """A ``fill_value`` as a pixel; None where it is none of that type."""
+    if dtype.kind not in "biuf":
+        return None
+    native = dtype.newbyteorder("=")
+    if isinstance(value, str) and dtype.kind == "f":
+        digits = value.removeprefix("0x")
+        if digits != value and len(digits) == 2 * dtype.itemsize and all(c in "0123456789abcdefABCDEF" for c in digits):
+            return np.frombuffer(bytes.fromhex(digits), native.newbyteorder(">"))[0].astype(native)
+        value = _SPECIAL.get(value, value)
+    if isinstance(value, bool) != (dtype.kind == "b") and value not in (0, 1):
+        return None
+    if not isinstance(value, int | float):
+        return None
+    with np.errstate(over="ignore"):
+        try:
+            pixel = native.type(value)
+        except (OverflowError, ValueError):
+            return None
+    if dtype.kind == "f":
+        return pixel if np.isfinite(pixel) == math.isfinite(value) else None
+    return pixel if pixel == value else None

@@ -1,0 +1,137 @@
+"""How many files of an array are there: absent ones read as the fill value, which nobody should be left to discover."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tilelab.errors import InputError
+from tilelab.io.storage.place import Place
+from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.zarr.metadata import ArrayNode
+
+MOST_LISTED = 2**16
+_MOST_REMOTE = 999  # one request
+_MANY, _SPARSE = 10**7, 10**5
+"""So many pieces, of which less than one in so many is there, are a mistake in the metadata."""
+_KEY = re.compile(r"(c[/.])?\d+([/.]\d+)*")
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Files of chunks or shards.
+
+    Attributes:
+        expected: how many the shape takes.
+        found: how many of them were seen; None where the place does not list.
+        complete: all that is there was looked at.
+        other: a chunk's key that is there but is none of this array's, by its form; empty without one.
+    """
+
+    expected: int
+    found: int | None
+    complete: bool
+    other: str = ""
+
+    @property
+    def absent(self) -> bool:
+        """Whether some are known to be absent."""
+        return self.complete and self.found is not None and self.found < self.expected
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"unknown of {self.expected} (the place does not list)"
+        return f"{'' if self.complete else 'at least '}{self.found} of {self.expected}"
+
+
+def count_chunks(node: ArrayNode) -> Presence:
+    """Count the files of an array, by listing: no more than 65,536 of them, in a store what one request lists."""
+    grid = tuple(-(-n // g) for n, g in zip(node.shape, node.grid, strict=True))
+    expected = math.prod(grid)
+    if not node.path.lists:
+        return Presence(expected, None, complete=False)
+    most = _MOST_REMOTE if node.path.waits else MOST_LISTED
+    found, other, complete = 0, "", True
+    for seen, key in enumerate(_keys(node.path)):
+        if seen == most:
+            complete = False
+            break
+        if _is_key(node, grid, key):
+            found += 1
+        elif not other and _KEY.fullmatch(key) and len(re.findall(r"\d+", key)) == len(grid):
+            other = key
+    return Presence(expected, found, complete, other)
+
+
+def check_keys(node: ArrayNode, presence: Presence) -> None:
+    """Refuse an array none of whose chunks is where its metadata say, though there are some.
+
+    Raises:
+        InputError: it says where they are.
+    """
+    if presence.complete and presence.found == 0 and presence.other:
+        wanted = str(node.file((0,) * len(node.shape)).relative_to(node.path))
+        raise InputError(
+            f"{node.path} has no chunk where its metadata say (as {wanted}), but has {presence.other}: correct the "
+            f'separator of its chunk keys, "{"/" if node.separator == "." else "."}" instead of "{node.separator}"'
+        )
+
+
+def check_presence(uri: str, presence: Presence, what: str = "chunks") -> tuple[str, ...]:
+    """What to say of pieces that are absent.
+
+    Raises:
+        InputError: nothing is there, or next to nothing of what the metadata say.
+    """
+    if not presence.absent:
+        return ()
+    if not presence.found:
+        raise InputError(f"{uri} is empty: none of its {presence.expected} {what} is stored, write or copy them")
+    if presence.expected >= _MANY and presence.found * _SPARSE < presence.expected:
+        raise InputError(
+            f"{uri} is damaged, or not copied as a whole: its metadata say {presence.expected} {what}, {presence.found} "
+            "are stored"
+        )
+    return (f"{uri}: {presence} {what} are stored, the others read as the fill value",)
+
+
+def count_files(folder: str, pattern: str, expected: int, *, nested: bool = False) -> Presence:
+    """Count the files below a local folder whose names `pattern` matches."""
+    found = 0
+    for seen, key in enumerate(_local_keys(folder, "", nested=nested)):
+        if seen == MOST_LISTED:
+            return Presence(expected, found, complete=False)
+        found += re.fullmatch(pattern, key) is not None
+    return Presence(expected, found, complete=True)
+
+
+def _is_key(node: ArrayNode, grid: tuple[int, ...], key: str) -> bool:
+    """Whether `key` is that of a chunk of the array, inside of it."""
+    parts = key.split(node.separator)
+    head = len(node.prefix)
+    if tuple(parts[:head]) != node.prefix or len(parts) != head + len(grid):
+        return False
+    return all(p.isdecimal() and int(p) < n and str(int(p)) == p for p, n in zip(parts[head:], grid, strict=True))
+
+
+def _keys(path: Place) -> Iterator[str]:
+    """What lies below an array, by names that could be of chunks; folders of a local one in no order."""
+    if isinstance(path, RemotePath):
+        return (key[len(path.key) :].strip("/") for key in path.store.keys(path.key))
+    return _local_keys(str(path), "", nested=True)
+
+
+def _local_keys(folder: str, before: str, *, nested: bool) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = before + entry.name
+                if not entry.is_dir():
+                    yield name
+                elif nested and (entry.name == "c" or entry.name.isdecimal()):
+                    yield from _local_keys(entry.path, f"{name}/", nested=True)
+    except OSError:
+        return  # what cannot be listed is said when it is read
