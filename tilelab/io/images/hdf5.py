@@ -25,8 +25,8 @@ from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.files import hash_file, read_region
 from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.member import split_member
-from tilelab.io.zarr.presence import Presence, check_presence
 from tilelab.io.zarr.documents import parse_json
+from tilelab.io.zarr.presence import Presence, check_presence
 from tilelab.text import size_text
 
 _LISTED = 8

@@ -21,8 +21,8 @@ from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Address, Place, as_place
-from tilelab.io.zarr.presence import Presence, check_presence, check_keys, count_chunks
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
+from tilelab.io.zarr.presence import Presence, check_keys, check_presence, count_chunks
 from tilelab.io.zarr.remote_chunks import open_reader
 
 _MOST_STATS = 1024

@@ -92,8 +92,8 @@ def check_presence(uri: str, presence: Presence, what: str = "chunks") -> tuple[
         raise InputError(f"{uri} is empty: none of its {presence.expected} {what} is stored, write or copy them")
     if presence.expected >= _MANY and presence.found * _SPARSE < presence.expected:
         raise InputError(
-            f"{uri} is damaged, or not copied as a whole: its metadata say {presence.expected} {what}, {presence.found} "
-            "are stored"
+            f"{uri} is damaged, or not copied as a whole: its metadata say {presence.expected} {what}, "
+            f"{presence.found} are stored"
         )
     return (f"{uri}: {presence} {what} are stored, the others read as the fill value",)
 
