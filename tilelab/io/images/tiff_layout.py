@@ -410,6 +410,6 @@ def _check_counts(layout: TiffLayout, page: tifffile.TiffPage | tifffile.TiffFra
     row = layout.page_bytes // max(1, math.prod(layout.page_shape[:3]))
     if not -1 < stated - taken < row:
         layout.say_once(
-            f"{layout.path} contradicts itself: its strips or tiles have {stated} bytes a page, its pixels take {taken}, "
+            f"{layout.path} contradicts itself: it stores {stated} bytes a page, its pixels take {taken}, "
             "so one of them is wrong: look at the picture"
         )
