@@ -142,7 +142,7 @@ def main(compiler):
     for cc in ARCHITECTURES:
         current.compute_capability = cc
         for number, (name, kernel, args) in enumerate(found):
-            if (cc == ARCHITECTURES[0] and every) or number % 4 == 1:
+            if (cc == ARCHITECTURES[0] and every) or number % 8 == 1:
                 signature = void(*map(typeof, args))
                 ptx, _ = cuda.compile(kernel.py_func, signature, device=False, abi="numba", cc=cc, output="ptx")
                 check(name, ptx, cc)
