@@ -380,6 +380,23 @@ def test_few_files_are_open_at_once(tmp_path: Path) -> None:
     assert (tifffile.imread(tmp_path / "out.ome.tif") == wide).all()
 
 
+@posix
+def test_workers_where_shared_memory_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    from multiprocessing import synchronize
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(synchronize.SemLock, "__init__", refuse)
+    draw(tmp_path)
+    assert main(["infer", "in.tif", "-m", "identity", "--workers", "2"]) == 2
+    assert "make /dev/shm writable" in last_line(capsys)
+
+
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------
 
 SLOW = """

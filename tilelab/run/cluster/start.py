@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -85,6 +86,7 @@ def _local_cluster(options: Options) -> Iterator[Any]:
     import dask
     from distributed import Nanny, Scheduler, Security, SpecCluster
 
+    _check_semaphores()
     slots = worker_slots(options)
     threads = threads_each(options)
     # On a machine with other users, anyone could connect to a scheduler without TLS, and run code as its owner.
@@ -129,6 +131,21 @@ def _local_cluster(options: Options) -> Iterator[Any]:
         finally:
             with contextlib.suppress(TimeoutError):  # the workers end with this process, at the latest
                 cluster.close(timeout=CLOSE_SECONDS)
+
+
+def _check_semaphores() -> None:
+    """Refuse to start workers where processes cannot share a lock, which their start needs.
+
+    Raises:
+        ClusterError: the system's reason, most often that /dev/shm cannot be written.
+    """
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (OSError, ImportError) as error:
+        raise ClusterError(
+            f"worker processes need semaphores, which this machine refuses ({error}): "
+            "make /dev/shm writable, or leave --workers out"
+        ) from error
 
 
 @contextlib.contextmanager
