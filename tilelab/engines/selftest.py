@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tilelab.arrays import Float32
 from tilelab.engines.files import onnx as onnx_file
-from tilelab.engines.files.onnx import number_field, payload_field
+from tilelab.engines.files.protobuf import number_field, payload_field
 from tilelab.errors import TilelabError
 from tilelab.spec import ClassInfo, ModelSpec, Normalization, Precision
 

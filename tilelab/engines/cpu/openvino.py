@@ -14,7 +14,7 @@ import numpy as np
 
 from tilelab.arrays import Array
 from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
-from tilelab.engines.files.ending import find_ending
+from tilelab.engines.files.bounds import find_ending
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.files.openvino_graph import read_graph
 from tilelab.engines.loading import (
