@@ -173,8 +173,8 @@ WRITE_TEXT = Path.write_text
 
 
 def full(path: Path, *words: Any, **more: Any) -> int:
-    """Writing text where the disk is full, as far as tilelab's own files go."""
-    if disk.MARK in path.name:
+    """Writing text, on a disk that is full when the report comes."""
+    if disk.MARK in path.name and path.name.startswith(".r.json"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return WRITE_TEXT(path, *words, **more)
 
