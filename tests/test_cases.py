@@ -20,14 +20,6 @@ _EXPECTED: dict[str, dict[str, Any]] = (
     json.loads((_ROOT / "expected.json").read_text()) if (_ROOT / "expected.json").is_file() else {}
 )
 _AS_LABELS = {"qupath_labels.tif", "labels02.tif"}
-_OPEN = {
-    "jem2100_two_images.tif",
-    "companion/z0.ome.tif",
-    "nested_silent.ome.zarr",
-    "fillneg.zarr",
-    "two_multiscales.zarr",
-}
-"""Those that still come out wrong: images of several series, and what Zarr metadata leave open."""
 
 
 @pytest.fixture
@@ -74,11 +66,7 @@ def wrong(path: Path, case: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(strict=True)) if n in _OPEN else n
-        for n in _EXPECTED
-        if n not in _AS_LABELS
-    ],
+    [n for n in _EXPECTED if n not in _AS_LABELS],
 )
 def test_case(name: str, cases: Path) -> None:
     assert wrong(cases / name, _EXPECTED[name]) == []

@@ -317,7 +317,7 @@ def test_n5_choices_and_damage(tmp_path: Path) -> None:
     root = tmp_path / "a.n5"
     for name in ("one", "two"):
         write_n5(root / name, pixels(SHAPE))
-    with pytest.raises(InputError, match=r"several images: give one, e\.g\. .*one; it has one, two"):
+    with pytest.raises(InputError, match=r"several images: give one, .*one, or name it with --series; it has one, two"):
         open_image(root)
     block = root / "one" / "1" / "1" / "1"
     block.write_bytes(block.read_bytes()[:30])

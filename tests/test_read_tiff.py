@@ -514,11 +514,11 @@ def test_native_micrographs(real_data: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "chosen", "said"),
     [
-        ([((30, 40), 1), ((120, 160), 0)], 1, "image 2 is read, before it is a preview"),
-        ([((30, 40), 0), ((120, 160), 0)], 1, "image 1 is a smaller picture of the same shape"),
+        ([((30, 40), 1), ((120, 160), 0)], 1, "previews or labels"),
+        ([((30, 40), 0), ((120, 160), 0)], 1, "image 0 is a smaller picture of the same shape"),
         ([((15, 20), 0), ((30, 40), 0), ((120, 161), 0)], 2, "which of the 3 images"),
         ([((120, 160), 0), ((30, 40), 1)], 0, ""),
-        ([((40, 40), 0), ((120, 160), 0)], 0, "2 images of different kinds"),
+        ([((40, 40), 0), ((120, 160), 0)], 0, "because it is the first"),
     ],
 )
 def test_previews_are_not_the_image(

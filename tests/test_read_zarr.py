@@ -207,13 +207,13 @@ def test_labels_and_groups(tmp_path: Path) -> None:
         assert image.pixel_size_nm == (4.0, 4.0)
         check_reads(image, stored, examples=3)
     assert describe(root)["labels"] == ["cells", "nuclei"]
-    with pytest.raises(InputError, match=r"not an image: name one of its members, e.g. .*labels/cells"):
+    with pytest.raises(InputError, match=r"several images, 0: cells .*: name one, e.g. .*labels/cells"):
         open_image(root / "labels")
 
     both = zarr.create_group(tmp_path / "both.zarr")
     for name in ("one", "two"):
         both.create_array(name, data=stored)
-    with pytest.raises(InputError, match=r"name one of its members, e.g. .*both.zarr/one"):
+    with pytest.raises(InputError, match=r"name one, e.g. .*both.zarr/one"):
         open_image(tmp_path / "both.zarr")
     alone = zarr.create_group(tmp_path / "alone.zarr")
     alone.create_array("only", data=stored)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tilelab.cli.run_arguments import AXES_HELP, parse_region
+from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, parse_region
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import Interrupted
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", metavar="SRC", help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, N5, PNG, a folder of slices")
     add("destination", metavar="DST", help="NAME.ome.zarr or NAME.ome.tif")
     add("--level", type=int, default=0, metavar="N", help="resolution level of the source (0, the finest)")
+    add("--series", metavar="N", help=SERIES_HELP)
     add("--channel", type=int, metavar="N", help="one channel of several, or one colour as it is")
     add("--timepoint", type=int, metavar="N", help="one time point of several")
     add(
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             args.destination,
             level=args.level,
+            series=args.series,
             channel=args.channel,
             timepoint=args.timepoint,
             axes=args.axes,

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of all three mean, of t c z y x s")
     for name in ("pred", "truth", "image"):
         parser.add_argument(f"--{name}-axes", metavar="LETTERS", help=f"the same of {name.upper()} alone")
+        parser.add_argument(f"--{name}-series", metavar="N", help=f"which of several images in {name.upper()}")
     parser.add_argument(
         "--truth-map",
         metavar="MAP",
@@ -59,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         prediction_axes=args.pred_axes or args.axes,
         truth_axes=args.truth_axes or args.axes,
         image_axes=args.image_axes or args.axes,
+        prediction_series=args.pred_series,
+        truth_series=args.truth_series,
+        image_series=args.image_series,
         allow_outside=args.allow_outside,
         ignore=args.ignore,
         classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else (),

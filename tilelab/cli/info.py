@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, model (file or bundled name), result, "
                         "checkpoint, or name of an architecture (pmcanet:resnet50)")  # fmt: skip
     parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of an image mean, of t c z y x s")
+    parser.add_argument("--series", metavar="N", help="which of several images in a file or folder, by number or name")
     parser.add_argument("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--json", action="store_true", help="print a JSON list, one document for each PATH")
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     failures: list[TilelabError] = []
     for path in args.paths:
         try:
-            documents.append(examine(path, args.axes, allow_outside=args.allow_outside, trust=args.trust))
+            documents.append(examine(path, args.axes, args.series, allow_outside=args.allow_outside, trust=args.trust))
         except TilelabError as error:
             failures.append(error)
             documents.append({"path": clean_uri(path), "kind": "error", "error": str(error)})
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(path: str, axes: str | None = None, *, allow_outside: bool = False, trust: bool = False) -> dict[str, Any]:
+def examine(
+    path: str, axes: str | None = None, series: str | None = None, *, allow_outside: bool = False, trust: bool = False
+) -> dict[str, Any]:
     """What there is to know about one path, as a document.
 
     Its ``kind`` is ``image``, ``model``, ``result``, ``checkpoint`` or ``architecture``.
@@ -71,11 +74,16 @@ def examine(path: str, axes: str | None = None, *, allow_outside: bool = False, 
     from tilelab.io.images.open import describe
     from tilelab.io.storage.place import as_place, remote_place
 
+    told: dict[str, Any] = {"axes": axes, "series": series, "allow_outside": allow_outside}
     if (place := remote_place(path)) is not None:
         try:
             return {"path": str(place), "kind": "result", **examine_result(place)}
         except InputError:
-            return {"path": str(place), "kind": "image", **describe(path, axes=axes, allow_outside=allow_outside)}
+            return {
+                "path": str(place),
+                "kind": "image",
+                **describe(path, **told),
+            }
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
     if named or here.suffix.lower() in _MODEL_SUFFIXES:
@@ -89,7 +97,11 @@ def examine(path: str, axes: str | None = None, *, allow_outside: bool = False, 
             return {"path": path, "kind": "result", **examine_result(as_place(path))}
         except InputError:
             pass  # a Zarr that tilelab did not write: an image like others
-    return {"path": clean_uri(path), "kind": "image", **describe(path, axes=axes, allow_outside=allow_outside)}
+    return {
+        "path": clean_uri(path),
+        "kind": "image",
+        **describe(path, **told),
+    }
 
 
 def _show(documents: list[dict[str, Any]]) -> None:

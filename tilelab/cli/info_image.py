@@ -35,6 +35,7 @@ def image_rows(image: dict[str, Any]) -> Rows:
     ):
         rows.append(("read as", f"{axes_text(seen['axes'], seen['shape'])}, {seen['dtype']}"))
     rows += [("needs", image.get("error"))]
+    rows += [(f"series {i}", text) for i, text in enumerate(image.get("series", ()))]
     rows += [
         (key, plain_text(image[key]))
         for key in ("images", "slices", "labels", "name")

@@ -11,6 +11,7 @@ from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
 from tilelab.text import parse_bytes
 
+SERIES_HELP = "which of several images in the file or folder, by number from 0 or by name, as `tilelab info` lists them"
 AXES_HELP = "what the stored axes mean, of t c z y x s, where that is not stated, or stated wrongly (zyx)"
 
 
@@ -29,6 +30,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is read and written")
     add = group.add_argument
     add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
+    add("--series", metavar="N", help=SERIES_HELP)
     add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
     add("--timepoint", type=int, metavar="N", help="time point of the image, if it has several")
     add("--axes", metavar="LETTERS", help=AXES_HELP)
@@ -99,6 +101,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         model=overrides_from_args(args),
         auto_tile=args.tile == "auto",
         level=args.level,
+        series=args.series,
         channel=args.channel,
         timepoint=args.timepoint,
         axes=args.axes,

@@ -128,7 +128,11 @@ def _as_indices(stored: Array) -> UInt8:
 
 
 def open_labels(
-    path: str | Path, mapping: LabelMap | None = None, axes: str | None = None, allow_outside: bool = False
+    path: str | Path,
+    mapping: LabelMap | None = None,
+    axes: str | None = None,
+    allow_outside: bool = False,
+    series: str | None = None,
 ) -> Labels:
     """Open the labels in a result of `tilelab infer`, or in any image that `open_image` reads.
 
@@ -146,7 +150,7 @@ def open_labels(
             raise InputError(f"{path} has no labels: it was made with labels switched off")
         return Labels(path, result.labels[0], mapping, result=result)
     wanted: AsLabels = "colors" if mapping is not None and mapping.colors else "indices"
-    image = open_image(path, axes=axes, as_labels=wanted, allow_outside=allow_outside)
+    image = open_image(path, axes=axes, series=series, as_labels=wanted, allow_outside=allow_outside)
     try:
         labels = Labels(path, image, mapping)
         if image.rgb and not (mapping is not None and mapping.colors):

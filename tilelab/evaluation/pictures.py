@@ -71,7 +71,9 @@ def check_image(pair: Pair, question: Question) -> None:
 
 
 def _open(path: Path, question: Question) -> Image:
-    return open_image(path, axes=question.image_axes, allow_outside=question.allow_outside)
+    return open_image(
+        path, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
+    )
 
 
 def _check_size(image: Image, labels: Labels) -> None:

@@ -42,6 +42,7 @@ class Question:
     Attributes:
         prediction_map, truth_map: what stored values mean, where they are not class indices.
         prediction_axes, truth_axes, image_axes: what the stored axes mean, where that is not stated.
+        prediction_series, truth_series, image_series: which of several images in one file, by number or name.
         ignore: pixels of this true class are left out, beside those that the map of the truth leaves out.
         classes: names, when the predictions do not know them.
         surfaces: measure the ASSD of every class but the background.
@@ -54,6 +55,9 @@ class Question:
     prediction_axes: str | None = None
     truth_axes: str | None = None
     image_axes: str | None = None
+    prediction_series: str | None = None
+    truth_series: str | None = None
+    image_series: str | None = None
     allow_outside: bool = False
     ignore: int | None = None
     classes: tuple[str, ...] = ()
@@ -172,9 +176,19 @@ def open_pair(pair: Pair, question: Question) -> Iterator[tuple[Labels, Labels]]
     """The labels and the truth of a pair, closed afterwards."""
     with (
         closing(
-            open_labels(pair.prediction, question.prediction_map, question.prediction_axes, question.allow_outside)
+            open_labels(
+                pair.prediction,
+                question.prediction_map,
+                question.prediction_axes,
+                question.allow_outside,
+                question.prediction_series,
+            )
         ) as labels,
-        closing(open_labels(pair.truth, question.truth_map, question.truth_axes, question.allow_outside)) as truth,
+        closing(
+            open_labels(
+                pair.truth, question.truth_map, question.truth_axes, question.allow_outside, question.truth_series
+            )
+        ) as truth,
     ):
         yield labels, truth
 

@@ -32,6 +32,7 @@ def convert_image(
     destination: str | os.PathLike[str],
     *,
     level: int = 0,
+    series: str | int | None = None,
     channel: int | None = None,
     timepoint: int | None = None,
     axes: str | None = None,
@@ -48,7 +49,8 @@ def convert_image(
         source: anything that `open_image` reads.
         destination: ``NAME.zarr`` (OME-Zarr 0.5, sharded, zstd) or ``NAME.tif``, ``NAME.tiff`` (OME-TIFF, tiles,
             deflate, BigTIFF where it needs to be).
-        level, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are kept.
+        level, series, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are
+            kept.
         allow_outside: read what the source names outside of its own folder.
         overwrite: replace a file, or a Zarr folder, that is there.
         progress: called with pixels done and pixels in all, for the finest level.
@@ -68,8 +70,15 @@ def convert_image(
     if not to_tiff and path.suffix.lower() != ".zarr":
         raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
     _check_destination(source, path, to_tiff, overwrite)
-    chosen: dict[str, Any] = {"level": level, "channel": channel, "timepoint": timepoint, "axes": axes}
-    with open_image(source, pixel_size_nm=pixel_size_nm, region=region, allow_outside=allow_outside, **chosen) as image:
+    chosen: dict[str, Any] = {
+        "level": level,
+        "series": series,
+        "channel": channel,
+        "timepoint": timepoint,
+        "axes": axes,
+    }
+    chosen |= {"axes": axes, "pixel_size_nm": pixel_size_nm}
+    with open_image(source, region=region, allow_outside=allow_outside, **chosen) as image:
         if note is not None:
             for said in (*image.warnings, *image.assumptions):
                 note(str(said))

@@ -76,6 +76,7 @@ def _open(image: Any, options: Options) -> Image:
         return open_image(
             image,
             level=options.level,
+            series=options.series,
             channel=options.channel,
             timepoint=options.timepoint,
             axes=options.axes,
@@ -83,7 +84,7 @@ def _open(image: Any, options: Options) -> Image:
             region=options.region,
             allow_outside=options.allow_outside,
         )
-    if options.level or any(v is not None for v in (options.channel, options.timepoint, options.axes)):
+    if options.level or any(v is not None for v in (options.series, options.channel, options.timepoint, options.axes)):
         raise InputError(f"{image.uri} is open already: level, channel and the like are chosen when it is opened")
     if options.pixel_size_nm is not None:
         image = copy.copy(image)

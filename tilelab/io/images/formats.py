@@ -7,6 +7,7 @@ that the core does not (``pip install tilelab[formats]``).
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from tilelab.io.storage.place import remote_place
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.io.storage.remote_path import SCHEMES, RemotePath
 
-Reader = Callable[[str, int], Source]
-"""Opens a path at a resolution level."""
+Reader = Callable[..., Source]
+"""Opens a path at a resolution level; those that `chooses` take the image of several as well."""
 
 KNOWN_FORMATS = (
     "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, N5, neuroglancer precomputed, HDF5, MRC, PNG, JPEG, BMP, .npy, "
@@ -40,11 +41,12 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512, 1024, 2048)
 _MRC_SUFFIXES = (".mrc", ".mrcs", ".rec", ".st", ".ali")
 _MRC_STAMP = 208
+_ZIP = b"PK\x03\x04"
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 
 
-def open_stored(uri: Any, level: int = 0) -> Source | None:
-    """What is stored at `uri` (see `open_image`), at one resolution level; None for a folder of slices.
+def open_stored(uri: Any, level: int = 0, series: str | None = None) -> Source | None:
+    """What is stored at `uri` (see `open_image`), one image at one resolution level; None for a folder of slices.
 
     Raises:
         InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level.
@@ -52,12 +54,21 @@ def open_stored(uri: Any, level: int = 0) -> Source | None:
     if not isinstance(uri, str | os.PathLike):
         from tilelab.io.images.array import ArraySource
 
-        return ArraySource(uri, level)
+        return _read_series(ArraySource, uri, level, series)
     if (place := remote_place(uri)) is not None:
-        return _open_remote(place, level)
+        return _open_remote(place, level, series)
     path = local_path(uri)
     reader = find_reader(path)
-    return None if reader is None else reader(path, level)
+    return None if reader is None else _read_series(reader, path, level, series)
+
+
+def _read_series(reader: Reader, path: Any, level: int, series: str | None) -> Source:
+    """Open one image of several, where `series` says which."""
+    if getattr(reader, "chooses", False):
+        return reader(path, level, series)
+    if series not in (None, "0"):
+        raise InputError(f"--series {series} was asked for, {path} holds one image")
+    return reader(path, level)
 
 
 def local_path(uri: str | os.PathLike[str]) -> str:
@@ -114,11 +125,36 @@ def find_reader(path: str) -> Reader | None:
         return NpySource
     if volume is not None:
         return volume
+    if head.startswith(_ZIP):
+        _refuse_zip(path)
+    if head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<") and _is_companion(Path(path)):
+        from tilelab.io.images.tiff import TiffSource
+
+        return TiffSource
     if Path(path).name in _ZARR_PARTS:
         raise InputError(f"{path} is a part of {Path(path).parent}: give that folder")
     if Path(path).suffix.lower() == ".xml" and (described := described_by_bigdataviewer(Path(path))) is not None:
         raise InputError(f"{path} describes {described}: give that")
     raise InputError(f"{path} is of an unknown format: known are {KNOWN_FORMATS}")
+
+
+def _is_companion(path: Path) -> bool:
+    """Whether an XML file describes OME-TIFF files."""
+    with path.open("rb") as file:
+        return b"<OME" in file.read(4096)
+
+
+def _refuse_zip(path: str) -> None:
+    """Refuse a Zarr in a zip file, which is unpacked in a moment and read much faster so."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            names = packed.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"{path} is a damaged zip file: {error}") from error
+    if any(name.rpartition("/")[2] in _ZARR_PARTS for name in names):
+        folder = Path(path).with_suffix("").name.removesuffix(".zarr") + ".zarr"
+        raise InputError(f"{path} is a Zarr in a zip file: unpack it first, `unzip {Path(path).name} -d {folder}`")
+    raise InputError(f"{path} is a zip file: unpack it first")
 
 
 def _volume_reader(path: str, file: LocalFile) -> Reader | None:
@@ -155,7 +191,7 @@ def _folder_reader(path: Path) -> Reader | None:
     return None
 
 
-def _open_remote(place: RemotePath, level: int) -> Source:
+def _open_remote(place: RemotePath, level: int, series: str | None) -> Source:
     """Open a remote Zarr, OME-Zarr or TIFF.
 
     Raises:
@@ -165,10 +201,10 @@ def _open_remote(place: RemotePath, level: int) -> Source:
         _check_tiff(place)
         from tilelab.io.images.tiff import TiffSource
 
-        return TiffSource(place, level)
+        return TiffSource(place, level, series)
     from tilelab.io.images.zarr import ZarrSource
 
-    return ZarrSource(place, level)
+    return ZarrSource(place, level, series)
 
 
 def _is_zarr(place: RemotePath) -> bool:

@@ -18,6 +18,7 @@ from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
 from tilelab.io.images.hdf5_links import files_outside
 from tilelab.io.images.optional import one_line, require
+from tilelab.io.images.several import FLAG, choose
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.images.stated import bigdataviewer_sizes, without_unit
 from tilelab.io.images.units import length_nm
@@ -52,7 +53,9 @@ class Hdf5Source(Source):
 
     format = "HDF5"
 
-    def __init__(self, path: str, level: int = 0) -> None:
+    chooses = True
+
+    def __init__(self, path: str, level: int = 0, series: str | None = None) -> None:
         file, member = split_member(path)
         h5py = require("h5py", "HDF5")
         check_level(path, level, 1)
@@ -63,7 +66,7 @@ class Hdf5Source(Source):
         self._lock = threading.Lock()
         self._file: LocalFile | None = None
         try:
-            dataset = _find_dataset(h5py, self._h5, file, member)
+            dataset = _find_dataset(h5py, self._h5, file, member, series)
             self.uri = f"{file}::{dataset.name}"
             self.outside = files_outside(h5py, dataset, Path(file).parent)
             self._take_facts(h5py, dataset)
@@ -154,8 +157,8 @@ class Hdf5Source(Source):
         return str(presence)
 
 
-def _find_dataset(h5py: Any, opened: Any, file: str, member: str) -> Any:
-    """The dataset that `member` names, or the only image below it."""
+def _find_dataset(h5py: Any, opened: Any, file: str, member: str, series: str | None) -> Any:
+    """The dataset that `member` names, or the only image below it, or of several the one that `series` names."""
     try:
         node = opened[member or "/"]
     except (KeyError, ValueError) as error:
@@ -169,9 +172,16 @@ def _find_dataset(h5py: Any, opened: Any, file: str, member: str) -> Any:
     found = _images(h5py, node)
     if not found:
         raise InputError(f"{file}{f'::{member}' if member else ''} has no dataset that could be an image")
+    names = [str(dataset.name) for dataset in found]
+    if series is not None and not series.isdecimal():
+        series = f"/{series.lstrip('/')}"
+    taken = choose(file, series, names, [_listing([dataset]) for dataset in found])
+    if taken is not None:
+        return found[taken]
     if len(found) > 1:
         raise InputError(
-            f"{file} has several datasets: choose one as {file}::{found[0].name}; it has {_listing(found)}"
+            f"{file} has several datasets: choose one as {file}::{found[0].name}, or with {FLAG}; it has "
+            f"{_listing(found)}"
         )
     return found[0]
 

@@ -15,6 +15,7 @@ from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.io.images.axes import guess_axes
 from tilelab.io.images.optional import read_json
+from tilelab.io.images.several import FLAG, choose
 from tilelab.io.images.source import check_level
 from tilelab.io.images.stated import bigdataviewer_sizes, known_lengths, without_unit
 from tilelab.io.images.tensorstore import StoredVolume
@@ -44,9 +45,11 @@ class N5Source(StoredVolume):
 
     format = "N5"
 
-    def __init__(self, path: str, level: int = 0) -> None:
+    chooses = True
+
+    def __init__(self, path: str, level: int = 0, series: str | None = None) -> None:
         self.uri = path
-        datasets, group = _find_image(LocalPath(path))
+        datasets, group = _find_image(LocalPath(path), series)
         check_level(path, level, len(datasets))
         documents = [read_json(dataset / _ATTRIBUTES) for dataset in datasets]
         shapes = [_dimensions(dataset, document) for dataset, document in zip(datasets, documents, strict=True)]
@@ -78,21 +81,28 @@ class N5Source(StoredVolume):
         return {"metadata_sha256": metadata, "blocks_sha256": hash_stats(files)}
 
 
-def _find_image(path: LocalPath) -> tuple[list[LocalPath], LocalPath | None]:
+def _find_image(path: LocalPath, series: str | None) -> tuple[list[LocalPath], LocalPath | None]:
     """The datasets of all levels of the image that `path` is or holds, and the group that they are in."""
     if _is_dataset(path):
         parent = path.parent
         return [path], parent if path.name.startswith("s") and (parent / "s0").is_dir() else None
     levels = _levels(path)
     if levels:
+        choose(str(path), series, [path.name], [path.name])
         return levels, path
     found = _images(path)
     if not found:
         raise InputError(f"{path} is N5 but holds no dataset: give the container, a group or a dataset")
+    every = [str(folder.relative_to(path)) for folder in found]
+    taken = choose(str(path), series, every, every)
+    found = found if taken is None else [found[taken]]
     if len(found) > 1:
         names = [str(folder.relative_to(path)) for folder in found[:_LISTED]]
         more = f" and {len(found) - len(names)} more" if len(found) > len(names) else ""
-        raise InputError(f"{path} has several images: give one, e.g. {found[0]}; it has {', '.join(names)}{more}")
+        raise InputError(
+            f"{path} has several images: give one, e.g. {found[0]}, or name it with {FLAG}; it has "
+            f"{', '.join(names)}{more}"
+        )
     return (_levels(found[0]), found[0]) if not _is_dataset(found[0]) else ([found[0]], None)
 
 

@@ -57,8 +57,14 @@ def ome_attributes(group: GroupNode) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else group.attributes
 
 
-def find_multiscale(group: GroupNode) -> Multiscale | None:
-    """The (first) multiscale image of a group; None when it has none.
+def count_multiscales(group: GroupNode) -> int:
+    """How many multiscale images a group has."""
+    listed = ome_attributes(group).get("multiscales")
+    return len(listed) if isinstance(listed, list) else 0
+
+
+def find_multiscale(group: GroupNode, number: int = 0) -> Multiscale | None:
+    """A multiscale image of a group, by default the first; None when it has none.
 
     Raises:
         InputError: there is one, but it is not understood.
@@ -68,8 +74,8 @@ def find_multiscale(group: GroupNode) -> Multiscale | None:
     if not listed:
         return None
     try:
-        return _parse(listed[0], str(attributes.get("version", "")))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return _parse(listed[number], str(attributes.get("version", "")))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{group.path} has OME-Zarr metadata that are not understood: {reason}") from error
 

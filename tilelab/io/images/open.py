@@ -28,6 +28,7 @@ def open_image(
     uri: Any,
     *,
     level: int = 0,
+    series: str | int | None = None,
     channel: int | None = None,
     timepoint: int | None = None,
     axes: str | None = None,
@@ -42,6 +43,7 @@ def open_image(
         uri: path of a file or folder (also ``file://``); ``s3://``, ``gs://``, ``https://`` of a Zarr or TIFF; or an
             array; an `Image` is returned as it is.
         level: resolution level, 0 is the finest.
+        series: which of several images (series, multiscales, pages, datasets), by number from 0 or by name.
         channel: which channel of several; for colours, the sample to take as it is instead of making it grey.
         timepoint: which of several time points.
         axes: what the stored axes mean, one letter each of ``t c z y x s`` (s: colour), where that is not stated.
@@ -63,7 +65,7 @@ def open_image(
         "pixel_size_nm": pixel_size_nm,
     }
     if region is not None:
-        whole = open_image(uri, level=level, as_labels=as_labels, allow_outside=allow_outside, **chosen)
+        whole = open_image(uri, level=level, series=series, as_labels=as_labels, allow_outside=allow_outside, **chosen)
         try:
             return crop(whole, region)
         except InputError:
@@ -71,16 +73,16 @@ def open_image(
                 whole.close()
             raise
     if isinstance(uri, Image):
-        if level or any(value is not None for value in chosen.values()):
+        if level or series is not None or any(value is not None for value in chosen.values()):
             raise InputError(f"{uri.uri} is open already: level, channel and the like are chosen when it is opened")
         return uri
-    source = open_stored(uri, level)
+    source = open_stored(uri, level, None if series is None else str(series))
     if source is None:
-        chosen |= {"level": level, "as_labels": as_labels, "allow_outside": allow_outside}
+        chosen |= {"level": level, "series": series, "as_labels": as_labels, "allow_outside": allow_outside}
         return _open_slices(local_path(uri), **chosen)
     try:
         check_outside(source.uri, source.outside, allow_outside)
-        return SourceImage(source, level=level, as_labels=as_labels, **chosen)
+        return SourceImage(source, level=level, series=series, as_labels=as_labels, **chosen)
     except InputError:
         source.close()
         raise
@@ -100,12 +102,15 @@ def _open_slices(path: str, *, axes: str | None, pixel_size_nm: Any, **chosen: A
     return plane
 
 
-def describe(uri: Any, *, axes: str | None = None, allow_outside: bool = False) -> dict[str, Any]:
+def describe(
+    uri: Any, *, axes: str | None = None, series: str | int | None = None, allow_outside: bool = False
+) -> dict[str, Any]:
     """What there is to know about an image or a result, for `tilelab info`; reads no pixels.
 
     Args:
         uri: as for `open_image`.
         axes: what the stored axes mean, where that is not stated.
+        series: which of several images.
         allow_outside: as for `open_image`.
 
     Returns:
@@ -114,12 +119,13 @@ def describe(uri: Any, *, axes: str | None = None, allow_outside: bool = False) 
         ``warnings``, ``assumptions`` (see `Assumption`); ``image`` with axes, shape and dtype as `open_image` gives
         them, or ``error`` with the reason why it needs to be told more (a time point, say); and, where they apply,
         ``compression``, ``layout``, ``shards``, ``stored`` (``a of b`` chunks
-        or shards), ``images``, ``slices``, ``labels``, ``label``, ``name``, ``tilelab``.
+        or shards), ``images``, ``series`` (what there is of each), ``slices``, ``labels``, ``label``, ``name``,
+        ``tilelab``.
 
     Raises:
         InputError: as `open_image`.
     """
-    source = open_stored(uri)
+    source = open_stored(uri, 0, None if series is None else str(series))
     if source is None:
         return _describe_slices(local_path(uri), axes, allow_outside)
     try:
@@ -132,6 +138,7 @@ def describe(uri: Any, *, axes: str | None = None, allow_outside: bool = False) 
             "dtype": str(source.dtype),
             "chunks": list(source.chunks),
             "levels": [list(shape) for shape in source.levels],
+            **({"series": list(source.series)} if len(source.series) > 1 else {}),
             "pixel_size_nm": plausible_sizes(source.uri, source.scale_nm)[0] or None,
             "bytes": Path(source.uri).stat().st_size if Path(source.uri).is_file() else None,
             **{key: list(v) if isinstance(v, tuple) else v for key, v in source.details.items() if v is not None},

@@ -40,6 +40,7 @@ class Source(abc.ABC):
         warnings: one line each, for the user.
         assumptions: what the reader had to guess.
         outside: what it keeps outside of its own folder, by name; `open_image` refuses it unless that is allowed.
+        series: what there is to say of every image beside it, where there are several.
         details: further facts for `describe`.
     """
 
@@ -58,6 +59,7 @@ class Source(abc.ABC):
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     outside: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
     details: Mapping[str, Any]
 
     @abc.abstractmethod

@@ -43,18 +43,21 @@ class _Piece:
 
 
 class TiffSource(Source):
-    """The first image of a TIFF file at one resolution level.
+    """One image of a TIFF file, or of a set of OME-TIFF files, at one resolution level.
 
     Raises:
         InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
     """
 
-    def __init__(self, address: Address, level: int = 0) -> None:
-        layout = read_layout(address, level)
+    chooses = True
+
+    def __init__(self, address: Address, level: int = 0, series: str | None = None) -> None:
+        layout = read_layout(address, level, series)
         self.uri = layout.path
         self.format, self.axes, self.shape, self.dtype = layout.format, layout.axes, layout.shape, layout.dtype
         self.chunks, self.levels, self.scale_nm = layout.chunks, layout.levels, layout.scale_nm
         self.rgb, self.samples, self.lut = layout.rgb, layout.samples, layout.lut
+        self.series = layout.series
         self.warnings, self.assumptions, self.details = layout.warnings, layout.assumptions, layout.details
         if layout.palette:
             self.warnings += (f"{self.uri} has a colour palette: its colours are read as grey",)

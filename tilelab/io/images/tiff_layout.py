@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,22 @@ from tilelab.arrays import Array, Int64
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.io.images.axes import FLAG
+from tilelab.io.images.ome_set import member_files, open_set
 from tilelab.io.images.source import check_level, whole_piece_warning
 from tilelab.io.images.tiff_log import collect_notes, plain
+from tilelab.io.images.tiff_series import choose_image, significant
 from tilelab.io.images.tiff_size import stated_pixels
 from tilelab.io.images.view import luma
 from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.storage.stored_file import StoredFile
-from tilelab.text import size_text
 
 _JPEG = (6, 7, 34892, 33007)
 _RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 6, 3, 0, 1
 _NO_RGB = {5: "CMYK", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 _FAX = (2, 3, 4, 32771)  # compressions of one bit
-_REDUCED, _MASK = 1, 4  # of NewSubfileType
 _LETTER_AXIS = {"z": 1, "y": 2, "x": 3}
 
 
@@ -70,8 +71,9 @@ class TiffLayout:
     Attributes:
         place: where the file is.
         path: its name, for messages.
-        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, warnings, assumptions, details: as in
-            `Source`.
+        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, series, warnings, assumptions, details:
+            as in `Source`.
+        description: OME-XML of the file or of its set; empty without.
         palette: `lut` is the grey of a colour table.
         swap: the file's byte order is not the machine's.
         page_shape: extent of a page.
@@ -97,6 +99,8 @@ class TiffLayout:
     samples: int | None = None
     lut: Array | None = None
     palette: bool = False
+    series: tuple[str, ...] = ()
+    description: str = ""
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
@@ -133,8 +137,8 @@ class TiffLayout:
         return f"the piece at rows {y}:{min(y + height, rows)}, columns {x}:{min(x + width, columns)}"
 
 
-def read_layout(address: Address, level: int) -> TiffLayout:
-    """The layout of the first image in a TIFF file.
+def read_layout(address: Address, level: int, series: str | None = None) -> TiffLayout:
+    """The layout of an image in a TIFF file: of the one that `series` names, else of the first that is no preview.
 
     Raises:
         InputError: the file is missing, damaged, truncated, has no such level, or pixels of a kind without a rule.
@@ -144,7 +148,7 @@ def read_layout(address: Address, level: int) -> TiffLayout:
     with collect_notes() as notes:
         try:
             with _open_tiff(layout) as tiff:
-                _fill(layout, tiff, level)
+                _fill(layout, tiff, level, series)
             if notes.damage:
                 raise InputError(f"{path} is a damaged TIFF file: {notes.damage[0]}")
         except OSError as error:
@@ -165,7 +169,8 @@ def read_layout(address: Address, level: int) -> TiffLayout:
 def _open_tiff(layout: TiffLayout) -> tifffile.TiffFile:
     """The file in tifffile's hands; a remote one is in `layout` already, and has no companions."""
     if not layout.place.waits:
-        return tifffile.TiffFile(layout.path)
+        tiff, layout.description = open_set(Path(layout.path))
+        return tiff
     file = layout.files[layout.path] = layout.place.open_file()
     if file.size == 0:
         raise InputError(f"{layout.path} is empty (0 bytes)")
@@ -177,14 +182,15 @@ def _close(layout: TiffLayout) -> None:
         file.close()
 
 
-def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
+def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int, series_name: str | None) -> None:
     """Take everything from tifffile."""
     images = list(tiff.series)
     if not images:
         raise ValueError("it holds no image")
-    chosen = _choose_image(layout, images)
+    chosen, layout.series, guess = choose_image(layout.path, images, series_name)
+    layout.assumptions += guess
     check_level(layout.path, level, len(images[chosen].levels))
-    significant = [_significant(s.axes, s.shape) for s in images[chosen].levels]
+    extents = [significant(s.axes, s.shape) for s in images[chosen].levels]
     series = images[chosen].levels[level]
     page = series.keyframe
     if page.dtype is None or 0 in page.shaped:
@@ -193,8 +199,8 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
     _check_bits(layout, page)
     kind = "BigTIFF" if tiff.is_bigtiff else "TIFF"
     layout.format = {"ome": f"OME-{kind}", "imagej": f"ImageJ {kind}"}.get(series.kind, kind)
-    layout.levels = tuple(shape for _, shape in significant)
-    layout.axes, layout.shape = significant[level]
+    layout.levels = tuple(shape for _, shape in extents)
+    layout.axes, layout.shape = extents[level]
     layout.dtype = np.dtype(page.dtype).newbyteorder("=")
     layout.swap = tiff.byteorder != ("<" if sys.byteorder == "little" else ">")
     compression = tifffile.COMPRESSION(page.compression).name.lower()
@@ -226,49 +232,10 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int) -> None:
         layout.scale_nm = {a: size * ratio.get(a, 1.0) for a, size in layout.scale_nm.items()}
 
 
-def _choose_image(layout: TiffLayout, images: list[tifffile.TiffPageSeries]) -> int:
-    """The index of the image that is read: the first that is no preview; says what there is beside it.
-
-    Previews and masks say so (NewSubfileType); a first image that is a smaller picture of the same shape as a later one
-    is taken for one too.
-    """
-    if len(images) == 1:
-        return 0
-    extents = [tuple(n for a, n in zip(s.axes, s.shape, strict=True) if a in "YX") for s in images]
-    full = [i for i, s in enumerate(images) if not int(s.keyframe.subfiletype) & (_REDUCED | _MASK)] or [0]
-    chosen = full[0]
-    larger = [i for i in full if _is_preview(extents[chosen], extents[i])]
-    if larger:
-        small, chosen = chosen, max(larger, key=lambda i: math.prod(extents[i]))
-        because = f"image {small + 1} is a smaller picture of the same shape, {size_text(extents[small])}"
-        what, taken = f"which of the {len(images)} images in {layout.path} is meant", f"image {chosen + 1}"
-        layout.assumptions += (Assumption(what=what, taken=taken, because=because),)
-    elif chosen:
-        layout.warnings += (
-            f"{layout.path} holds {len(images)} images: image {chosen + 1} is read, before it is a preview",
-        )
-    elif len(full) > 1:
-        layout.warnings += (f"{layout.path} holds {len(images)} images of different kinds: only the first is read",)
-    return chosen
-
-
-def _is_preview(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
-    """Whether an image of extent `small` (y, x) may be a preview of `large`: at most half as wide and alike."""
-    if len(small) != 2 or len(large) != 2 or 2 * max(small) > max(large):
-        return False
-    return abs(small[0] * large[1] - small[1] * large[0]) <= 0.05 * small[0] * large[1]
-
-
 def _ratio(fine: int, coarse: int) -> float:
     """Fine pixels per coarse one: a whole number where that gives this extent, its last pixel cut off or filled up."""
     whole = max(1, round(fine / coarse))
     return whole if coarse in (fine // whole, -(-fine // whole)) else fine / coarse
-
-
-def _significant(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Axes without those of one entry, y and x excepted; in lower case."""
-    pairs = [(a.lower(), int(n)) for a, n in zip(axes, shape, strict=True) if n != 1 or a in "YX"]
-    return "".join(a for a, _ in pairs), tuple(n for _, n in pairs)
 
 
 def _set_geometry(layout: TiffLayout, page: tifffile.TiffPage) -> None:
@@ -282,7 +249,7 @@ def _set_geometry(layout: TiffLayout, page: tifffile.TiffPage) -> None:
         raise InputError(f"{layout.path} is a damaged TIFF file: its tiles or strips measure {layout.tile}")
     planar, *extent, _ = layout.page_shape
     layout.grid = (planar, *(-(-n // t) for n, t in zip(extent, layout.tile, strict=True)))
-    inner_axes, inner_shape = _significant(page.axes, page.shape)
+    inner_axes, inner_shape = significant(page.axes, page.shape)
     count = len(inner_shape)
     if layout.shape[-count:] != inner_shape:
         raise InputError(f"{layout.path} stores planes of {inner_shape} for an image of {layout.shape}: not understood")
@@ -351,7 +318,9 @@ def _set_pages(layout: TiffLayout, series: tifffile.TiffPageSeries) -> None:
     for i in range(count if layout.stack_offset is None else 1):
         page = series[i]
         if page is None:
-            raise InputError(f"{layout.path} is incomplete: plane {i} of {count} is neither in it nor beside it")
+            raise InputError(
+                f"{layout.path} is incomplete: plane {i} of {count} is neither in it nor beside it" + _missing(layout)
+            )
         pages.append(_locate(layout, page))
     layout.pages = tuple(pages)
     if layout.stack_offset is not None:
@@ -365,6 +334,15 @@ def _set_pages(layout: TiffLayout, series: tifffile.TiffPageSeries) -> None:
     layout.chunks = (1,) * len(layout.lead) + tuple(min(piece[i], layout.page_shape[i]) for i in layout.inner)
     if layout.piece_bytes > LARGE_BYTES:
         layout.warnings += (whole_piece_warning(layout.path, layout.piece_bytes),)
+
+
+def _missing(layout: TiffLayout) -> str:
+    """Names of the files that are missing of a set."""
+    if layout.place.waits or not layout.description:
+        return ""
+    folder = Path(layout.path).parent
+    names = [name for name in member_files(layout.description, Path(layout.path)) if not (folder / name).is_file()]
+    return f": {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" if names else ""
 
 
 def _locate(layout: TiffLayout, page: tifffile.TiffPage | tifffile.TiffFrame) -> Page:

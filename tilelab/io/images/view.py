@@ -45,7 +45,7 @@ class SourceImage(Image):
 
     Args:
         source: what is stored; closed with the image.
-        level: the resolution level that `source` is, for the fingerprint.
+        level, series: the resolution level and image that `source` is, for the fingerprint.
         channel: entry of the channel (or colour) axis; None keeps channels and makes colours grey.
         timepoint: entry of the time axis; needed when there are several.
         axes: letters that replace those of the source, one per stored axis.
@@ -62,6 +62,7 @@ class SourceImage(Image):
         source: Source,
         *,
         level: int = 0,
+        series: str | int | None = None,
         channel: int | None = None,
         timepoint: int | None = None,
         axes: str | None = None,
@@ -106,7 +107,7 @@ class SourceImage(Image):
         self.assumptions = tuple(
             a for a in (*source.assumptions, *assumed, *implausible, *guessed) if told.get(a.flag) is None
         )
-        chosen = {"level": level or None, "channel": channel, "timepoint": timepoint, "axes": axes}
+        chosen = {"level": level or None, "series": series, "channel": channel, "timepoint": timepoint, "axes": axes}
         self._selection = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 
     def read(self, box: Box) -> Array:

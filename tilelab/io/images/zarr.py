@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import named_axes
-from tilelab.io.images.ngff import Multiscale, find_multiscale, ome_attributes
+from tilelab.io.images.ngff import Multiscale, count_multiscales, find_multiscale, ome_attributes
+from tilelab.io.images.several import FLAG, choose, guessed, listing
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
@@ -24,6 +25,7 @@ from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
 from tilelab.io.zarr.presence import Presence, check_keys, check_presence, count_chunks
 from tilelab.io.zarr.remote_chunks import open_reader
+from tilelab.text import size_text
 
 _MOST_STATS = 1024
 _MOST_REMOTE_STATS = 64
@@ -39,10 +41,12 @@ class ZarrSource(Source):
         InputError: there is no such thing, or its metadata are damaged.
     """
 
-    def __init__(self, address: Address, level: int = 0) -> None:
+    chooses = True
+
+    def __init__(self, address: Address, level: int = 0, series: str | None = None) -> None:
         place = as_place(address)
         path = self.uri = str(address)
-        node, image, group = _find_image(place)
+        node, image, group, self.series, because = _choose_image(place, series)
         self._group = group
         documents = []
         if image is None or group is None:
@@ -70,6 +74,8 @@ class ZarrSource(Source):
             documents.append(group.document)
             if image.scales[level] is not None and not image.units and set(image.scales[level] or ()) != {1.0}:
                 self.warnings = (f"{path} gives pixel sizes without a unit: they are ignored",)
+        if because:
+            self.assumptions += (guessed(path, 0, self.series, because),)
         self.shape, self.dtype, self.chunks = node.shape, node.dtype, node.chunk
         if node.dtype.kind == "O":
             raise InputError(
@@ -151,16 +157,85 @@ def is_zarr(path: Place) -> bool:
     return any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")) or ".zarr" in path.suffixes
 
 
-def _find_image(path: Place) -> tuple[ArrayNode | GroupNode | None, Multiscale | None, GroupNode | None]:
+_Found = tuple[ArrayNode | GroupNode | None, Multiscale | None, GroupNode | None]
+
+
+def _choose_image(path: Place, series: str | None) -> tuple[*_Found, tuple[str, ...], str]:
+    """What `_find_image` finds of the image that `series` means, what there is to choose from, and why it was taken."""
+    node = find_node(path)
+    names, shown, because = _several(path, node)
+    taken = choose(str(path), series, names, shown) if names or series is not None else None
+    if not names or not isinstance(node, GroupNode):
+        return (*_find_image(path), (), "")
+    if count_multiscales(node):
+        number = taken or 0
+        return node, find_multiscale(node, number), node, shown, because if taken is None else ""
+    if taken is None and not because:
+        return node, None, None, shown, ""  # nothing is taken for granted
+    return (*_find_image(path / names[taken or 0]), shown, because if taken is None else "")
+
+
+def _several(path: Place, node: ArrayNode | GroupNode | None) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Names of the images of a group that has several, what there is to say of each, and why the first would be taken.
+
+    Grounds are empty where none would be.
+    """
+    if not isinstance(node, GroupNode):
+        return (), (), ""
+    count = count_multiscales(node)
+    if count:
+        images = [find_multiscale(node, i) for i in range(count)]
+        found = [image for image in images if image is not None]
+        names = tuple(image.name or str(i) for i, image in enumerate(found))
+        shown = tuple(f"{image.name} {image.axes} ({', '.join(image.paths)})".strip() for image in found)
+        return (names, shown, "it is the first multiscale image") if count > 1 else ((), (), "")
+    attributes = ome_attributes(node)
+    if "bioformats2raw.layout" in attributes:
+        members = _numbered(path, attributes)
+        shown = tuple(_image_text(path / name, name) for name in members)
+        return (members, shown, "it is the first series") if len(members) > 1 else ((), (), "")
+    if any(key in attributes for key in ("plate", "well", "labels")):
+        return (), (), ""
+    names = tuple(_members(node))
+    return (names, tuple(_image_text(path / name, name) for name in names), "") if len(names) > 1 else ((), (), "")
+
+
+def _numbered(path: Place, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the series that Bio-Formats wrote, in its order."""
+    listed = attributes.get("series")
+    ome = find_node(path / "OME")
+    if not isinstance(listed, list) and isinstance(ome, GroupNode):
+        listed = ome_attributes(ome).get("series")
+    if isinstance(listed, list):
+        return tuple(map(str, listed))
+    names: list[str] = []
+    while find_node(path / str(len(names))) is not None:
+        names.append(str(len(names)))
+    return tuple(names)
+
+
+def _image_text(path: Place, name: str) -> str:
+    """An image of several, for people."""
+    try:
+        node, image, group = _find_image(path)
+        if image is not None and group is not None:
+            node = _level_array(group, image, 0)
+    except InputError:
+        return f"{name} (damaged)"
+    return f"{name} {size_text(node.shape)} {node.dtype}" if isinstance(node, ArrayNode) else name
+
+
+def _find_image(path: Place) -> _Found:
     """What is at `path`, the image that it is or belongs to, and the group that describes that."""
     node = find_node(path)
     if isinstance(node, ArrayNode):
         parents: Iterable[Place] = path.absolute().parents
         for parent, _ in zip(parents, range(3), strict=False):
             group = find_node(parent)
-            image = find_multiscale(group) if isinstance(group, GroupNode) else None
-            if image and isinstance(group, GroupNode) and path.absolute() in [group.path / p for p in image.paths]:
-                return replace(node, path=path.absolute()), image, group
+            for number in range(count_multiscales(group)) if isinstance(group, GroupNode) else ():
+                image = find_multiscale(group, number) if isinstance(group, GroupNode) else None
+                if image and isinstance(group, GroupNode) and path.absolute() in [group.path / p for p in image.paths]:
+                    return replace(node, path=path.absolute()), image, group
         return node, None, None
     if isinstance(node, GroupNode):
         image = find_multiscale(node)
@@ -169,7 +244,7 @@ def _find_image(path: Place) -> tuple[ArrayNode | GroupNode | None, Multiscale |
         if "bioformats2raw.layout" in ome_attributes(node) and find_node(path / "0") is not None:
             return _find_image(path / "0")
         members = _members(node)
-        if len(members) == 1:
+        if len(members) == 1 and not {"plate", "well"} & {*ome_attributes(node)}:
             return _find_image(path / members[0])
     return node, None, None
 
@@ -196,11 +271,34 @@ def _no_image(path: Place, node: GroupNode | None) -> InputError:
         if path.lists and not path.is_dir():
             return InputError(f"{path} does not exist")
         return InputError(f"{path} is no Zarr: it has no zarr.json, .zarray or .zgroup")
-    labels = ome_attributes(node).get("labels")
+    attributes = ome_attributes(node)
+    for kind, what, images in (("plate", "a plate of wells", "wells"), ("well", "a well of fields", "images")):
+        if kind in attributes:
+            there = _fields(path, attributes[kind], images)
+            lead = f"name a field of it, e.g. {there[0]}" if there else "and none of its fields is there"
+            return InputError(f"{path} is {what}, {len(there)} fields, not an image: {lead}")
+    labels = attributes.get("labels")
     names = list(labels) if isinstance(labels, list) else _members(node)
     if not names:
         return InputError(f"{path} is a Zarr group without an image")
-    return InputError(f"{path} is a Zarr group, not an image: name one of its members, e.g. {path / str(names[0])}")
+    images = listing([_image_text(path / str(name), str(name)) for name in names])
+    return InputError(
+        f"{path} is a Zarr group of several images, {images}: name one, e.g. {path / str(names[0])}, or with {FLAG}"
+    )
+
+
+def _fields(path: Place, document: Any, images: str) -> list[Place]:
+    """The fields of a plate or a well that are there."""
+    listed = document.get(images) if isinstance(document, dict) else None
+    found: list[Place] = []
+    for entry in listed if isinstance(listed, list) else ():
+        place = path / str(entry.get("path")) if isinstance(entry, dict) else path
+        node = find_node(place) if place != path else None
+        if not isinstance(node, GroupNode):
+            continue
+        well = ome_attributes(node).get("well")
+        found += _fields(place, well, "images") if images == "wells" and well is not None else [place]
+    return found
 
 
 def _describe_group(group: GroupNode, image: Multiscale | None) -> dict[str, Any]:
