@@ -80,12 +80,14 @@ except Exception as error:
 
 
 LAUNCH = """
+import sys
 import numpy as np
 from tilelab.kernels import compiler, cuda_elementwise, device
 device.select(0)
 array = device.empty((5,), np.float32)
 cuda_elementwise.clear(array, device.stream())
 print(compiler.COMPILER, compiler.cache_folder() is not None)
+assert "torch" not in sys.modules, "nothing that infers imports it"
 """
 
 

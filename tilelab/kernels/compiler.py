@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 from functools import cache
 from importlib import import_module
@@ -45,12 +46,26 @@ def _import_numba_cuda() -> Any:
     return module
 
 
+def _import_mlir() -> None:
+    """numba-cuda-mlir, made ready without torch, which it would import if it found it: no kernel needs those seconds."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import_module("numba_cuda_mlir.cuda")
+        with contextlib.suppress(AttributeError):  # else it does so when the first kernel is compiled, or found on disk
+            import_module("numba_cuda_mlir.descriptor").mlir_target.ensure_initialized()
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
 def _choose() -> tuple[str, str]:
     """The compiler's package, and where the modules lie that it shares with the other."""
     problems = []
     if not SIMULATED:
         try:
-            import_module("numba_cuda_mlir.cuda")
+            _import_mlir()
         except ImportError as error:
             problems.append(f"numba-cuda-mlir: {error}")
         else:
@@ -104,6 +119,8 @@ def jit(function: Any) -> Any:
     try:
         _config.CACHE_DIR = str(folder)
         kernel = cuda.jit(cache=True)(function)
+    except RuntimeError:  # the function has no source file, by which its cache is known
+        return cuda.jit(function)
     finally:
         _config.CACHE_DIR = given
     save = kernel._cache.save_overload
