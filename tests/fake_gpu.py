@@ -59,6 +59,7 @@ def install(monkeypatch, capability=(9, 0), name="Fake H100", count=1) -> FakeGp
     monkeypatch.setattr(device, "upload", lambda host, target, stream: np.copyto(target, host, casting="no"))
     monkeypatch.setattr(device, "download", lambda source, host, stream: np.copyto(host, source, casting="no"))
     monkeypatch.setattr(device, "pointer", lambda array: array.ctypes.data)
+    monkeypatch.setattr("tilelab.machine.nvidia.driver_problem", lambda: "")
     for module in ("cuda.tensorrt", "cuda.onnxruntime", "aotinductor"):
         monkeypatch.setattr(f"tilelab.engines.{module}.driver_problem", lambda: "")
         monkeypatch.setattr(f"tilelab.engines.{module}.gpu_count", lambda: count)

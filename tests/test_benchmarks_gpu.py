@@ -13,7 +13,7 @@ import pytest
 from benchmarks.gpu.__main__ import Findings, main
 from benchmarks.gpu.cost import cost_table
 from benchmarks.gpu.cost import main as cost
-from tilelab.engines.cuda.nvidia import driver_problem
+from tilelab.machine.nvidia import driver_problem
 
 ROOT = Path(__file__).parents[1]
 # A bare GPU machine has torch, torchvision, numba-cuda, numpy and tifffile; nothing of these.

@@ -22,7 +22,6 @@ from tiny_models import make_spec, save_conv, save_half, save_nan, save_unet
 from tilelab.engines import aotinductor
 from tilelab.engines.builders import aotinductor as aotinductor_build
 from tilelab.engines.cuda import aotinductor as aotinductor_cuda
-from tilelab.engines.cuda import nvidia
 from tilelab.engines.cuda import onnxruntime as ort_gpu
 from tilelab.engines.cuda import onnxruntime_cuda as ort_cuda
 from tilelab.engines.cuda import onnxruntime_rtx as ort_rtx
@@ -30,6 +29,7 @@ from tilelab.engines.cuda import onnxruntime_tensorrt as ort_tensorrt
 from tilelab.engines.files.aotinductor_package import Compiled
 from tilelab.engines.registry import choose, load_engine, read_model, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError
+from tilelab.machine import nvidia
 from tilelab.machine.cpu import cpu_features
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -140,9 +140,9 @@ def test_whether_a_result_is_there_is_asked_without_touching_it(files):
     for restart in (False, True):
         assert not is_finished(out, out, fingerprint, restart)
         assert (partial / ".tilelab" / "progress").exists()
-    clear_way(out, out, restart=False)
+    clear_way(out, out, fingerprint, restart=False)
     assert (partial / ".tilelab" / "progress").exists()
-    clear_way(out, out, restart=True)
+    clear_way(out, out, fingerprint, restart=True)
     assert not partial.exists()
 
 

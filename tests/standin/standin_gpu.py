@@ -12,10 +12,10 @@ import ctypes
 import numpy as np
 
 from tilelab.engines.cuda.gpu_engine import GpuEngine
-from tilelab.engines.cuda.nvidia import gpu_count
 from tilelab.engines.loading import Availability, LoadRequest, Target
 from tilelab.geometry.tiling import reflect
 from tilelab.kernels import cuda, cuda_elementwise, device, reference
+from tilelab.machine.nvidia import gpu_count
 
 
 def view(array):

@@ -10,9 +10,9 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 from tilelab.engines.cpu.aotinductor import AotInductorCpuEngine
-from tilelab.engines.cuda.nvidia import driver_problem, gpu_count
 from tilelab.engines.files.aotinductor_package import PRECISIONS
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, Target
+from tilelab.machine.nvidia import driver_problem, gpu_count
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_o
 from tilelab.engines.meaning import read_meaning
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
 from tilelab.errors import EngineError, ModelError
+from tilelab.machine import nvidia
 from tilelab.spec import ModelSpec, Precision, parse_precision
 from tilelab.text import size_text
 
@@ -260,6 +261,9 @@ def choose(
             continue
         if file.device not in (None, kind):
             reasons[f"it was compiled for {file.device}"] = None
+            continue
+        if kind == "cuda" and device == "auto" and (problem := nvidia.driver_problem()):
+            reasons[problem] = None  # before its modules are imported, which takes seconds
             continue
         found = availability(name)
         if found.reason:

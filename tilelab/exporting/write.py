@@ -158,7 +158,7 @@ class Writing:
 
     def _package(self) -> Written:
         from tilelab.engines.builders.aotinductor import compile_package
-        from tilelab.engines.cuda.nvidia import gpu_count
+        from tilelab.machine.nvidia import gpu_count
 
         source, request = self.source, self.request
         if not isinstance(source, CheckpointSource):

@@ -176,7 +176,7 @@ def _move(whole: Path, path: LocalPath, overwrite: bool) -> None:
         raise OutputError(f"{path} has come into being meanwhile: choose another destination, or --overwrite")
     if whole.is_dir():
         try:
-            replace_folder(whole, path, whole.with_name("before"))
+            replace_folder(whole, path)
         except OSError as error:
             raise output_error(path, error) from error
     else:

@@ -25,6 +25,7 @@ from tilelab.errors import OutputError
 
 MARK = ".tilelab"
 """What a folder of ours holds: a file, or a folder with the journal of an unfinished result."""
+_MANY_FILES = 256
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
     if final.exists() and not final.is_file():
         raise OutputError(f"{path} is a folder, a device or a pipe: name a file")
     try:
-        _sweep_leftovers(final)
+        sweep_leftovers(final)
         temporary = final.with_name(f".{final.name[:180]}.{secrets.token_hex(4)}{MARK}{suffix}")
         with temporary.open("xb") as lock:
             try_lock(lock)
@@ -87,6 +88,51 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Have everything in a folder on the disk before going on: file by file, or where there are many all at once."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if len(files) > _MANY_FILES and hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in {*files, *(file.parent for file in files), folder}:
+        flush(path)
+
+
+def replace_folder(whole: Path, path: Path) -> None:
+    """Give a finished folder its final name, replacing a folder of that name that is given up.
+
+    A folder cannot be replaced in one step: the old one steps aside first, under a name of ours, and goes last.
+
+    Raises:
+        OSError: it cannot be renamed; the old one is in its place again.
+    """
+    sweep_leftovers(path)
+    if not os.path.lexists(path):
+        whole.rename(path)
+        flush(path.parent)
+        return
+    aside = path.with_name(f".{path.name[:180]}.{secrets.token_hex(4)}{MARK}")
+    path.rename(aside)
+    try:
+        whole.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    flush(path.parent)
+    remove_entry(aside)
+
+
+def discard_folder(folder: Path, name: Path) -> None:
+    """Remove a folder that is no longer wanted, under a name of ours beside `name` by which a later command knows it.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    aside = name.with_name(f".{name.name[:180]}.{secrets.token_hex(4)}{MARK}")
+    folder.rename(aside)
+    remove_entry(aside)
 
 
 def try_lock(file: IO[bytes] | IO[str]) -> bool:
@@ -171,31 +217,16 @@ def give_name(whole: Path, final: Path) -> None:
         whole.replace(final)
 
 
-def replace_folder(whole: Path, final: Path, aside: Path) -> None:
-    """Give a finished folder a name under which there may be another, which becomes `aside` and is back on failure.
-
-    Folders cannot be exchanged in one step.  A link of that name is put aside, not what it points to.
-
-    Raises:
-        OSError: it cannot be.
-    """
-    if not os.path.lexists(final):
-        whole.rename(final)
-        return
-    final.rename(aside)
-    try:
-        whole.rename(final)
-    except OSError:
-        aside.rename(final)
-        raise
-
-
-def _sweep_leftovers(final: Path) -> None:
-    """Remove what a killed process left of an earlier attempt at the same file."""
+def sweep_leftovers(final: Path) -> None:
+    """Remove what a killed process left of an earlier attempt at the same file or folder."""
     ours = re.compile(re.escape(f".{final.name[:180]}.") + r"[0-9a-f]{8}" + re.escape(MARK) + r"(\.\w+)?")
     with os.scandir(final.parent) as entries:
         found = [Path(entry.path) for entry in entries if ours.fullmatch(entry.name) and not entry.is_symlink()]
     for leftover in found:
+        if leftover.is_dir():
+            with contextlib.suppress(OSError):
+                remove_entry(leftover)
+            continue
         with contextlib.suppress(OSError), leftover.open("r+b") as file:
             if try_lock(file):
                 leftover.unlink(missing_ok=True)

@@ -86,11 +86,9 @@ def execute(
         stalls = (sweep or sweep_units)(prepared, plan, sink, journal, progress)
         check_unchanged(prepared, options)
         _check_whole(journal, plan, sink)
-        if options.restart and work.renames:
-            work.remove_tree()
         if os.name == "nt":  # an open file keeps its folder from being renamed
             journal.close()
-        sink.finalize()
+        sink.finalize(replace=options.restart)
         journal.finish(work)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None

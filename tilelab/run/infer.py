@@ -107,7 +107,7 @@ def infer(
         if target != work and asks_for_probabilities(options):
             prepared = replace(prepared, fingerprint=prepared.fingerprint.of_file("with probabilities"))
         done = is_finished(target, work, prepared.fingerprint, options.restart)
-        clear_way(target, work, options.restart)
+        clear_way(target, work, prepared.fingerprint, options.restart)
         clock.mark("start")
         execution = Execution(prepared.plan)
         if not done and (options.restart or not present(work)):

@@ -16,6 +16,7 @@ from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Address, Place, remote_place
 from tilelab.io.storage.remote_path import RemotePath
+from tilelab.machine.disk import discard_folder, is_ours, remove_ours, sweep_leftovers
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, KnownFingerprint, differences
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import held
@@ -116,10 +117,11 @@ def is_finished(target: Place, work: Place, fingerprint: Fingerprint, restart: b
     return False
 
 
-def clear_way(target: Place, work: Place, restart: bool) -> None:
+def clear_way(target: Place, work: Place, fingerprint: Fingerprint, restart: bool) -> None:
     """Remove what is in the way of a run that `is_finished` has allowed.
 
-    That is the journal that a kill left in a finished result; and with `restart` all that earlier runs left unfinished.
+    That is what a kill between two renames left of a finished one, its journal or the Zarr that a file was made of; and
+    with `restart` all that earlier runs left unfinished.
     A remote result goes before the work begins, a local one when the new one is ready.
 
     Raises:
@@ -129,6 +131,14 @@ def clear_way(target: Place, work: Place, restart: bool) -> None:
         for path in {target, work}:
             if present(path):
                 Journal.remove(path)
+        if target != work and present(target) and present(work) and _known_fingerprint(work) == fingerprint.document():
+            _discard(work, target)
+        if target.renames and present(target):
+            with contextlib.suppress(OSError):
+                sweep_leftovers(Path(str(target)))
+                left = Path(str(target.with_name(f"{target.name}.partial")))
+                if target.suffix == ".precomputed" and is_ours(left) and not (left / "volume").exists():
+                    remove_ours(left)  # its volume has got its name
     elif not work.renames:
         with _store_errors(work):
             if (work / FOLDER).is_dir() or present(work):
@@ -217,7 +227,15 @@ def convert_result(work: Place, target: Place, options: Options) -> None:
         from tilelab.io.results.tiff import write_tiff
 
         write_tiff(work, str(target), probabilities=asks_for_probabilities(options))
-    work.remove_tree()
+    _discard(work, target)
+
+
+def _discard(work: Place, target: Place) -> None:
+    """Remove the Zarr that `target` was made of, so that a kill leaves nothing that looks like a result."""
+    try:
+        discard_folder(Path(str(work)), Path(str(target)))
+    except OSError as error:
+        raise OutputError(f"{work} cannot be removed: {error.strerror or error}") from error
 
 
 def begun_fingerprint(target: Place, work: Place) -> KnownFingerprint | None:

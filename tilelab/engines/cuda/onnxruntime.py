@@ -17,11 +17,11 @@ from typing import Any
 
 from tilelab.engines.cpu.onnxruntime import import_onnxruntime
 from tilelab.engines.cuda.gpu_engine import GpuEngine
-from tilelab.engines.cuda.nvidia import driver_problem, gpu_count
 from tilelab.engines.files.half import convert_to_half
 from tilelab.engines.loading import Availability, LoadRequest, Target, check_output
 from tilelab.errors import EngineError, ModelError
 from tilelab.kernels import device
+from tilelab.machine.nvidia import driver_problem, gpu_count
 from tilelab.spec import PRECISIONS, Precision
 from tilelab.text import explain, size_text
 

@@ -12,11 +12,11 @@ import numpy as np
 from tilelab.engines.base import EngineMemory
 from tilelab.engines.builders.tensorrt import import_tensorrt, make_log
 from tilelab.engines.cuda.gpu_engine import GpuEngine
-from tilelab.engines.cuda.nvidia import driver_problem, gpu_count
 from tilelab.engines.files.tensorrt_plan import check_header, open_plan, read_header
 from tilelab.engines.loading import Availability, LoadRequest, Target, check_output
 from tilelab.errors import EngineError, ModelError, TilelabError
 from tilelab.kernels import device
+from tilelab.machine.nvidia import driver_problem, gpu_count
 from tilelab.spec import PRECISIONS
 from tilelab.text import explain, size_text
 

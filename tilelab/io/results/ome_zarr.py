@@ -10,8 +10,8 @@ An OME-Zarr root has to be an image.  When no probabilities are wanted, the root
 the label image (or else of the logits): the same pixels under two names, nothing is stored twice.
 
 Unfinished rows live in memory only: one row of chunks per level as pixels, everything else compressed.  A file appears
-whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported; no fsync is made,
-so a power failure can.
+whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported.  A power failure
+can: all is flushed to the disk once, before the result gets its name.
 
 In a remote store everything is at its final place at once, under ``OUT``; only the root's ``zarr.json``, without which
 there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is complete.
@@ -42,7 +42,7 @@ from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.levels import Cascade, Halve, make_level
 from tilelab.io.zarr.sharded_array import output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode
-from tilelab.machine.disk import give_name
+from tilelab.machine.disk import flush_tree, replace_folder
 from tilelab.spec import ClassInfo
 
 _SCRATCH = ".tilelab/writing"
@@ -188,10 +188,13 @@ class OmeZarrSink:
             Census(),
         )
 
-    def finalize(self) -> dict[str, Any]:
-        """Make the coarse levels and give the result its final name.
+    def finalize(self, *, replace: bool = False) -> dict[str, Any]:
+        """Make the coarse levels, have all of it on the disk, and give the result its final name.
 
         May be called again after a kill.
+
+        Args:
+            replace: a folder of that name, which goes when the new one has taken its place.
 
         Returns:
             ``path`` and ``levels``; of a local result also ``files`` and ``bytes`` on disk.
@@ -199,6 +202,12 @@ class OmeZarrSink:
         Raises:
             OutputError: the disk is full, or something exists at the final name.
         """
+        try:
+            return self._finalize(replace)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+
+    def _finalize(self, replace: bool) -> dict[str, Any]:
         layout = self.info.layout
         if not type(self).begun(self.path):
             raise OutputError(f"{self.partial} is gone or has lost its root: it was moved while it was written")
@@ -208,22 +217,18 @@ class OmeZarrSink:
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
                 make_level(finer, coarser, layout, halve, self._scratch)
         if not self.path.renames:
-            try:
-                (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
-            except OSError as error:
-                raise output_error(self.path, error) from None
+            (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
             return {"path": str(self.path), "levels": layout.levels}
         self._scratch.remove_tree()
         ours = self._scratch.parent
         if ours.is_dir() and not any(ours.iterdir()):  # a journal may be there
             ours.remove_tree()
         sizes = self.partial.file_sizes() or []
-        try:
-            if self.path.exists():
-                raise OutputError(f"{self.path} exists: remove it, or choose another output")
-            give_name(Path(str(self.partial)), Path(str(self.path)))
-        except OSError as error:
-            raise output_error(self.path, error) from error
+        whole, path = Path(str(self.partial)), Path(str(self.path))
+        if path.exists() and not replace:
+            raise OutputError(f"{path} exists: remove it, or choose another output")
+        flush_tree(whole)
+        replace_folder(whole, path)
         return {"path": str(self.path), "levels": layout.levels, "files": len(sizes), "bytes": sum(sizes)}
 
     def _make_scratch(self) -> None:

@@ -28,7 +28,7 @@ from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.storage.place import Address, as_place
 from tilelab.io.zarr.layout import Extent
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
-from tilelab.machine.disk import make_ours, remove_entry, remove_ours, replace_folder
+from tilelab.machine.disk import discard_folder, make_ours, remove_entry, remove_ours, replace_folder
 
 _DESCRIPTION = "tilelab.json"
 _PROPERTIES = "segment_properties"
@@ -63,8 +63,8 @@ def write_precomputed(result: Address, out: str | Path) -> Path:
         _write_documents(info, volume)
         for level, array in enumerate(info.arrays(root, "labels")):
             _write_scale(array, info.layout.chunk, volume / str(level))
-        replace_folder(volume, path, unfinished / "before")
-        remove_ours(unfinished)
+        replace_folder(volume, path)
+        discard_folder(unfinished, path)
     except OSError as error:
         raise output_error(path, error) from error
     return path

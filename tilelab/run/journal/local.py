@@ -21,6 +21,7 @@ from tilelab.errors import OutputError, ResumeError
 from tilelab.geometry import Units
 from tilelab.io.results.sink import Stored
 from tilelab.io.storage.place import Place
+from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import make_ours, try_lock, write_text
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
 from tilelab.run.journal.records import contiguous, format_record, parse_records
@@ -126,7 +127,10 @@ class Journal:
         self._append(self._line(unit, stored))
 
     def _append(self, line: bytes) -> None:
-        os.write(self._log, line)
+        try:
+            os.write(self._log, line)
+        except OSError as error:
+            raise output_error(self.folder / "progress", error) from error
 
     def finish(self, result: Place) -> None:
         """The result is finished: the journal goes."""
