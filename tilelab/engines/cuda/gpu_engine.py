@@ -64,13 +64,14 @@ class GpuEngine(FileEngine):
     def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
         """Host arrays, for those who have no others: up, through the network, down."""
         device.select(self.index)
-        if self._buffers is None:
-            self._buffers = device.empty(source.shape, source.dtype), device.empty(target.shape, target.dtype)
-        tiles, logits = self._buffers
-        device.upload(source, tiles, self.stream)
-        self._enqueue(tiles, logits)
-        device.download(logits, target, self.stream)
-        self.stream.synchronize()
+        with device.faults(self.index):
+            if self._buffers is None:
+                self._buffers = device.empty(source.shape, source.dtype), device.empty(target.shape, target.dtype)
+            tiles, logits = self._buffers
+            device.upload(source, tiles, self.stream)
+            self._enqueue(tiles, logits)
+            device.download(logits, target, self.stream)
+            self.stream.synchronize()
 
     def close(self) -> None:
         """Free the GPU's memory."""
