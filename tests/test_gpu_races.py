@@ -25,7 +25,7 @@ from tilelab.geometry.tiling import reflect
 try:
     from tilelab.kernels import device
     from tilelab.run.sweep import device as device_sweep
-    from tilelab.run.sweep import flow
+    from tilelab.run.sweep import device_work, flow
 except EngineError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -185,8 +185,8 @@ def install(monkeypatch, clocks):
         "give_back": lambda: None,
     }.items():
         monkeypatch.setattr(device, name, value)
-    monkeypatch.setattr(device_sweep, "kernels", SimpleNamespace(cut=cut, blend=blend, finish=finish))
-    monkeypatch.setattr(device_sweep, "clear", clear)
+    monkeypatch.setattr(device_work, "kernels", SimpleNamespace(cut=cut, blend=blend, finish=finish))
+    monkeypatch.setattr(device_work, "clear", clear)
     monkeypatch.setattr(flow.Channel, "put", telling_put)
     monkeypatch.setattr(flow.Channel, "get", learning_get)
     return Stream
