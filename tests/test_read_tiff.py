@@ -463,7 +463,7 @@ def test_several_images_in_one_file(tmp_path: Path) -> None:
         writer.write(pixels((30, 70)), metadata=None)
     with open_image(path) as image:
         check_reads(image, pixels((64, 64)))
-        assert any("holds 2 images" in line for line in image.warnings)
+        assert any("which of the 2 images" in guess.what for guess in image.assumptions)
 
 
 def test_one_large_compressed_strip_is_told(tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
+    add(
+        "--labels",
+        action=argparse.BooleanOptionalAction,
+        help="SRC holds labels: levels keep what is most frequent, whole numbers of any type stay; or it does not",
+    )
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     add("--overwrite", action="store_true", help="replace DST if it exists")
     add("-q", "--quiet", action="store_true", help="no progress, no summary")
@@ -52,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
             pixel_size_nm=args.pixel_size,
             region=args.region,
             allow_outside=args.allow_outside,
+            labels=args.labels,
             overwrite=args.overwrite,
             progress=None if args.quiet or not sys.stderr.isatty() else _show_progress(),
             note=say,

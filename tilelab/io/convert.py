@@ -7,19 +7,30 @@ is killed leaves nothing under the final name; the next one clears away what it 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
+from tilelab.io.images.view import AsLabels
+from tilelab.io.label_source import LabelSource, find_labels, look_like_labels
+from tilelab.io.results.image_pyramid import write_pyramid
+from tilelab.io.results.result import read_info
+from tilelab.io.results.tiff import write_tiff
+from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
 from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.local_path import LocalPath
+from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.metadata import find_node
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import MARK, make_ours, move_whole, remove_entry, remove_ours, replace_folder, try_lock
@@ -39,6 +50,7 @@ def convert_image(
     pixel_size_nm: float | Sequence[float] | None = None,
     region: Region | None = None,
     allow_outside: bool = False,
+    labels: bool | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -52,6 +64,8 @@ def convert_image(
         level, series, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are
             kept.
         allow_outside: read what the source names outside of its own folder.
+        labels: it holds labels (True), whose levels keep what is most frequent and whose whole numbers of any type
+            stay, or it does not (False); None believes its metadata, and takes an image of few values for labels.
         overwrite: replace a file, or a Zarr folder, that is there.
         progress: called with pixels done and pixels in all, for the finest level.
         note: called with each of the image's warnings and assumptions.
@@ -78,11 +92,25 @@ def convert_image(
         "axes": axes,
     }
     chosen |= {"axes": axes, "pixel_size_nm": pixel_size_nm}
-    with open_image(source, region=region, allow_outside=allow_outside, **chosen) as image:
+    chosen |= {"region": region, "allow_outside": allow_outside}
+    found = find_labels(source, series, channel, labels=labels)
+    wanted: AsLabels | None = None if found.label is None else "integers"
+    with open_image(source, as_labels=wanted, **chosen) as image:
+        said = [*image.warnings, *image.assumptions]
+        stored = isinstance(source, str | os.PathLike)
+        if stored and found.label is None and labels is None and (guess := look_like_labels(image)) is not None:
+            found, said = replace(found, label={}), [*said, guess]
+        if found.wide and image.dtype == np.float32:
+            said.append(f"{found.wide} pixels become float32: if they are labels, keep them with --labels")
+        plain = level == 0 and all(v is None for v in (series, channel, timepoint, axes, pixel_size_nm, region))
+        if found.beside and to_tiff and not (plain and _is_result(source)):
+            said.append(
+                f"labels of {image.uri} ({', '.join(found.beside)}) are not in the TIFF: convert each by its path"
+            )
         if note is not None:
-            for said in (*image.warnings, *image.assumptions):
-                note(str(said))
-        levels, nbytes = _write(image, path, to_tiff, overwrite, progress)
+            for one in said:
+                note(str(one))
+        levels, nbytes = _write(image, path, to_tiff, overwrite, progress, found, chosen, source, plain)
         return {
             "path": str(path),
             "format": "OME-TIFF" if to_tiff else "OME-Zarr 0.5",
@@ -97,11 +125,17 @@ def convert_image(
 
 
 def _write(
-    image: Image, path: LocalPath, to_tiff: bool, overwrite: bool, progress: Callable[[int, int], None] | None
+    image: Image,
+    path: LocalPath,
+    to_tiff: bool,
+    overwrite: bool,
+    progress: Callable[[int, int], None] | None,
+    found: LabelSource,
+    chosen: dict[str, Any],
+    source: Any,
+    plain: bool,
 ) -> tuple[int, int]:
     """Write all levels beside `path`, then give them that name; returns the number of levels and of bytes."""
-    from tilelab.io.results.image_pyramid import write_pyramid
-
     name = path.name.removesuffix(path.suffix).removesuffix(".ome")
     total, done = math.prod(image.shape), 0
 
@@ -113,15 +147,47 @@ def _write(
 
     with _workplace(path) as folder:
         whole = folder / "image"
-        levels = write_pyramid(image, whole, name, advance)
+        levels = write_pyramid(image, whole, name, advance, found.label)
         if to_tiff:
-            from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
-
             whole = folder / "image.tif"
-            write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint())
+            if plain and _is_result(source):
+                write_tiff(source, whole, probabilities=True)
+            else:
+                _check_tiff_type(image)
+                write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint(), found.label)
+        elif found.beside:
+            _write_labels(whole, found.beside, source, chosen)
         nbytes = sum(whole.file_sizes()) or whole.version().size
         _move(whole, path, overwrite)
     return len(levels), nbytes
+
+
+def _is_result(source: Any) -> bool:
+    """Whether a source is a finished result of tilelab with labels."""
+    try:
+        return bool(isinstance(source, str | os.PathLike) and read_info(source).labels)
+    except InputError:
+        return False
+
+
+def _check_tiff_type(image: Image) -> None:
+    """Refuse labels of 64 bits, which no OME-TIFF holds."""
+    if image.dtype.kind in "iu" and image.dtype.itemsize > 4:
+        raise OutputError(
+            f"{image.uri} holds labels of type {image.dtype}, OME-TIFF has 32 bits at most: convert it to NAME.ome.zarr"
+        )
+
+
+def _write_labels(root: LocalPath, names: Sequence[str], source: Any, chosen: dict[str, Any]) -> None:
+    """Write the label images that belong to an image into its new OME-Zarr."""
+    own = chosen | {"series": None, "channel": None, "axes": None}
+    for name in names:
+        path = f"{source}/labels/{name}"
+        told = find_labels(path, None, None, labels=True)
+        with open_image(path, as_labels="integers", **own) as labels:
+            write_pyramid(labels, root / "labels" / name, name, None, told.label)
+    document = _ome.group({"ome": {"version": _ome.VERSION, "labels": list(names)}})
+    (root / "labels" / "zarr.json").write_bytes(json.dumps(document, indent=1).encode())
 
 
 def _check_destination(source: Any, path: LocalPath, to_tiff: bool, overwrite: bool) -> None:

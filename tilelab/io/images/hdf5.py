@@ -33,6 +33,7 @@ from tilelab.text import size_text
 _LISTED = 8
 _BIGDATAVIEWER = re.compile(r"/t\d+/s(\d+)/(\d+)/cells")
 _VELOX = re.compile(r"/Data/Image/[^/]+/Data")
+_IMARIS = re.compile(r"/DataSet/ResolutionLevel \d+/TimePoint \d+/Channel \d+/Data")
 _SLOTS = 12_421  # a prime, as HDF5 asks for
 
 
@@ -100,7 +101,7 @@ class Hdf5Source(Source):
             self._h5.close()
 
     def _take_facts(self, h5py: Any, dataset: Any) -> None:
-        self.shape = tuple(int(n) for n in dataset.shape)
+        self.shape = _imaris_size(dataset) or tuple(int(n) for n in dataset.shape)
         stored = dataset.dtype
         if stored.kind not in "biufc":
             raise InputError(f"{self.uri} holds {stored}, not numbers")
@@ -110,7 +111,13 @@ class Hdf5Source(Source):
             self.assumptions += (Assumption(what=f"the pixels of {self.uri}", taken="unsigned", because=because),)
         self.dtype = stored.newbyteorder("=")
         velox = _velox_metadata(dataset)
-        known = "yxt" if velox is not None else "zyx" if _is_bigdataviewer(dataset) else None
+        known = (
+            "yxt"
+            if velox is not None
+            else "zyx"
+            if _is_bigdataviewer(dataset) or _IMARIS.fullmatch(dataset.name)
+            else None
+        )
         self.axes, guesses = _axes(self.uri, dataset, self.shape) if known is None else (known, ())
         self.assumptions += guesses
         self.rgb = self.axes.endswith("s")
@@ -127,7 +134,7 @@ class Hdf5Source(Source):
             self.warnings += (whole_piece_warning(self.uri, nbytes),)
         self._dataset = dataset
         offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
-        if offset is not None and not dataset.is_virtual and stored.kind != "b":
+        if self.shape == dataset.shape and offset is not None and not dataset.is_virtual and stored.kind != "b":
             self._file, self._offset, self._stored = LocalFile(dataset.file.filename), int(offset), stored
         elif dataset.chunks is not None:
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
@@ -222,6 +229,17 @@ def _axes(uri: str, dataset: Any, shape: tuple[int, ...]) -> tuple[str, tuple[As
             keys = []
         return named_axes(uri, keys, shape)
     return guess_axes(uri, shape)
+
+
+def _imaris_size(dataset: Any) -> tuple[int, ...] | None:
+    """What of a dataset of Imaris is the image, which is stored in whole chunks; None of others."""
+    if dataset.ndim != 3 or not _IMARIS.fullmatch(dataset.name):
+        return None
+    try:
+        stated = [int(b"".join(dataset.parent.attrs[f"ImageSize{axis}"])) for axis in "ZYX"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return tuple(min(n, size) if n > 0 else size for n, size in zip(stated, map(int, dataset.shape), strict=True))
 
 
 def _velox_metadata(dataset: Any) -> dict[str, Any] | None:

@@ -56,8 +56,9 @@ class N5Source(StoredVolume):
         self._folder, self._document = datasets[level], documents[level]
         self.open_store({"driver": "n5", "kvstore": {"driver": "file", "path": f"{self._folder.absolute()}/"}})
         self.levels = tuple(shape[::-1] for shape in shapes)
-        expected = math.prod(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
-        presence = count_files(str(self._folder), "/".join([r"\d+"] * len(self.shape)), expected, nested=True)
+        grid = [-(-n // c) for n, c in zip(self.shape[::-1], self.chunks[::-1], strict=True)]
+        expected = math.prod(grid)
+        presence = count_files(str(self._folder), lambda name: _is_block(name, grid), expected, nested=True)
         self.warnings += check_presence(path, presence, "blocks")
         outer = read_json(group / _ATTRIBUTES) if group and (group / _ATTRIBUTES).is_file() else {}
         self.axes, self.assumptions = _axes(path, self._document, outer, self.shape)
@@ -79,6 +80,12 @@ class N5Source(StoredVolume):
         chosen = sorted({i * count // min(count, _MOST_STATS) for i in range(min(count, _MOST_STATS))})
         files = (self._folder.joinpath(*(str(int(v)) for v in np.unravel_index(i, grid))) for i in chosen)
         return {"metadata_sha256": metadata, "blocks_sha256": hash_stats(files)}
+
+
+def _is_block(name: str, grid: list[int]) -> bool:
+    """Whether a file is named as a block of the dataset."""
+    parts = name.split("/")
+    return len(parts) == len(grid) and all(p.isdecimal() and int(p) < n for p, n in zip(parts, grid, strict=True))
 
 
 def _find_image(path: LocalPath, series: str | None) -> tuple[list[LocalPath], LocalPath | None]:

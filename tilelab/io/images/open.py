@@ -51,7 +51,8 @@ def open_image(
         region: the part to open, in pixels of that level: ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane, ends may
             be left out), or pairs of numbers and None.
         as_labels: keep what is stored instead of making it grey, 0 and 1 of bool, the samples of colours as channels
-            (`Image.rgb`); of a PNG with a palette the ``indices`` or the ``colors``.
+            (`Image.rgb`); of a palette the ``indices`` or the
+            ``colors``; with ``integers``, whole numbers of any type.
         allow_outside: read what the data name outside of their own folder (HDF5's external files, OME-TIFF's others).
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -96,10 +97,23 @@ class PrecomputedSource(StoredVolume):
     def _count(self) -> Presence:
         """How many files there are; of a sharded scale, whether there is one."""
         if self._sharded:
-            found = count_files(str(self._scale), r"[0-9a-f]+\.shard", 1)
+            found = count_files(str(self._scale), lambda name: name.endswith(".shard"), 1)
             return Presence(1, min(1, found.found or 0), found.complete)
         expected = math.prod(-(-n // c) for n, c in zip(self.shape[1:], self.chunks[1:], strict=True))
-        return count_files(str(self._scale), r"-?\d+--?\d+_-?\d+--?\d+_-?\d+--?\d+(\.gz|\.br|\.zstd)?", expected)
+        return count_files(str(self._scale), self._is_chunk, expected)
+
+    def _is_chunk(self, name: str) -> bool:
+        """Whether a file is named as a chunk of this scale, by the range that it covers."""
+        ranges = re.fullmatch("_".join([r"(-?\d+)-(-?\d+)"] * 3) + r"(\.gz|\.br|\.zstd)?", name)
+        if ranges is None:
+            return False
+        pairs = zip(*(iter(ranges.groups()[:6]),) * 2, strict=True)
+        shape, chunk = self.shape[:0:-1], self.chunks[:0:-1]
+        for (first, last), size, step, begin in zip(pairs, shape, chunk, self._begins, strict=True):
+            at = int(first) - begin
+            if not 0 <= at < size or at % step or int(last) - begin != min(size, at + step):
+                return False
+        return True
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the metadata, and of size and modification time of up to 1024 files spread over the scale."""

@@ -31,7 +31,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.source import Source
 from tilelab.text import size_text
 
-AsLabels = Literal["indices", "colors"]
+AsLabels = Literal["indices", "colors", "integers"]
 _KNOWN = "tczyxs"
 _KEPT = "czyx"
 _EXACT = 2**24
@@ -51,7 +51,7 @@ class SourceImage(Image):
         axes: letters that replace those of the source, one per stored axis.
         pixel_size_nm: replaces what the source says, one value for all spatial axes or one each.
         as_labels: keep what is stored: 0 and 1 of bool, the samples of colours as channels, of palettes the ``indices``
-            or the ``colors``.
+            or the ``colors``; ``integers`` are indices, and whole numbers of any type stay as they are.
 
     Raises:
         InputError: the image has no y or x, is empty, has axes to choose from, or a dtype without a rule.
@@ -69,7 +69,7 @@ class SourceImage(Image):
         pixel_size_nm: float | Sequence[float] | None = None,
         as_labels: AsLabels | None = None,
     ) -> None:
-        if as_labels == "indices":
+        if as_labels in ("indices", "integers"):
             source.show_indices()
         self.source = source
         self._closed = False
@@ -95,7 +95,7 @@ class SourceImage(Image):
             min(chunk, size) for chunk, size in zip((source.chunks[i] for i in self._kept), self.shape, strict=True)
         )
         stored = source.dtype if source.lut is None else source.lut.dtype
-        self.dtype = image_dtype(stored, source.uri)
+        self.dtype = stored if as_labels == "integers" and stored.kind in "iu" else image_dtype(stored, source.uri)
         self._white = 1 if as_labels else 255  # of bool
         plausible, implausible = plausible_sizes(source.uri, source.scale_nm)
         scale, offset = (_by_letter(source.axes, letters, known) for known in (plausible, source.offset_px))

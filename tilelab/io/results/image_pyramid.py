@@ -10,7 +10,7 @@ the coarse levels after       from the last of those
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 from typing import Any
@@ -26,7 +26,7 @@ from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Cascade, make_level
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error, replace_file
-from tilelab.kernels.pyramid import halve_mean, halved
+from tilelab.kernels.pyramid import halve_mean, halve_mode, halved
 
 Progress = Callable[[int], None]
 """Called with the number of pixels that were written since the last call."""
@@ -35,16 +35,19 @@ _MEMORY_BYTES = 256 * 2**20
 _READ_BYTES = 64 * 2**20
 
 
-def write_pyramid(image: Image, root: Place, name: str, progress: Progress | None = None) -> tuple[ShardedArray, ...]:
+def write_pyramid(
+    image: Image, root: Place, name: str, progress: Progress | None = None, label: Mapping[str, Any] | None = None
+) -> tuple[ShardedArray, ...]:
     """Write `image` as OME-Zarr 0.5 into the new folder `root`; returns the arrays of its levels, finest first.
 
-    Sharded, zstd, uint8, uint16 or float32 as the image is; levels are 2 x 2 means, rounded half up.
+    Sharded, zstd, of the image's dtype; levels are 2 x 2 means, rounded half up, or of labels what is most frequent.
 
     Args:
         image: axes ``yx``, ``zyx``, ``cyx`` or ``czyx``.
         root: folder to write, which must not hold a Zarr yet.
         name: of the image, for viewers.
         progress: told about the finest level.
+        label: of labels, what there is to say of them (``image-label``); may be empty.
 
     Raises:
         InputError: the image cannot be read.
@@ -56,20 +59,21 @@ def write_pyramid(image: Image, root: Place, name: str, progress: Progress | Non
     layout = Layout.fit(zyx, _zyx_size(image), bytes_per_pixel=channels * image.dtype.itemsize)
     arrays = tuple(_array(image, layout, root, level) for level in range(layout.levels))
     scratch = root / ".writing"
+    reduce = halve if label is None else halve_labels
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(root, error) from error
     with ThreadPoolExecutor(usable_cpus(), "tilelab-zstd") as pool:
         for box, rows in _units(image, layout, channels):
-            cascade = Cascade(arrays[: layout.aligned], layout, box, 1, halve, scratch, pool.map)
+            cascade = Cascade(arrays[: layout.aligned], layout, box, 1, reduce, scratch, pool.map)
             for block in _read_rows(image, box, rows):
                 cascade.push(block)
                 if progress is not None:
                     progress(block.size)
     for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
-        make_level(finer, coarser, layout, halve, scratch)
-    _write_metadata(image, layout, arrays, root, name, scratch)
+        make_level(finer, coarser, layout, reduce, scratch)
+    _write_metadata(image, layout, arrays, root, name, scratch, label)
     scratch.remove_tree()
     return arrays
 
@@ -88,6 +92,25 @@ def halve(block: Array, z_factor: int) -> Array:
         total += part
     count = 4 * z_factor
     return ((total + count // 2) // count if whole else total / count).astype(block.dtype)
+
+
+def halve_labels(block: Array, z_factor: int) -> Array:
+    """Most frequent of 2x2 (or 2x2x2) labels, ties to the higher; ``(n, z, y, x)`` to `halved` shape, same dtype."""
+    if block.dtype == np.uint8:
+        return halve_mode(block, z_factor)
+    parts = []
+    for offsets in product(range(z_factor), range(2), range(2)):
+        part = block
+        for axis, (offset, step) in enumerate(zip(offsets, (z_factor, 2, 2), strict=True), start=1):
+            last = block.shape[axis] - 1  # an odd edge counts twice
+            part = part.take(np.minimum(np.arange(0, last + 1, step) + offset, last), axis=axis)
+        parts.append(part)
+    best, most = parts[0], np.zeros(parts[0].shape, np.uint8)
+    for part in parts:
+        count = sum((part == other).astype(np.uint8) for other in parts)
+        wins = (count > most) | ((count == most) & (part > best))
+        best, most = np.where(wins, part, best), np.where(wins, count, most)
+    return best.astype(block.dtype, copy=False)
 
 
 def _array(image: Image, layout: Layout, root: Place, level: int) -> ShardedArray:
@@ -145,7 +168,13 @@ def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
 
 
 def _write_metadata(
-    image: Image, layout: Layout, arrays: tuple[ShardedArray, ...], root: Place, name: str, scratch: Place
+    image: Image,
+    layout: Layout,
+    arrays: tuple[ShardedArray, ...],
+    root: Place,
+    name: str,
+    scratch: Place,
+    label: Mapping[str, Any] | None,
 ) -> None:
     """The ``zarr.json`` of every level, then that of the image."""
     for array in arrays:
@@ -157,12 +186,15 @@ def _write_metadata(
         image.axes,
         image.pixel_size_nm,
         name=name,
-        method="mean",
+        method="mean" if label is None else "mode",
         levels=len(arrays),
         origin_px=image.origin_px,
     )
     scales["metadata"] = {"method": "tilelab"}  # chunks that are all zeros are not stored
-    replace_file(root / "zarr.json", [_encode(_ome.group({"ome": _ome.image(scales, shown)}))], scratch)
+    ome = _ome.image(scales, shown)
+    if label is not None:
+        ome = {"version": _ome.VERSION, "multiscales": [scales], "image-label": {"version": _ome.VERSION, **label}}
+    replace_file(root / "zarr.json", [_encode(_ome.group({"ome": ome}))], scratch)
 
 
 def _zyx_size(image: Image) -> tuple[float, ...] | None:

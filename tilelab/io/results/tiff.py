@@ -88,7 +88,12 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
 
 
 def read_tiff_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of the result that `write_tiff` made a file of.
+    """The metadata of the result that `write_tiff` made a file of; see `read_tiff_info`."""
+    return read_tiff_info(path).metadata
+
+
+def read_tiff_info(path: str | Path) -> ResultInfo:
+    """What the result said of itself that `write_tiff` made a file of.
 
     Raises:
         InputError: the file was not made by `write_tiff`.
@@ -102,7 +107,7 @@ def read_tiff_metadata(path: str | Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error}") from error
     if found is None:
         raise InputError(f"{path} was not made by tilelab")
-    return parse_info(html.unescape(found[1]), path).metadata
+    return parse_info(html.unescape(found[1]), path)
 
 
 @dataclass(frozen=True)

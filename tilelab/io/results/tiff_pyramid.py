@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -14,9 +17,12 @@ import tifffile
 from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.storage.decode import usable_cpus
+from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
 
 _TILE = 512
+_LABEL = "image-label"
+_DESCRIPTION = re.compile(r"<Description>(\{.*?\})</Description>", re.DOTALL)
 _CLASSIC_LIMIT = 2**32 - 2**26
 """Bytes of pixels that a classic TIFF surely holds, whatever compression makes of them."""
 
@@ -27,6 +33,7 @@ def write_pyramid_tiff(
     name: str,
     pixel_size_nm: tuple[float, ...] | None,
     fingerprint: Mapping[str, str],
+    label: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the levels of an image as one OME-TIFF: tiles of 512 x 512, deflate, whole numbers as differences.
 
@@ -36,6 +43,7 @@ def write_pyramid_tiff(
         name: of the image.
         pixel_size_nm: of level 0 on the spatial axes, or None.
         fingerprint: of the source, for the file's identity.
+        label: of labels, what there is to say of them; kept as the image's description.
 
     Raises:
         InputError: a level cannot be read.
@@ -48,6 +56,8 @@ def write_pyramid_tiff(
         "Name": name,
         "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, repr(sorted(fingerprint.items())))}",
     }
+    if label is not None:
+        metadata["Description"] = json.dumps({_LABEL: dict(label)})
     resolution: dict[str, Any] = {}
     if pixel_size_nm is not None:
         for axis, size in zip(axes.replace("c", "").upper(), pixel_size_nm, strict=True):
@@ -66,7 +76,7 @@ def write_pyramid_tiff(
                     tile=(_TILE, _TILE),
                     photometric="minisblack",
                     compression="adobe_deflate",
-                    predictor=level.dtype.kind == "u",  # few readers know the one for float
+                    predictor=level.dtype.kind in "iu",  # few readers know the one for float
                     maxworkers=usable_cpus(),
                     buffersize=2**24,
                     **resolution,
@@ -74,6 +84,18 @@ def write_pyramid_tiff(
                 )
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def read_tiff_label(path: str | Path) -> dict[str, Any] | None:
+    """What a file of labels that `write_pyramid_tiff` wrote says of them; None of other files."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            found = _DESCRIPTION.search(tiff.ome_metadata or "")
+        told = None if found is None else parse_json(html.unescape(found[1]).encode())
+    except (OSError, ValueError):  # tifffile's own errors are ValueErrors
+        return None
+    label = told.get(_LABEL) if isinstance(told, dict) else None
+    return label if isinstance(label, dict) else None
 
 
 def _tiles(level: ShardedArray) -> Iterator[Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tilelab.errors import InputError
@@ -98,13 +98,13 @@ def check_presence(uri: str, presence: Presence, what: str = "chunks") -> tuple[
     return (f"{uri}: {presence} {what} are stored, the others read as the fill value",)
 
 
-def count_files(folder: str, pattern: str, expected: int, *, nested: bool = False) -> Presence:
-    """Count the files below a local folder whose names `pattern` matches."""
+def count_files(folder: str, is_piece: Callable[[str], bool], expected: int, *, nested: bool = False) -> Presence:
+    """Count the files below a local folder whose names are those of pieces."""
     found = 0
     for seen, key in enumerate(_local_keys(folder, "", nested=nested)):
         if seen == MOST_LISTED:
             return Presence(expected, found, complete=False)
-        found += re.fullmatch(pattern, key) is not None
+        found += is_piece(key)
     return Presence(expected, found, complete=True)
 
 

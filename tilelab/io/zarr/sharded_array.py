@@ -76,7 +76,7 @@ class ShardedArray:
             "data_type": self.dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.shard)}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0 if self.dtype.kind == "u" else 0.0,
+            "fill_value": 0 if self.dtype.kind in "iu" else 0.0,
             "codecs": inner if self.chunk == self.shard else [{"name": "sharding_indexed", "configuration": sharded}],
             "attributes": {},
             "dimension_names": list(self.axes),

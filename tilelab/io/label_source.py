@@ -1,0 +1,89 @@
+"""Whether what is converted holds labels: its metadata say so, the user does, or it has hardly any values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilelab.assumptions import Assumption
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.images.formats import open_stored
+from tilelab.io.images.image import Image
+from tilelab.io.results.tiff import read_tiff_info
+from tilelab.io.results.tiff_pyramid import read_tiff_label
+
+_MOST_VALUES = 16
+_LOOK = 1024
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """What is known of labels in a source before it is opened.
+
+    Attributes:
+        label: what there is to say of them (``image-label``); None where it is an image like others.
+        beside: names of label images that belong to the image.
+        wide: the dtype of whole numbers that an image would lose (they become float32); empty of others.
+    """
+
+    label: Mapping[str, Any] | None = None
+    beside: tuple[str, ...] = ()
+    wide: str = ""
+
+
+def find_labels(source: Any, series: str | int | None, channel: int | None, *, labels: bool | None) -> LabelSource:
+    """What the metadata of a source and the user say of labels in it.
+
+    Raises:
+        InputError: it cannot be opened, or mixes classes with probabilities.
+    """
+    stored = open_stored(source, 0, None if series is None else str(series))
+    if stored is None:
+        return LabelSource({} if labels else None)
+    try:
+        told, beside = stored.details.get("label"), tuple(stored.details.get("labels") or ())
+        wide = str(stored.dtype) if stored.dtype.kind in "iu" and stored.dtype not in (np.uint8, np.uint16) else ""
+        if told is None and "TIFF" in stored.format and isinstance(source, str | os.PathLike):
+            told = _of_result(os.fspath(source), stored.axes, channel)
+    finally:
+        stored.close()
+    if labels is not None:
+        return LabelSource((told or {}) if labels else None, beside, "" if labels else wide)
+    return LabelSource(told if isinstance(told, Mapping) else None, beside, "" if told is not None else wide)
+
+
+def _of_result(path: str, axes: str, channel: int | None) -> dict[str, Any] | None:
+    """What a result that was written as TIFF says of its classes; None of other files, and of probabilities."""
+    try:
+        info = read_tiff_info(path)
+    except InputError:
+        return read_tiff_label(path)
+    if not info.labels or (channel or 0) > 0:
+        return None
+    if "c" in axes and channel is None:
+        raise InputError(
+            f"{path} holds classes and probabilities: choose --channel 0, which are the classes, or another"
+        )
+    colors = [
+        {"label-value": i, "rgba": [*bytes.fromhex(c.color[1:]), 255 if i else 0]} for i, c in enumerate(info.classes)
+    ]
+    names = [{"label-value": i, "name": c.name} for i, c in enumerate(info.classes)]
+    return {"colors": colors, "properties": names}
+
+
+def look_like_labels(image: Image) -> Assumption | None:
+    """The guess that an image holds labels, where a look at its middle meets two to sixteen whole numbers alone."""
+    if image.dtype.kind != "u":
+        return None
+    start = [(n - min(n, _LOOK)) // 2 if a in "yx" else n // 2 for a, n in zip(image.axes, image.shape, strict=True)]
+    stop = [s + min(n, _LOOK) if a in "yx" else s + 1 for a, s, n in zip(image.axes, start, image.shape, strict=True)]
+    values = np.unique(image.read(Box(tuple(start), tuple(stop))))
+    if not 2 <= len(values) <= _MOST_VALUES:
+        return None
+    because = f"it has {len(values)} values, {', '.join(map(str, values[:4]))}{' ...' if len(values) > 4 else ''}"
+    return Assumption(what=f"what {image.uri} holds", taken="labels", because=because, flag="--no-labels")
