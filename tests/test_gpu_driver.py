@@ -340,3 +340,17 @@ def test_four_gpus_with_a_process_each_make_one_image(picture, kernels, expected
     said, _ = whole(picture, work, kernels, STANDIN_GPUS=4, DASK_DISTRIBUTED__WORKER__PRELOAD=preload)
     assert said[-1] == "4"
     assert digest(picture / "four.ome.zarr") == expected[0]
+
+
+def test_a_worker_whose_gpu_has_failed_is_started_anew(picture, kernels, expected):
+    """Its GPU fails every call of the process; what it was at is done by the one that is started in its place."""
+    pytest.importorskip("distributed")
+    found, counted = expected
+    work = 'print(infer("again.ome.zarr", device="cuda:0,1").report["workers"])'
+    preload = json.dumps([str(FOLDER / "standin_gpu.py")])
+    settings = {"STANDIN_GPUS": 2, "DASK_DISTRIBUTED__WORKER__PRELOAD": preload, "STANDIN_MEMORY": less(counted)}
+    settings |= {"STANDIN_FAULT_AFTER": 20, "STANDIN_FAULT_ONCE": picture / "fault"}
+    said, _ = whole(picture, work, kernels, **settings)
+    assert (picture / "fault").exists()
+    assert "'lost': 1, 'repeated': 1" in said[-1]
+    assert digest(picture / "again.ome.zarr") == found

@@ -6,14 +6,17 @@
  * STANDIN_GPUS         how many there are (1)
  * STANDIN_MEMORY       bytes of each (80 GiB)
  * STANDIN_FAULT_AFTER  launches after which every call fails with error 700, as after an illegal access (never)
+ * STANDIN_FAULT_ONCE   a file: of several processes only the one that makes it fails (all)
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500,
        ILLEGAL_ADDRESS = 700, MOST_GPUS = 16, MOST_CONTEXTS = 4096, HEADER = 256, MOST_BLOCKS = 65535 };
@@ -48,9 +51,21 @@ static void *handle(void) { return (void *)(handles += 16); }
 static void raise_to(atomic_long *most, long value) {
     if (value > *most) *most = value;
 }
-static int status(void) {
+static int is_faulty(void) {
+    static atomic_int faulty = -1, asked = 0; /* not known yet */
     long limit = setting("STANDIN_FAULT_AFTER", -1);
-    if (limit >= 0 && launches >= limit) return ILLEGAL_ADDRESS;
+    if (limit < 0 || launches < limit) return 0;
+    if (!atomic_exchange(&asked, 1)) {
+        const char *once = getenv("STANDIN_FAULT_ONCE");
+        int made = once ? open(once, O_CREAT | O_EXCL, 0600) : 0;
+        if (once && made >= 0) close(made);
+        faulty = made >= 0;
+    }
+    while (faulty < 0) usleep(100); /* another thread is finding out */
+    return faulty;
+}
+static int status(void) {
+    if (is_faulty()) return ILLEGAL_ADDRESS;
     if (depth) return OK;
     without_context++;
     return INVALID_CONTEXT;

@@ -175,6 +175,11 @@ def faults(index: int) -> Iterator[None]:
         ) from error
 
 
+def has_failed() -> bool:
+    """Whether a GPU has failed in this process: it will not come back, a new process may find it well."""
+    return bool(_abandoned)
+
+
 def _abandon() -> None:
     """Free nothing on the calling thread's GPU any more: after a fault every call would only raise it again."""
     with contextlib.suppress(Exception):

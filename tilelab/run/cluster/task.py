@@ -9,6 +9,7 @@ of small messages, in order, so that no result has to be fetched:
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import traceback
 from dataclasses import replace
@@ -128,6 +129,9 @@ def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
             trace=traceback.format_exc(),
             unwritable=isinstance(error, OutputError),
         )
+        gpu = sys.modules.get("tilelab.kernels.device")  # workers on CPUs have none
+        if gpu is not None and gpu.has_failed():
+            worker.loop.add_callback(worker.close_gracefully, restart=True)
 
 
 def _sweep(order: Order, engine: Engine, errand: Errand, reporter: Reporter) -> Stalls:
