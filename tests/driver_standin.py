@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -55,6 +56,7 @@ def build() -> Path:
     if sys.platform != "linux" or compiler is None:
         pytest.skip("the stand-in for the driver needs Linux and a C compiler")
     folder = Path(tempfile.mkdtemp(prefix="tilelab-standin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", folder / "libcuda.so.1", FOLDER / "cuda.c", "-ldl"]
     subprocess.run(command, check=True, capture_output=True)
     return folder
