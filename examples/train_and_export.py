@@ -15,8 +15,8 @@ from tilelab.evaluation import Pair, evaluate
 from tilelab.exporting.export import export_model
 from tilelab.exporting.samples import validation_samples
 from tilelab.sample import CLASSES, draw_superalloy
-from tilelab.training.loop import Progress
-from tilelab.training.recipe import Data, LossTerm, Network, Optimizer, Recipe, Run, Sampling, Schedule
+from tilelab.training.loop import StepReport
+from tilelab.training.recipe import Data, LossTerm, Network, Optimizer, Recipe, Sampling, Schedule, Steps
 from tilelab.training.sections import Inference
 from tilelab.training.segmentation import train
 
@@ -32,7 +32,7 @@ def draw(folder: Path, seeds: range, side: int = 320) -> Data:
     return Data(images=f"{folder.name}/images", masks=f"{folder.name}/masks")
 
 
-def show(progress: Progress) -> None:
+def show(progress: StepReport) -> None:
     """One line for each validation."""
     if progress.scores is not None:
         print(f"step {progress.step} of {progress.steps}: {progress.summary}")
@@ -50,7 +50,7 @@ def main(folder: Path, steps: int = 60) -> None:
         loss=(LossTerm("cross-entropy"), LossTerm("dice")),
         optimizer=Optimizer(rate=5e-3),
         schedule=Schedule(kind="cosine"),
-        run=Run(steps=steps, validate=max(1, steps // 2)),
+        run=Steps(steps=steps, validate=max(1, steps // 2)),
         inference=Inference(tile=128, overlap=32),
     )
     best = train(recipe, folder, folder / "run", report=show, note=print)

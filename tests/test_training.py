@@ -32,7 +32,7 @@ from tilelab.training.engine import TorchEngine  # noqa: E402
 from tilelab.training.loop import BEST, LAST  # noqa: E402
 from tilelab.training.pairs import (  # noqa: E402
     ArrayMask,
-    Pair,
+    MaskedPlane,
     count_blocks,
     make_pair,
     measure_normalization,
@@ -225,7 +225,7 @@ def test_block_counts_add_up(mask: np.ndarray) -> None:
     assert counts[2, -1, -1] == (mask[64 * (counts.shape[1] - 1) :, 64 * (counts.shape[2] - 1) :] == 2).sum()
 
 
-def sampler(pairs: list[Pair], **changes: Any) -> CropSampler:
+def sampler(pairs: list[MaskedPlane], **changes: Any) -> CropSampler:
     sampling = Sampling(crop=16, batch=2, balance=changes.pop("balance", 0.5))
     augmentation = changes.pop("augmentation", Augmentation(flips=False))
     normalization = Normalization(mean=(0.0,), std=(1.0,), dtype=str(pairs[0].image.dtype))

@@ -19,7 +19,7 @@ from tilelab.geometry import Box  # noqa: E402
 from tilelab.io.convert import convert_image  # noqa: E402
 from tilelab.spec import Normalization  # noqa: E402
 from tilelab.training.data import CropSampler  # noqa: E402
-from tilelab.training.pairs import ArrayMask, Pair, Plane, StoredMask, open_pairs  # noqa: E402
+from tilelab.training.pairs import ArrayMask, MaskedPlane, Plane, StoredMask, open_pairs  # noqa: E402
 from tilelab.training.recipe import load_recipe  # noqa: E402
 from tilelab.training.sections import IGNORE, Augmentation, Data, Sampling  # noqa: E402
 
@@ -53,7 +53,7 @@ def save(path: Path, array: np.ndarray, **options: Any) -> None:
         Image.fromarray(array).save(path)
 
 
-def assert_pairs(pairs: list[Pair], images: np.ndarray, masks: np.ndarray) -> None:
+def assert_pairs(pairs: list[MaskedPlane], images: np.ndarray, masks: np.ndarray) -> None:
     """Planes one after the other."""
     assert len(pairs) == len(images)
     for pair, image, mask in zip(pairs, images, masks, strict=True):

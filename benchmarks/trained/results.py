@@ -38,9 +38,8 @@ from tilelab.run.infer import infer
 from tilelab.run.options import Options
 from tilelab.training.checkpoint import load_checkpoint, load_network
 from tilelab.training.engine import TorchEngine
-from tilelab.training.loop import BEST, LAST, Progress
-from tilelab.training.pairs import Pair as TrainingPair
-from tilelab.training.pairs import open_pairs
+from tilelab.training.loop import BEST, LAST, StepReport
+from tilelab.training.pairs import MaskedPlane, open_pairs
 from tilelab.training.recipe import IGNORE, Data, Recipe, load_recipe
 from tilelab.training.segmentation import train
 
@@ -119,7 +118,7 @@ def run_job(recipe: Recipe, root: Path, output: Path, record: dict[str, Any]) ->
     kept = json.loads(path.read_text()) if path.exists() else {}
     before, began = float(kept.get("seconds", 0.0)), time.perf_counter()
 
-    def report(progress: Progress) -> None:
+    def report(progress: StepReport) -> None:
         if progress.scores is not None:
             seconds = round(before + time.perf_counter() - began, 1)
             path.write_text(json.dumps(record | {"seconds": seconds}, indent=1) + "\n")
@@ -215,7 +214,7 @@ def score_run(
     return ScoredRun(record, evaluation, place)
 
 
-def infer_pairs(pairs: Sequence[TrainingPair], engine: TorchEngine, place: Path) -> list[Pair]:
+def infer_pairs(pairs: Sequence[MaskedPlane], engine: TorchEngine, place: Path) -> list[Pair]:
     """Infer every image as `tilelab infer` does; what is to be compared lies in `place` then."""
     place.mkdir(parents=True)
     found = []

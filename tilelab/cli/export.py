@@ -97,12 +97,12 @@ def _batch(text: str) -> int | tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     """Export, check, and print what was written."""
     from tilelab.exporting.export import Place, export_model
-    from tilelab.exporting.source import open_source
+    from tilelab.exporting.source import open_network
     from tilelab.exporting.write import Request
 
     precision = None if args.precision is None else parse_precision(args.precision)
     _claim(args)
-    source = open_source(args.source, trust=args.trust)
+    source = open_network(args.source, trust=args.trust)
     with _BuildBar() as bar:
         done = export_model(
             source,

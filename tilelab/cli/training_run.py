@@ -16,7 +16,7 @@ from tilelab.errors import Interrupted, OutputError
 from tilelab.io.storage.claims import Kind, Write, claim
 
 if TYPE_CHECKING:
-    from tilelab.training.loop import Progress
+    from tilelab.training.loop import StepReport
     from tilelab.training.recipe import BaseRecipe
 
 
@@ -102,7 +102,7 @@ class Screen:
         self._bar: Any = None
         self._task: Any = None
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: StepReport) -> None:
         """Move on."""
         if self._bar is None and sys.stderr.isatty():
             self._start(progress)
@@ -115,7 +115,7 @@ class Screen:
             else:
                 print(line, flush=True)
 
-    def _start(self, progress: Progress) -> None:
+    def _start(self, progress: StepReport) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar

@@ -15,7 +15,7 @@ from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine, model_files, read_model
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare
-from tilelab.exporting.source import CheckpointSource, OnnxSource, open_source
+from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
 from tilelab.exporting.write import FORMATS, Format, Request, Writing
 from tilelab.geometry import Window
 from tilelab.io.storage.claims import Write, claim
@@ -80,7 +80,7 @@ def export_model(
     """
     place, request = place or Place(), request or Request()
     if isinstance(source, Path):
-        source = open_source(source)
+        source = open_network(source)
     kind = _check_output(source, output, force)
     held = _check_precision(source, output, kind, precision, request)
     if place.free_size and kind.fixed:

@@ -15,7 +15,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.spec import ModelSpec
-from tilelab.training.pairs import Pair, Plane, open_pairs
+from tilelab.training.pairs import MaskedPlane, Plane, open_pairs
 from tilelab.training.recipe import Data
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def middle_plane(image: Image, neighbours: int = 0) -> Image:
     return Plane(image, Volume(image).shape[0] // 2, neighbours)
 
 
-def _cut_pair(pair: Pair) -> Sample:
+def _cut_pair(pair: MaskedPlane) -> Sample:
     box = _middle(pair.shape)
     return Sample(pair.name, _read(pair.image, box), pair.mask.read(box))
 

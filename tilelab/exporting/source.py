@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tilelab.training.recipe import Recipe
 
 
-class Source(Protocol):
+class NetworkSource(Protocol):
     """Something that can be exported.
 
     Attributes:
@@ -61,7 +61,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path, *, trust: bool = False) -> CheckpointSource | OnnxSource:
+def open_network(path: Path, *, trust: bool = False) -> CheckpointSource | OnnxSource:
     """A checkpoint or an ONNX file; with `trust`, the module that a checkpoint may name is imported.
 
     Raises:
@@ -111,7 +111,7 @@ class CheckpointSource:
     def place(
         self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
     ) -> ModelSpec:
-        """See `Source.place`."""
+        """See `NetworkSource.place`."""
         spec = self.spec
         if free_size and spec.receptive_field is None:
             raise ModelError(
@@ -146,7 +146,7 @@ class CheckpointSource:
         return TorchEngine(self.network, spec)
 
     def write_onnx(self, spec: ModelSpec, path: Path) -> None:
-        """See `Source.write_onnx`."""
+        """See `NetworkSource.write_onnx`."""
         from tilelab.exporting.onnx_file import write_onnx
 
         write_onnx(self.network, spec, path)
@@ -178,7 +178,7 @@ class OnnxSource:
     def place(
         self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
     ) -> ModelSpec:
-        """See `Source.place`; a size that was fixed when the network was traced stays so."""
+        """See `NetworkSource.place`; a size that was fixed when the network was traced stays so."""
         if free_size and self.spec.tile_fixed:
             raise ModelError(f"{self.path} has its size fixed: export it from its checkpoint with --free-size")
         sides = None if tile is None else (tile,) * len(self.spec.axes)

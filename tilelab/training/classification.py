@@ -22,7 +22,7 @@ from tilelab.models.encoders import load_encoder_weights
 from tilelab.spec import Normalization
 from tilelab.training.augment import draw_scale
 from tilelab.training.checkpoint import Checkpoint, State, save_checkpoint
-from tilelab.training.crops import Example, Source, Square, fit_start
+from tilelab.training.crops import CropSource, Example, Square, fit_start
 from tilelab.training.folders import Library, open_some, split_images
 from tilelab.training.loop import Note, Report, ignore, run_task
 from tilelab.training.pairs import measure_normalization
@@ -144,7 +144,7 @@ class Classification:
             image, _ = source.cut(square, sampling.crop, self.recipe.augmentation, rng)
         return image, torch.tensor(self.images.images[chosen].label)
 
-    def _extent(self, source: Source, scale: float = 1.0) -> int:
+    def _extent(self, source: CropSource, scale: float = 1.0) -> int:
         """Side in pixels of the image of what becomes one crop."""
         side, shorter = self.recipe.sampling.side, min(source.shape)
         return max(2, round(self.recipe.sampling.crop / scale * (shorter / side if side else 1)))
@@ -153,7 +153,7 @@ class Classification:
         """Cross-entropy."""
         return functional.cross_entropy(logits.float(), target)
 
-    def views(self, source: Source) -> torch.Tensor:
+    def views(self, source: CropSource) -> torch.Tensor:
         """The middle and the corners of an image, ``(1 to 5, C, crop, crop)``; fewer where the image is one crop."""
         extent, size = self._extent(source), self.recipe.sampling.crop
         ends = [max(0, n - extent) for n in source.shape]

@@ -52,7 +52,7 @@ class Square:
         return box, ((rows - box.start[0])[:, None], columns - box.start[1])
 
 
-class Source:
+class CropSource:
     """A plane that crops are cut from.
 
     Args:

@@ -14,8 +14,8 @@ from tilelab.geometry import Box
 from tilelab.io.images.volume import Volume
 from tilelab.spec import Normalization
 from tilelab.training.augment import draw_scale
-from tilelab.training.crops import Example, Source, Square, fit_start, stack
-from tilelab.training.pairs import BLOCK, Pair, count_blocks
+from tilelab.training.crops import CropSource, Example, Square, fit_start, stack
+from tilelab.training.pairs import BLOCK, MaskedPlane, count_blocks
 from tilelab.training.sections import Augmentation, Sampling
 
 
@@ -37,7 +37,7 @@ class CropSampler:
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[MaskedPlane],
         channels: int,
         classes: int,
         sampling: Sampling,
@@ -49,7 +49,7 @@ class CropSampler:
         self.sampling = sampling
         self.augmentation = augmentation
         self.seed = seed
-        self._sources = [Source(Volume(pair.image), normalization, channels) for pair in pairs]
+        self._sources = [CropSource(Volume(pair.image), normalization, channels) for pair in pairs]
         self._area = np.cumsum([pair.shape[0] * pair.shape[1] for pair in pairs])
         counts = [count_blocks(pair.mask, classes) for pair in pairs]
         # per class: the running count over all blocks of all pairs, to draw a block in proportion to its pixels

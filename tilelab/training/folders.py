@@ -15,7 +15,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.spec import Normalization
-from tilelab.training.crops import Source
+from tilelab.training.crops import CropSource
 from tilelab.training.pairs import Plane, load_plane
 from tilelab.training.sections import ImageFolders
 
@@ -134,11 +134,11 @@ class Library:
         self.images = images
         self._normalization, self._channels = normalization, channels
         self._room = _KEPT_PIXELS
-        self._kept: dict[int, Source] = {}
+        self._kept: dict[int, CropSource] = {}
         self._lock = Lock()
 
     @contextmanager
-    def open(self, index: int, which: float = 0.0) -> Iterator[Source]:
+    def open(self, index: int, which: float = 0.0) -> Iterator[CropSource]:
         """An image; of a stack, the plane at `which`, from 0 (the first) to less than 1.
 
         Raises:
@@ -157,7 +157,7 @@ class Library:
                 self._room -= height * width if keep else 0
             if keep:
                 plane = load_plane(plane)
-            source = Source(Volume(plane), self._normalization, self._channels)
+            source = CropSource(Volume(plane), self._normalization, self._channels)
             if keep:
                 self._kept[index] = source
             yield source

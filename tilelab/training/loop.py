@@ -40,7 +40,7 @@ H = TypeVar("H", bound=State)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class StepReport:
     """What the loop reports after every step; `scores`, and `summary` of them in words, only after a validation."""
 
     step: int
@@ -51,7 +51,7 @@ class Progress:
     summary: str = ""
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[StepReport], None]
 Note = Callable[[str], None]
 
 
@@ -232,7 +232,7 @@ class Trainer(Generic[H]):
                     self.header = group.tell(self.header)
                     losses = []
                 if group.first:
-                    report(Progress(done, run.steps, loss, rate, scores, task.describe(scores) if scores else ""))
+                    report(StepReport(done, run.steps, loss, rate, scores, task.describe(scores) if scores else ""))
         if log is not None:
             log.close()
 

@@ -102,7 +102,7 @@ class Plane(Image):
 
 
 @dataclass(frozen=True)
-class Pair:
+class MaskedPlane:
     """An image plane and its mask."""
 
     name: str
@@ -115,19 +115,19 @@ class Pair:
         return self.mask.shape
 
 
-def make_pair(name: str, image: Array, mask: UInt8) -> Pair:
+def make_pair(name: str, image: Array, mask: UInt8) -> MaskedPlane:
     """A pair of arrays, ``(y, x)`` or ``(c, y, x)`` and uint8 ``(y, x)``."""
-    return Pair(name, Plane(open_image(image, axes="cyx"[-image.ndim :])), ArrayMask(mask))
+    return MaskedPlane(name, Plane(open_image(image, axes="cyx"[-image.ndim :])), ArrayMask(mask))
 
 
-def open_pairs(data: Data, root: Path, classes: int, neighbours: int = 0) -> list[Pair]:
+def open_pairs(data: Data, root: Path, classes: int, neighbours: int = 0) -> list[MaskedPlane]:
     """The pairs of `open_set`, where nothing else of it is needed."""
     return open_set(data, root, [f"class {k}" for k in range(classes)], neighbours)[0]
 
 
 def open_set(
     data: Data, root: Path, names: Sequence[str], neighbours: int = 0, what: str = "train"
-) -> tuple[list[Pair], Inspection]:
+) -> tuple[list[MaskedPlane], Inspection]:
     """Find and check the pairs of one set, in the order of their names, stacks plane by plane; every mask is read.
 
     Args:
@@ -147,7 +147,7 @@ def open_set(
     mapping = LabelMap.parse(data.labels) if data.labels else None
     check_map(mapping, names, f"{what}.labels")
     seen, stored = Inspection(what, names), Census(f"{what} masks")
-    pairs: list[Pair] = []
+    pairs: list[MaskedPlane] = []
     try:
         matched = _match(root / data.images, root / data.masks)
     except OSError as error:
@@ -172,7 +172,7 @@ def open_set(
             else:
                 _count_in_place(labels, z, census, seen)
                 seen.see(plane.read(_top(plane)))
-            pairs.append(Pair(name if single else f"{name}[{z}]", plane, mask))
+            pairs.append(MaskedPlane(name if single else f"{name}[{z}]", plane, mask))
         judge(census, mapping, names)
         stored.merge(census)
         if data.limit and len(pairs) == data.limit:

@@ -24,9 +24,9 @@ from tilelab.training.sections import (
     Network,
     Optimizer,
     PlainEncoder,
-    Run,
     Sampling,
     Schedule,
+    Steps,
     check,
 )
 
@@ -41,9 +41,9 @@ __all__ = [
     "Pretraining",
     "Recipe",
     "RecipeError",
-    "Run",
     "Sampling",
     "Schedule",
+    "Steps",
     "load_pretraining",
     "load_recipe",
     "shipped_recipes",
@@ -67,7 +67,7 @@ class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    run: Run
+    run: Steps
 
     def check_together(self, sampling: Sampling, channels: int) -> None:
         """Refuse values of different sections that contradict each other."""

@@ -264,7 +264,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check(not self.rates or self.kind == "plateau", f"rates belong to plateau, not to {self.kind}")
 
 
-class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long, and with what arithmetic.
 
     steps       optimiser steps in all

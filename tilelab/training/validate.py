@@ -18,7 +18,7 @@ from tilelab.io.results.sink import Finished
 from tilelab.run.options import Options
 from tilelab.run.prepare import prepare
 from tilelab.run.sweep.start import make_sweep
-from tilelab.training.pairs import Pair
+from tilelab.training.pairs import MaskedPlane
 from tilelab.training.sections import IGNORE
 
 
@@ -71,7 +71,7 @@ def infer_logits(engine: Engine, image: Image) -> Float32:
     return result
 
 
-def count_pair(engine: Engine, pair: Pair) -> Int64:
+def count_pair(engine: Engine, pair: MaskedPlane) -> Int64:
     """Pixels of a pair by true class (rows) and predicted class (columns), int64 ``(classes, classes)``."""
     classes = len(engine.spec.classes)
     counts = np.zeros((256, 256), np.int64)
@@ -85,7 +85,7 @@ def count_pair(engine: Engine, pair: Pair) -> Int64:
     return counts[:classes, :classes]
 
 
-def validate(engine: Engine, pairs: Sequence[Pair]) -> dict[str, Any]:
+def validate(engine: Engine, pairs: Sequence[MaskedPlane]) -> dict[str, Any]:
     """Score `engine` on `pairs`.
 
     Returns:

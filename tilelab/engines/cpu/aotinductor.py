@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tilelab.arrays import Array
-from tilelab.engines.files.aotinductor_package import load_network, read_compiled
+from tilelab.engines.files.aotinductor_package import load_compiled, read_compiled
 from tilelab.engines.loading import FileEngine, LoadRequest
 from tilelab.errors import EngineError
 from tilelab.machine.cpu import cpu_features
@@ -25,7 +25,7 @@ class AotInductorCpuEngine(FileEngine):
                 f"{request.file.path} was compiled for a CPU with {compiled.cpu}, this one has {cpu_features()}: "
                 "export it again here"
             )
-        self._torch, self._network = load_network(request.file.path, request.precision, -1)
+        self._torch, self._network = load_compiled(request.file.path, request.precision, -1)
         self._threads: int = request.threads or self._torch.get_num_threads()
 
     def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tilelab.engines.cuda.gpu_engine import GpuEngine
-from tilelab.engines.files.aotinductor_package import exact_fp32, load_network, read_compiled
+from tilelab.engines.files.aotinductor_package import exact_fp32, load_compiled, read_compiled
 from tilelab.engines.loading import LoadRequest
 from tilelab.errors import EngineError
 from tilelab.kernels import device
@@ -27,7 +27,7 @@ class AotInductorCudaEngine(GpuEngine):
             raise EngineError(
                 f"{path} was compiled for compute capability {built}, {self.info.name} has {have}: export it again"
             )
-        self._torch, self._network = load_network(path, request.precision, self.index)
+        self._torch, self._network = load_compiled(path, request.precision, self.index)
 
     def _tensor(self, array: device.DeviceArray) -> Any:
         """Torch's view of an array that is on the GPU."""

@@ -96,7 +96,7 @@ def exact_fp32(torch: Any) -> Iterator[None]:
             place.allow_tf32 = allowed
 
 
-def load_network(path: Path, precision: Precision, device_index: int) -> tuple[Any, Any]:
+def load_compiled(path: Path, precision: Precision, device_index: int) -> tuple[Any, Any]:
     """Torch, and the compiled network of a package; `device_index` is the GPU's number, -1 for the CPU.
 
     On a GPU it is for one caller at a time: torch's other runner waits for its previous run at every call.
