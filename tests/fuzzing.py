@@ -474,6 +474,7 @@ def fuzz(
             counts[row[2] if row[2] in ("refused", "right") else "wrong"] += 1
             if row[2] not in ("refused", "right"):
                 wrong.append(f"{row[0]} {row[1]} ({row[3]}): {row[2]}")
+        process.stdout.close()
         code = process.wait()
         if pending:  # it died of this one; the others still have to be tried
             counts["wrong"] += 1
