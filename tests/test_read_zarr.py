@@ -187,7 +187,7 @@ def test_ome_zarr(tmp_path: Path, version: str, axes: str) -> None:
 
 
 def test_units(tmp_path: Path) -> None:
-    for unit, factor in (("micrometer", 1e3), ("angstrom", 0.1), ("millimeter", None), (None, None)):
+    for unit, factor in (("micrometer", 1e3), ("angstrom", 0.1), (None, None)):
         root = tmp_path / str(unit)
         write_ome(root, pixels((64, 64)), "yx", "0.5", unit)
         with open_image(root) as image:
