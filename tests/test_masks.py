@@ -327,10 +327,10 @@ def test_different_pixel_sizes_are_said(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--json", "."], "it is a folder"),
-        (["--json", "s", "--markdown", "./s"], "name two files"),
-        (["--pictures", "m.png"], "m.png is a file"),
-        (["--pictures", "m.png/sub"], "m.png is a file"),
+        (["--json", "."], "would overwrite PRED"),
+        (["--json", "s", "--markdown", "./s"], "are one place"),
+        (["--pictures", "m.png"], "would overwrite PRED"),
+        (["--pictures", "m.png/sub"], "m.png is no folder"),
         (["--pictures", "out", "--picture-size", "0"], "at least 1 pixel"),
         (["--pictures", "out", "--image", "small.png"], r"small\.png is 8 x 8 \(yx\), .*m\.png 1 x 40 x 48"),
     ],

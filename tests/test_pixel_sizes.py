@@ -161,7 +161,8 @@ def n5(folder: Path, group: dict[str, Any], own: dict[str, Any] | None = None) -
         at = folder / "setup0" / "timepoint0" / f"s{level}"
         metadata = {"dimensions": shape, "dataType": "uint8", "blockSize": [16] * 3, "compression": {"type": "raw"}}
         store = {"driver": "file", "path": f"{at}/"}
-        tensorstore.open({"driver": "n5", "kvstore": store, "metadata": metadata}, create=True).result()
+        array = tensorstore.open({"driver": "n5", "kvstore": store, "metadata": metadata}, create=True).result()
+        array.write(1).result()
         document = json.loads((at / "attributes.json").read_text()) | (own or {})
         (at / "attributes.json").write_text(json.dumps(document | {"downsamplingFactors": [2**level, 2**level, 1]}))
     (at.parent / "attributes.json").write_text(json.dumps(group))

@@ -21,6 +21,7 @@ from tilelab.io.storage.place import Address, remote_place
 from tilelab.io.storage.remote_path import RemotePath
 
 Kind = Literal["json", "text", "png", "model", "any", "result", "folder", "into"]
+_NO_IMAGES = (".onnx", ".xml", ".bin", ".engine", ".plan", ".pt2")  # models: no slice, whatever folder they lie in
 _STORES = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")  # Zarr 3 and 2, N5, precomputed
 _LONGEST = 255 - 40
 """Bytes of a name that leave room for what is put around it while it is written."""
@@ -185,7 +186,8 @@ def _disturbs(write: Write, path: str, folder: str) -> bool:
     if not _inside(path, folder):
         return False
     store = any((Path(folder) / name).exists() for name in _STORES)
-    beside = write.kind not in ("folder", "into") and _same(os.path.dirname(os.path.abspath(path)), folder)  # noqa: PTH100, PTH120
+    apart = write.kind in ("folder", "into") or path.lower().endswith(_NO_IMAGES)
+    beside = not apart and _same(os.path.dirname(os.path.abspath(path)), folder)  # noqa: PTH100, PTH120
     return store or beside
 
 
