@@ -129,7 +129,6 @@ TRAIN = ("train", "recipe.toml")
         (("eval", "store.ome.zarr", "truth.tif", "--pictures", "store.ome.zarr/look"), "a part of PRED"),
         ((*EXPORT, "-o", "net.onnx"), "would overwrite SOURCE|exists"),
         ((*EXPORT, "-o", "net.onnx", "--force"), "would overwrite SOURCE"),
-        ((*EXPORT, "-o", "slices/new.onnx"), "a part of --calibrate"),
         ((*EXPORT, "-o", "new.onnx", "--timing-cache", "in.tif"), "exists: choose|--images"),
         ((*EXPORT, "-o", "new.onnx", "--timing-cache", "photo.json"), "exists: choose"),
         (("convert", "in.tif", "in.tif", "--overwrite"), "the source"),
