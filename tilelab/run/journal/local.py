@@ -9,7 +9,6 @@ For remote results see `remote.py`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
@@ -22,7 +21,7 @@ from tilelab.geometry import Units
 from tilelab.io.results.sink import Stored
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.sharded_array import output_error
-from tilelab.machine.disk import make_ours, try_lock, write_text
+from tilelab.machine.disk import make_ours, remove_entry, try_lock, write_text
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
 from tilelab.run.journal.records import contiguous, format_record, parse_records
 
@@ -138,9 +137,21 @@ class Journal:
 
     @staticmethod
     def remove(result: Place) -> None:
-        """Remove the journal of a result that is finished."""
-        with contextlib.suppress(OSError):
-            (result / FOLDER).remove_tree()
+        """Remove the journal of a result that is finished.
+
+        Raises:
+            OutputError: it cannot be removed; the result is whole all the same.
+        """
+        try:
+            if result.renames:
+                remove_entry(Path(str(result / FOLDER)))
+            else:
+                (result / FOLDER).remove_tree()
+        except OSError as error:
+            raise OutputError(
+                f"{result} is finished, but its journal {result / FOLDER} cannot be removed "
+                f"({error.strerror or error}): the same command tries again"
+            ) from error
 
     def close(self) -> None:
         """Give the lock back; the result stays resumable."""
