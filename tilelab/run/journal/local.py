@@ -144,7 +144,8 @@ class Journal:
         """
         try:
             if result.renames:
-                remove_entry(Path(str(result / FOLDER)))
+                if os.path.lexists(folder := Path(str(result / FOLDER))):  # not below a file
+                    remove_entry(folder)
             else:
                 (result / FOLDER).remove_tree()
         except OSError as error:
