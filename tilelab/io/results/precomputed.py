@@ -28,7 +28,7 @@ from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.storage.place import Address, as_place
 from tilelab.io.zarr.layout import Extent
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
-from tilelab.machine.disk import discard_folder, make_ours, remove_entry, remove_ours, replace_folder
+from tilelab.machine.disk import discard_folder, is_ours, make_ours, remove_entry, remove_ours, replace_folder
 
 _DESCRIPTION = "tilelab.json"
 _PROPERTIES = "segment_properties"
@@ -56,7 +56,8 @@ def write_precomputed(result: Address, out: str | Path) -> Path:
     try:
         if path.exists() and not (path / _DESCRIPTION).is_file():
             raise OutputError(f"{path} exists and was not made by tilelab: choose another output")
-        remove_ours(unfinished)  # what a killed process left
+        if is_ours(unfinished):  # what a killed process left
+            remove_ours(unfinished)
         make_ours(unfinished)
         volume = unfinished / "volume"
         volume.mkdir()
