@@ -342,6 +342,7 @@ def test_four_gpus_with_a_process_each_make_one_image(picture, kernels, expected
     assert digest(picture / "four.ome.zarr") == expected[0]
 
 
+@pytest.mark.slow
 def test_a_worker_whose_gpu_has_failed_is_started_anew(picture, kernels, expected):
     """Its GPU fails every call of the process; what it was at is done by the one that is started in its place."""
     pytest.importorskip("distributed")

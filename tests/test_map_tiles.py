@@ -75,7 +75,7 @@ def test_statistics_are_those_of_the_whole_array(tmp_path):
     np.testing.assert_array_equal(found.compute(), probabilities)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data(), seed=st.integers(0, 2**31))
 def test_blocks_may_be_cut_anywhere(data, seed, tmp_path_factory):
     axes = data.draw(st.sampled_from([2, 3]), label="axes")

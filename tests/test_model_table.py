@@ -28,7 +28,9 @@ def check(entry: Entry, folder: Path) -> None:
     assert f"`{entry.name}`" in as_markdown([row])
 
 
-@pytest.mark.parametrize("entry", FAST, ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry", [pytest.param(e, marks=() if i == 0 else pytest.mark.slow, id=e.name) for i, e in enumerate(FAST)]
+)
 def test_the_way_from_training_to_inference(entry: Entry, tmp_path: Path) -> None:
     check(entry, tmp_path)
 

@@ -272,13 +272,13 @@ def test_views_are_the_middle_and_the_corners(textures: Path) -> None:
     from tilelab.io.images.open import open_image
     from tilelab.io.images.volume import Volume
     from tilelab.spec import Normalization
-    from tilelab.training.crops import Source
+    from tilelab.training.crops import CropSource
 
     plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32")
-    views = task.views(Source(Volume(open_image(image, axes="yx")), plain, 1))
+    views = task.views(CropSource(Volume(open_image(image, axes="yx")), plain, 1))
     corners = [image[16:48, 24:56], image[:32, :32], image[:32, -32:], image[-32:, :32], image[-32:, -32:]]
     np.testing.assert_allclose(views[:, 0], np.stack(corners), atol=1e-4)
-    one = task.views(Source(Volume(open_image(image[:32, :32], axes="yx")), plain, 1))
+    one = task.views(CropSource(Volume(open_image(image[:32, :32], axes="yx")), plain, 1))
     assert len(one) == 1
 
 

@@ -23,7 +23,7 @@ from tilelab.run.plan.device_buffers import band_rows, check_device, device_buff
 from tilelab.run.plan.request import ImageFacts, Request, Written
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-EXAMPLES = 10 if SIMULATED else 60
+EXAMPLES = 4 if SIMULATED else 60
 
 
 def test_simulator():
