@@ -46,7 +46,7 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
         raise OutputError(f"{path} is a folder, a device or a pipe: name a file")
     try:
         sweep_leftovers(final)
-        temporary = final.with_name(f".{final.name[:180]}.{secrets.token_hex(4)}{MARK}{suffix}")
+        temporary = _beside(final, suffix)
         with temporary.open("xb") as lock:
             try_lock(lock)
             try:
@@ -113,7 +113,7 @@ def replace_folder(whole: Path, path: Path) -> None:
         whole.rename(path)
         flush(path.parent)
         return
-    aside = path.with_name(f".{path.name[:180]}.{secrets.token_hex(4)}{MARK}")
+    aside = _beside(path)
     path.rename(aside)
     try:
         whole.rename(path)
@@ -130,7 +130,7 @@ def discard_folder(folder: Path, name: Path) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    aside = name.with_name(f".{name.name[:180]}.{secrets.token_hex(4)}{MARK}")
+    aside = _beside(name)
     folder.rename(aside)
     remove_entry(aside)
 
@@ -215,6 +215,11 @@ def give_name(whole: Path, final: Path) -> None:
         whole.rename(final)
     else:
         whole.replace(final)
+
+
+def _beside(final: Path, suffix: str = "") -> Path:
+    """A new name of ours beside `final`, which `sweep_leftovers` knows again."""
+    return final.with_name(f".{final.name[:180]}.{secrets.token_hex(4)}{MARK}{suffix}")
 
 
 def sweep_leftovers(final: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from tilelab.errors import OutputError
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.run.journal.fingerprint import FOLDER
+from tilelab.run.journal.local import boot
 
 LEASE_SECONDS = 30.0
 
@@ -104,8 +105,9 @@ class Lease:
 
 def _machine() -> str:
     """Name of the machine since its last start and of its numbering of processes; empty where that cannot be told."""
+    started = boot()
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+        return started and started + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
 

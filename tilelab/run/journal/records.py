@@ -9,7 +9,7 @@ Reading ends at the first line that does not: what lies behind it was never prom
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from tilelab.io.results.sink import Stored
 from tilelab.io.zarr.census import Census
@@ -39,10 +39,6 @@ def parse_records(job: str, data: bytes) -> Iterator[tuple[int, Stored]]:
 
 def _checksum(job: str, body: str) -> str:
     return f"{zlib.crc32(f'{job} {body}'.encode()):08x}"
-
-
-Records = Mapping[int, Iterable[Stored]]
-"""By unit, in the order they were made; a later one with the same start holds an earlier one."""
 
 
 def contiguous(parts: Iterable[Stored], start: int) -> int:
