@@ -52,6 +52,24 @@ def run_python(code: str, *words: str, folder: Path) -> str:
     return done.stdout
 
 
+STARTER = """
+import sys
+from tilelab.cli import main
+assert main(["infer", "drawn.tif", "--model", "superalloy", "-q"]) == 0
+print(len(sys.modules), *(name for name in sys.argv[1:] if name in sys.modules))
+"""
+
+
+def test_a_small_image_is_inferred_with_few_modules(tmp_path: Path) -> None:
+    """What the first result waits for, counted: seconds would depend on the machine."""
+    pytest.importorskip("openvino")
+    tifffile.imwrite(tmp_path / "drawn.tif", draw_superalloy((96, 128), seed=1)[0])
+    dear = ("scipy.linalg", "openvino.tools.ovc", "zarr", "rich", "dask", "onnxruntime", "PIL", "asyncio")
+    count, *brought = run_python(STARTER, *dear, folder=tmp_path).split()
+    assert not brought
+    assert int(count) < 950, "870 were imported when this was written: which are new?"
+
+
 def test_what_infers_plans_describes_and_scores_brings_nothing_of_training_along(tmp_path: Path) -> None:
     image, truth = draw_superalloy((600, 520), seed=1)
     tifffile.imwrite(tmp_path / "drawn.tif", image)

@@ -7,10 +7,34 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numba
+
+
+def _spare_scipy() -> None:
+    """Let Numba's array functions be imported without SciPy, which they try out alone: it takes longer than they do.
+
+    What needs it still imports it when it is called.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # another Numba: then it takes its time
+        from numba.np import linalg
+
+        ensure = linalg.ensure_blas
+        if find_spec("scipy") is None:
+            return
+        linalg.ensure_blas = lambda: None
+        try:
+            from numba.np import arraymath
+
+            arraymath.ensure_blas = ensure
+        finally:
+            linalg.ensure_blas = ensure
+
+
+_spare_scipy()
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:

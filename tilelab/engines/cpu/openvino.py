@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,26 @@ def without_telemetry() -> Iterator[None]:
 
 
 def import_openvino() -> Any:
-    """The library, without its telemetry."""
-    with without_telemetry():
-        import openvino
+    """The library, without its telemetry; its converter of other formats, half of its import, comes when it is used."""
+    converter = "openvino.tools.ovc"
+    absent = "openvino" not in sys.modules and converter not in sys.modules
+    if absent:
+        sys.modules[converter] = None  # type: ignore[assignment]
+    try:
+        with without_telemetry():
+            import openvino
+    finally:
+        if absent:
+            del sys.modules[converter]
+    if absent:
+
+        def find(name: str) -> Any:
+            if name != "convert_model":
+                raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+            with without_telemetry():
+                return import_module(converter).convert_model
+
+        openvino.__getattr__ = find
     return openvino
 
 
