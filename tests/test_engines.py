@@ -54,7 +54,7 @@ def tiles_for(engine, seed=0):
 
 
 def logits(engine, tiles):
-    out = np.full((engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
+    out = np.full((engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
     assert engine.run(tiles, out) is None
     return out
 
@@ -683,7 +683,7 @@ def test_read_spec_needs_no_engine_library():
 
 def test_identity_gives_back_what_it_takes():
     engine = load_engine("identity", tile=(48, 32), batch=2, spec_overrides=SpecOverrides(stride=16, overlap=(8,)))
-    assert (engine.spec.stride, engine.spec.overlap, engine.spec.outputs) == (16, (8, 8), 1)
+    assert (engine.spec.stride, engine.spec.overlap, engine.spec.values) == (16, (8, 8), 1)
     tiles = tiles_for(engine)
     np.testing.assert_array_equal(logits(engine, tiles), tiles)
     assert engine.spec.normalization == Normalization(mean=(0.0,), std=(1.0,))

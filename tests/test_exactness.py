@@ -21,7 +21,7 @@ def whole_image_logits(model, array, spec):
     engine = load_engine(model, engine="onnxruntime", tile=padded.shape)
     mean, std = spec.normalization.mean[0], spec.normalization.std[0]
     tiles = ((padded - mean) / std).astype(np.float32)[None, None]
-    out = np.empty((1, spec.outputs, *padded.shape), np.float32)
+    out = np.empty((1, spec.values, *padded.shape), np.float32)
     engine.run(np.ascontiguousarray(tiles), out)
     engine.close()
     return out[0][(..., *(slice(n) for n in array.shape))]

@@ -157,7 +157,7 @@ def library(monkeypatch, gpu, tmp_path):
 def run(engine, seed=0):
     rng = np.random.default_rng(seed)
     tiles = rng.normal(size=(engine.batch, engine.spec.channels, *engine.tile)).astype(np.float32)
-    out = np.full((engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
+    out = np.full((engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
     engine.run(tiles, out)
     return tiles, out
 

@@ -223,7 +223,7 @@ def compute(path: Path, seed: int = 1, **more: Any) -> tuple[Any, np.ndarray]:
     more = {"device": "cpu", "precision": "auto"} | more
     engine = load_engine(path, spec_overrides=SpecOverrides(**GIVEN, **more.pop("flags", {})), **more)
     tiles = np.random.default_rng(seed).normal(size=(1, 1, *TILE)).astype(np.float32)
-    out = np.empty((engine.batch, engine.spec.outputs, *TILE), np.float32)
+    out = np.empty((engine.batch, engine.spec.values, *TILE), np.float32)
     engine.run(np.repeat(tiles, engine.batch, 0), out)
     return engine, out[0]
 
@@ -248,7 +248,7 @@ def test_a_softmax_is_found_likewise(tmp_path: Path, name: str, form: str) -> No
     _, truth = compute(make(tmp_path / "logits.onnx", node("Identity"), 3), engine="onnxruntime")
     path = make(tmp_path / "p.onnx", SOFTMAXES[name], 3)
     engine, found = compute(as_ir(path) if form == "ir" else path)
-    assert (engine.output_is, engine.spec.activation, engine.spec.outputs) == ("probabilities", "softmax", 3)
+    assert (engine.output_is, engine.spec.activation, engine.spec.values) == ("probabilities", "softmax", 3)
     assert not engine.assumptions
     share_of = [np.exp(v - v.max(0)) / np.exp(v - v.max(0)).sum(0) for v in (truth, found)]
     np.testing.assert_allclose(*share_of, atol=0.01)
@@ -422,7 +422,7 @@ def test_channels_may_come_last(tmp_path: Path, fixed: bool, engine: str) -> Non
     outs = []
     for path, spec in ((second, SpecOverrides(**GIVEN)), (last, flags)):
         loaded = load_engine(path, engine=engine, precision="fp32", spec_overrides=spec)
-        assert (loaded.spec.channels, loaded.spec.outputs, loaded.tile) == (3, 4, TILE)
+        assert (loaded.spec.channels, loaded.spec.values, loaded.tile) == (3, 4, TILE)
         assert loaded.output_is == "probabilities"
         outs.append(np.empty((1, 4, *TILE), np.float32))
         loaded.run(tiles, outs[-1])

@@ -64,7 +64,7 @@ def built(folder, batch=2, **options):
 def run(engine):
     rng = np.random.default_rng(0)
     tiles = rng.normal(size=(engine.batch, engine.spec.channels, *engine.tile)).astype(np.float32)
-    out = np.full((engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
+    out = np.full((engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
     engine.run(tiles, out)
     return tiles, out
 

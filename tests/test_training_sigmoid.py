@@ -104,7 +104,7 @@ def test_it_learns_with_an_output_less_than_classes(data: tuple[Path, int], trai
     checkpoint = load_checkpoint(trained)
     network = load_network(checkpoint)
     assert checkpoint.header.spec.activation == "sigmoid"
-    assert network(torch.zeros(1, 1, 32, 32)).shape[1] == classes - 1 == checkpoint.header.spec.outputs
+    assert network(torch.zeros(1, 1, 32, 32)).shape[1] == classes - 1 == checkpoint.header.spec.values
     assert checkpoint.header.scores["mean_iou"] > 0.75
     pairs = open_pairs(checkpoint.header.recipe.validation, root, classes)
     scores = validate(TorchEngine(network, checkpoint.header.spec), pairs)

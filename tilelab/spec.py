@@ -22,8 +22,10 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Activation = Literal["softmax", "sigmoid"]
 OutputKind = Literal["logits", "probabilities", "labels", "map"]
-NormalizationKind = Literal["constants", "mean-std", "percentile"]
+NormalizationKind = Literal["constants", "mean-std", "percentile", "min-max"]
+Statistics = Literal["stack", "slice"]
 
+_LATER = ("outputs", "per", "clip")  # of the fields: earlier files lack them, and results know their models by the text
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -55,8 +57,13 @@ class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind
         ``constants``: `mean` and `std` are given, in raw units of `dtype` (0..255 for uint8).
-        ``mean-std``: they are those of the whole image, gathered once before the sweep.
-        ``percentile``: the image's `low` and `high` percentiles map to 0 and 1; values beyond are not clipped.
+        ``mean-std``: they are those of the image, gathered once before the sweep.
+        ``percentile``: the image's `low` and `high` percentiles map to 0 and 1.
+        ``min-max``: the image's least and greatest intensity do.
+    per
+        Whose statistics they are: those of the whole ``stack``, or each ``slice`` its own.
+    clip
+        Normalised intensities below the first and above the second number become that number; None keeps them.
     """
 
     kind: NormalizationKind = "constants"
@@ -65,6 +72,8 @@ class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str = "uint8"
     low: float = 0.5
     high: float = 99.5
+    per: Statistics = "stack"
+    clip: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "constants":
@@ -74,6 +83,45 @@ class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"normalization std must be positive, not {self.std}")
         if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
             raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, not {self.low}, {self.high}")
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ValueError(f"intensities are cut off at a lower and a higher number, not at {self.clip}")
+        if self.per == "slice" and self.kind == "constants":
+            raise ValueError("constants are the same for every slice: per must be stack")
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """An output of the network that is used.
+
+    name
+        Of the network's tensor; empty for its only one.
+    kind
+        ``logits`` or ``probabilities`` of the classes, their ``labels`` (indices), or a ``map`` of numbers, kept
+        as they are.  None: one of the first two, as graph and trial run tell.
+    channels
+        Of a map; those of the others follow from the classes.
+    scale
+        Pixels of the output for each of the input, per axis: 0.5 where it is halved; empty means 1.
+    halo
+        Pixels of the input at either end of a tile that have none in the output (valid convolutions), per axis; empty
+        means none.
+    thresholds
+        Probabilities from which on a class with a sigmoid counts, one for all or one per output; empty means 0.5.
+    """
+
+    name: str = ""
+    kind: OutputKind | None = None
+    channels: int = 1
+    scale: tuple[float, ...] = ()
+    halo: tuple[int, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ValueError(f"output {self.name!r} has {self.channels} channels: a map has at least one")
+        if any(not s > 0 for s in self.scale) or any(h < 0 for h in self.halo):
+            raise ValueError(f"output {self.name!r} has scale {self.scale} and halo {self.halo}: these are positive")
+        if any(not 0 < t < 1 for t in self.thresholds):
+            raise ValueError(f"thresholds {self.thresholds} are probabilities: give numbers between 0 and 1")
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,7 +131,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     classes
         All classes, background first; labels are indices into it.  With ``softmax`` the network has one output per
-        class; with ``sigmoid`` one per class except the first, which is where every output is below 0.
+        class; with ``sigmoid`` one per class except the first, which is where every output is below 0.  None where
+        the network gives maps alone.
+    outputs
+        Those that are used, in the order in which their channels are blended: at most one of the classes, first, and
+        any number of maps.
     channels
         Input channels of the network; a grey image is repeated to fill them.
     neighbours
@@ -110,7 +162,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     axes: Literal["yx", "zyx"] = "yx"
     channels: int = 1
     neighbours: int = 0
-    classes: tuple[ClassInfo, ...]
+    classes: tuple[ClassInfo, ...] = ()
+    outputs: tuple[Output, ...] = (Output(),)
     activation: Activation = "softmax"
     normalization: Normalization = Normalization()
     tile: tuple[int, ...]
@@ -130,7 +183,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError(
                 f"model description has schema {self.schema}, this tilelab reads {SCHEMA}: upgrade tilelab"
             )
-        if len(self.classes) < 2:
+        self._check_outputs(n)
+        if self.classified and len(self.classes) < 2:
             raise ValueError("a model needs at least two classes, background first")
         if len(self.classes) > 256:
             raise ValueError(f"{len(self.classes)} classes do not fit uint8 labels (at most 256)")
@@ -158,14 +212,72 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if not self.precisions:
             raise ValueError("precisions must name at least one")
 
+    def _check_outputs(self, rank: int) -> None:
+        names = [output.name for output in self.outputs]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"outputs {names} must be at least one, each with a name of its own")
+        if any(output.kind != "map" for output in self.outputs[1:]):
+            raise ValueError("only the first output can be of the classes, the others are maps")
+        for output in self.outputs:
+            if any(given and len(given) != rank for given in (output.scale, output.halo)):
+                raise ValueError(f"scale and halo of output {output.name!r} need {rank} entries for axes {self.axes!r}")
+        first = self.outputs[0]
+        if first.thresholds and (first.kind in ("map", "labels") or self.activation != "sigmoid"):
+            raise ValueError("thresholds are for classes with a sigmoid each")
+        if len(first.thresholds) not in (0, 1, self.values_of(first)):
+            raise ValueError(
+                f"{len(first.thresholds)} thresholds for {self.values_of(first)} outputs: give 1 or as many"
+            )
+        if any(2 * h >= t for h, t in zip(self.halo, self.tile, strict=True)):
+            raise ValueError(f"tile {self.tile} leaves nothing between halos of {self.halo}")
+
     @property
-    def outputs(self) -> int:
-        """Channels of the network's output (K)."""
-        return len(self.classes) - (self.activation == "sigmoid")
+    def classified(self) -> bool:
+        """Whether the first output is of the classes."""
+        return self.outputs[0].kind != "map"
+
+    @property
+    def maps(self) -> tuple[Output, ...]:
+        """The outputs that are kept as numbers."""
+        return self.outputs[self.classified :]
+
+    def values_of(self, output: Output) -> int:
+        """The channels of an output."""
+        if output.kind == "map":
+            return output.channels
+        return 1 if output.kind == "labels" else len(self.classes) - (self.activation == "sigmoid")
+
+    @property
+    def values(self) -> int:
+        """Numbers per pixel: the channels of all outputs together (K)."""
+        return sum(map(self.values_of, self.outputs))
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """Pixels at either end of a tile that not all outputs have."""
+        found = [output.halo for output in self.outputs if output.halo]
+        return tuple(map(max, zip(*found, strict=True))) if found else (0,) * len(self.axes)
+
+    @property
+    def core(self) -> tuple[int, ...]:
+        """The extent of what is known after a tile: it without its halo."""
+        return tuple(t - 2 * h for t, h in zip(self.tile, self.halo, strict=True))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network gives one output of logits or probabilities as large as its tile."""
+        first = self.outputs[0]
+        same = not any(first.halo) and set(first.scale) <= {1.0}
+        return len(self.outputs) == 1 and first.kind in (None, "logits", "probabilities") and same
 
     def to_json(self) -> str:
-        """The document as stored in a model file; keys in a fixed order."""
-        return msgspec.json.encode(self, order="sorted").decode()
+        """The document as stored in a model file: keys in a fixed order, later ones where they say something."""
+        document = msgspec.to_builtins(self)
+        for part, kind, names in ((document, ModelSpec, _LATER), (document["normalization"], Normalization, _LATER)):
+            for known in msgspec.structs.fields(kind):
+                if known.name in names and part[known.name] == msgspec.to_builtins(known.default):
+                    del part[known.name]
+        return msgspec.json.encode(document, order="sorted").decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelSpec:

@@ -55,7 +55,7 @@ class Model:
             "onnx": str(self.onnx),
             "encoder": ENCODER,
             "channels": self.spec.channels,
-            "classes": self.spec.outputs,
+            "classes": self.spec.values,
             "mean": normalization.mean[0],
             "std": normalization.std[0],
             "tile": self.spec.tile[0],

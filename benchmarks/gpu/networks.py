@@ -191,7 +191,7 @@ class CudaTorchEngine:
     def run(self, tiles: Any, out: Any) -> None:
         """Host arrays, for the sweep on the CPU."""
         device = self._device
-        shape = (self.batch, self.spec.outputs, *self.tile)
+        shape = (self.batch, self.spec.values, *self.tile)
         source, target = device.empty(tiles.shape, self.tiles_dtype), device.empty(shape, self.logits_dtype)
         device.upload(tiles.astype(self.tiles_dtype), source, self.stream)
         self.enqueue(source, target)

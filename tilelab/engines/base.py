@@ -100,7 +100,7 @@ class Engine(Protocol):
 
         Args:
             tiles: float32, C-contiguous, ``(batch, spec.channels, *tile)``, normalised.
-            out: float32, C-contiguous, ``(batch, spec.outputs, *tile)``, overwritten.
+            out: float32, C-contiguous, ``(batch, spec.values, *tile)``, overwritten.
 
         Raises:
             EngineError: the device failed or ran out of memory; the message names the sizes.
@@ -142,7 +142,7 @@ class DeviceEngine(Engine, Protocol):
 
         Args:
             tiles: on the GPU, C-contiguous, `tiles_dtype`, ``(batch, spec.channels, *tile)``, normalised.
-            logits: on the GPU, C-contiguous, `logits_dtype`, ``(batch, spec.outputs, *tile)``, overwritten.
+            logits: on the GPU, C-contiguous, `logits_dtype`, ``(batch, spec.values, *tile)``, overwritten.
 
         Raises:
             EngineError: the device failed or ran out of memory.

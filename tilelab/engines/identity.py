@@ -52,8 +52,8 @@ class IdentityEngine(BaseEngine):
     name = "identity"
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
-        if spec.channels != spec.outputs:
-            raise ModelError(f"identity gives what it takes, not {spec.outputs} outputs for {spec.channels} channels")
+        if spec.channels != spec.values:
+            raise ModelError(f"identity gives what it takes, not {spec.values} outputs for {spec.channels} channels")
         super().__init__(spec, tile, batch)
 
     def run(self, tiles: Float32, out: Float32) -> None:

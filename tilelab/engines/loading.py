@@ -97,7 +97,7 @@ class LoadRequest:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Of one batch's logits."""
-        return (self.batch, self.spec.outputs, *self.tile)
+        return (self.batch, self.spec.values, *self.tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +289,7 @@ def try_out(engine: FileEngine, path: object) -> Float32:
     tiles: Float32 = (2 * np.sin(np.arange(count, dtype=np.float32) ** 1.2)).reshape(shape)
     if engine.takes_raw:
         tiles = 64 * tiles + 128
-    out = np.full((engine.streams, engine.batch, engine.spec.outputs, *engine.tile), np.nan, np.float32)
+    out = np.full((engine.streams, engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
     with Streams(engine) as streams:
         streams.run_each(engine.run, tiles, out)
     bad = out[0].size - int(np.isfinite(out[0]).sum())

@@ -126,18 +126,18 @@ class Meaning:
 
     def _check_sum(self, seen: _Seen) -> None:
         """Probabilities of exclusive classes add up to one over the channels, others do not."""
-        if self.spec.outputs == 1 or seen.sums == (self.spec.activation == "softmax"):
+        if self.spec.values == 1 or seen.sums == (self.spec.activation == "softmax"):
             return
         if seen.sums:
             raise ModelError(
-                f"{self.path} gives {self.spec.outputs} probabilities that add up to one, as a softmax does: "
+                f"{self.path} gives {self.spec.values} probabilities that add up to one, as a softmax does: "
                 f"say --activation softmax"
             )
         low, high = seen.sum_range
         axis = "its softmax is over another axis than the channels" if self.ending and self.ending.unit else "so"
         way = "export it with a softmax over the channels" if axis != "so" else "say --activation sigmoid"
         raise ModelError(
-            f"{self.path} gives {self.spec.outputs} probabilities that add up to {low:.3g} to {high:.3g} instead of 1, "
+            f"{self.path} gives {self.spec.values} probabilities that add up to {low:.3g} to {high:.3g} instead of 1, "
             f"{axis if axis != 'so' else 'which is no softmax'}: {way}"
         )
 
@@ -192,7 +192,7 @@ def refuse_labels(file: ModelFile, output: Port, said: OutputKind | None) -> Non
 
 def _check_activation(meaning: Meaning, ending: Ending) -> None:
     spec, path = meaning.spec, meaning.path
-    if ending.unit and spec.outputs == 1:
+    if ending.unit and spec.values == 1:
         raise ModelError(
             f"{path} ends in a softmax but has one output, so that it is 1 everywhere, or the softmax is over another "
             f"axis: export it with a sigmoid or with its logits"
@@ -202,9 +202,9 @@ def _check_activation(meaning: Meaning, ending: Ending) -> None:
             f"{path} ends in a softmax over its classes, --activation sigmoid contradicts that: say softmax, or leave "
             "it out"
         )
-    if ending.unit is False and spec.outputs > 1 and spec.activation == "softmax":
+    if ending.unit is False and spec.values > 1 and spec.activation == "softmax":
         raise ModelError(
-            f"{path} gives each of its {spec.outputs} outputs a probability of its own ({ending.operator}), "
+            f"{path} gives each of its {spec.values} outputs a probability of its own ({ending.operator}), "
             "--activation softmax contradicts that: say sigmoid, or leave it out"
         )
 

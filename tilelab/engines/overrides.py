@@ -217,7 +217,7 @@ def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -
     rank = len(spec.axes) + 2
     for port, verb, count, what in (
         (source, "takes", spec.channels, "input channels"),
-        (target, "gives", spec.outputs, "output channels"),
+        (target, "gives", spec.values, "output channels"),
     ):
         if port.dtype not in ("float32", "float16", "float64") and not (port is source and port.raw):
             raise ModelError(f"{file.path} {verb} {port}: tilelab needs float32 (or float16)")

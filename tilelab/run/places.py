@@ -24,7 +24,7 @@ def try_places(prepared: Prepared) -> int:
     last = len(lattice) - 1
     places = sorted({last * i // (_PLACES - 1) for i in range(_PLACES)})
     tiles = np.zeros((engine.batch, engine.spec.channels, *engine.tile), np.float32)
-    out = np.empty((engine.batch, engine.spec.outputs, *engine.tile), np.float32)
+    out = np.empty((engine.batch, engine.spec.values, *engine.tile), np.float32)
     for place in places:
         at = tuple(map(int, np.unravel_index(place, lattice.shape)))
         _cut(job, at, tiles[0])

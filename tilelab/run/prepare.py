@@ -107,7 +107,7 @@ def make_request(
     written = Written(
         options.labels,
         probability_classes(spec, options.probabilities),
-        spec.outputs if options.logits else 0,
+        spec.values if options.logits else 0,
     )
     if options.model.output_is == "map" and (written.labels or written.probabilities):
         raise ModelError(

@@ -50,8 +50,8 @@ class CopyingEngine(BaseEngine):
 
     def __init__(self, spec: ModelSpec, tile: tuple[int, ...], batch: int) -> None:
         super().__init__(spec, tile, batch)
-        self.source = [k % spec.channels for k in range(spec.outputs)]
-        self.factor = [(-1.0) ** k / (1 + k // 2) for k in range(spec.outputs)]  # all different: no ties
+        self.source = [k % spec.channels for k in range(spec.values)]
+        self.factor = [(-1.0) ** k / (1 + k // 2) for k in range(spec.values)]  # all different: no ties
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Copy."""

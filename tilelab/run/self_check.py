@@ -157,7 +157,7 @@ def _sweep(image: Array, engine: Engine, *, on_gpu: bool) -> tuple[UInt8, Float3
     options = Options(logits=True, probabilities=("none",), ignore_pixel_size=True)
     job = prepare(image, engine, options).job
     box = Box.whole(job.image.shape)
-    result = _Result(job.image.shape, engine.spec.outputs, job.frame.sweep_axis)
+    result = _Result(job.image.shape, engine.spec.values, job.frame.sweep_axis)
     (make_sweep(job, engine, box) if on_gpu else HostSweep(job, engine, box)).run(result)
     return result.labels, result.logits
 

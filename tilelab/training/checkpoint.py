@@ -114,7 +114,7 @@ def load_network(checkpoint: Checkpoint[Header], *, trust: bool = False) -> nn.M
 
     trust: import the module that it may name.
     """
-    recipe, outputs = checkpoint.header.recipe, checkpoint.header.spec.outputs
+    recipe, outputs = checkpoint.header.recipe, checkpoint.header.spec.values
     known = recipe.network
     network = build_model(known.architecture, known.channels, outputs, **{**known.options, "trust": trust})
     weights = checkpoint.part("average") or checkpoint.part("model")

@@ -61,7 +61,7 @@ def sweep(engine: Engine, image: Image, take: Callable[[Box, Finished], None], *
 
 def infer_logits(engine: Engine, image: Image) -> Float32:
     """Blended logits of a plane in memory, float32 ``(K, y, x)``."""
-    result = np.empty((engine.spec.outputs, *image.shape[-2:]), np.float32)
+    result = np.empty((engine.spec.values, *image.shape[-2:]), np.float32)
 
     def take(box: Box, rows: Finished) -> None:
         assert rows.logits is not None  # noqa: S101  # asked for

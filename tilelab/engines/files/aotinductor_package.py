@@ -56,7 +56,7 @@ def read_package(path: Path) -> ModelFile:
         format="aotinductor",
         files=(path,),
         inputs=(Port("tiles", compiled.dtype, (compiled.batch, spec.channels, *spec.tile)),),
-        outputs=(Port("logits", compiled.dtype, (compiled.batch, spec.outputs, *spec.tile)),),
+        outputs=(Port("logits", compiled.dtype, (compiled.batch, spec.values, *spec.tile)),),
         precision=compiled.precision,
         device=compiled.device,
         description=spec.to_json(),

@@ -170,7 +170,7 @@ def _model_file(
         format="tensorrt",
         files=files,
         inputs=(Port(source, source_dtype, (batch, spec.channels, *spec.tile)),),
-        outputs=(Port(target, target_dtype, (batch, spec.outputs, *spec.tile)),),
+        outputs=(Port(target, target_dtype, (batch, spec.values, *spec.tile)),),
         precision=precision,
         description=spec.to_json(),
         endings={target: _ENDINGS[activation]} if activation in _ENDINGS else {},

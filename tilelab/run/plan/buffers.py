@@ -114,8 +114,8 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
     made = {
         "raw rows": Buffer((image.channels, min(sweep.tile, sweep.size), *seen[1:]), image.dtype),
         **_batches(request),
-        "blank tiles": Buffer((BLANKS, request.spec.outputs, *tile), _F32),
-        "canvas": Buffer((request.spec.outputs, sweep.tile, *extent[1:]), _F32),
+        "blank tiles": Buffer((BLANKS, request.spec.values, *tile), _F32),
+        "canvas": Buffer((request.spec.values, sweep.tile, *extent[1:]), _F32),
         **finished_rows(request.written, GROUPS, rows * plane),
     }
     # one being read, one being cut, and those between
@@ -132,7 +132,7 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
 def _batches(request: Request) -> dict[str, Buffer]:
     """Tiles and logits on their way to and from the engine; each stream has one more of them."""
     spec, ahead = request.spec, batches_ahead(request.streams)
-    tiles, logits = ((request.batch, n, *spec.tile) for n in (spec.channels, spec.outputs))
+    tiles, logits = ((request.batch, n, *spec.tile) for n in (spec.channels, spec.values))
     found = {
         "tiles": Buffer((BATCHES_AHEAD + 2 + ahead, *tiles), _F32),
         "logits": Buffer((BATCHES_BEHIND + ahead, *logits), _F32),

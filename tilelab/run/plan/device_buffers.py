@@ -79,12 +79,12 @@ def _device_buffers(request: Request, extent: list[int], seen: list[int], tiles:
     tile = request.frame.sweep_first(request.lattice.tile)
     step = min(sweep.step, extent[0])
     f32, i32 = np.dtype(np.float32), np.dtype(np.int32)
-    logits = Buffer((batch, spec.outputs, *tile), gpu.logits_dtype)
+    logits = Buffer((batch, spec.values, *tile), gpu.logits_dtype)
     device = {
         "raw rows": Buffer((image.channels, *seen), image.dtype),
         "tiles": Buffer((batch, spec.channels, *tile), gpu.tiles_dtype),
         "logits": logits,
-        "canvas": Buffer((spec.outputs, sweep.tile, *extent[1:]), f32),
+        "canvas": Buffer((spec.values, sweep.tile, *extent[1:]), f32),
         "placement": Buffer((math.prod(tiles), 4), i32),
         "cross shares": Buffer((tiles[0], cross.tile), f32),
         "x shares": Buffer((tiles[1], cols.tile), f32),

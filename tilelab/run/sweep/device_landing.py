@@ -68,7 +68,7 @@ class Landings:
         """The rows of a group, ``(rows, cross, x)``, with a leading axis for all but labels."""
         area = (landing.stop - landing.start, *self._plane)
         size = math.prod(area)
-        counts = {"probabilities": len(self._unit.job.channels), "finished logits": self.engine.spec.outputs}
+        counts = {"probabilities": len(self._unit.job.channels), "finished logits": self.engine.spec.values}
         shaped = {"labels": arrays["labels"][:size].reshape(*area)}
         for name, count in counts.items():
             if name in arrays:

@@ -176,7 +176,7 @@ class DeviceWork:
         """The logits of the batch, summed over the symmetries."""
         tiles, logits = self.at["tiles"], self.at["logits"]
         engine, tile = self.engine, self.engine.tile
-        batch_in, batch_out = (engine.batch, engine.spec.channels, *tile), (engine.batch, engine.spec.outputs, *tile)
+        batch_in, batch_out = (engine.batch, engine.spec.channels, *tile), (engine.batch, engine.spec.values, *tile)
         if self.job.symmetries == 1:
             engine.enqueue(tiles.reshape(*batch_in), logits.reshape(*batch_out))
             return logits

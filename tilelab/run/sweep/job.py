@@ -71,7 +71,7 @@ class Job:
 
     def request(self, engine: Engine, gpu: GpuRoom | None = None) -> Request:
         """What a plan is asked for this job on `engine`, and its GPU: it decides what a unit holds."""
-        written = Written(self.labels, tuple(self.channels.tolist()), engine.spec.outputs if self.logits else 0)
+        written = Written(self.labels, tuple(self.channels.tolist()), engine.spec.values if self.logits else 0)
         return Request(
             ImageFacts.of(self.image),
             engine.spec,
