@@ -16,7 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import grimp
 
-ROOMS, FLOORS = 20, 9
+ROOMS, FLOORS = 22, 9
 PACKAGES = ("tilelab", "benchmarks")
 
 Imports = Mapping[str, Set[str]]

@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "say what infer would do: tiles, bytes, memory, time",
     "info": "describe an image, a model or a result",
     "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",
+    "measure": "areas and objects of a segmentation, in numbers",
     "eval": "score a segmentation against the truth",
     "train": "train a model from a recipe",
     "pretrain": "train an encoder on images in one folder per class",

@@ -30,6 +30,7 @@ class Labels:
         chunks: what one read decodes, per axis.
         classes: names and colours where the file knows them, else None.
         pixel_size_nm: of (y, x), or None when unknown.
+        voxel_size_nm: of (y, x) or (z, y, x), as the axes of the file are, or None when unknown.
         assumptions: what had to be guessed to open them.
         result: the OME-Zarr result they belong to, or None.
     """
@@ -52,6 +53,7 @@ class Labels:
         self.classes: tuple[ClassInfo, ...] | None = result.info.classes if result else None
         size = image.pixel_size_nm
         self.pixel_size_nm = None if size is None else (size[-2], size[-1])
+        self.voxel_size_nm = size
         self.result = result
         self.assumptions = () if result else image.assumptions
 

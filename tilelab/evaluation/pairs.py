@@ -53,16 +53,16 @@ def find_pairs(prediction: Path, truth: Path, image: Path | None = None) -> tupl
     Raises:
         InputError: something does not exist, two files have the same name, or nothing pairs.
     """
-    single = [_is_file(path) for path in (prediction, truth)]
+    single = [is_file(path) for path in (prediction, truth)]
     if all(single):
         name = name_of(prediction)
-        images = {} if image is None else {name: image} if _is_file(image) else match_names({name}, list_files(image))
+        images = {} if image is None else {name: image} if is_file(image) else match_names({name}, list_files(image))
         return [Pair(name, prediction, truth, images.get(name))], []
     predictions = {name_of(prediction): prediction} if single[0] else list_files(prediction)
     truths = {name_of(truth): truth} if single[1] else list_files(truth)
     found = match_names(set(predictions), truths)
-    images = {} if image is None or _is_file(image) else match_names(set(found), list_files(image))
-    if image is not None and _is_file(image) and len(found) == 1:
+    images = {} if image is None or is_file(image) else match_names(set(found), list_files(image))
+    if image is not None and is_file(image) and len(found) == 1:
         images = dict.fromkeys(found, image)
     pairs = [Pair(name, predictions[name], found[name], images.get(name)) for name in sorted(found)]
     used = {pair.truth for pair in pairs}
@@ -135,7 +135,7 @@ def _core(name: str) -> str:
     return core
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Whether `path` is one image: a file, or a folder that is a Zarr.
 
     Raises:

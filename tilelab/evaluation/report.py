@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tilelab.evaluation.metrics.confusion import Scores
 from tilelab.evaluation.scoring import Evaluation, PairScores
+from tilelab.text import markdown_table, plain_numbers
 
 _RULES = (
     "The pixels of all images are counted together ('all'). A class that occurs in neither truth nor prediction has no "
@@ -47,7 +47,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         both = [_number(total.v_rand), _number(total.v_info)] if total else []
         sums = [f"{sum(numbers):,}" for numbers in beside.values()]
         rows.append(["**all**", *_row(evaluation.pooled), *both, *sums])
-    parts = [_table(head, rows), _table(*_class_table(evaluation)), _tell_means(evaluation), _RULES]
+    parts = [markdown_table(head, rows), markdown_table(*_class_table(evaluation)), _tell_means(evaluation), _RULES]
     if beside:
         parts.append(
             "Left out: pixels without a class in the truth, in no score. Unlisted: pixels that a label map does not "
@@ -95,7 +95,7 @@ def to_json(evaluation: Evaluation) -> str:
         "pixel_size_nm": evaluation.pixel_size_nm,
         "notes": evaluation.notes,
     }
-    return json.dumps(_plain(document), indent=1) + "\n"
+    return json.dumps(plain_numbers(document), indent=1) + "\n"
 
 
 def _row(scores: Scores) -> list[str]:
@@ -123,18 +123,6 @@ def _class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
                 row.append(_number(distance * size[0], 1))
         rows.append(row)
     return head, rows
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in plain text too; the first column is left-aligned."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
-
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([line(head), rule, *map(line, rows)])
 
 
 def _number(value: float, digits: int = 4) -> str:
@@ -177,14 +165,3 @@ def _extras(scored: Evaluation | PairScores, names: list[str]) -> dict[str, Any]
     if scored.isbi is not None:
         record["isbi"] = asdict(scored.isbi)
     return record
-
-
-def _plain(value: Any) -> Any:
-    """`value` with what JSON cannot say made null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -32,9 +32,9 @@ def halve_mean(block: UInt8, z_factor: int) -> UInt8:
     return out
 
 
-def halve_mode(block: UInt8, z_factor: int) -> UInt8:
-    """Most frequent of 2x2 (or 2x2x2) labels, ties to the higher; uint8 ``(n, z, y, x)`` to uint8 of `halved` shape."""
-    out = np.empty(halved(block.shape, z_factor), np.uint8)
+def halve_mode(block: Array, z_factor: int) -> Array:
+    """Most frequent of 2x2 (or 2x2x2) labels, ties to the higher; unsigned ``(n, z, y, x)`` to the same, `halved`."""
+    out = np.empty(halved(block.shape, z_factor), block.dtype)
     (_mode_yx if z_factor == 1 else _mode_zyx)(block, out)
     return out
 
@@ -122,7 +122,7 @@ def _mode_yx(block: Any, out: Any) -> None:
 @jit()
 def _mode_zyx(block: Any, out: Any) -> None:
     channels, depth, height, width = block.shape
-    values = np.empty(8, np.uint8)
+    values = np.empty(8, block.dtype)
     for c in range(channels):
         for z in range(out.shape[1]):
             z0, z1 = 2 * z, min(2 * z + 1, depth - 1)

@@ -96,7 +96,7 @@ def halve(block: Array, z_factor: int) -> Array:
 
 def halve_labels(block: Array, z_factor: int) -> Array:
     """Most frequent of 2x2 (or 2x2x2) labels, ties to the higher; ``(n, z, y, x)`` to `halved` shape, same dtype."""
-    if block.dtype == np.uint8:
+    if block.dtype.kind == "u":
         return halve_mode(block, z_factor)
     parts = []
     for offsets in product(range(z_factor), range(2), range(2)):

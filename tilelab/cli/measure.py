@@ -1,0 +1,182 @@
+"""`tilelab measure RESULT`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilelab.assumptions import check_strict
+from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP
+from tilelab.cli.screen import say
+from tilelab.cli.trust_words import OUTSIDE_HELP
+from tilelab.errors import InputError, OutputError
+from tilelab.io.storage.claims import Write, claim
+from tilelab.machine.disk import write_text
+
+if TYPE_CHECKING:
+    from tilelab.measure.survey import Survey
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    add = parser.add_argument
+    add("result", metavar="RESULT", help="a result of infer, a label image, or a folder of them")
+    add("--image", metavar="IMAGE", help="the micrograph or a folder of them: intensities under the objects")
+    add("-o", "--output", metavar="TABLE", help="the objects, one a row: NAME.csv, or NAME.parquet (extra [tables])")
+    add("--objects", metavar="OUT", help="the objects' numbers as NAME.ome.zarr or NAME.ome.tif (a folder of many)")
+    add("--json", metavar="FILE", help="write all numbers but the objects'")
+    add("--pictures", metavar="DIR", help="write the distributions of sizes, shapes and distances")
+    add(
+        "--class", dest="only", action="append", default=[], metavar="NAME", help="objects of this class alone (repeat)"
+    )
+    add("--min-size", default="0", metavar="SIZE", help="what is smaller is no object: 50px, 200nm2, 0.5um2")
+    add(
+        "--connectivity",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pixels of an object touch by faces (1, default), edges (2: also diagonally in a plane) or corners (3)",
+    )
+    add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
+    add("--label-map", metavar="MAP", help="classes of stored values, 255:1 or '#0000ff:1', as for eval")
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
+    add("--series", metavar="N", help=SERIES_HELP)
+    add("--image-axes", metavar="LETTERS", help="the same of IMAGE")
+    add("--image-series", metavar="N", help="which of several images in IMAGE")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add("--overwrite", action="store_true", help="replace what --objects names if it exists")
+    add("--strict", action="store_true", help="refuse to assume anything, the pixel size included")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure areas and objects."""
+    from tilelab.evaluation.label_map import LabelMap
+    from tilelab.measure.report import Summary
+    from tilelab.measure.survey import Question, measure
+    from tilelab.measure.table import check_table, write_table
+
+    question = Question(
+        connectivity=args.connectivity,
+        min_size=args.min_size,
+        only=tuple(args.only),
+        pixel_size_nm=args.pixel_size,
+        label_map=LabelMap.parse(args.label_map) if args.label_map else None,
+        axes=args.axes,
+        series=args.series,
+        image_axes=args.image_axes,
+        image_series=args.image_series,
+        allow_outside=args.allow_outside,
+    )
+    labels, images = _files(args)
+    _claim(args, many=len(labels) > 1)
+    if args.output is not None:
+        check_table(Path(args.output))
+    summary = Summary()
+    said: set[str] = set()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name, path in labels.items():
+            with closing(measure(path, question, image=images.get(name), progress=_progress())) as survey:
+                check_strict(survey.assumptions, args.strict)
+                for line in map(str, survey.assumptions):
+                    if line not in said:
+                        say(line)
+                    said.add(line)
+                yield from summary.rows(survey)
+                if args.objects is not None:
+                    _write_objects(survey, _objects_path(args.objects, name, len(labels) > 1), args.overwrite)
+
+    if args.output is not None:
+        write_table(Path(args.output), rows())
+    else:
+        for _ in rows():
+            pass
+    text = summary.markdown()
+    print(text, end="")
+    if args.json is not None:
+        write_text(Path(args.json), summary.to_json())
+    if args.pictures is not None:
+        from tilelab.measure.pictures import draw_distributions
+
+        for picture in draw_distributions(summary, Path(args.pictures)):
+            print(picture, file=sys.stderr)
+    return 0
+
+
+def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The label images by name, and the micrographs that belong to them."""
+    from tilelab.evaluation.pairs import is_file, list_files, match_names, name_of
+
+    result = Path(args.result)
+    labels = {name_of(result): result} if is_file(result) else list_files(result)
+    if args.image is None:
+        return labels, {}
+    image = Path(args.image)
+    if is_file(image):
+        if len(labels) > 1:
+            raise InputError(f"{result} holds {len(labels)} label images, --image {image} is one: give a folder")
+        return labels, dict.fromkeys(labels, image)
+    images = match_names(set(labels), list_files(image))
+    if lacking := sorted(set(labels) - set(images)):
+        raise InputError(f"{image} has no image of {lacking[0]} ({len(lacking)} lack theirs)")
+    return labels, dict(images)
+
+
+def _objects_path(wanted: str, name: str, many: bool) -> Path:
+    return Path(wanted) / f"{name}.ome.zarr" if many else Path(wanted)
+
+
+def _write_objects(survey: Survey, path: Path, overwrite: bool) -> None:
+    """The second pass: every object painted with its number."""
+    from tilelab.io.convert import convert_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = convert_image(survey.objects_image(), path, labels=True, overwrite=overwrite)
+    say(f"{path}: {survey.objects.count:,} objects, {done['dtype']}, {done['levels']} levels, {done['seconds']:.1f} s")
+
+
+def _claim(args: argparse.Namespace, *, many: bool) -> None:
+    """Refuse what could not be written, or would overwrite what is measured, before anything is read.
+
+    Raises:
+        OutputError: it names both.
+    """
+    objects = None if args.objects is None else str(args.objects)
+    if objects is not None and not many and not objects.lower().endswith((".zarr", ".tif", ".tiff")):
+        raise OutputError(
+            f"--objects {objects} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif"
+        )
+    claim(
+        {"RESULT": args.result, "--image": args.image},
+        [
+            Write(args.output, "-o", "text" if str(args.output).lower().endswith(".csv") else "any"),
+            Write(objects, "--objects", "into" if many else "folder"),
+            Write(args.json, "--json", "json"),
+            Write(args.pictures, "--pictures", "into"),
+        ],
+    )
+
+
+def _progress() -> Callable[[int, int], None] | None:
+    """One line that is written over, on a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        print(f"\rmeasuring {done / total:4.0%}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas between") from None
+    if not all(0 < size < 1e9 for size in sizes) or len(sizes) > 3:
+        raise argparse.ArgumentTypeError(f"{text!r} are no pixel sizes: one to three numbers above 0")
+    return sizes

@@ -1,0 +1,10 @@
+"""What a segmentation says in numbers: areas and objects; streamed, in units where the pixel size is known.
+
+>>> from tilelab.measure import measure
+>>> survey = measure("cells.ome.zarr")          # doctest: +SKIP
+>>> survey.fractions, survey.table()            # doctest: +SKIP
+"""
+
+from tilelab.measure.survey import Question, Survey, measure
+
+__all__ = ["Question", "Survey", "measure"]

@@ -1,0 +1,118 @@
+"""Distributions of the objects' measures as pictures: histograms, one panel a class, drawn with Pillow."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Picture
+from PIL import ImageDraw, ImageFont
+
+from tilelab.arrays import Float64
+from tilelab.machine.disk import replacing
+from tilelab.measure.report import Summary
+
+_WIDTH, _HEIGHT = 900, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 56, 64
+_INK, _FAINT, _PAPER = (30, 33, 38), (205, 208, 212), (255, 255, 255)
+_SHOWN = ("equivalent_diameter", "circularity", "sphericity", "nearest")
+_MOST_BINS = 60
+
+
+def draw_distributions(summary: Summary, folder: Path) -> list[Path]:
+    """Draw ``CLASS.MEASURE.png`` for every class and measure that there is; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for survey_class in max((survey.classes for survey in summary.surveys), key=len, default=()):
+        for measure in _SHOWN:
+            key, values = summary.values(survey_class.name, measure)
+            values = values[np.isfinite(values)]
+            if len(values) < 2:
+                continue
+            safe = re.sub(r"[^\w.-]+", "_", survey_class.name)
+            path = folder / f"{safe}.{measure}.png"
+            picture = draw_histogram(values, f"{survey_class.name}: {words(key)}", survey_class.color)
+            with replacing(path) as temporary:
+                picture.save(temporary, "PNG")
+            written.append(path)
+    return written
+
+
+def words(key: str) -> str:
+    """``equivalent_diameter_nm`` as ``equivalent diameter, nm``."""
+    name, _, unit = key.rpartition("_")
+    return f"{name.replace('_', ' ')}, {unit}" if unit in ("px", "nm", "nm2", "nm3", "px2") else key.replace("_", " ")
+
+
+def draw_histogram(values: Float64, title: str, color: str) -> Picture.Image:
+    """A histogram of at least two finite values, with mean and median marked; RGB.
+
+    Bins are as wide as Freedman and Diaconis say; the last one that is shown ends beyond the 99.5th percentile, and how
+    many lie further out is said.
+    """
+    high, low = float(np.percentile(values, 99.5)), float(values.min())
+    if high <= low:
+        high = low + max(abs(low) * 0.01, 1e-9)
+    spread = float(np.subtract(*np.percentile(values, [75, 25])))
+    wanted = 2 * spread / len(values) ** (1 / 3) or (high - low) / 20
+    edges = _round_edges(low, high, min(_MOST_BINS, max(5, math.ceil((high - low) / wanted))))
+    counts, _ = np.histogram(values, edges)
+    beyond = int((values > edges[-1]).sum())
+    panel = Picture.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def x_of(value: float) -> float:
+        return _LEFT + float((value - edges[0]) / (edges[-1] - edges[0])) * width
+
+    top = max(1, int(counts.max()))
+    for tick in _ticks(0, top, 4):
+        y = _TOP + height - tick / top * height
+        draw.line((_LEFT, y, _LEFT + width, y), _FAINT)
+        _text(draw, (_LEFT - 8, y), f"{tick:g}", 14, anchor="rm")
+    fill = tuple(bytes.fromhex(color[1:]))
+    for count, first, last in zip(counts, edges, edges[1:], strict=False):
+        if count:
+            y = _TOP + height - count / top * height
+            draw.rectangle((x_of(first) + 1, y, x_of(last) - 1, _TOP + height), fill, _INK)
+    draw.line((_LEFT, _TOP + height, _LEFT + width, _TOP + height), _INK)
+    for tick in _ticks(edges[0], edges[-1], 8):
+        draw.line((x_of(tick), _TOP + height, x_of(tick), _TOP + height + 5), _INK)
+        _text(draw, (x_of(tick), _TOP + height + 8), f"{tick:g}", 14, anchor="ma")
+    marks = {"median": float(np.median(values)), "mean": float(values.mean())}
+    for i, value in enumerate(marks.values()):
+        if edges[0] <= value <= edges[-1]:
+            for y in range(_TOP, _TOP + height, 8 + 6 * i):
+                draw.line((x_of(value), y, x_of(value), y + 4), _INK, 2)
+    _text(draw, (_LEFT, 12), title, 19)
+    told = [f"n = {len(values):,}", *(f"{name} {value:.4g}" for name, value in marks.items())]
+    told += [f"{beyond} beyond {edges[-1]:g}"] if beyond else []
+    _text(draw, (_LEFT + width, 16), "   ".join(told), 15, anchor="ra")
+    _text(draw, (_LEFT, _HEIGHT - 26), "short dashes: median, long gaps: mean", 13)
+    return panel
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from `low` to `high`, at most `most` and one."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _round_edges(low: float, high: float, bins: int) -> Float64:
+    """Edges of about so many bins, at round numbers."""
+    raw = (high - low) / bins
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * n for n in (1, 2, 2.5, 5, 10) if power * n >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    edges: Float64 = np.arange(first, max(last, first + 1) + 1, dtype=np.float64) * step
+    return edges
+
+
+def _text(draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, size: int, anchor: str = "la") -> None:
+    draw.text((at[0], at[1]), text, _INK, ImageFont.load_default(size), anchor)

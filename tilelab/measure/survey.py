@@ -1,0 +1,291 @@
+"""`measure`: everything that is asked about one label image, in one or two passes over it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array, Float64
+from tilelab.assumptions import Assumption
+from tilelab.errors import InputError
+from tilelab.evaluation.census import Census, judge
+from tilelab.evaluation.label_map import IGNORE, LabelMap
+from tilelab.evaluation.labels import Labels, open_labels
+from tilelab.evaluation.pairs import name_of
+from tilelab.geometry import Box
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
+from tilelab.measure.components import Components, ObjectsImage, find_objects
+from tilelab.measure.fractions import BlockCounts, Fraction
+from tilelab.measure.neighbours import nearest_distances
+from tilelab.measure.shapes import centres, classes_of, measure_intensities, measure_shapes
+from tilelab.measure.sizes import parse_size
+from tilelab.spec import ClassInfo, default_colors
+from tilelab.text import size_text
+
+Size = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be measured, and how the labels are to be read.
+
+    Attributes:
+        connectivity: in how many axes neighbouring pixels of an object may differ: 1 for faces alone.
+        min_size: what is smaller is no object: ``50px``, ``200nm2``.
+        only: classes whose objects are wanted, by name or index; all but the first where empty.
+        pixel_size_nm: (y, x) or (z, y, x), instead of what is stated.
+        label_map, axes, series, allow_outside: as for `open_labels`.
+        image_axes, image_series: of the micrograph.
+        grid: planes and rows of a block; no result depends on it.
+        threads: no result depends on them either.
+    """
+
+    connectivity: int = 1
+    min_size: str = "0"
+    only: tuple[str, ...] = ()
+    pixel_size_nm: tuple[float, ...] | None = None
+    label_map: LabelMap | None = None
+    axes: str | None = None
+    series: str | None = None
+    image_axes: str | None = None
+    image_series: str | None = None
+    allow_outside: bool = False
+    grid: tuple[int, int] | None = None
+    threads: int | None = None
+
+
+@dataclass
+class Survey:
+    """What was found in one label image.
+
+    Attributes:
+        path: of the labels.
+        name: of the image.
+        shape: (z, y, x).
+        size_nm: of a pixel (z, y, x), None where it is not known.
+        classes: names and colours, background first.
+        counts: pixels by class in blocks.
+        fractions: shares of the classes.
+        objects: the objects, with a second pass that paints them.
+        nearest: distance of each to the nearest of its class, in nm or pixels.
+        labels: what was measured; open until `close`.
+        assumptions: what had to be guessed.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, int, int]
+    size_nm: Size | None
+    classes: tuple[ClassInfo, ...]
+    counts: BlockCounts
+    fractions: list[Fraction]
+    objects: Components
+    nearest: Float64
+    labels: Labels
+    image: Image | None
+    assumptions: tuple[Assumption, ...]
+
+    @property
+    def unit(self) -> str:
+        """``nm``, or ``px`` where the pixel size is not known."""
+        return "px" if self.size_nm is None else "nm"
+
+    def columns(self) -> Iterator[dict[str, Array]]:
+        """The table of objects in the order of their numbers, some tens of thousands at a time."""
+        first = 0
+        names = np.array([info.name for info in self.classes])
+        for records in self.objects.records():
+            labels = classes_of(records)
+            last = first + len(records)
+            table: dict[str, Array] = {"object": np.arange(first + 1, last + 1), "class": names[labels]}
+            table |= measure_shapes(records, self.shape, self.size_nm)
+            if self.image is not None:
+                table |= measure_intensities(records)
+            table[f"nearest_{self.unit}"] = self.nearest[first:last]
+            yield table
+            first = last
+
+    def table(self) -> dict[str, Array]:
+        """The whole table in memory."""
+        parts = list(self.columns())
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+
+    def density(self, count: int) -> float:
+        """Objects per square (cubic) micrometre, or per megapixel where the pixel size is not known."""
+        if self.size_nm is None:
+            return count * 1e6 / math.prod(self.shape)
+        flat = self.shape[0] == 1
+        space = math.prod(n * s / 1e3 for n, s in list(zip(self.shape, self.size_nm, strict=True))[int(flat) :])
+        return count / space
+
+    def objects_image(self) -> ObjectsImage:
+        """The numbers of the objects as a lazy image."""
+        size = None if self.size_nm is None else self.size_nm[int(self.shape[0] == 1) :]
+        return ObjectsImage(self.objects, str(self.path), size)
+
+    def close(self) -> None:
+        """Release files."""
+        self.labels.close()
+        if self.image is not None:
+            self.image.close()
+
+
+def measure(
+    source: str | Path,
+    question: Question | None = None,
+    *,
+    image: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Survey:
+    """Measure the classes and objects of a result or label image of any size; close what it returns.
+
+    Args:
+        source: anything that `open_labels` takes.
+        question: what is wanted.
+        image: the micrograph, for intensities under the objects: anything that `open_image` takes.
+        progress: called with pixels done and in all.
+
+    Raises:
+        InputError: something cannot be read, or the micrograph has another size.
+    """
+    question = question or Question()
+    labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
+    grey: Image | None = None
+    try:
+        if image is not None:
+            grey = open_image(
+                image, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
+            )
+            _check_image(grey, labels)
+        return _survey(labels, grey, question, progress)
+    except BaseException:
+        labels.close()
+        if grey is not None:
+            grey.close()
+        raise
+
+
+def _survey(
+    labels: Labels, image: Image | None, question: Question, progress: Callable[[int, int], None] | None
+) -> Survey:
+    size = _pixel_size(labels, image, question)
+    flat = labels.shape[0] == 1
+    guesses = labels.assumptions
+    if size is None:
+        guesses += (
+            Assumption(
+                what="the pixel size",
+                taken="unknown, lengths are in pixels",
+                because="neither file nor flag says it",
+                flag="--pixel-size",
+            ),
+        )
+    if not 1 <= question.connectivity <= (2 if flat else 3):
+        raise InputError(f"connectivity {question.connectivity}: it is 1 to {2 if flat else 3} for {labels.path}")
+    counts = BlockCounts(labels.shape)
+    total, done = math.prod(labels.shape), 0
+
+    def advance(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        if progress is not None:
+            progress(done, total)
+
+    objects = find_objects(
+        labels,
+        only=_find_classes(labels, question.only) if question.only else range(IGNORE),
+        connectivity=question.connectivity,
+        min_pixels=parse_size(question.min_size, size, 2 if flat else 3),
+        image=None if image is None else _Grey(Volume(image)),
+        pixel_size=(1.0, 1.0) if size is None else size[1:],
+        grid=question.grid,
+        threads=question.threads,
+        seen=counts.add,
+        progress=advance,
+    )
+    _judge(labels, counts, question)
+    fractions = counts.fractions()
+    known = labels.classes or unnamed_classes(len(fractions))
+    fractions += [Fraction(0, 0.0, math.nan, math.nan, 0)] * (len(known) - len(fractions))
+    scale = size or (1.0, 1.0, 1.0)
+    chosen = [(centres(r, (0.0 if flat else scale[0], *scale[1:])), classes_of(r)) for r in objects.records()]
+    where = np.concatenate([c for c, _ in chosen]) if chosen else np.empty((0, 3))
+    which = np.concatenate([k for _, k in chosen]) if chosen else np.empty(0, np.uint8)
+    return Survey(
+        path=labels.path, name=name_of(labels.path), shape=labels.shape, size_nm=size, classes=known, counts=counts,
+        fractions=fractions, objects=objects, nearest=nearest_distances(where, which), labels=labels, image=image,
+        assumptions=guesses,
+    )  # fmt: skip
+
+
+def _judge(labels: Labels, counts: BlockCounts, question: Question) -> None:
+    """Refuse values that are no classes, a mask of 0 and 255 for one; leave out what the label map ignores."""
+    if question.label_map is not None:
+        counts.forget(IGNORE)
+        return
+    census = Census(str(labels.path), Counter({value: int(n) for value, n in enumerate(counts.totals) if n}))
+    judge(census, None, [info.name for info in labels.classes or ()], flag="--label-map")
+
+
+def unnamed_classes(count: int) -> tuple[ClassInfo, ...]:
+    """Classes that have no names."""
+    names = [f"class {k}" for k in range(max(2, count))]
+    return tuple(map(ClassInfo, names, default_colors(len(names))))
+
+
+def _pixel_size(labels: Labels, image: Image | None, question: Question) -> Size | None:
+    """What the user says, else the labels, else the micrograph; a plane is one pixel thick."""
+    flat = labels.shape[0] == 1
+    given = question.pixel_size_nm
+    if given is not None and len(given) == 1:
+        given = given * 3
+    said = given or labels.voxel_size_nm or (None if image is None else image.pixel_size_nm)
+    if said is None:
+        return None
+    if len(said) == 2 and not flat:
+        raise InputError(f"{labels.path} is a volume, its pixel size has two numbers: say all three with --pixel-size")
+    z, y, x = said if len(said) == 3 else (1.0, *said)
+    return (1.0 if flat else z, y, x)
+
+
+def _check_image(image: Image, labels: Labels) -> None:
+    volume = Volume(image)
+    if volume.channels != 1 or volume.shape != labels.shape:
+        raise InputError(
+            f"{image.uri} is {size_text(image.shape)} ({image.axes}), {labels.path} {size_text(labels.shape)} pixels: "
+            "give its own micrograph"
+        )
+
+
+def _find_classes(labels: Labels, wanted: Sequence[str]) -> list[int]:
+    """Indices of classes by name or index."""
+    names = [info.name for info in labels.classes or ()]
+    found = []
+    for one in wanted:
+        if one in names:
+            found.append(names.index(one))
+        elif one.isdecimal() and 0 < int(one) < (len(names) or 256):
+            found.append(int(one))
+        else:
+            told = ", ".join(f"{i} {name}" for i, name in enumerate(names)) or "numbered 1 to 255"
+            raise InputError(f"{labels.path} has no class {one!r} that objects can be of: they are {told}")
+    return found
+
+
+class _Grey:
+    """A micrograph without its channel axis."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    def read(self, box: Box) -> Array:
+        plane: Array = self._volume.read(box)[0]
+        return plane
