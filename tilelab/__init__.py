@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tilelab.errors import TilelabError as TilelabError
     from tilelab.io.images.open import open_image as open_image
     from tilelab.io.results.result import read_result as read_result
+    from tilelab.run.batch.many import infer_many as infer_many
     from tilelab.run.infer import infer as infer
     from tilelab.run.infer import plan as plan
     from tilelab.run.map_tiles import map_tiles as map_tiles
@@ -32,6 +33,7 @@ _HOMES = {
     "SpecOverrides": "engines.overrides",
     "TilelabError": "errors",
     "infer": "run.infer",
+    "infer_many": "run.batch.many",
     "load_engine": "engines.registry",
     "map_tiles": "run.map_tiles",
     "open_image": "io.images.open",

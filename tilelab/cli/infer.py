@@ -1,4 +1,4 @@
-"""`tilelab infer IMAGE --model M [-o OUT]`."""
+"""`tilelab infer IMAGE... --model M [-o OUT]`: one image, or many with one engine."""
 
 from __future__ import annotations
 
@@ -7,18 +7,37 @@ import json
 import signal
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
-from tilelab.cli.run_arguments import add_run_arguments, options_from_args
+from tilelab.cli.many import FORMATS, ManyBar, Notes, are_many, one_stack, say_end
+from tilelab.cli.run_arguments import add_run_arguments, options_from_args, parse_count
 from tilelab.cli.screen import ProgressBar, duration, say, summary
+from tilelab.errors import Interrupted, OutputError
 from tilelab.machine.disk import write_text
 from tilelab.run.options import Options
+from tilelab.run.progress import Silent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
+    parser.epilog = (
+        "Of many images the exit code is 0 when all are done, 4 when some failed (they are named at the end, and the "
+        "same command tries them again), 2 when none could be done."
+    )
     add_run_arguments(parser)
-    parser.add_argument("-o", "--out", metavar="OUT", help="NAME.ome.zarr (default), .ome.tif, .png, .precomputed")
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="OUT",
+        help="NAME.ome.zarr (default), .ome.tif, .png, .precomputed; of many images a folder, which gets a result and "
+        "a picture each, summary.csv and summary.html",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="of the results in a folder (ome.zarr)")
+    parser.add_argument(
+        "--at-once", type=parse_count, metavar="N", help="of many images, so many at a time (as the engine needs)"
+    )
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left at OUT")
     parser.add_argument("--report", metavar="FILE.json", help="write the run report")
     parser.add_argument("--overview", metavar="FILE.png", help="draw the image with the segmentation over it")
@@ -29,16 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment an image."""
+    """Segment an image, or many."""
     from tilelab.run.infer import claim_run, infer
 
     options = options_from_args(args)
+    if are_many(args.images, args.out, options):
+        return _infer_many(args, options)
+    for flag, given in (("--format", args.format), ("--at-once", args.at_once)):
+        if given is not None:
+            raise OutputError(f"{flag} is for many images, one was given: leave it out, or give a folder, -o FOLDER/")
+    (args.image,) = args.images
+    options = replace(options, stack=one_stack(args.image, args.out, options))
     claim_run(args.image, args.model, args.out, options, overview=args.overview, report=args.report)
     if args.dry_run:
         return _rehearse(args, options)
-    if threading.current_thread() is threading.main_thread():
-        # a scheduler's polite kill is like Ctrl-C: stop, and leave a result that can be continued
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    _stop_politely()
     done = infer(
         args.image,
         args.model,
@@ -55,6 +79,48 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None and not done.already_finished:
         write_text(Path(args.report), json.dumps(done.report, indent=1) + "\n")
     return 0
+
+
+def _stop_politely() -> None:
+    """Take a scheduler's polite kill like Ctrl-C: stop, and leave a result that can be continued."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def _infer_many(args: argparse.Namespace, options: Options) -> int:
+    """Segment many images; returns the exit code."""
+    from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
+    from tilelab.run.batch.many import PAGE, Batch, Outcome
+
+    for flag, given in (("--report", args.report), ("--overview", args.overview), ("--dry-run", args.dry_run)):
+        if given:
+            raise OutputError(f"{flag} is for one image; of many the folder holds a report and a picture each")
+    began, notes = time.perf_counter(), Notes()
+    batch = Batch.of(args.images, args.model, args.out, options, suffix=f".{args.format or 'ome.zarr'}", note=notes)
+    bar = None if args.quiet else ManyBar(len(batch.names))
+    _stop_politely()
+    done = before = 0
+    failed: list[Outcome] = []
+    try:
+        for outcome in batch.run(args.at_once, bar or Silent()):
+            if outcome.run is None:
+                failed.append(outcome)
+            elif outcome.run.already_finished:
+                before += 1
+            else:
+                done += 1
+            if bar is not None:
+                bar.ended(outcome)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; the same command continues (finished results: {args.out})") from None
+    finally:
+        if bar is not None:
+            bar.close()
+    notes.end()
+    say_end(done, before, failed, time.perf_counter() - began, str(batch.folder / PAGE))
+    if not failed:
+        return EXIT_DONE
+    return EXIT_INCOMPLETE if done or before else EXIT_USAGE
 
 
 def _rehearse(args: argparse.Namespace, options: Options) -> int:

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.run.prepare import expected_streams, plan_image
 
     options = options_from_args(args)
+    (args.image,) = args.images
     if args.price is not None and args.no_calibration and args.speed is None:
         raise PlanError("--price needs a speed: give --speed, or leave --no-calibration out")
     if options.auto_tile:

@@ -12,13 +12,17 @@ from tilelab.spec import PRECISIONS
 from tilelab.text import parse_bytes
 
 SERIES_HELP = "which of several images in the file or folder, by number from 0 or by name, as `tilelab info` lists them"
+STACK_HELP = "the images of a folder or pattern are slices of one stack, or are not (what their names and sizes say)"
 AXES_HELP = "what the stored axes mean, of t c z y x s, where that is not stated, or stated wrongly (zyx)"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags; `options_from_args` reads them."""
     parser.add_argument(
-        "image", metavar="IMAGE", help="TIFF, OME-Zarr, HDF5 (FILE.h5::/path), MRC, N5, a folder of slices, ..."
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="TIFF, OME-Zarr, HDF5 (FILE.h5::/path), MRC, N5, a folder of slices, ...; many: files, folders, patterns",
     )
     parser.add_argument(
         "--model",
@@ -31,6 +35,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
     add("--series", metavar="N", help=SERIES_HELP)
+    add("--stack", action=argparse.BooleanOptionalAction, help=STACK_HELP)
     add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
     add("--timepoint", type=int, metavar="N", help="time point of the image, if it has several")
     add("--axes", metavar="LETTERS", help=AXES_HELP)
@@ -65,8 +70,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", default="auto", metavar="NAME", help="openvino, onnxruntime, ... (auto: the fastest permitted)")
     add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")
     add("--precision", default="auto", choices=("auto", *PRECISIONS), help="auto: the fastest that the model permits")
-    add("--batch", type=_count, metavar="N", help="tiles per engine run")
-    add("--threads", type=_count, metavar="N", help="threads of the engine (one for each core)")
+    add("--batch", type=parse_count, metavar="N", help="tiles per engine run")
+    add("--threads", type=parse_count, metavar="N", help="threads of the engine (one for each core)")
     add("--tta", action="store_true", help="average over the 8 symmetries of the square: 8 times the work")
     add(
         "--memory",
@@ -74,8 +79,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="limit beside the engine, e.g. 4GB (half of the free, <= 2GiB)",
     )
-    add("--lanes", type=_count, metavar="N", help="cut the x axis into N lanes (never inside a shard)")
-    add("--workers", type=_count, metavar="N", help="processes that share the work; with --scheduler: wait for so many")
+    add("--lanes", type=parse_count, metavar="N", help="cut the x axis into N lanes (never inside a shard)")
+    add(
+        "--workers",
+        type=parse_count,
+        metavar="N",
+        help="processes that share the work; with --scheduler: wait for so many",
+    )
     add(
         "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do the work, e.g. tcp://10.0.0.1:8786"
     )
@@ -86,7 +96,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds of silence after which a worker counts as hung (300)",
     )
-    add("--spans", type=_count, metavar="N", help="cut the swept axis into N spans (never inside a shard)")
+    add("--spans", type=parse_count, metavar="N", help="cut the swept axis into N spans (never inside a shard)")
     add_spec_arguments(parser)
 
 
@@ -102,6 +112,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         auto_tile=args.tile == "auto",
         level=args.level,
         series=args.series,
+        stack=args.stack,
         channel=args.channel,
         timepoint=args.timepoint,
         axes=args.axes,
@@ -150,7 +161,8 @@ def parse_region(text: str) -> tuple[Ends, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _count(text: str) -> int:
+def parse_count(text: str) -> int:
+    """A number of things, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

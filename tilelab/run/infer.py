@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from tilelab.io.images.image import Image
     from tilelab.run.cluster.crew import Crew
     from tilelab.run.plan.plan import Plan
+    from tilelab.run.prepare import Prepared
 
+Turn = Callable[["Plan"], contextlib.AbstractContextManager[None]]
 _FILES = (".tif", ".tiff", ".png")
 
 # What needs Numba is imported in the functions: `infer` loads the engine meanwhile.
@@ -95,12 +97,46 @@ def infer(
         options = _choose_tile(model, image, options, note, target, work)
     with contextlib.ExitStack() as opened:
         options, engine, crew = _open_engine(model, image, options, note, opened)
-        from tilelab.run.execute import Execution, execute
-        from tilelab.run.prepare import prepare
-        from tilelab.run.report import Clock, make_report
+        return segment(
+            image, engine, target, options, overview=overview, progress=progress, note=note, crew=crew, began=began
+        )
 
-        memory, clock = resident_memory(), Clock(began)
-        prepared = opened.enter_context(prepare(image, engine, options))
+
+def segment(
+    image: Any,
+    engine: Engine,
+    target: Place,
+    options: Options,
+    *,
+    overview: str | Path | None = None,
+    progress: Progress,
+    note: Callable[[str], None],
+    crew: Crew | None = None,
+    turn: Turn | None = None,
+    finished: Callable[[Prepared, Place], None] | None = None,
+    began: float | None = None,
+) -> Run:
+    """What `infer` does once the place is claimed and the engine is loaded.
+
+    Args:
+        image, options, overview, progress, note: as for `infer`.
+        engine: loaded, and left open.
+        target: of the result.
+        crew: workers that do the units.
+        turn: opened with the plan, and held while the units are done.
+        finished: called with the job and the OME-Zarr of its result before that becomes a file, or where it was.
+        began: when the run did, on the clock of `time.perf_counter`.
+
+    Raises:
+        TilelabError, Interrupted: as `infer`.
+    """
+    from tilelab.run.execute import Execution, execute
+    from tilelab.run.prepare import prepare
+    from tilelab.run.report import Clock, make_report
+
+    work = work_path(target)
+    memory, clock = resident_memory(), Clock(time.perf_counter() if began is None else began)
+    with prepare(image, engine, options) as prepared:
         for said in (*prepared.notes, *prepared.assumptions):
             note(str(said))
         check_format(target, prepared.plan)
@@ -112,11 +148,14 @@ def infer(
         execution = Execution(prepared.plan)
         if not done and (options.restart or not present(work)):
             sweep = None if crew is None else crew.sweep_units
-            execution = execute(prepared, target, work, options, progress, note, sweep)
+            with contextlib.nullcontext() if turn is None else turn(prepared.plan):
+                execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
         if overview is not None:
             _draw_overview(prepared.image, target, work, overview, note)
             clock.mark("overview")
+        if finished is not None:
+            finished(prepared, work)
         if not done and work != target:
             convert_result(work, target, options)
             clock.mark("convert")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,9 +72,14 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> OpenedImage:
 def _open(image: Any, options: Options) -> Image:
     """Open `image` as `options` say; one that is open already is what it is, but for region and pixel size."""
     if not isinstance(image, Image):
+        from tilelab.io.images.folders import assume_stack, holds_images
         from tilelab.io.images.open import open_image
 
-        return open_image(
+        named = isinstance(image, str | os.PathLike)
+        if named and options.stack is False and holds_images(image):
+            raise InputError(f"{image} is a folder, and --no-stack says that its images are their own: give each")
+        guess = assume_stack(image) if named and options.stack is None and not options.axes else ()
+        opened = open_image(
             image,
             level=options.level,
             series=options.series,
@@ -84,6 +90,8 @@ def _open(image: Any, options: Options) -> Image:
             region=options.region,
             allow_outside=options.allow_outside,
         )
+        opened.assumptions += guess
+        return opened
     if options.level or any(v is not None for v in (options.series, options.channel, options.timepoint, options.axes)):
         raise InputError(f"{image.uri} is open already: level, channel and the like are chosen when it is opened")
     if options.pixel_size_nm is not None:

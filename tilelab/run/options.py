@@ -21,6 +21,7 @@ class Options:
         auto_tile: find the fastest tile that the model and `memory_bytes` allow.
         level, channel, timepoint: of an image that has several.
         series: which of several images in one file or folder, by number from 0 or by name.
+        stack: whether the images of a folder are slices of one stack; None looks at their names, and says what it took.
         axes: of the image as it is stored, one letter each of ``t c z y x s``, where that is not stated or wrong.
         region: the part of the image that is segmented as if it were the image, in pixels of that level:
             ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane), an end may be left out; or pairs of numbers and None.
@@ -55,6 +56,7 @@ class Options:
     auto_tile: bool = False
     level: int = 0
     series: str | None = None
+    stack: bool | None = None
     channel: int | None = None
     timepoint: int | None = None
     axes: str | None = None

@@ -72,7 +72,7 @@ def arrange_slices(
     images = sorted(n for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES))
     if not images:
         raise InputError(f"{folder} is a folder without images: slices are {', '.join(SUFFIXES)} files")
-    images, aside = _leave_out(folder, images)
+    images, aside = leave_out(folder, images)
     images, kinds = _one_kind(folder, images, same)
     if len(images) == 1:
         return images, (*aside, *kinds)
@@ -80,7 +80,7 @@ def arrange_slices(
     return [entry.name for entry in order], (*aside, *kinds, *guesses)
 
 
-def _leave_out(folder: str, images: list[str]) -> tuple[list[str], tuple[Assumption, ...]]:
+def leave_out(folder: str, images: list[str]) -> tuple[list[str], tuple[Assumption, ...]]:
     """The images without those whose names say that they are masks or previews of them."""
     left = [n for n in images if _ASIDE & {w.removesuffix("s") for w in re.split(r"[^a-z]+", PurePath(n).stem.lower())}]
     kept = [n for n in images if n not in left]
@@ -89,6 +89,17 @@ def _leave_out(folder: str, images: list[str]) -> tuple[list[str], tuple[Assumpt
     taken = f"{len(kept)}, without {_few(left)}"
     because = "those are masks or previews by their names"
     return kept, (Assumption(what=f"which images in {folder} are its slices", taken=taken, because=because),)
+
+
+def are_counted(names: Sequence[str]) -> bool:
+    """Whether names of images of one kind differ in one number alone, which counts without a gap."""
+    entries = [_Name.of(name) for name in names]
+    if len({(entry.pattern, kind_of(entry.name)) for entry in entries}) != 1:
+        return False
+    varying = [values for values in zip(*(e.values for e in _signed(entries)), strict=True) if len({*values}) > 1]
+    if len(varying) != 1 or len({*varying[0]}) != len(entries):
+        return False
+    return all(b - a == 1 for a, b in pairwise(sorted(varying[0])))
 
 
 def _one_kind(

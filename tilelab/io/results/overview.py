@@ -75,6 +75,24 @@ def write_overview(image: Image, result: Address, out: str | Path, *, max_side: 
     return path
 
 
+def write_thumbnail(image: Image, result: Address, out: Path, *, max_side: int = 320) -> None:
+    """Draw a result over its image, small and bare, as JPEG; see `write_overview`.
+
+    Raises:
+        InputError: `result` is not a result, has neither labels nor probabilities, or a file is corrupt.
+        OutputError: the disk is full or unwritable.
+    """
+    opened = read_result(result)
+    depth, height, width = opened.info.layout.shape
+    scale = min(1.0, max_side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    panel = _read_grey(image, (depth // 2 + 0.5) / depth, size).convert("RGB")
+    colors = visible_colors([known.color for known in opened.info.classes])
+    paint(panel, _read_labels(opened, depth // 2, (2 * size[0], 2 * size[1])), colors)
+    with replacing(out) as unfinished:
+        panel.save(unfinished, "JPEG", quality=78)
+
+
 def _panel_size(width: int, height: int, max_side: int) -> tuple[int, int]:
     """Pixels (width, height) of the drawn image."""
     longer = max(width, height)

@@ -1,0 +1,299 @@
+"""Many images in one run: a result, a picture and a row each, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from helpers import wait_for
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import make_spec, save_conv
+
+import tilelab
+from tilelab.cli import main
+from tilelab.engines.base import BaseEngine
+from tilelab.engines.overrides import SpecOverrides
+from tilelab.errors import InputError, OutputError, StrictError
+from tilelab.io.images.folders import gather_images
+from tilelab.io.images.series import are_counted
+from tilelab.run.batch.names import choose_names, known_names, place_of
+from tilelab.run.batch.shared import Turns
+from tilelab.run.options import Options
+
+MODEL = str(save_conv(Path(tempfile.mkdtemp()) / "tiny.onnx", ("y", "x"), spec=make_spec((64, 64), overlap=(16, 16))))
+FLAGS = ["-m", MODEL, "--tile", "64", "--overlap", "16", "-q"]
+OPTIONS = Options(model=SpecOverrides(tile=(64, 64), overlap=(16, 16)))
+
+
+def micrograph(seed: int, *shape: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, shape or (90 + 7 * seed, 120), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine images of their own and three broken ones."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(9):
+        tifffile.imwrite(images / f"m{i}.tif", micrograph(i))
+    (images / "empty.tif").touch()
+    (images / "words.png").write_text("no picture")
+    (images / "half.tif").write_bytes((images / "m8.tif").read_bytes()[:4000])
+    (images / "notes.txt").write_text("of the session")
+    return images
+
+
+def table(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def files_of(result: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(result)): p.read_bytes() for p in result.rglob("*") if p.is_file()}
+
+
+def test_a_folder_gives_a_result_a_picture_and_a_row_each_and_failures_cost_theirs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["infer", str(folder), *FLAGS, "-o", str(out)]) == 4
+    said = capsys.readouterr().err
+    rows = table(out)
+    assert set(rows) == {f"m{i}" for i in range(9)} | {"empty", "words", "half"}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == {"empty", "words", "half"}
+    for name in ("empty", "words", "half"):
+        assert f"failed: {name}: " in said
+        assert rows[name]["error"]
+    for i in range(9):
+        row = rows[f"m{i}"]
+        assert (row["width_px"], row["height_px"], row["status"]) == ("120", str(90 + 7 * i), "done")
+        labels = np.asarray(tilelab.read_result(row["result"]).labels[0][:, :])
+        assert float(row["area_class 1"]) == pytest.approx((labels == 1).mean(), abs=1e-6)
+        assert (out / "overviews" / f"m{i}.jpg").read_bytes().startswith(b"\xff\xd8")
+    page = (out / "summary.html").read_text()
+    assert page.count("<article") == page.count("data:image/jpeg") == 9
+    assert "http" not in page  # nothing comes from elsewhere
+    assert "9 of 12 images done" in said
+
+
+def test_results_have_the_bytes_of_single_runs_whatever_the_number_under_way(folder: Path, tmp_path: Path) -> None:
+    for at_once in (1, 5):
+        out = tmp_path / f"out{at_once}"
+        found = list(tilelab.infer_many(folder, MODEL, out, options=OPTIONS, at_once=at_once))
+        assert len(found) == 12
+        for outcome in found:
+            if outcome.run is None:
+                continue
+            alone = tmp_path / "alone.ome.zarr"
+            tilelab.infer(outcome.image, MODEL, alone, options=OPTIONS)
+            assert files_of(alone) == files_of(Path(str(outcome.run.path)))
+            shutil.rmtree(alone)
+
+
+def test_run_again_skips_what_is_finished_tries_again_what_failed_and_adds_what_is_new(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["infer", str(folder), *FLAGS, "-o", str(out)]
+    main(command)
+    before = {name: (out / f"{name}.ome.zarr" / "zarr.json").stat().st_ino for name in ("m0", "m8")}
+    times = {name: row["seconds"] for name, row in table(out).items()}
+    tifffile.imwrite(folder / "half.tif", micrograph(8))
+    tifffile.imwrite(folder / "new.tif", micrograph(3))
+    (folder / "empty.tif").unlink()
+    (folder / "words.png").unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "2 of 11 images done" in (said := capsys.readouterr().err)
+    assert "9 were finished before" in said
+    assert {name: (out / f"{name}.ome.zarr" / "zarr.json").stat().st_ino for name in before} == before
+    rows = table(out)
+    assert all(row["status"] == "done" and row["area_class 1"] for row in rows.values())
+    assert rows["m3"]["seconds"] == times["m3"]
+
+
+def test_a_kill_is_taken_up(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for i in range(9, 100):
+        tifffile.imwrite(folder / f"m{i}.tif", micrograph(i, 100, 100))
+    command = [sys.executable, "-m", "tilelab", "infer", str(folder), *FLAGS, "-o", str(out)]
+    for stop in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        known = len([*out.glob("m*.ome.zarr")])
+        wait_for(lambda known=known: len([*out.glob("m*.ome.zarr")]) > known + 3, "results", process=process)
+        process.send_signal(stop)
+        process.communicate(timeout=60)  # closes its pipe, too
+        assert process.returncode in (-signal.SIGKILL, 3, 4)
+    assert main(command[3:]) == 4
+    rows = table(out)
+    assert sum(row["status"] == "done" for row in rows.values()) == 100
+    assert not [*out.glob("*.partial")]
+    alone = tmp_path / "alone.ome.zarr"
+    tilelab.infer(folder / "m20.tif", MODEL, alone, options=OPTIONS)
+    assert files_of(alone) == files_of(out / "m20.ome.zarr")
+
+
+class Broken(BaseEngine):
+    """Fails whenever it is asked; counts how many ask at a time."""
+
+    name = "broken"
+
+    def run(self, tiles: Any, out: Any) -> None:
+        raise RuntimeError("the machine\nburns")
+
+
+def test_what_nobody_expected_is_one_images_failure_with_its_kind(folder: Path, tmp_path: Path) -> None:
+    engine = Broken(tilelab.load_engine(MODEL, spec_overrides=OPTIONS.model).spec)
+    found = list(tilelab.infer_many(folder / "m1.tif", engine, tmp_path / "out"))
+    assert [o.error for o in found] == ["RuntimeError: the machine burns"]
+    assert isinstance(found[0].failure, RuntimeError)
+
+
+def test_no_more_calls_of_an_engine_are_under_way_than_it_has_streams(folder: Path, tmp_path: Path) -> None:
+    engine = tilelab.load_engine(MODEL, spec_overrides=OPTIONS.model)
+    inner, under_way, most = engine.run, 0, 0
+
+    def run(tiles: Any, out: Any) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        inner(tiles, out)
+        under_way -= 1
+
+    engine.run = run  # type: ignore[method-assign]
+    list(tilelab.infer_many(folder, engine, tmp_path / "out", at_once=8))
+    assert most == engine.streams
+
+
+def test_two_images_of_one_name_keep_theirs_for_ever(tmp_path: Path) -> None:
+    for inner in ("a", "b"):
+        (tmp_path / inner).mkdir()
+        tifffile.imwrite(tmp_path / inner / "x.tif", micrograph(1 + (inner == "b")))
+    out = tmp_path / "out"
+    assert main(["infer", str(tmp_path / "b" / "x.tif"), *FLAGS, "-o", f"{out}/"]) == 0
+    assert main(["infer", str(tmp_path / "*" / "x.tif"), *FLAGS, "-o", str(out)]) == 0
+    rows = table(out)
+    assert {name: Path(row["image"]).parent.name for name, row in rows.items()} == {"a_x": "a", "x": "b"}
+    assert known_names(out / "summary.csv") == {row["image"]: name for name, row in rows.items()}
+
+
+@given(
+    st.lists(st.sampled_from(["a/x.tif", "b/x.tif", "a/X.TIF", "x.png", "x.ome.tif", "f.h5::/a", "f.h5::/b", "*.tif"]))
+)
+def test_names_are_unique_and_stay(images: list[str]) -> None:
+    names = choose_names(images, {})
+    assert set(names) == set(images)
+    assert len({name.lower() for name in names.values()}) == len(names)
+    known = {place_of(image): name for image, name in names.items()}
+    assert choose_names(reversed(images), known) == names
+
+
+def write_slices(folder: Path, numbers: list[int], shapes: list[tuple[int, int]] | None = None) -> Path:
+    folder.mkdir()
+    for i, number in enumerate(numbers):
+        tifffile.imwrite(folder / f"s_{number:03d}.tif", micrograph(number, *(shapes[i] if shapes else (70, 80))))
+    return folder
+
+
+def test_a_folder_is_a_stack_only_where_that_was_said_or_is_evident(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = write_slices(tmp_path / "stack", [3, 4, 5, 6])
+    out = str(tmp_path / "stack.ome.zarr")
+    assert main(["infer", str(stack), *FLAGS, "-o", out]) == 0
+    assert "one stack, because their names count without a gap" in capsys.readouterr().err
+    assert tilelab.read_result(out).labels[0].shape == (4, 70, 80)
+    with pytest.raises(StrictError, match="--stack or --no-stack"):
+        tilelab.infer(stack, MODEL, tmp_path / "strict.ome.zarr", options=Options(strict=True))
+    said = Options(strict=True, stack=True)
+    assert not tilelab.infer(stack, MODEL, tmp_path / "said.ome.zarr", options=said).report["assumptions"]
+    assert main(["infer", str(stack), "--no-stack", *FLAGS, "-o", str(tmp_path / "each")]) == 0
+    assert len(table(tmp_path / "each")) == 4
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shapes"), [([1, 2, 4], None), ([1, 2, 3], [(70, 80), (70, 80), (70, 81)]), ([1, 10, 20], None)]
+)
+def test_other_folders_are_images_of_their_own(
+    tmp_path: Path, numbers: list[int], shapes: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_slices(tmp_path / "images", numbers, shapes)
+    assert main(["infer", str(folder), *FLAGS, "-o", str(tmp_path / "out")]) == 0
+    assert "3 images of their own (--stack makes slices of one stack of them)" in capsys.readouterr().err
+    assert len(table(tmp_path / "out")) == 3
+    with pytest.raises(InputError, match=r"--stack|separate images are no stack"):
+        tilelab.infer(folder, MODEL, tmp_path / "one.ome.zarr")
+    if shapes is None:
+        run = tilelab.infer(folder, MODEL, tmp_path / "one.ome.zarr", options=Options(stack=True))
+        assert run.report["shape"] == [3, 70, 80]
+
+
+@given(st.integers(-3, 995), st.integers(2, 12), st.sampled_from(["{}", "s{}", "s_{:03d}", "a2_z{:04d}_b7"]))
+def test_numbers_that_count_are_seen_in_any_spelling(first: int, count: int, pattern: str) -> None:
+    names = [pattern.format(n) + ".tif" for n in range(max(0, first), max(0, first) + count)]
+    assert are_counted(names)
+    assert not are_counted([*names, pattern.format(max(0, first) + count + 1) + ".tif"])
+    assert not are_counted([*names[:-1], "other.tif"])
+
+
+def test_words_mean_files_folders_patterns_and_what_is_missing(folder: Path) -> None:
+    (folder / "m1_mask.tif").write_bytes((folder / "m1.tif").read_bytes())
+    os.chdir(folder.parent)
+    found, notes = gather_images(["images/m1.tif", "images", "images/m*.tif", "nowhere.tif", "**/m2.tif"], None)
+    assert found[0] == "images/m1.tif"
+    assert len(found) == len(set(found)) == 13
+    assert "nowhere.tif" in found
+    assert any("m1_mask.tif" in note for note in notes)
+
+
+def test_what_cannot_be_meant_is_refused_before_anything_runs(folder: Path, tmp_path: Path) -> None:
+    many = [str(folder / "m1.tif"), str(folder / "m2.tif")]
+    for words in (
+        [*many, "-o", str(tmp_path / "one.ome.zarr")],
+        many,
+        [*many, "-o", str(tmp_path / "out"), "--report", str(tmp_path / "r.json")],
+        [*many, "--stack", "-o", str(tmp_path / "out")],
+        [many[0], "-o", str(tmp_path / "one.png"), "--format", "png"],
+    ):
+        assert main(["infer", *words, *FLAGS]) == 2
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "summary.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(OutputError, match="not a table of tilelab"):
+        tilelab.infer_many(many, MODEL, out)
+    assert [p.name for p in out.iterdir()] == ["summary.csv"]
+
+
+@pytest.mark.parametrize("kind", ["png", "ome.tif"])
+def test_results_can_be_files(folder: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    images = [str(folder / "m1.tif"), str(folder / "m2.tif")]
+    for seen in ("2 of 2", "0 of 2"):
+        assert main(["infer", *images, *FLAGS, "-o", str(out), "--format", kind]) == 0, seen
+        assert all(row["area_class 1"] for row in table(out).values())
+    assert (out / f"m1.{kind}").is_file()
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_images_wait_for_memory_in_the_order_in_which_they_ask() -> None:
+    from tilelab.run.plan.plan import BASE_BYTES
+
+    class Asked:
+        memory_bytes = BASE_BYTES + 60
+
+    turns = Turns(Options(memory_bytes=BASE_BYTES + 100), alone=False)
+    with turns.turn(Asked()):  # type: ignore[arg-type]
+        assert not turns._fits(60)
+        assert turns._fits(40)
+    assert turns._fits(10**12)  # alone it may always

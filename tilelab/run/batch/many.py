@@ -1,0 +1,342 @@
+"""Many images through one engine: `infer_many`.
+
+Each image goes the way that `infer` takes, in one of a few threads: while one is read, planned or written, others keep
+the engine busy.  What differs between them is their own: a result, a picture, a report and a row, or a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilelab.engines.base import Engine
+from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
+from tilelab.io.images.folders import gather_images
+from tilelab.io.results.result import read_result
+from tilelab.io.storage.claims import Write, claim
+from tilelab.io.storage.place import Place, remote_place
+from tilelab.run.batch.names import choose_names, known_names, place_of
+from tilelab.run.batch.page import check_page, write_page
+from tilelab.run.batch.row import Row, digest_of, keep_report, kept_report, measure_areas, row_of
+from tilelab.run.batch.shared import Engines, Turns
+from tilelab.run.batch.table import check_table, write_table
+from tilelab.run.cluster.devices import is_distributed
+from tilelab.run.infer import Run, claim_run, infer, segment
+from tilelab.run.options import Options
+from tilelab.run.progress import Progress, Silent
+from tilelab.run.sweep.flow import prompt_handover
+from tilelab.run.target import FORMATS, begun_fingerprint, check_options, present, work_path
+
+if TYPE_CHECKING:
+    from tilelab.run.plan.plan import Plan
+    from tilelab.run.prepare import Prepared
+
+TABLE, PAGE = "summary.csv", "summary.html"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image of a batch.
+
+    Attributes:
+        row: as it stands in the table.
+        run: as `infer` returns it; None where it failed.
+        failure: why it did.
+    """
+
+    row: Row
+    run: Run | None = None
+    failure: Exception | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the result, without suffix."""
+        return self.row.name
+
+    @property
+    def image(self) -> str:
+        """The path or address."""
+        return self.row.image
+
+    @property
+    def error(self) -> str:
+        """Why it failed, in one line; empty where it did not."""
+        return self.row.error
+
+
+def infer_many(
+    images: str | Path | Iterable[str | Path],
+    model: str | Path | Engine,
+    folder: str | Path,
+    *,
+    options: Options | None = None,
+    suffix: str = ".ome.zarr",
+    at_once: int | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+) -> Iterator[Outcome]:
+    """Segment many images with one engine; yields what became of each as it ends, in no fixed order.
+
+    Every result has the bytes that `infer` gives of its image alone.  The folder gets a result of each, its picture
+    ``overviews/NAME.jpg`` and report ``reports/NAME.json``, and in the end ``summary.csv`` and ``summary.html``.  The
+    same call again takes up what was stopped, skips what is finished, tries again what failed, and adds what is new.
+
+    Args:
+        images: files, folders, stores, addresses and patterns; see `gather_images`.
+        model: as for `infer`.
+        folder: to write to; it is made where it is missing.
+        options: of every image.
+        suffix: of the results, as for `infer`.
+        at_once: images under way at a time; by default one more than the engine has streams.
+        progress: told how far each image is.
+        note: called with a line for each thing the user should know, the image's name first where it is of one.
+
+    Raises:
+        TilelabError: at once, where nothing could run; what fails with one image is its outcome.
+        Interrupted: Ctrl-C; the same call continues.
+    """
+    batch = Batch.of(images, model, folder, options or Options(), suffix=suffix, note=note)
+    return batch.run(at_once, progress or Silent())
+
+
+@dataclass
+class Batch:
+    """Images, their names, and where all of it goes; `run` does them."""
+
+    names: dict[str, str]
+    model: str | Path | Engine
+    folder: Path
+    options: Options
+    suffix: str
+    note: Callable[[str], None]
+    rows: dict[str, Row]
+    classes: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        images: str | Path | Iterable[str | Path],
+        model: str | Path | Engine,
+        folder: str | Path,
+        options: Options,
+        *,
+        suffix: str = ".ome.zarr",
+        note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    ) -> Batch:
+        """Find the images and check what can be checked before any is opened; see `infer_many`."""
+        if remote_place(folder) is not None:
+            raise OutputError(f"{folder}: table, page and pictures of many images go into a local folder")
+        if not any(suffix.endswith(known) for kind in FORMATS for known in kind.suffixes):
+            raise OutputError(f"results cannot be named NAME{suffix}: choose .ome.zarr, .ome.tif, .png or .precomputed")
+        words = [images] if isinstance(images, str | Path) else list(images)
+        found, notes = gather_images([str(word) for word in words], options.stack)
+        if not found:
+            raise InputError("no images were given")
+        path = Path(folder).expanduser()
+        claim({"the model": model if isinstance(model, str | Path) else None}, [Write(path, "-o", "into")])
+        check_table(path / TABLE)
+        check_page(path / PAGE)
+        names = choose_names(found, known_names(path / TABLE))
+        for line in notes:
+            note(line)
+        rows = {names[image]: Row(name=names[image], image=place_of(image)) for image in found}
+        return cls(names, model, path, options, suffix, note, rows)
+
+    def target(self, image: str) -> str:
+        """The path of an image's result."""
+        return str(self.folder / f"{self.names[image]}{self.suffix}")
+
+    def picture(self, name: str) -> Path:
+        """The path of its picture."""
+        return self.folder / "overviews" / f"{name}.jpg"
+
+    def report(self, name: str) -> Path:
+        """The path of its report."""
+        return self.folder / "reports" / f"{name}.json"
+
+    def run(self, at_once: int | None, progress: Progress) -> Iterator[Outcome]:
+        """Do all images; see `infer_many`."""
+        engines = Engines(self.model)
+        try:
+            for inner in (self.folder / "overviews", self.folder / "reports"):
+                inner.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from error
+        check_options(claim_run(None, "", self.target(next(iter(self.names))), self.options), self.options)
+        self.summarize()
+        try:
+            if is_distributed(self.options):
+                yield from self._one_by_one(progress)
+                return
+            options = self._with_tile()
+            engine = engines.take(options)
+            self.classes = engine.spec.classes
+            turns = Turns(options, alone=engine.on_device is not None)
+            one = _One(self, options, engine, turns, _Stoppable(progress, turns))
+            with prompt_handover():
+                yield from self._together(one, turns, at_once or engine.streams + 1)
+        finally:
+            engines.close()
+            self.summarize()
+
+    def _together(self, one: _One, turns: Turns, at_once: int) -> Iterator[Outcome]:
+        """A few images at a time, the next beginning where one ends."""
+        waiting = iter(self.names)
+        with ThreadPoolExecutor(at_once, "tilelab-image") as pool:
+            under_way: set[Future[Outcome]] = set()
+            try:
+                while True:
+                    for image in waiting:
+                        under_way.add(pool.submit(one, image))
+                        if len(under_way) > at_once:
+                            break
+                    if not under_way:
+                        return
+                    ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        yield self._ended(future.result())
+            except KeyboardInterrupt:
+                raise Interrupted(f"stopped; the same command continues (finished results: {self.folder})") from None
+            finally:
+                turns.stop()
+                for future in under_way:
+                    future.cancel()
+                for future in wait(under_way).done:
+                    if not future.cancelled() and future.exception() is None:
+                        self._ended(future.result())
+
+    def _one_by_one(self, progress: Progress) -> Iterator[Outcome]:
+        """One after the other, each shared by all workers."""
+        for image, name in self.names.items():
+            try:
+                run = infer(
+                    image, self.model, self.target(image), options=self.options, progress=progress, note=self.note
+                )
+                row = row_of(name, place_of(image), run.report, {}, timed=not run.already_finished)
+                yield self._ended(Outcome(row, run))
+            except Interrupted:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is this image's
+                yield self._ended(self.failed(image, error))
+
+    def failed(self, image: str, error: Exception) -> Outcome:
+        """The outcome of an image that failed."""
+        name = self.names[image]
+        row = Row(name=name, image=place_of(image), status="failed", error=_reason(error))
+        return Outcome(row, failure=error)
+
+    def _ended(self, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome.failure, Interrupted):
+            self.rows[outcome.name] = outcome.row
+        return outcome
+
+    def summarize(self) -> None:
+        """Write the table and the page as far as they are known."""
+        rows = list(self.rows.values())
+        write_table(self.folder / TABLE, rows)
+        pictures = {row.name: self.picture(row.name) for row in rows if row.status == "done"}
+        write_page(self.folder / PAGE, rows, pictures, self.classes)
+
+    def _with_tile(self) -> Options:
+        """The options with a tile where one is looked for: that of a begun result, or the fastest for one image."""
+        if not self.options.auto_tile or not isinstance(self.model, str | Path):
+            return self.options
+        from tilelab.run.autotile import choose_tile
+
+        begun = None
+        if not self.options.restart:
+            for image in self.names:
+                target = claim_run(None, "", self.target(image), self.options)
+                if (begun := begun_fingerprint(target, work_path(target))) is not None:
+                    break
+        return choose_tile(self.model, next(iter(self.names)), self.options, self.note, begun)
+
+
+@dataclass(frozen=True)
+class _One:
+    """Does one image in the thread that calls it; never raises."""
+
+    batch: Batch
+    options: Options
+    engine: Engine
+    turns: Turns
+    progress: Progress
+
+    def __call__(self, image: str) -> Outcome:
+        name = self.batch.names[image]
+        try:
+            self.turns.check()
+            return self._infer(image, name)
+        except Exception as error:  # noqa: BLE001 - it is this image's, whatever it is
+            return self.batch.failed(image, error)
+
+    def _infer(self, image: str, name: str) -> Outcome:
+        batch = self.batch
+        kept: dict[str, Any] = {}
+
+        def look(prepared: Prepared, work: Place) -> None:
+            """Keep of a finished result what only its pixels tell, unless that was done before."""
+            digest = digest_of(prepared.fingerprint)
+            known = kept_report(batch.report(name), digest)
+            kept.update(digest=digest, known=known, areas=known["areas"] if known else {})
+            if not present(work):
+                return
+            if known is None:
+                kept["areas"] = measure_areas(read_result(work))
+            if known is None or not batch.picture(name).exists():
+                self._draw(prepared, work, name)
+
+        target = claim_run(image, batch.model, batch.target(image), self.options)
+        run = segment(
+            image,
+            self.engine,
+            target,
+            self.options,
+            progress=self.progress,
+            note=lambda line: batch.note(f"{name}: {line}"),
+            turn=self.turns.turn,
+            finished=look,
+        )
+        known = kept["known"]
+        if known is None or not run.already_finished:
+            keep_report(batch.report(name), run.report, kept["digest"], kept["areas"])
+        report = known if known is not None and run.already_finished else run.report
+        timed = known is not None or not run.already_finished
+        return Outcome(row_of(name, place_of(image), report, kept["areas"], timed=timed), run)
+
+    def _draw(self, prepared: Prepared, work: Place, name: str) -> None:
+        from tilelab.io.results.overview import write_thumbnail
+
+        if self.options.labels or prepared.plan.request.written.probabilities:
+            write_thumbnail(prepared.image, work, self.batch.picture(name))
+
+
+class _Stoppable:
+    """Progress of a sweep that ends where the batch is to stop; implements `Progress`."""
+
+    def __init__(self, progress: Progress, turns: Turns) -> None:
+        self._progress, self._turns = progress, turns
+
+    def start(self, plan: Plan, tiles_done: int) -> None:
+        self._progress.start(plan, tiles_done)
+
+    def advance(self, tiles: int) -> None:
+        self._turns.check()
+        self._progress.advance(tiles)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def _reason(error: Exception) -> str:
+    """Why an image failed, in one line."""
+    if isinstance(error, TilelabError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())

@@ -1,0 +1,75 @@
+"""The table of a batch: one row an image, for spreadsheets, R and pandas."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from tilelab.errors import OutputError
+from tilelab.machine.disk import replacing
+from tilelab.run.batch.row import Row
+
+_FIRST = ("name", "status", "width_px", "height_px", "depth_px", "pixel_size_nm", "slice_nm")
+_LAST = ("seconds", "model", "assumptions", "error", "result", "image")
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV, UTF-8, a column for the area of each class as share of the image.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    classes = list(dict.fromkeys(name for row in rows for name in row.areas))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_FIRST, *(f"area_{name}" for name in classes), *_LAST])
+    for row in rows:
+        size, extent = row.pixel_size_nm, row.extent
+        pixel = "" if size is None else f"{size[-1]:g}" if size[-1] == size[-2] else f"{size[-1]:g} x {size[-2]:g}"
+        writer.writerow(
+            [
+                _cell(row.name),
+                row.status,
+                extent.get("x", ""),
+                extent.get("y", ""),
+                extent.get("z", 1) if extent else "",
+                pixel,
+                f"{size[0]:g}" if size is not None and "z" in row.axes else "",
+                *(f"{row.areas[name]:.6f}" if name in row.areas else "" for name in classes),
+                "" if row.seconds is None else f"{row.seconds:.2f}",
+                _cell(row.model),
+                _cell("; ".join(row.assumptions)),
+                _cell(row.error),
+                row.result,
+                row.image,
+            ]
+        )
+    with replacing(path) as unfinished:
+        unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
+
+
+def check_table(path: Path) -> None:
+    """Refuse a file that is no table of ours, before anything runs.
+
+    Raises:
+        OutputError: it would be replaced.
+    """
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(_BEGINS)) == _BEGINS
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+    if not ours:
+        raise OutputError(f"{path} is not a table of tilelab and is not replaced: choose another folder")
+
+
+_BEGINS = ",".join(_FIRST).encode()
+
+
+def _cell(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
