@@ -274,6 +274,12 @@ def undo_activation(out: Float32, activation: Activation) -> None:
         np.log(out, out=out)
 
 
+def made_up_tiles(shape: tuple[int, ...]) -> Float32:
+    """A batch with every normalised intensity that is to be expected, at every scale of wavelength."""
+    waves: Float32 = 2 * np.sin(np.arange(int(np.prod(shape)), dtype=np.float32) ** 1.2)
+    return waves.reshape(shape)
+
+
 def try_out(engine: FileEngine, path: object) -> Float32:
     """Run a made-up batch on every stream: finds missing libraries, memory and wrong numbers now, not hours into a job.
 
@@ -283,10 +289,7 @@ def try_out(engine: FileEngine, path: object) -> Float32:
     Raises:
         ModelError: the output has NaN or infinite values.
     """
-    shape = (engine.batch, engine.spec.channels, *engine.tile)
-    count = int(np.prod(shape))
-    # Every normalised intensity that is to be expected, at every scale of wavelength.
-    tiles: Float32 = (2 * np.sin(np.arange(count, dtype=np.float32) ** 1.2)).reshape(shape)
+    tiles = made_up_tiles((engine.batch, engine.spec.channels, *engine.tile))
     if engine.takes_raw:
         tiles = 64 * tiles + 128
     out = np.full((engine.streams, engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)

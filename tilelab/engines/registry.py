@@ -6,18 +6,21 @@ those two only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tilelab.engines.base import Engine
 from tilelab.engines.files.foreign import foreign_model
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.files.tensorrt_plan import read_header, read_plan_file
+from tilelab.engines.function import load_function
 from tilelab.engines.identity import IdentityEngine, identity_spec
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_out
 from tilelab.engines.meaning import read_meaning
@@ -64,7 +67,7 @@ _COMPILED = ("tensorrt", "aotinductor")  # formats whose arithmetic was fixed wh
 
 
 def load_engine(
-    model: str | Path,
+    model: str | Path | Callable[[Any], Any],
     *,
     engine: str = "auto",
     device: str = "auto",
@@ -74,12 +77,13 @@ def load_engine(
     threads: int | None = None,
     spec_overrides: SpecOverrides | None = None,
     trial: bool = True,
+    digest: str = "",
 ) -> Engine:
     """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
 
     Args:
         model: path of an .onnx, .xml, .engine, .plan or .pt2 file, name of a bundled model, ``identity`` or
-            ``identity:K``.
+            ``identity:K``; or a torch module, or any other function of batches (see `load_function`).
         engine: ``auto`` or one of `ENGINES`.
         device: ``auto``, or a kind of device (``cpu``), or one of several of a kind (``cuda:1``).
         precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
@@ -89,6 +93,7 @@ def load_engine(
         threads: of the engine, on a CPU each with a tile of its own; by default one for each core.
         spec_overrides: what the user says of the model.
         trial: refuse a model that answers a made-up batch with NaN or infinite values.
+        digest: identifies a function, for results (see `load_function`); files have one of their own.
 
     Raises:
         ModelError: the model is missing, broken or incomplete, or does not allow what is asked.
@@ -101,6 +106,11 @@ def load_engine(
     given = spec_overrides or SpecOverrides()
     if tile is not None:
         given = replace(given, tile=tile)
+    if not isinstance(model, str | Path):
+        for asked, only in ((engine, "function"), (device, ""), (precision, "fp32")):
+            if asked not in ("auto", only):
+                raise EngineError(f"a function is called as it is, not by {asked}: leave that out")
+        return load_function(model, given, batch=batch, trial=trial, digest=digest)
     outputs = identity_outputs(model)
     if outputs is not None:
         return _load_identity(outputs, engine, device, precision, batch, given)

@@ -21,7 +21,7 @@ from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.place import Address, Place
 from tilelab.machine.memory import resident_memory
 from tilelab.run.cluster.devices import is_distributed
-from tilelab.run.options import Options, load
+from tilelab.run.options import Options, load, with_words
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.target import (
     asks_for_probabilities,
@@ -64,32 +64,37 @@ class Run:
 
 def infer(
     image: Any,
-    model: str | Path | Engine,
+    model: str | Path | Engine | Callable[[Any], Any],
     out: Address | None = None,
     *,
     options: Options | None = None,
     overview: str | Path | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    **words: Any,
 ) -> Run:
     """Segment an image of any size; returns the path of the result and the report.
 
     Args:
         image: path or URI of anything `open_image` reads, an `Image`, a NumPy or Dask array.
-        model: path of a model, name of a bundled one, or a loaded engine (which is then the caller's to close).
+        model: path of a model, name of a bundled one, a loaded engine (which is then the caller's to close), or a torch
+            module or any other function of batches.
         out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
             ``.png``, or ``.precomputed`` (neuroglancer); or ``s3://.../NAME.ome.zarr``, ``gs://...``.
         options: everything else.
         overview: PNG to draw, the image with the segmentation over it.
         progress: told how far the run is.
         note: called with one line for each thing the user should know.
+        words: options by their names, and what there is to say of the model: ``tile=512, mean=128, std=33``; see
+            `Options` and `SpecOverrides`.
 
     Raises:
         TilelabError: something does not fit, cannot be read or written; nothing half-written is left under the final
             name, and what was finished is kept for the next try.
         Interrupted: Ctrl-C; the same call continues.
     """
-    began, options, progress = time.perf_counter(), options or Options(), progress or Silent()
+    began, progress = time.perf_counter(), progress or Silent()
+    options = with_words(options or Options(), words)
     target = claim_run(image, model, out, options, overview=overview)
     check_options(target, options)
     work = work_path(target)
@@ -165,7 +170,7 @@ def segment(
 
 def claim_run(
     image: Any,
-    model: str | Path | Engine,
+    model: object,
     out: Address | None,
     options: Options,
     *,
@@ -216,11 +221,15 @@ def _choose_tile(
 
 
 def _open_engine(
-    model: str | Path | Engine, image: Any, options: Options, note: Callable[[str], None], opened: contextlib.ExitStack
+    model: str | Path | Engine | Callable[[Any], Any],
+    image: Any,
+    options: Options,
+    note: Callable[[str], None],
+    opened: contextlib.ExitStack,
 ) -> tuple[Options, Engine, Crew | None]:
     """The engine, loaded here or in workers, and the options as they understand them; `opened` closes what is ours."""
     if not is_distributed(options):
-        if not isinstance(model, str | Path):
+        if not isinstance(model, str | Path) and not callable(model):
             return options, model, None
         engine = load_and_warm_up(model, options)
         opened.callback(engine.close)
@@ -243,7 +252,7 @@ def _draw_overview(image: Image, target: Place, work: Place, overview: str | Pat
     write_overview(image, work, overview)
 
 
-def load_and_warm_up(model: str | Path, options: Options) -> Engine:
+def load_and_warm_up(model: str | Path | Callable[[Any], Any], options: Options) -> Engine:
     """The engine, loaded while Numba is imported and the kernels are made ready: each takes about a second."""
     with ThreadPoolExecutor(1, "tilelab-load") as pool:
         loading = pool.submit(load, model, options)

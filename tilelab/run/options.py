@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from tilelab.engines.base import Engine
 from tilelab.engines.overrides import SpecOverrides
@@ -83,7 +85,37 @@ class Options:
     patience_seconds: float = 300.0
 
 
-def load(model: str | Path, options: Options) -> Engine:
+_OF_MODEL = {"model_axes": "axes", "model_pixel_size_nm": "pixel_size_nm"}  # which `Options` has of the image
+_PER_AXIS = ("colors", "mean", "std", "tile", "overlap", "pixel_size_nm", "probabilities", "thresholds")
+
+
+def with_words(options: Options, said: dict[str, Any]) -> Options:
+    """`options` with what was said of the run or of the model by name.
+
+    The names are those of `Options` and `SpecOverrides`; `axes` and `pixel_size_nm` are the image's, ``model_axes`` and
+    ``model_pixel_size_nm`` the model's.  A list is as good as a tuple, one number stands for all.
+
+    Raises:
+        TypeError: nothing has such a name.
+    """
+    ours = {one.name for one in fields(Options)} - {"model"}
+    of_model = {one.name for one in fields(SpecOverrides)}
+    run: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for word, value in said.items():
+        name = _OF_MODEL.get(word, word)
+        if word not in ours and name not in of_model:
+            known = ", ".join(sorted(ours | of_model | set(_OF_MODEL)))
+            raise TypeError(f"infer() has no argument {word!r}: there are {known}")
+        if isinstance(value, list):
+            value = tuple(value)
+        elif name in _PER_AXIS and isinstance(value, int | float) and not (name == "overlap" and 0 < value < 1):
+            value = (value,)
+        (run if word in ours else model)[name] = value
+    return replace(options, **run, model=replace(options.model, **model))
+
+
+def load(model: str | Path | Callable[[Any], Any], options: Options) -> Engine:
     """The engine that `options` ask for; see `tilelab.load_engine`."""
     return load_engine(
         model,

@@ -1,0 +1,83 @@
+"""Torch modules and plain functions as engines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilelab
+from tilelab.errors import EngineError, ModelError, OutputError
+
+_IMAGE = np.random.default_rng(0).integers(0, 256, (96, 130), np.uint8)
+_SAID = {"mean": 128, "std": 64, "tile": 64, "overlap": 16}
+
+
+def test_the_page_about_engines_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(block, scope)  # noqa: S102
+    labels = tilelab.read_result(tmp_path / "net.ome.zarr").labels[0][...]
+    assert labels.shape == (300, 400)
+    bright = tilelab.read_result(tmp_path / "threshold.ome.zarr").labels[0][...]
+    for name in ("brighter", "named"):
+        assert np.array_equal(bright, tilelab.read_result(tmp_path / f"{name}.ome.zarr").labels[0][...])
+
+
+def test_a_module_gives_what_it_gives_alone(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Dropout(0.5), torch.nn.Conv2d(4, 3, 1))
+    run = tilelab.infer(_IMAGE, net, tmp_path / "a.ome.zarr", classes=["a", "b", "c"], **_SAID)
+    assert net.training
+    with torch.inference_mode():
+        tile = torch.from_numpy((_IMAGE.astype(np.float32) - 128) / 64)
+        expected = net.eval()(tile.expand(1, 3, -1, -1)).argmax(1)[0].numpy()
+    assert (tilelab.read_result(run.path).labels[0][...] == expected).mean() > 0.999
+    again = tilelab.infer(_IMAGE, net, tmp_path / "a.ome.zarr", classes=["a", "b", "c"], **_SAID)
+    assert again.already_finished  # its weights are known
+    with torch.no_grad():
+        net[0].weight += 1
+    with pytest.raises(OutputError):
+        tilelab.infer(_IMAGE, net, tmp_path / "a.ome.zarr", classes=["a", "b", "c"], **_SAID)
+
+
+def test_a_dict_of_outputs_is_chosen_from(tmp_path: Path) -> None:
+    def several(tiles: np.ndarray) -> dict[str, np.ndarray]:
+        return {"aux": -tiles, "out": tiles}
+
+    run = tilelab.infer(_IMAGE, several, tmp_path / "a.ome.zarr", activation="sigmoid", **_SAID)
+    assert np.array_equal(tilelab.read_result(run.path).labels[0][...], _IMAGE > 128)
+    run = tilelab.infer(_IMAGE, several, tmp_path / "b.ome.zarr", activation="sigmoid", output="aux", **_SAID)
+    assert np.array_equal(tilelab.read_result(run.path).labels[0][...], _IMAGE < 128)
+
+
+def test_another_function_is_never_taken_for_the_one_before(tmp_path: Path) -> None:
+    for sign in (1, -1):
+        try:
+            tilelab.infer(_IMAGE, lambda x, s=sign: s * x, tmp_path / "a.ome.zarr", activation="sigmoid", **_SAID)
+        except OutputError:
+            assert sign == -1
+        else:
+            assert sign == 1
+
+
+def test_what_is_missing_or_wrong_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "a.ome.zarr"
+    with pytest.raises(ModelError, match="normalised"):
+        tilelab.infer(_IMAGE, np.negative, out, tile=64, activation="sigmoid")
+    with pytest.raises(TypeError, match="'tiles'"):
+        tilelab.infer(_IMAGE, np.negative, out, tiles=32)
+    with pytest.raises(EngineError, match="check channels and tile"):
+        tilelab.infer(_IMAGE, lambda x: x.reshape(3, 3), out, **_SAID)
+    with pytest.raises(EngineError, match="cuda"):
+        tilelab.infer(_IMAGE, np.negative, out, device="cuda", **_SAID)
+    with pytest.raises(ModelError, match="NaN"):
+        tilelab.infer(_IMAGE, lambda x: np.full_like(x, np.nan), out, activation="sigmoid", **_SAID)
+    assert not out.exists()
