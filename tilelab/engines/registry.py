@@ -25,6 +25,7 @@ from tilelab.engines.identity import IdentityEngine, identity_spec
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_out
 from tilelab.engines.meaning import read_meaning
 from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
+from tilelab.engines.packages.checkpoint import is_checkpoint, read_checkpoint
 from tilelab.errors import EngineError, ModelError
 from tilelab.machine import nvidia
 from tilelab.spec import ModelSpec, Precision, parse_precision
@@ -82,8 +83,9 @@ def load_engine(
     """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
 
     Args:
-        model: path of an .onnx, .xml, .engine, .plan or .pt2 file, name of a bundled model, ``identity`` or
-            ``identity:K``; or a torch module, or any other function of batches (see `load_function`).
+        model: path of an .onnx, .xml, .engine, .plan or .pt2 file, or of a checkpoint of `tilelab train` (which is
+            exported first), name of a bundled model, ``identity`` or ``identity:K``; or a torch module, or any other
+            function of batches (see `load_function`).
         engine: ``auto`` or one of `ENGINES`.
         device: ``auto``, or a kind of device (``cpu``), or one of several of a kind (``cuda:1``).
         precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
@@ -120,9 +122,9 @@ def load_engine(
     source, target = choose_ports(file, given.output)
     name, kind, arithmetic = choose(file, spec, engine, device, precision)
     count = _batch(file, source.shape, batch, kind)
-    warnings: tuple[str, ...] = ()
+    warnings = file.notes
     if arithmetic not in permitted(file, spec):
-        warnings = (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
+        warnings += (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
     if source.raw and (given.mean, given.std, given.normalization, given.intensity_dtype) != (None,) * 4:
         warnings += (
             f"--mean, --std and the like do nothing: the network takes {source.dtype} intensities as they are",
@@ -130,6 +132,7 @@ def load_engine(
     meaning = read_meaning(file, target, spec, given.output_is)
     request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings, meaning)
     loaded: FileEngine = _module(name).load(request)
+    loaded.assumptions += file.assumptions
     if trial:
         meaning = meaning.confirm(try_out(loaded, file.path))
         loaded.measure_memory()
@@ -144,6 +147,8 @@ def read_model(model: str | Path) -> ModelFile:
         ModelError: missing, broken, or of an unknown format.
     """
     path = locate_model(model)
+    if is_checkpoint(path):
+        return read_checkpoint(path)
     if path.is_dir() or path.suffix.lower() not in _SUFFIXES:
         raise foreign_model(path, tuple(_SUFFIXES))
     kind = _SUFFIXES[path.suffix.lower()]
@@ -208,6 +213,8 @@ def model_files(model: object) -> list[Path]:
     if not isinstance(model, str | Path) or "\0" in str(model) or not Path(model).expanduser().is_file():
         return []
     path = Path(model).expanduser()
+    if path.suffix.lower() not in _SUFFIXES:  # it only leads to one
+        return [path]
     try:
         return list(read_model(path).files)
     except ModelError:  # whoever loads it says why

@@ -1,4 +1,4 @@
-"""Model files of training frameworks, which hold weights or need their framework: how each becomes a file that runs."""
+"""Model files of training frameworks, which hold weights or need their framework: the two lines that convert each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from tilelab.errors import ModelError
 _TORCH = (
     "holds weights of PyTorch, without the network they are for; where that is defined, convert it: "
     "net.load_state_dict(torch.load({name!r}, map_location='cpu')); "
+    "torch.onnx.export(net.eval(), (torch.zeros(1, C, H, W),), {onnx!r}, external_data=False)"
+)
+_LIGHTNING = (
+    "is a checkpoint of Lightning, whose network is defined elsewhere; convert it there: "
+    "net = YourModule.load_from_checkpoint({name!r}); "
     "torch.onnx.export(net.eval(), (torch.zeros(1, C, H, W),), {onnx!r}, external_data=False)"
 )
 _KERAS = (
@@ -24,12 +29,13 @@ _FROZEN = (
     "python -m tf2onnx.convert --graphdef {name} --output {onnx} --inputs INPUT:0 --outputs OUTPUT:0"
 )
 _SAFETENSORS = (
-    "holds weights alone; those of `tilelab train` become a model with: tilelab export {name} -o {onnx}; others with: "
+    "holds weights alone, and is no checkpoint of `tilelab train`; where their network is defined, convert it: "
     "net.load_state_dict(safetensors.torch.load_file({name!r})); "
     "torch.onnx.export(net.eval(), (torch.zeros(1, C, H, W),), {onnx!r}, external_data=False)"
 )
 _WAYS = {
-    **dict.fromkeys((".pth", ".pt", ".ckpt", ".tar", ".bin"), _TORCH),
+    **dict.fromkeys((".pth", ".pt", ".tar", ".bin"), _TORCH),
+    ".ckpt": _LIGHTNING,
     **dict.fromkeys((".h5", ".hdf5", ".keras"), _KERAS),
     ".pb": _FROZEN,
     ".safetensors": _SAFETENSORS,
@@ -38,6 +44,8 @@ _WAYS = {
 
 def foreign_model(path: Path, known: tuple[str, ...]) -> ModelError:
     """The error for something that is no model file of ours, with the way to one where there is one.
+
+    Nothing of the file is read: pickles run what they hold.
 
     Args:
         path: what was given.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from tilelab.assumptions import Assumption
 from tilelab.engines.files.ending import Ending
 from tilelab.errors import ModelError
 from tilelab.spec import ModelSpec, Precision
@@ -68,6 +69,8 @@ class ModelFile:
         endings: for each output, what the graph tells of its values, where there is one to read.
         opset, producer: of the exporter, where known.
         device: ``cpu`` or ``cuda`` where the file was compiled for one of them.
+        notes: one line each, for the user: how the file came to be.
+        assumptions: what had to be guessed of its description.
     """
 
     path: Path
@@ -81,6 +84,8 @@ class ModelFile:
     opset: int | None = None
     producer: str = ""
     device: str | None = None
+    notes: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     @property
     def size_bytes(self) -> int:

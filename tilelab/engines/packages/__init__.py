@@ -1,0 +1,1 @@
+"""Models that come as something else than an engine file (checkpoints, packages, addresses); each leads to one."""
