@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ from tilelab.cli import main
 from tilelab.engines.base import BaseEngine
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import InputError, OutputError, StrictError
+from tilelab.geometry import Box
+from tilelab.io import convert_image
 from tilelab.io.images.folders import gather_images
 from tilelab.io.images.series import are_counted
 from tilelab.run.batch.names import choose_names, known_names, place_of
@@ -297,3 +300,39 @@ def test_images_wait_for_memory_in_the_order_in_which_they_ask() -> None:
         assert not turns._fits(60)
         assert turns._fits(40)
     assert turns._fits(10**12)  # alone it may always
+
+
+def test_plan_sums_many_and_names_those_that_cannot_be_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(folder), *FLAGS[:-1], "--speed", "2"]
+    assert main([*command, "--json"]) == 4
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["images"] == len(plan["plans"]) == 9
+    assert {Path(path).name for path in plan["failed"]} == {"empty.tif", "words.png", "half.tif"}
+    assert plan["megapixels"] == pytest.approx(sum((90 + 7 * i) * 120 for i in range(9)) / 1e6)
+    assert plan["seconds"] == pytest.approx(plan["megapixels"] / 2, rel=0.2)
+    assert plan["tiles"] == sum(one["tiles"] for one in plan["plans"].values())
+    main(command)
+    assert "9, " in capsys.readouterr().out
+
+
+def test_convert_writes_each_of_many_and_leaves_what_is_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "zarrs"
+    assert main(["convert", str(folder), str(out) + "/", "-q"]) == 4
+    assert "9 of 12 images written, 3 failed" in capsys.readouterr().err
+    for i in range(9):
+        with tilelab.open_image(out / f"m{i}.ome.zarr") as image:
+            assert np.array_equal(image.read(Box.whole(image.shape)), micrograph(i))
+    assert main(["convert", str(folder / "m*.tif"), str(out), "-q"]) == 0
+    assert "0 of 9 images written, 9 were there already" in capsys.readouterr().err
+
+
+def test_convert_is_strict_when_asked(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 60, 70), np.float32))
+    target = tmp_path / "a.ome.zarr"
+    with pytest.raises(StrictError, match="--axes"):
+        convert_image(tmp_path / "a.npy", target, strict=True)
+    assert not target.exists()
+    assert main(["convert", str(tmp_path / "a.npy"), str(target), "--strict", "-q"]) == 2
+    assert main(["convert", str(tmp_path / "a.npy"), str(target), "--strict", "--axes", "zyx", "-q"]) == 0

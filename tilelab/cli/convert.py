@@ -1,24 +1,43 @@
-"""`tilelab convert SRC DST`: rewrite any image as OME-Zarr or pyramidal TIFF."""
+"""`tilelab convert SRC... DST`: rewrite any image, or many, as OME-Zarr or pyramidal TIFF."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, parse_region
+from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
+from tilelab.cli.many import Notes, are_many
+from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, STACK_HELP, parse_region
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
-from tilelab.errors import Interrupted
+from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
+from tilelab.io.images.folders import gather_images, holds_images_quietly
+from tilelab.io.storage.claims import Write, claim
+from tilelab.run.batch.names import choose_names
+from tilelab.run.options import Options
 from tilelab.text import format_bytes, size_text
+
+_FORMATS = ("ome.zarr", "ome.tif")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
+    parser.epilog = "Of many images the exit code is 0 when all are there, 4 when some failed, 2 when all did."
     add = parser.add_argument
-    add("source", metavar="SRC", help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, N5, PNG, a folder of slices")
-    add("destination", metavar="DST", help="NAME.ome.zarr or NAME.ome.tif")
+    add(
+        "sources",
+        metavar="SRC",
+        nargs="+",
+        help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, PNG, a folder of slices; many: files, folders, patterns",
+    )
+    add("destination", metavar="DST", help="NAME.ome.zarr or NAME.ome.tif; of many images a folder")
+    add("--format", choices=_FORMATS, help="of what is written into a folder (ome.zarr)")
+    add("--stack", action=argparse.BooleanOptionalAction, help=STACK_HELP)
     add("--level", type=int, default=0, metavar="N", help="resolution level of the source (0, the finest)")
     add("--series", metavar="N", help=SERIES_HELP)
     add("--channel", type=int, metavar="N", help="one channel of several, or one colour as it is")
@@ -37,40 +56,96 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="SRC holds labels: levels keep what is most frequent, whole numbers of any type stay; or it does not",
     )
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add("--strict", action="store_true", help="refuse whatever would have to be assumed of the image")
     add("--overwrite", action="store_true", help="replace DST if it exists")
     add("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Rewrite an image."""
-    from tilelab.io.convert import convert_image
-
-    try:
-        done = convert_image(
-            args.source,
-            args.destination,
-            level=args.level,
-            series=args.series,
-            channel=args.channel,
-            timepoint=args.timepoint,
-            axes=args.axes,
-            pixel_size_nm=args.pixel_size,
-            region=args.region,
-            allow_outside=args.allow_outside,
-            labels=args.labels,
-            overwrite=args.overwrite,
-            progress=None if args.quiet or not sys.stderr.isatty() else _show_progress(),
-            note=say,
+    """Rewrite an image, or many."""
+    options = Options(stack=args.stack, axes=args.axes)
+    if are_many(args.sources, args.destination, options):
+        return _convert_many(args, options)
+    if args.format is not None:
+        raise OutputError("--format is for many images, one was given: name DST by its kind, or a folder, FOLDER/")
+    (source,) = args.sources
+    if args.stack is False and holds_images_quietly(source):
+        raise InputError(
+            f"{source} is a folder, and --no-stack says that its images are their own: let DST be one"
         )
+    try:
+        done = _convert(args, source, args.destination, say)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped: {args.destination} was not written") from None
     if not args.quiet:
-        size = f"{done['axes']} {size_text(done['shape'])}"
-        say(
-            f"{done['path']}: {done['format']}, {size} {done['dtype']}, {done['levels']} levels, "
-            f"{format_bytes(done['bytes'])}, {done['seconds']:.1f} s"
-        )
-    return 0
+        _say_done(done)
+    return EXIT_DONE
+
+
+def _convert(args: argparse.Namespace, source: str, destination: str, note: Callable[[str], None]) -> dict[str, Any]:
+    from tilelab.io.convert import convert_image
+
+    return convert_image(
+        source,
+        destination,
+        level=args.level,
+        series=args.series,
+        channel=args.channel,
+        timepoint=args.timepoint,
+        axes=args.axes,
+        pixel_size_nm=args.pixel_size,
+        region=args.region,
+        allow_outside=args.allow_outside,
+        labels=args.labels,
+        strict=args.strict,
+        overwrite=args.overwrite,
+        progress=None if args.quiet or not sys.stderr.isatty() else _show_progress(),
+        note=note,
+    )
+
+
+def _convert_many(args: argparse.Namespace, options: Options) -> int:
+    """Rewrite each of many images into a folder; what is there stays, as it was written whole."""
+    folder, suffix = Path(args.destination), f".{args.format or 'ome.zarr'}"
+    images, said = gather_images(args.sources, options.stack)
+    claim({"the source": images}, [Write(folder, "DST", "into")])
+    notes = Notes()
+    for line in said:
+        notes(line)
+    done = there = 0
+    failed: dict[str, str] = {}
+    for image, name in choose_names(images, {}).items():
+        target = folder / f"{name}{suffix}"
+        if os.path.lexists(target) and not args.overwrite:
+            there += 1
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = _convert(args, image, str(target), lambda line, name=name: notes(f"{name}: {line}"))  # type: ignore[misc]
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped: {target} was not written; the same command continues") from None
+        except TilelabError as error:
+            failed[name] = str(error)
+            continue
+        done += 1
+        if not args.quiet:
+            _say_done(found)
+    notes.end()
+    for name, why in failed.items():
+        say(f"failed: {name}: {why}")
+    parts = [f"{done} of {len(images)} images written"]
+    parts += [f"{there} were there already (--overwrite makes them anew)"] if there else []
+    parts += [f"{len(failed)} failed"] if failed else []
+    say(f"{', '.join(parts)}: {folder}")
+    return EXIT_DONE if not failed else EXIT_INCOMPLETE if done or there else EXIT_USAGE
+
+
+def _say_done(done: dict[str, Any]) -> None:
+    size = f"{done['axes']} {size_text(done['shape'])}"
+    say(
+        f"{done['path']}: {done['format']}, {size} {done['dtype']}, {done['levels']} levels, "
+        f"{format_bytes(done['bytes'])}, {done['seconds']:.1f} s"
+    )
 
 
 def _show_progress() -> Callable[[int, int], None]:

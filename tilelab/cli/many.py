@@ -27,11 +27,10 @@ FORMATS = ("ome.zarr", "ome.tif", "png", "precomputed")
 _NAMED = 20
 
 
-def are_many(words: list[str], out: str | None, options: Options) -> bool:
+def name_many(words: list[str], out: str | None, options: Options) -> bool:
     """Whether a command line names many images: several words, or a folder or pattern that is no stack.
 
     Raises:
-        OutputError: there are many, and `out` is no folder.
         InputError: several words were to be one stack.
     """
     many = len(words) > 1 or expand_word(words[0]) != words
@@ -39,6 +38,17 @@ def are_many(words: list[str], out: str | None, options: Options) -> bool:
         raise InputError(f"--stack takes one folder, or one pattern in quotes: name it, {len(words)} were given")
     if not many and not says_stack(words, out, options) and holds_images_quietly(words[0]):
         many = options.stack is False or (evident_stack(words[0]) is None and len(list_images(words[0])[1]) > 1)
+    return many
+
+
+def are_many(words: list[str], out: str | None, options: Options) -> bool:
+    """Whether many results are to be written: of `name_many`, or of one image into a folder.
+
+    Raises:
+        OutputError: there are many, and `out` is no folder.
+        InputError: as `name_many`.
+    """
+    many = name_many(words, out, options)
     if many and (out is None or out.endswith(SUFFIXES)):
         what = "nothing says where to" if out is None else f"{out} holds one result"
         raise OutputError(

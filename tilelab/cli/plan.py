@@ -1,17 +1,22 @@
-"""`tilelab plan IMAGE --model M`: what `infer` would do, before it does it."""
+"""`tilelab plan IMAGE... --model M`: what `infer` would do, before it does it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 
 import msgspec
 
 from tilelab.assumptions import Assumption, check_strict
-from tilelab.cli.plan_document import as_text, examine_plan
+from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
+from tilelab.cli.many import name_many
+from tilelab.cli.plan_document import PlanDocument, as_text, examine_plan, sum_plans
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.cli.screen import say
-from tilelab.errors import PlanError
+from tilelab.engines.base import Engine
+from tilelab.errors import PlanError, TilelabError
+from tilelab.io.images.folders import gather_images
 from tilelab.io.images.volume import Volume
 from tilelab.run.idle import idle_flags, refuse_idle
 from tilelab.run.intensities import glance
@@ -32,57 +37,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; a plan over the memory limit is an error."""
-    from tilelab.engines.registry import read_spec
+    """Print the plan, of many images the sums of theirs; a plan over the memory limit is an error."""
     from tilelab.run.autotile import choose_tile
-    from tilelab.run.opening import open_source
-    from tilelab.run.prepare import expected_streams, plan_image
 
     options = options_from_args(args)
-    (args.image,) = args.images
     if args.price is not None and args.no_calibration and args.speed is None:
         raise PlanError("--price needs a speed: give --speed, or leave --no-calibration out")
+    many = name_many(args.images, None, options)
+    images, notes = gather_images(args.images, options.stack) if many else (args.images, [])
     if options.auto_tile:
-        options = choose_tile(args.model, args.image, options, say)
-    engine = load(args.model, options) if args.speed is None else None
-    spec = read_spec(args.model, options.model) if engine is None else engine.spec
-    assert spec is not None  # noqa: S101 - it is only None without overrides
-    with open_source(args.image, options, spec) as opened:
-        volume = Volume(opened.image)
-        assumptions = opened.assumptions + (engine.assumptions if engine else ()) + _normalized(volume, spec, options)
-        check_strict(assumptions, options.strict)
-        streams = engine.streams if engine else expected_streams(options)
-        plan = plan_image(
-            opened.image,
-            spec,
-            options,
-            engine.batch if engine else options.batch or 1,
-            streams,
-            engine.gpu_room if engine else None,
-        )
-        notes = list(opened.notes)
-        if engine is not None:
-            notes += [*engine.warnings, *idle_flags(options, engine, volume, plan)]
-        if engine is None and streams > 1:
-            notes.append(f"memory is that of {streams} batches at once, one for each core: no engine was loaded")
-        per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
-        if engine is not None:
-            if not args.no_calibration:
-                per_tile = calibrate(engine) * plan.request.symmetries
-            engine.close()
-        document = examine_plan(
-            plan,
-            engine,
-            per_tile,
-            notes,
-            assumptions,
-            workers=options.workers or 1,
-            price=args.price,
-            stored=stored_bytes(opened.image),
-            samples=sample_tiles(volume, plan),
-        )
-    print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
-    return 0
+        options = choose_tile(args.model, images[0], options, say)
+    with _Planner.of(args, options) as planner:
+        if not many:
+            document = planner.examine(images[0])
+            print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
+            return EXIT_DONE
+        plans: dict[str, PlanDocument] = {}
+        failed: dict[str, str] = {}
+        for image in images:
+            try:
+                plans[image] = planner.examine(image)
+            except TilelabError as error:
+                failed[image] = str(error)
+    totals = sum_plans(plans, failed, notes)
+    print(json.dumps(msgspec.to_builtins(totals), indent=1) if args.json else totals.as_text())
+    return EXIT_DONE if not failed else EXIT_INCOMPLETE if plans else EXIT_USAGE
+
+
+@dataclass
+class _Planner:
+    """Plans images for one engine, which is loaded and timed once; a context that closes it."""
+
+    args: argparse.Namespace
+    options: Options
+    engine: Engine | None
+    spec: ModelSpec
+    seconds: float | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, options: Options) -> _Planner:
+        """Load the engine, where that was not made needless."""
+        from tilelab.engines.registry import read_spec
+
+        engine = load(args.model, options) if args.speed is None else None
+        spec = read_spec(args.model, options.model) if engine is None else engine.spec
+        assert spec is not None  # noqa: S101 - it is only None without overrides
+        return cls(args, options, engine, spec, None)
+
+    def __enter__(self) -> _Planner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+    def examine(self, image: str) -> PlanDocument:
+        """The plan of one image.
+
+        Raises:
+            TilelabError: it cannot be read, or does not fit model and limits.
+        """
+        from tilelab.run.opening import open_source
+        from tilelab.run.prepare import expected_streams, plan_image
+
+        args, options, engine, spec = self.args, self.options, self.engine, self.spec
+        with open_source(image, options, spec) as opened:
+            volume = Volume(opened.image)
+            assumptions = (
+                opened.assumptions + (engine.assumptions if engine else ()) + _normalized(volume, spec, options)
+            )
+            check_strict(assumptions, options.strict)
+            streams = engine.streams if engine else expected_streams(options)
+            batch, room = (engine.batch, engine.gpu_room) if engine else (options.batch or 1, None)
+            plan = plan_image(opened.image, spec, options, batch, streams, room)
+            notes = list(opened.notes)
+            if engine is not None:
+                notes += [*engine.warnings, *idle_flags(options, engine, volume, plan)]
+            elif streams > 1:
+                notes.append(f"memory is that of {streams} batches at once, one for each core: no engine was loaded")
+            per_tile = None if args.speed is None else seconds_per_tile(plan, args.speed)
+            if engine is not None and not args.no_calibration:
+                if self.seconds is None:
+                    self.seconds = calibrate(engine)
+                per_tile = self.seconds * plan.request.symmetries
+            return examine_plan(
+                plan,
+                engine,
+                per_tile,
+                notes,
+                assumptions,
+                workers=options.workers or 1,
+                price=args.price,
+                stored=stored_bytes(opened.image),
+                samples=sample_tiles(volume, plan),
+            )
 
 
 def _normalized(volume: Volume, spec: ModelSpec, options: Options) -> tuple[Assumption, ...]:

@@ -198,3 +198,77 @@ def _time_rows(plan: PlanDocument) -> dict[str, str]:
         "work": f"{plan.worker_hours:.2f} worker-hours",
     }
     return rows if plan.cost is None else rows | {"cost": f"about {plan.cost:.2f}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedImages:
+    """The sums of many plans, ready for JSON; None for what is not known.
+
+    Attributes:
+        images: how many can be done.
+        failed: why others cannot, by path.
+        memory: of the largest, in bytes; several are under way at a time as far as the limit goes.
+        seconds: of the engine, one image after the other.
+        notes, assumptions: each once.
+        plans: of each image, by path.
+    """
+
+    images: int
+    failed: dict[str, str]
+    megapixels: float
+    tiles: int
+    bytes_read: int
+    bytes_written_at_most: int
+    memory: int
+    seconds: float | None
+    cost: float | None
+    notes: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
+    plans: dict[str, PlanDocument]
+
+    def as_text(self) -> str:
+        """For people."""
+        rows = {
+            "images": f"{self.images}, {self.megapixels:.1f} MP",
+            "tiles": f"{self.tiles}",
+            "read": format_bytes(self.bytes_read),
+            "write": f"at most {format_bytes(self.bytes_written_at_most)} before compression",
+            "memory": f"{format_bytes(self.memory)} for the largest, beside the engine",
+        }
+        if self.seconds:
+            rate = self.megapixels / self.seconds
+            rows["time"] = f"about {duration(self.seconds)} of the engine ({rate:.2f} MP/s)"
+        if self.cost is not None:
+            rows["cost"] = f"about {self.cost:.2f}"
+        for i, note in enumerate(self.notes[:_LISTED]):
+            rows["note" if i == 0 else " " * i] = note
+        rows |= assumption_rows(self.assumptions[:_LISTED])
+        if len(self.assumptions) > _LISTED:
+            rows["and more"] = f"{len(self.assumptions) - _LISTED} assumptions of the kind, see --json"
+        width = max(map(len, rows))
+        lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+        return "\n".join([*lines, *(f"failed: {path}: {why}" for path, why in self.failed.items())])
+
+
+_LISTED = 8
+
+
+def sum_plans(plans: dict[str, PlanDocument], failed: dict[str, str], notes: list[str]) -> PlannedImages:
+    """Add up the plans of many images."""
+    all_of = list(plans.values())
+    seconds = [p.seconds for p in all_of if p.seconds is not None]
+    costs = [p.cost for p in all_of if p.cost is not None]
+    return PlannedImages(
+        images=len(all_of),
+        failed=failed,
+        megapixels=sum(p.image.megapixels for p in all_of),
+        tiles=sum(p.tiles for p in all_of),
+        bytes_read=sum(p.bytes_read for p in all_of),
+        bytes_written_at_most=sum(p.bytes_written_at_most for p in all_of),
+        memory=max((p.memory["total"] for p in all_of), default=0),
+        seconds=sum(seconds) if seconds else None,
+        cost=sum(costs) if costs else None,
+        notes=tuple(dict.fromkeys([*notes, *(note for p in all_of for note in p.notes)])),
+        assumptions=tuple(dict.fromkeys(a for p in all_of for a in p.assumptions)),
+        plans=plans,
+    )

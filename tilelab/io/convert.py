@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tilelab.assumptions import check_strict
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
@@ -51,6 +52,7 @@ def convert_image(
     region: Region | None = None,
     allow_outside: bool = False,
     labels: bool | None = None,
+    strict: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -66,6 +68,7 @@ def convert_image(
         allow_outside: read what the source names outside of its own folder.
         labels: it holds labels (True), whose levels keep what is most frequent and whose whole numbers of any type
             stay, or it does not (False); None believes its metadata, and takes an image of few values for labels.
+        strict: refuse what would have to be assumed.
         overwrite: replace a file, or a Zarr folder, that is there.
         progress: called with pixels done and pixels in all, for the finest level.
         note: called with each of the image's warnings and assumptions.
@@ -75,6 +78,7 @@ def convert_image(
 
     Raises:
         InputError: the source cannot be read.
+        StrictError: something would have to be assumed, and `strict` forbids it.
         OutputError: the destination exists, is of no known kind, is the source, is being written by another conversion,
             or the disk is full or unwritable.
     """
@@ -96,9 +100,11 @@ def convert_image(
     found = find_labels(source, series, channel, labels=labels)
     wanted: AsLabels | None = None if found.label is None else "integers"
     with open_image(source, as_labels=wanted, **chosen) as image:
+        check_strict(image.assumptions, strict)
         said = [*image.warnings, *image.assumptions]
         stored = isinstance(source, str | os.PathLike)
         if stored and found.label is None and labels is None and (guess := look_like_labels(image)) is not None:
+            check_strict([guess], strict)
             found, said = replace(found, label={}), [*said, guess]
         if found.wide and image.dtype == np.float32:
             said.append(f"{found.wide} pixels become float32: if they are labels, keep them with --labels")
