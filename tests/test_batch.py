@@ -336,3 +336,21 @@ def test_convert_is_strict_when_asked(tmp_path: Path) -> None:
     assert not target.exists()
     assert main(["convert", str(tmp_path / "a.npy"), str(target), "--strict", "-q"]) == 2
     assert main(["convert", str(tmp_path / "a.npy"), str(target), "--strict", "--axes", "zyx", "-q"]) == 0
+
+
+def test_eval_names_the_pairs_that_cannot_be_read_and_scores_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = tmp_path / "truth"
+    shutil.copytree(folder, truth)
+    tifffile.imwrite(truth / "m3.tif", micrograph(4))  # of another size
+    for inner in (folder, truth):
+        for file in inner.glob("m*.tif"):
+            tifffile.imwrite(file, (tifffile.imread(file) > 128).astype(np.uint8))
+    assert main(["eval", str(folder), str(truth), "--json", str(tmp_path / "e.json")]) == 4
+    document = json.loads((tmp_path / "e.json").read_text())
+    assert set(document["failed"]) == {"m3", "empty", "words", "half"}
+    assert len(document["images"]) == 8
+    assert document["all"]["mean_iou"] == 1
+    assert "in no score: m3: " in capsys.readouterr().out
+    assert main(["eval", str(folder / "m3.tif"), str(truth / "m3.tif")]) == 2

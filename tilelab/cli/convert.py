@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         metavar="SRC",
         nargs="+",
-        help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, PNG, a folder of slices; many: files, folders, patterns",
+        help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, a folder of slices; many: files, folders, patterns",
     )
     add("destination", metavar="DST", help="NAME.ome.zarr or NAME.ome.tif; of many images a folder")
     add("--format", choices=_FORMATS, help="of what is written into a folder (ome.zarr)")
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise OutputError("--format is for many images, one was given: name DST by its kind, or a folder, FOLDER/")
     (source,) = args.sources
     if args.stack is False and holds_images_quietly(source):
-        raise InputError(
-            f"{source} is a folder, and --no-stack says that its images are their own: let DST be one"
-        )
+        raise InputError(f"{source} is a folder, and --no-stack says that its images are their own: let DST be one")
     try:
         done = _convert(args, source, args.destination, say)
     except KeyboardInterrupt:

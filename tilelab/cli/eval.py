@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE
+from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import OutputError
 from tilelab.io.storage.claims import Write, claim
@@ -14,6 +16,7 @@ from tilelab.machine.disk import write_text
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
+    parser.epilog = "Of several pairs the exit code is 4 when some cannot be read; they are named and in no score."
     parser.add_argument("prediction", metavar="PRED", help="a result of infer, a label image, or a folder of them")
     parser.add_argument("truth", metavar="TRUTH", help="a label image or a folder of them, paired by name")
     parser.add_argument("--image", metavar="IMAGE", help="the micrograph or a folder of them, shown under the errors")
@@ -93,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
         for scored in evaluation.pairs:
             for picture in draw_pair(scored, evaluation.classes, question, Path(args.pictures), args.picture_size):
                 print(picture, file=sys.stderr)
-    return 0
+    for pair, why in evaluation.failed:
+        say(f"failed: {pair.name}: {why}")
+    return EXIT_INCOMPLETE if evaluation.failed else EXIT_DONE
 
 
 def _claim(args: argparse.Namespace) -> None:

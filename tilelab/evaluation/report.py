@@ -60,7 +60,8 @@ def to_markdown(evaluation: Evaluation) -> str:
     if evaluation.isbi is not None:
         at = f"{evaluation.isbi.v_rand_threshold:.1f} and {evaluation.isbi.v_info_threshold:.1f}"
         parts.append(f"V_rand and V_info: after thinning, at the best thresholds ({at} for all planes together).")
-    parts += ["\n".join(f"- {note}" for note in evaluation.notes)] if evaluation.notes else []
+    told = [*evaluation.notes, *(f"in no score: {pair.name}: {why}" for pair, why in evaluation.failed)]
+    parts += ["\n".join(f"- {line}" for line in told)] if told else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,6 +95,7 @@ def to_json(evaluation: Evaluation) -> str:
         "image_mean_iou": evaluation.image_mean_iou,
         "pixel_size_nm": evaluation.pixel_size_nm,
         "notes": evaluation.notes,
+        **({"failed": {pair.name: why for pair, why in evaluation.failed}} if evaluation.failed else {}),
     }
     return json.dumps(plain_numbers(document), indent=1) + "\n"
 

@@ -102,6 +102,7 @@ class Evaluation:
         isbi: of all planes of all pairs at the best common threshold, if asked for.
         pixel_size_nm: of (y, x) when all pairs have the same, else None.
         notes: one line each about what the reader should know.
+        failed: of several pairs those that cannot be read or differ in size, and why; they are in no score.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -111,6 +112,7 @@ class Evaluation:
     isbi: IsbiScores | None = None
     pixel_size_nm: tuple[float, float] | None = None
     notes: list[str] = field(default_factory=list)
+    failed: list[tuple[Pair, str]] = field(default_factory=list)
 
     @property
     def image_mean_iou(self) -> float:
@@ -121,8 +123,10 @@ class Evaluation:
 def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluation:
     """Score pairs of segmentations and truths, in memory for a few blocks.
 
+    Of several pairs, one that cannot be read or whose sizes differ costs its own scores alone.
+
     Raises:
-        InputError: a file cannot be read, sizes differ, or labels are no classes; the files are named.
+        InputError: no pair can be read or sizes differ, or labels are no classes; the files are named.
         PlanError: a score that needs a whole plane in memory was asked for, and the plane is too large.
     """
     question = question or Question()
@@ -130,8 +134,9 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     guesses: dict[Assumption, None] = {}
     sizes: set[tuple[float, float] | None] = set()
     notes: list[str] = []
+    tried = _Tried(list(pairs))
     for pair in pairs:  # refuse what does not fit before counting anything
-        with open_pair(pair, question) as (labels, truth):
+        with tried.one(pair), open_pair(pair, question) as (labels, truth):
             _check_sizes(labels, truth)
             notes += _compare_pixel_sizes(labels, truth)
             guesses |= dict.fromkeys((*labels.assumptions, *truth.assumptions))
@@ -144,20 +149,20 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     if question.lines is not None and known:
         find_class(known, question.lines)
     counted = []
-    for pair in pairs:
-        with open_pair(pair, question) as (labels, truth):
-            count = _count(labels, truth, question)
-            judge(count.truth, question.truth_map, names, ignore=question.ignore)
-            judge(count.prediction, question.prediction_map, names, flag="--pred-map")
-            counted.append((labels.shape, count))
+    for pair in list(tried.pairs):
+        with tried.one(pair), open_pair(pair, question) as (labels, truth):
+            counted.append((labels.shape, _count(labels, truth, question)))
+    for _, count in counted:
+        judge(count.truth, question.truth_map, names, ignore=question.ignore)
+        judge(count.prediction, question.prediction_map, names, flag="--pred-map")
     notes += _report_unlisted([count for _, count in counted], question, names)
     classes = known or _unnamed(max(len(count.confusion) for _, count in counted))
     resized = [_resize(count.confusion, len(classes)) for _, count in counted]
     scored = [
         PairScores(pair, shape, count.plane, score_confusion(counts), count.ignored, count.count_unlisted(question))
-        for pair, (shape, count), counts in zip(pairs, counted, resized, strict=True)
+        for pair, (shape, count), counts in zip(tried.pairs, counted, resized, strict=True)
     ]
-    evaluation = Evaluation(classes, scored, score_confusion(np.sum(resized, axis=0)), notes=notes)
+    evaluation = Evaluation(classes, scored, score_confusion(np.sum(resized, axis=0)), notes=notes, failed=tried.failed)
     evaluation.pixel_size_nm = sizes.pop() if len(sizes) == 1 else None
     evaluation.notes += map(str, guesses)
     if question.surfaces:
@@ -169,6 +174,25 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
             "outlines and regions are those of whole planes: pixels that are left out count there as background"
         )
     return evaluation
+
+
+@dataclass
+class _Tried:
+    """The pairs that could be read so far, and why others could not."""
+
+    pairs: list[Pair]
+    failed: list[tuple[Pair, str]] = field(default_factory=list)
+
+    @contextmanager
+    def one(self, pair: Pair) -> Iterator[None]:
+        """Let a pair fail alone, unless it is the last that is left."""
+        try:
+            yield
+        except InputError as error:
+            if len(self.pairs) == 1:
+                raise
+            self.pairs.remove(pair)
+            self.failed.append((pair, str(error)))
 
 
 @contextmanager
