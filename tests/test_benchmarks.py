@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ pytest.importorskip("torch", reason="the benchmarks train their own network")
 
 from benchmarks import suite
 from benchmarks.__main__ import main
-from benchmarks.bench import contenders, machine
+from benchmarks.bench import contenders, machine, model
 from benchmarks.bench.contenders import CONTENDERS, Contender
 from benchmarks.bench.ledger import Ledger
 from benchmarks.bench.machine import Others
@@ -32,17 +33,49 @@ from benchmarks.page import headline, page
 from benchmarks.page import peers as page_peers
 from benchmarks.page.goals import goals
 from benchmarks.trained import ablation
+from tilelab import cli
+from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError
 from tilelab.io.images.open import open_image
+from tilelab.spec import ModelSpec
 
 HERE = ("tilelab fp32", "NumPy over ONNX Runtime")
 
 
+def untrained(path: Path) -> Path:
+    """A checkpoint of the benchmarks' architecture, which nothing has trained."""
+    from tilelab.models import build_model
+    from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
+    from tilelab.training.recipe import load_recipe
+
+    recipe = load_recipe(str(model.RECIPE))
+    assert recipe.normalization is not None
+    tile = (TOY.tile, TOY.tile)
+    spec = ModelSpec(
+        architecture=model.ARCHITECTURE,
+        classes=recipe.classes,
+        normalization=recipe.normalization,
+        tile=tile,
+        overlap=(TOY.overlap, TOY.overlap),
+        stride=32,
+    )
+    network = build_model(recipe.network.architecture, 1, len(recipe.classes))
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    save_checkpoint(path, Checkpoint(Header(recipe=recipe, spec=spec, step=1), tensors))
+    return path
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    with pytest.MonkeyPatch.context() as patch:  # spinning threads of several libraries starve each other
-        patch.setenv("OMP_NUM_THREADS", "1")
-        made = Workbench(TOY, tmp_path_factory.mktemp("cache"), contenders=HERE)
+    folder = tmp_path_factory.mktemp("cache")
+
+    def here(*words: str | Path) -> None:
+        assert cli.main([str(word) for word in words]) == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # spinning threads of several libraries starve each other
+        patch.setattr(model, "_tilelab", here)  # torch is imported already
+        made = Workbench(TOY, folder, contenders=HERE, checkpoint=untrained(folder / "untrained.safetensors"))
         assert made.model.spec.tile == (TOY.tile, TOY.tile)
         return made
 
@@ -51,8 +84,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 def document(bench: Workbench) -> dict[str, object]:
     """A document with every section, as `run_suite` keeps it."""
     ladder = [("openvino", "fp32"), ("onnxruntime", "fp32"), ("openvino", "int8"), ("onnxruntime", "int8")]
-    with pytest.MonkeyPatch.context() as patch:  # not every processor has bf16
-        patch.setattr("benchmarks.measure.precision.LADDER", ladder)
+    found_package = importlib.util.find_spec
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.measure.precision.LADDER", ladder)  # not every processor has bf16
+        # one quantiser is missing; with it, `test_the_network_is_trained_and_quantised` does the rest
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else found_package(name))
         precision = measure_precisions(bench)
     found = {
         "efficiency": measure_efficiency(bench),
@@ -99,6 +135,15 @@ def test_every_benchmark_measures(document: dict) -> None:
     # both blend the same logits, with different windows, at the same places
     ours, loop = (peers[name]["whole"]["agreement"] for name in HERE)
     assert ours == pytest.approx(loop, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_network_is_trained_and_quantised(tmp_path: Path) -> None:
+    made = Workbench(TOY, tmp_path)
+    assert made.model.data == "trained briefly on drawn micrographs"
+    assert made.model.spec.tile == (TOY.tile, TOY.tile)
+    for engine, path in made.quantized.items():
+        assert read_spec(path).precisions == ("int8",), engine
 
 
 def test_killed_runs_are_repeated(document: dict) -> None:

@@ -19,6 +19,7 @@ from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
 from tilelab.exporting.write import FORMATS, Format, Request, Writing
 from tilelab.geometry import Window
 from tilelab.io.storage.claims import Write, claim
+from tilelab.machine import nvidia
 from tilelab.machine.disk import MARK, move_whole, remove_entry
 from tilelab.spec import ModelSpec, Precision
 
@@ -163,7 +164,11 @@ def availability_of(name: str) -> list[str]:
     """Those of them that work here and are chosen without being asked for (others build for minutes)."""
     ranks = {entry[0]: i for i, entry in reversed(list(enumerate(RANKING)))}
     last_asked = min(ranks[engine] for engine in ("onnxruntime-tensorrt", "onnxruntime-rtx"))
-    return [e for e in readers(name) if ranks[e] < last_asked and not availability(e).reason]
+    chosen = [engine for engine in readers(name) if ranks[engine] < last_asked]
+    if nvidia.driver_problem():  # before the modules of a GPU's engines are imported, which takes a second
+        on_cpu = {engine for engine, kind, _ in RANKING if kind == "cpu"}
+        chosen = [engine for engine in chosen if engine in on_cpu]
+    return [engine for engine in chosen if not availability(engine).reason]
 
 
 @dataclass

@@ -18,7 +18,6 @@ from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.files.tensorrt_plan import Compatibility, PlanHeader, this_system, write_plan
 from tilelab.engines.overrides import choose_ports, resolve_spec
 from tilelab.errors import EngineError, ModelError
-from tilelab.kernels import device
 from tilelab.machine.disk import replacing
 from tilelab.machine.version import __version__
 from tilelab.spec import Precision
@@ -92,6 +91,8 @@ def build_engine(
             "so convert that first (tilelab export does)"
         )
     source, target = choose_ports(file, None)
+    from tilelab.kernels import device  # a compiler for GPUs, half a second: whoever exports for a CPU needs none
+
     info = device.select(device.parse_index(options.device))
     trt = import_tensorrt()
     plan, batch = _build(trt, file, source.name, (spec.channels, *spec.tile), options, progress, info.name)
