@@ -97,9 +97,9 @@ class Components:
         for first in range(0, self.count, rows):
             yield self._spool.take(self._order[first : first + rows])
 
-    def read(self, box: Box) -> Int64:
+    def read(self, box: Box, dtype: Any = np.int64) -> Array:
         """Object numbers in a region (z, y, x), 0 where there is none; safe to call from several threads."""
-        out = np.empty(box.shape, np.int64)
+        out = np.empty(box.shape, dtype)
         planes, rows = self.grid
         depth, height, width = self.labels.shape
         bands = -(-height // rows)
@@ -108,17 +108,25 @@ class Components:
                 start = (slab * planes, band * rows, 0)
                 whole = Box(start, (min(depth, start[0] + planes), min(height, start[1] + rows), width))
                 inner = whole.intersect(box)
-                painted = self._paint(whole, slab * bands + band)
-                there = tuple(slice(a - o, b - o) for a, b, o in zip(inner.start, inner.stop, box.start, strict=True))
-                here = tuple(slice(a - o, b - o) for a, b, o in zip(inner.start, inner.stop, start, strict=True))
-                out[there] = painted[here]
+                there = out[
+                    tuple(slice(a - o, b - o) for a, b, o in zip(inner.start, inner.stop, box.start, strict=True))
+                ]
+                if inner == whole:
+                    self._paint(whole, slab * bands + band, there)
+                    continue
+                painted = np.empty(whole.shape, dtype)
+                self._paint(whole, slab * bands + band, painted)
+                there[...] = painted[
+                    tuple(slice(a - o, b - o) for a, b, o in zip(inner.start, inner.stop, start, strict=True))
+                ]
         return out
 
     def choose(self, block: UInt8) -> UInt8:
         """A block without the classes that no objects are wanted of."""
         return block if self.only is None else self.only[block]
 
-    def _paint(self, box: Box, index: int) -> Int64:
+    def _paint(self, box: Box, index: int, out: Array) -> None:
+        """Paint a whole block."""
         block = self.choose(self.labels.read(box))
         runs, count = find_pieces(block, self.connectivity)
         may_go_on = open_pieces(runs, count, (box.start[0], box.start[1]), block.shape[1], self.labels.shape)
@@ -126,9 +134,7 @@ class Components:
         finished = np.empty(count, np.int64)
         finished[~may_go_on] = closed + np.arange(count - may_go_on.sum())
         finished[may_go_on] = self._finished[handle : handle + int(may_go_on.sum())]
-        out = np.empty(block.shape, np.int64)
-        paint_runs(runs, self._numbers[finished], out)
-        return out
+        paint_runs(runs, self._numbers[finished].astype(out.dtype), out)
 
 
 def find_objects(
@@ -285,7 +291,7 @@ class ObjectsImage(Image):
         """Numbers in a region; see `Image.read`."""
         lead = 3 - len(self.axes)
         whole = Box((0,) * lead + box.start, (1,) * lead + box.stop)
-        return self._objects.read(whole).astype(self.dtype).reshape(box.shape)
+        return self._objects.read(whole, self.dtype).reshape(box.shape)
 
     def fingerprint(self) -> dict[str, str]:
         """What it was made of."""

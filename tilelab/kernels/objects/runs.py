@@ -82,8 +82,14 @@ def find_pieces(block: UInt8, connectivity: int) -> tuple[Runs, int]:
 
 
 def paint_runs(runs: Runs, values: Any, out: Any) -> None:
-    """Fill every run with the value of its owner: `values` ``(owners,)``, `out` ``(z, y, x)`` of the same type."""
-    _paint(runs.rows, runs.starts, runs.stops, runs.owners, values, out.reshape(-1, out.shape[-1]))
+    """Fill every run with the value of its owner, and all else with 0.
+
+    Args:
+        runs: of a block.
+        values: ``(owners,)``.
+        out: ``(z, y, x)`` of the same type, a view of the block's extent.
+    """
+    _paint(runs.rows, runs.starts, runs.stops, runs.owners, values, out)
 
 
 @_jit
@@ -173,12 +179,15 @@ def _unite(rows: Any, starts: Any, stops: Any, classes: Any, owners: Any, depth:
 
 
 @_jit
-def _paint(rows: Any, starts: Any, stops: Any, owners: Any, values: Any, lines: Any) -> None:
-    for r in range(lines.shape[0]):
-        line = lines[r]
-        line[:] = 0
+def _paint(rows: Any, starts: Any, stops: Any, owners: Any, values: Any, out: Any) -> None:
+    for r in range(len(rows) - 1):
+        line = out[r // out.shape[1], r % out.shape[1]]
+        at = 0
         for i in range(rows[r], rows[r + 1]):
+            line[at : starts[i]] = 0
             line[starts[i] : stops[i]] = values[owners[i]]
+            at = stops[i]
+        line[at:] = 0
 
 
 @_jit
