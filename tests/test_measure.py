@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from itertools import product
@@ -24,8 +25,11 @@ from tilelab.kernels.objects.runs import reference_label
 from tilelab.kernels.pyramid import halve_mode
 from tilelab.measure import Question, measure
 from tilelab.measure.components import RECORD, ArrayPlanes, find_objects
+from tilelab.measure.fibres import find_sheaths
 from tilelab.measure.fractions import BlockCounts, student_quantile
+from tilelab.measure.layers import measure_layer
 from tilelab.measure.neighbours import nearest_distances
+from tilelab.measure.opening import Opened, open_square
 from tilelab.measure.shapes import measure_shapes
 from tilelab.measure.sizes import parse_size
 from tilelab.measure.survey import Survey
@@ -317,3 +321,106 @@ def test_from_python(discs: Path) -> None:
     assert sum(one.share for one in survey.fractions) == pytest.approx(1)
     assert survey.density(survey.objects.count) == pytest.approx(survey.objects.count / (1.5 * 2))
     survey.close()
+
+
+def test_a_tilted_wavy_layer_has_its_thickness_along_the_normal() -> None:
+    x = np.arange(900)
+    for tilt, wave in ((0.0, 0.0), (0.3, 0.0), (0.2, 30.0)):
+        middle = 150 + tilt * x + wave * np.sin(x / 120)
+        slope = tilt + wave / 120 * np.cos(x / 120)
+        half = 20 * np.hypot(1, slope)  # 40 along the normal
+        y = np.arange(600)[:, None]
+        plane = ((y >= middle - half) & (y < middle + half)).astype(np.uint8)
+        plane[300:302, 400:402] = 2  # of another class, which belongs to it
+        plane[580:583, 10:13] = 1  # and a speck that is no layer
+        for grid in ((1, 600), (1, 7)):
+            layer = measure_layer(ArrayPlanes(plane), (1, 2), grid=grid)
+            assert layer.axis == "x"
+            assert layer.mean == pytest.approx(40, rel=0.01)
+            assert layer.spread < 1.0
+            assert layer.mean == pytest.approx(layer.area / layer.length)
+        turned = measure_layer(ArrayPlanes(np.ascontiguousarray(plane.T)), (1, 2), size_nm=(3.0, 3.0))
+        assert (turned.axis, turned.unit) == ("y", "nm")
+        assert turned.mean == pytest.approx(3 * layer.mean)
+    plane[100:103] = 1
+    opened = measure_layer(ArrayPlanes(plane), (1, 2), opening=2)
+    assert opened.mean == pytest.approx(40, rel=0.02)
+    with pytest.raises(InputError, match="no layer of 3"):
+        measure_layer(ArrayPlanes(plane), (3,))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_opening_is_that_of_scipy(seed: int, radius: int) -> None:
+    mask = (np.random.default_rng(seed).random((19, 23)) < 0.8).astype(np.uint8)
+    square = np.ones((2 * radius + 1,) * 2)
+    eroded = ndimage.grey_erosion(mask, footprint=square, mode="nearest")
+    truth = ndimage.grey_dilation(eroded, footprint=square, mode="nearest")
+    np.testing.assert_array_equal(open_square(mask, radius), truth)
+    whole = Opened(ArrayPlanes(mask), (1,), radius)
+    parts = [whole.read(Box((0, y, 0), (1, min(19, y + 4), 23)))[0] for y in range(0, 19, 4)]
+    np.testing.assert_array_equal(np.concatenate(parts), truth)
+
+
+def test_fibres_share_their_sheaths_at_half_the_way() -> None:
+    """Two rings of known radii that touch: every pixel of the sheath belongs to the axon inside it."""
+    y, x = np.mgrid[:200, :300]
+    plane = np.zeros((200, 300), np.uint8)
+    rings = ((100, 80, 30, 50), (100, 190, 42, 60))
+    for cy, cx, _, outer in rings:
+        plane[np.hypot(y - cy, x - cx) <= outer] = 1
+    for cy, cx, inner, _ in rings:
+        plane[np.hypot(y - cy, x - cx) <= inner] = 2
+    plane[5:9, 5:9] = 1  # a sheath without an axon
+    found = set()
+    for grid, reach in (((1, 200), 256), ((1, 50), 25), ((1, 7), 30)):
+        objects = find_objects(ArrayPlanes(plane), only=(2,), grid=grid)
+        fibres = find_sheaths(objects, 2, 1, reach)
+        found.add((*fibres.sheath_px.tolist(), *fibres.cut.tolist(), fibres.alone_px))
+        areas = np.concatenate([record["sums"][:, 0] for record in objects.records()])
+        table = fibres.columns(slice(None), areas, np.ones(2, bool), (2.0, 2.0), "nm")
+    assert len(found) == 1
+    assert fibres.alone_px == 16
+    by_number = sorted(rings, key=lambda ring: ring[0] - ring[2])
+    for i, (_, _, inner, outer) in enumerate(by_number):
+        assert table["g_ratio"][i] == pytest.approx(inner / outer, rel=0.01)
+        assert table["sheath_thickness_nm"][i] == pytest.approx(2 * (outer - inner), rel=0.02)
+
+
+def test_hand_drawn_masks_fed_as_results(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's numbers are those of the masks: oxide over its length, g-ratios by a slow way."""
+    coating = real_data / "coating" / "val" / "masks"
+    assert main(["measure", str(coating), "--layer", "1,2", "--json", str(tmp_path / "c.json")]) == 0
+    for name, layer in json.loads((tmp_path / "c.json").read_text())["layers"].items():
+        mask = np.array(Picture.open(coating / f"{name}.png")) > 0
+        level = mask.sum() / mask.shape[1]  # per column, which a layer that lies level has for its thickness
+        assert layer["mean_thickness_px"] == pytest.approx(level, rel=0.02)
+    axon = min((real_data / "axon" / "val" / "masks").iterdir())
+    mask = np.array(Picture.open(axon))[100:350, 100:350]
+    Picture.fromarray(mask).save(tmp_path / "axon.png")
+    command = ["measure", str(tmp_path / "axon.png"), "--fibres", "2,1", "--class", "2", "-o", str(tmp_path / "a.csv")]
+    assert main(command) == 0
+    numbers, count = ndimage.label(mask == 2)
+    owners = nearest_inside(numbers, mask == 1)
+    areas, sheaths = (np.bincount(n.ravel(), minlength=count + 1)[1:] for n in (numbers, owners * (mask == 1)))
+    truth = np.sqrt(areas / (areas + sheaths))
+    found = np.array(table_of(tmp_path / "a.csv")["g_ratio"], float)
+    assert found.mean() == pytest.approx(truth.mean(), rel=0.01)
+    assert np.percentile(np.abs(found / truth - 1), 90) < 0.02
+    capsys.readouterr()
+
+
+def nearest_inside(numbers: Any, inside: Any) -> Any:
+    """Each pixel of `inside` with the number that is nearest by a way through it: Dijkstra, pixel by pixel."""
+    owners = numbers.copy()
+    todo = [(0.0, int(numbers[at]), at) for at in zip(*map(list, np.nonzero(numbers)), strict=True)]
+    heapq.heapify(todo)
+    done = np.zeros(numbers.shape, bool)
+    while todo:
+        length, owner, (y, x) = heapq.heappop(todo)
+        if done[y, x]:
+            continue
+        done[y, x], owners[y, x] = True, owner
+        for v, u in product((y - 1, y, y + 1), (x - 1, x, x + 1)):
+            if 0 <= v < len(inside) and 0 <= u < inside.shape[1] and inside[v, u] and not done[v, u]:
+                heapq.heappush(todo, (length + math.hypot(v - y, u - x), owner, (v, u)))
+    return owners

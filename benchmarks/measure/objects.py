@@ -2,10 +2,10 @@
 
     python -m benchmarks.measure.objects PLANE.tif [--peers PYTHON]
 
-PLANE is a TIFF of class indices; PYTHON has scikit-image, dask-image and tifffile (they are not installed with tilelab).
-All number the objects of class 1 by faces; seconds are without start-up, memory is the largest that was resident, less
-what was resident before.  `tilelab` streams from the file into OME-Zarr with all levels and measures every object on the
-way; `tilelab, in memory` only numbers an array, as the others do.
+PLANE is a TIFF of class indices; PYTHON has scikit-image, dask-image and tifffile (not installed with tilelab).  All
+number the objects of class 1 by faces; seconds are without start-up, memory is the largest that was resident, less what
+was resident before.  `tilelab` streams from the file into OME-Zarr with all levels and measures every object as well;
+`tilelab, in memory` only numbers an array, as the others do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def resident(key):
 path, out = sys.argv[1:]
 """
 _STOP = """
-print(json.dumps({"seconds": stop - start, "memory": resident("VmHWM") - before, "objects": int(count)}))
+print(json.dumps({"seconds": stop - start, "cpu": cpu, "memory": resident("VmHWM") - before, "objects": int(count)}))
 """
 _READ = """
 plane = (tifffile.imread(path) == 1).astype(np.uint8)
@@ -38,37 +38,37 @@ small = tifffile.imread(path)[:64, :64]
 tifffile.imwrite(out + ".tif", small)
 with_small = measure(out + ".tif", Question(only=("1",)))
 list(with_small.columns()); convert_image(with_small.objects_image(), out + ".small.ome.zarr", labels=True)
-before = resident("VmRSS"); start = time.perf_counter()
+before = resident("VmRSS"); start, cpu = time.perf_counter(), time.process_time()
 survey = measure(path, Question(only=("1",)))
 list(survey.columns())
 convert_image(survey.objects_image(), out + ".ome.zarr", labels=True)
-stop = time.perf_counter(); count = survey.objects.count
+stop, cpu = time.perf_counter(), time.process_time() - cpu; count = survey.objects.count
 """,
     "tilelab, in memory": _READ
     + """
 from tilelab.measure.components import ArrayPlanes, find_objects
 from tilelab.geometry import Box
 find_objects(ArrayPlanes(plane[:64, :64])).read(Box((0, 0, 0), (1, 64, 64)))
-before = resident("VmRSS"); start = time.perf_counter()
+before = resident("VmRSS"); start, cpu = time.perf_counter(), time.process_time()
 objects = find_objects(ArrayPlanes(plane))
-numbers = objects.read(Box.whole(objects.labels.shape))
-stop = time.perf_counter(); count = objects.count
+numbers = objects.read(Box.whole(objects.labels.shape), np.uint32)
+stop, cpu = time.perf_counter(), time.process_time() - cpu; count = objects.count
 """,
     "scikit-image": _READ
     + """
 from skimage.measure import label
-before = resident("VmRSS"); start = time.perf_counter()
+before = resident("VmRSS"); start, cpu = time.perf_counter(), time.process_time()
 numbers, count = label(plane, connectivity=1, return_num=True)
-stop = time.perf_counter()
+stop, cpu = time.perf_counter(), time.process_time() - cpu
 """,
     "dask-image": _READ
     + """
 import dask.array as da
 from dask_image.ndmeasure import label
-before = resident("VmRSS"); start = time.perf_counter()
+before = resident("VmRSS"); start, cpu = time.perf_counter(), time.process_time()
 numbers, count = label(da.from_array(plane, chunks=(2048, 2048)))
 numbers, count = da.compute(numbers, count)
-stop = time.perf_counter()
+stop, cpu = time.perf_counter(), time.process_time() - cpu
 """,
 }
 
@@ -90,7 +90,9 @@ def main() -> int:
             continue
         found[name] = json.loads(done.stdout.splitlines()[-1])
         one = found[name]
-        print(f"{name}: {one['seconds']:.2f} s, {one['memory'] / 2**20:.0f} MiB, {one['objects']:,} objects", flush=True)
+        print(
+            f"{name}: {one['seconds']:.2f} s, {one['memory'] / 2**20:.0f} MiB, {one['objects']:,} objects", flush=True
+        )
     print(json.dumps(found))
     return 0
 

@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pixels of an object touch by faces (1, default), edges (2: also diagonally in a plane) or corners (3)",
     )
+    add("--layer", metavar="A,B,...", help="thickness of the layer that these classes form (an oxide and its cracks)")
+    add("--opening", type=int, default=0, metavar="N", help="open the layer by a square of 2N + 1 pixels first")
+    add("--layer-profile", metavar="FILE", help="write its thickness along its way, as CSV")
+    add("--fibres", metavar="AXON,SHEATH", help="g-ratio and sheath of every axon: the classes of axons and of myelin")
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
     add("--label-map", metavar="MAP", help="classes of stored values, 255:1 or '#0000ff:1', as for eval")
     add("--axes", metavar="LETTERS", help=AXES_HELP)
@@ -63,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         connectivity=args.connectivity,
         min_size=args.min_size,
         only=tuple(args.only),
+        layer=_names(args.layer),
+        opening=args.opening,
+        fibres=_fibres(args.fibres),
         pixel_size_nm=args.pixel_size,
         label_map=LabelMap.parse(args.label_map) if args.label_map else None,
         axes=args.axes,
@@ -73,8 +80,13 @@ def run(args: argparse.Namespace) -> int:
     )
     labels, images = _files(args)
     _claim(args, many=len(labels) > 1)
-    if args.output is not None:
-        check_table(Path(args.output))
+    for table in (args.output, args.layer_profile):
+        if table is not None:
+            check_table(Path(table))
+    if args.layer_profile is not None and args.layer is None:
+        raise InputError("--layer-profile was given: say which classes form the layer with --layer")
+    if args.opening < 0:
+        raise InputError(f"--opening {args.opening} was given: 0 or more pixels")
     summary = Summary()
     said: set[str] = set()
 
@@ -95,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         for _ in rows():
             pass
+    if args.layer_profile is not None:
+        write_table(Path(args.layer_profile), summary.profiles())
     text = summary.markdown()
     print(text, end="")
     if args.json is not None:
@@ -105,6 +119,22 @@ def run(args: argparse.Namespace) -> int:
         for picture in draw_distributions(summary, Path(args.pictures)):
             print(picture, file=sys.stderr)
     return 0
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _fibres(text: str | None) -> tuple[str, str] | None:
+    """The two classes of `--fibres`.
+
+    Raises:
+        InputError: they are not two.
+    """
+    names = _names(text)
+    if names and len(names) != 2:
+        raise InputError(f"--fibres {text}: name two classes, that of the axons and that of the sheaths")
+    return (names[0], names[1]) if names else None
 
 
 def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -155,6 +185,7 @@ def _claim(args: argparse.Namespace, *, many: bool) -> None:
         [
             Write(args.output, "-o", "text" if str(args.output).lower().endswith(".csv") else "any"),
             Write(objects, "--objects", "into" if many else "folder"),
+            Write(args.layer_profile, "--layer-profile", "text"),
             Write(args.json, "--json", "json"),
             Write(args.pictures, "--pictures", "into"),
         ],

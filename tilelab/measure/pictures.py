@@ -18,7 +18,15 @@ from tilelab.measure.report import Summary
 _WIDTH, _HEIGHT = 900, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 56, 64
 _INK, _FAINT, _PAPER = (30, 33, 38), (205, 208, 212), (255, 255, 255)
-_SHOWN = ("equivalent_diameter", "circularity", "sphericity", "nearest")
+_SHOWN = (
+    "equivalent_diameter",
+    "circularity",
+    "sphericity",
+    "nearest",
+    "fibre_diameter",
+    "sheath_thickness",
+    "g_ratio",
+)
 _MOST_BINS = 60
 
 
@@ -38,7 +46,45 @@ def draw_distributions(summary: Summary, folder: Path) -> list[Path]:
             with replacing(path) as temporary:
                 picture.save(temporary, "PNG")
             written.append(path)
+    for survey in summary.surveys:
+        if survey.layer is not None:
+            layer = survey.layer
+            path = folder / f"{survey.name}.layer.png"
+            title = f"{survey.name}: thickness along {layer.axis}, {layer.unit}"
+            picture = draw_profile(layer.position, layer.thickness, layer.mean, title)
+            with replacing(path) as temporary:
+                picture.save(temporary, "PNG")
+            written.append(path)
     return written
+
+
+def draw_profile(position: Float64, values: Float64, mean: float, title: str) -> Picture.Image:
+    """Values along their positions in pixels, with their mean; RGB."""
+    panel = Picture.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    top, first, last = float(values.max()) * 1.05, float(position[0]), max(float(position[-1]), float(position[0]) + 1)
+    for tick in _ticks(0, top, 5):
+        y = _TOP + height - tick / top * height
+        draw.line((_LEFT, y, _LEFT + width, y), _FAINT)
+        _text(draw, (_LEFT - 8, y), f"{tick:g}", 14, anchor="rm")
+    for tick in _ticks(first, last, 8):
+        x = _LEFT + (tick - first) / (last - first) * width
+        draw.line((x, _TOP + height, x, _TOP + height + 5), _INK)
+        _text(draw, (x, _TOP + height + 8), f"{tick:g}", 14, anchor="ma")
+    at = _LEFT + (position - first) / (last - first) * width
+    columns = at.astype(int)
+    for x in np.unique(columns):  # from the least to the most of what falls on one column of the picture
+        here = values[columns == x]
+        low, high = (_TOP + height - v / top * height for v in (here.min(), here.max()))
+        draw.line((x, low, x, high - 1), _INK, 2)
+    level = _TOP + height - mean / top * height
+    for x in range(_LEFT, _LEFT + width, 12):
+        draw.line((x, level, x + 6, level), (200, 60, 40), 2)
+    _text(draw, (_LEFT, 12), title, 19)
+    _text(draw, (_LEFT + width, 16), f"mean {mean:.4g}", 15, anchor="ra")
+    _text(draw, (_LEFT + width, _HEIGHT - 26), "position, px", 13, anchor="ra")
+    return panel
 
 
 def words(key: str) -> str:

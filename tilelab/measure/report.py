@@ -15,6 +15,8 @@ from tilelab.measure.survey import Survey
 from tilelab.text import markdown_table, plain_numbers
 
 _KEPT = ("equivalent_diameter", "circularity", "sphericity", "nearest")
+_WHOLE = ("fibre_diameter", "sheath_thickness", "g_ratio")
+"""Of fibres that are not cut by the frame."""
 
 
 class Summary:
@@ -41,7 +43,18 @@ class Summary:
                 for key, values in part.items():
                     if key.startswith(_KEPT):
                         columns.setdefault(key, []).append(values[chosen])
+                    elif key.startswith(_WHOLE):
+                        whole = chosen & ~part["touches_border"] & ~part["sheath_cut"] & ~np.isnan(values)
+                        columns.setdefault(key, []).append(values[whole])
             yield {"image": np.repeat(np.array([survey.name]), len(part["object"])), **part}
+
+    def profiles(self) -> Iterator[dict[str, Array]]:
+        """The thickness of every layer along its way."""
+        for survey in self.surveys:
+            if survey.layer is not None:
+                layer = survey.layer
+                names = np.repeat(np.array([survey.name]), len(layer.position))
+                yield {"image": names, "position_px": layer.position, f"thickness_{layer.unit}": layer.thickness}
 
     def values(self, name: str, begins: str) -> tuple[str, Float64]:
         """The column of a class whose name begins so, and its values; an empty name where there is none."""
@@ -68,6 +81,8 @@ class Summary:
             ],
             "fractions": _fractions_record(self._classes, self._pooled),
             "objects": {row["class"]: row for row in self._objects()},
+            "layers": {s.name: _layer_record(s) for s in self.surveys if s.layer is not None},
+            "fibres": {row["class"]: row for row in self._fibres()},
         }
 
     def markdown(self) -> str:
@@ -81,6 +96,10 @@ class Summary:
         found = self._objects()
         if found:
             parts.append(markdown_table(*_object_rows(found)))
+        layers = [_layer_record(survey) for survey in self.surveys if survey.layer is not None]
+        for title, rows in (("Layers", layers), ("Fibres, without those that the frame cuts", self._fibres())):
+            if rows:
+                parts += [f"{title}:", markdown_table(*_object_rows(rows))]
         if many:
             parts.append(
                 markdown_table(["image", "objects", *(f"share {c.name}" for c in self._classes)], self._image_rows())
@@ -144,6 +163,31 @@ class Summary:
                 }
             )
         return rows
+
+    def _fibres(self) -> list[dict[str, Any]]:
+        """One record for the class of the axons."""
+        rows = []
+        for info in self._classes:
+            g = self.values(info.name, "g_ratio")[1]
+            if not len(g):
+                continue
+            row: dict[str, Any] = {"class": info.name, "count": len(g)}
+            for begins in _WHOLE:
+                key, values = self.values(info.name, begins)
+                row |= {f"mean_{key}": float(values.mean()), f"sd_{key}": float(values.std())}
+            rows.append(row)
+        return rows
+
+
+def _layer_record(survey: Survey) -> dict[str, Any]:
+    """The layer of an image."""
+    layer = survey.layer
+    assert layer is not None  # noqa: S101 - asked for only where there is one
+    return {
+        "image": survey.name, f"mean_thickness_{layer.unit}": layer.mean, f"sd_{layer.unit}": layer.spread,
+        f"p5_{layer.unit}": layer.percentile(5), f"p95_{layer.unit}": layer.percentile(95),
+        f"length_{layer.unit}": layer.length, "covered": layer.covered, "parts": layer.parts, "along": layer.axis,
+    }  # fmt: skip
 
 
 def _space(survey: Survey) -> float:

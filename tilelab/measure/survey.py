@@ -23,7 +23,9 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.measure.components import Components, ObjectsImage, find_objects
+from tilelab.measure.fibres import Fibres, find_sheaths
 from tilelab.measure.fractions import BlockCounts, Fraction
+from tilelab.measure.layers import Layer, measure_layer
 from tilelab.measure.neighbours import nearest_distances
 from tilelab.measure.shapes import centres, classes_of, measure_intensities, measure_shapes
 from tilelab.measure.sizes import parse_size
@@ -41,6 +43,9 @@ class Question:
         connectivity: in how many axes neighbouring pixels of an object may differ: 1 for faces alone.
         min_size: what is smaller is no object: ``50px``, ``200nm2``.
         only: classes whose objects are wanted, by name or index; all but the first where empty.
+        layer: classes that form a layer together, whose thickness is wanted.
+        opening: by which the layer is opened first, in pixels.
+        fibres: class of the axons and class of the sheaths around them, where those are wanted.
         pixel_size_nm: (y, x) or (z, y, x), instead of what is stated.
         label_map, axes, series, allow_outside: as for `open_labels`.
         image_axes, image_series: of the micrograph.
@@ -51,6 +56,9 @@ class Question:
     connectivity: int = 1
     min_size: str = "0"
     only: tuple[str, ...] = ()
+    layer: tuple[str, ...] = ()
+    opening: int = 0
+    fibres: tuple[str, str] | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     label_map: LabelMap | None = None
     axes: str | None = None
@@ -76,6 +84,8 @@ class Survey:
         fractions: shares of the classes.
         objects: the objects, with a second pass that paints them.
         nearest: distance of each to the nearest of its class, in nm or pixels.
+        layer: the layer, if asked for.
+        fibres: what surrounds the objects, if asked for, and the class of those that are axons.
         labels: what was measured; open until `close`.
         assumptions: what had to be guessed.
     """
@@ -89,6 +99,8 @@ class Survey:
     fractions: list[Fraction]
     objects: Components
     nearest: Float64
+    layer: Layer | None
+    fibres: tuple[Fibres, int] | None
     labels: Labels
     image: Image | None
     assumptions: tuple[Assumption, ...]
@@ -110,6 +122,10 @@ class Survey:
             if self.image is not None:
                 table |= measure_intensities(records)
             table[f"nearest_{self.unit}"] = self.nearest[first:last]
+            if self.fibres is not None:
+                found, inner = self.fibres
+                size = (1.0, 1.0) if self.size_nm is None else self.size_nm[1:]
+                table |= found.columns(slice(first, last), table["area_px"], labels == inner, size, self.unit)
             yield table
             first = last
 
@@ -188,6 +204,8 @@ def _survey(
                 flag="--pixel-size",
             ),
         )
+    layer_of = _find_classes(labels, question.layer)
+    fibres_of = _find_classes(labels, question.fibres or ())
     if not 1 <= question.connectivity <= (2 if flat else 3):
         raise InputError(f"connectivity {question.connectivity}: it is 1 to {2 if flat else 3} for {labels.path}")
     counts = BlockCounts(labels.shape)
@@ -216,12 +234,23 @@ def _survey(
     known = labels.classes or unnamed_classes(len(fractions))
     fractions += [Fraction(0, 0.0, math.nan, math.nan, 0)] * (len(known) - len(fractions))
     scale = size or (1.0, 1.0, 1.0)
+    if fibres_of and question.only and fibres_of[0] not in _find_classes(labels, question.only):
+        raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres_of[0]}")
+    layer = fibres = None
+    if layer_of:
+        layer = measure_layer(
+            labels, layer_of, opening=question.opening, size_nm=None if size is None else size[1:],
+            grid=question.grid, threads=question.threads,
+        )  # fmt: skip
+    if fibres_of:
+        fibres = find_sheaths(objects, *fibres_of), fibres_of[0]
     chosen = [(centres(r, (0.0 if flat else scale[0], *scale[1:])), classes_of(r)) for r in objects.records()]
     where = np.concatenate([c for c, _ in chosen]) if chosen else np.empty((0, 3))
     which = np.concatenate([k for _, k in chosen]) if chosen else np.empty(0, np.uint8)
     return Survey(
         path=labels.path, name=name_of(labels.path), shape=labels.shape, size_nm=size, classes=known, counts=counts,
-        fractions=fractions, objects=objects, nearest=nearest_distances(where, which), labels=labels, image=image,
+        fractions=fractions, objects=objects, nearest=nearest_distances(where, which),
+        layer=layer, fibres=fibres, labels=labels, image=image,
         assumptions=guesses,
     )  # fmt: skip
 

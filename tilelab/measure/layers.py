@@ -1,0 +1,147 @@
+"""How thick a layer is along its way through an image: oxides, coatings, films."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilelab.arrays import Array, Float64
+from tilelab.errors import InputError
+from tilelab.geometry import boxes
+from tilelab.measure.components import ClassPlanes, Components, find_objects
+from tilelab.measure.opening import Opened
+from tilelab.measure.shapes import measure_shapes
+
+_LEAST_SHARE = 0.05
+"""Parts of the layer are objects of at least so much of the largest one's area; smaller ones are no layer."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer along x or y.
+
+    Lengths are in nm, or in pixels where the pixel size is not known.
+
+    Attributes:
+        axis: along which it runs, ``x`` or ``y``.
+        unit: ``nm`` or ``px``.
+        length: of its middle line.
+        area: of the layer.
+        mean: area over length, which is the mean of `thickness` over the length.
+        spread: standard deviation of `thickness` over the length.
+        position: of each column along the axis in pixels, where there is some of the layer.
+        thickness: along the normal there.
+        covered: share of the columns that hold some of the layer.
+        parts: number of objects that it consists of.
+    """
+
+    axis: str
+    unit: str
+    length: float
+    area: float
+    mean: float
+    spread: float
+    position: Float64
+    thickness: Float64
+    covered: float
+    parts: int
+
+    def percentile(self, share: float) -> float:
+        """The thickness that so many percent of the length do not exceed."""
+        return float(np.percentile(self.thickness, share)) if len(self.thickness) else math.nan
+
+
+def measure_layer(
+    labels: ClassPlanes,
+    classes: Sequence[int],
+    *,
+    opening: int = 0,
+    size_nm: tuple[float, float] | None = None,
+    grid: tuple[int, int] | None = None,
+    threads: int | None = None,
+) -> Layer:
+    """Measure the layer that some classes form together (an oxide and the cracks in it, say), in two streamed passes.
+
+    The layer is opened by a square of ``2 * opening + 1`` pixels, which removes what is thinner (beyond the frame it is
+    taken to go on as at the frame), and reduced to objects of at least 5 % of the largest.  It runs along x if the
+    largest object does so more than along y.  In every column across it, t pixels belong to the layer and m is their
+    middle; the slope of m, by a line fitted over as many columns as the layer is thick on average, makes of t the
+    thickness along the normal, ``t cos(slope)``, and of the column the length ``1 / cos(slope)``.  The mean over the
+    length then is the area over the length of the middle line, exactly; a layer that folds back over itself is measured
+    through all its folds.
+
+    Args:
+        labels: a plane.
+        classes: that belong to the layer.
+        opening: in pixels.
+        size_nm: of a pixel (y, x).
+        grid, threads: as for `find_objects`.
+
+    Raises:
+        InputError: it is no plane, or there is no layer.
+    """
+    if labels.shape[0] != 1:
+        raise InputError("a layer is measured in a plane: choose one slice (--region, or a file of its own)")
+    opened = Opened(labels, classes, opening)
+    objects = find_objects(opened, grid=grid, threads=threads)
+    records = list(objects.records())
+    if not records:
+        after = f" after an opening by {opening} px" if opening else ""
+        raise InputError(f"there is no layer of {' + '.join(map(str, classes))}{after}")
+    found = measure_shapes(np.concatenate(records), labels.shape, None)
+    kept = found["area_px"] >= _LEAST_SHARE * found["area_px"].max()
+    largest = int(np.argmax(found["area_px"]))
+    tilt = float(found["orientation_deg"][largest])
+    axis = "y" if 45 < tilt < 135 else "x"
+    count, total = _profile(objects, kept, axis)
+    return _walk(count, total, axis, size_nm, int(kept.sum()))
+
+
+def _profile(objects: Components, kept: Array, axis: str) -> tuple[Array, Array]:
+    """Pixels of the layer in each column (or row), and the sum of their positions across."""
+    chosen = np.concatenate([[False], kept])
+    _, height, width = objects.labels.shape
+    size = width if axis == "x" else height
+    count, total = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    for box in boxes(objects.labels.shape, (1, objects.grid[1], width)):
+        layer = chosen[objects.read(box)[0]]
+        if axis == "x":
+            count += layer.sum(axis=0)
+            total += (layer * np.arange(box.start[1], box.stop[1])[:, None]).sum(axis=0)
+        else:
+            rows = slice(box.start[1], box.stop[1])
+            count[rows] = layer.sum(axis=1)
+            total[rows] = layer @ np.arange(width)
+    return count, total
+
+
+def _walk(count: Array, total: Array, axis: str, size_nm: tuple[float, float] | None, parts: int) -> Layer:
+    """From columns to thickness along the normal."""
+    sy, sx = size_nm or (1.0, 1.0)
+    along, across = (sx, sy) if axis == "x" else (sy, sx)
+    at = np.flatnonzero(count)
+    middle: Float64 = total[at] / count[at] * across
+    half = max(1, round(float(count[at].mean()) * across / along / 2))
+    slope = _slopes(np.asarray(at * along, np.float64), middle, half * along)
+    cosine = 1 / np.hypot(1, slope)
+    thickness, step = count[at] * across * cosine, along / cosine
+    length, area = float(step.sum()), float(count.sum() * along * across)
+    mean = area / length
+    spread = math.sqrt(float((step * (thickness - mean) ** 2).sum()) / length)
+    unit = "px" if size_nm is None else "nm"
+    return Layer(axis, unit, length, area, mean, spread, at.astype(float), thickness, len(at) / len(count), parts)
+
+
+def _slopes(x: Float64, y: Float64, reach: float) -> Float64:
+    """Slope at each point of the line that is fitted to the points within `reach`, by running sums."""
+    x0 = x - x.mean()  # keeps the squares small
+    y0 = y - y.mean()
+    first, last = np.searchsorted(x, x - reach - 1e-9), np.searchsorted(x, x + reach + 1e-9)
+    sums = [np.concatenate([[0.0], np.cumsum(v)]) for v in (np.ones_like(x0), x0, y0, x0 * x0, x0 * y0)]
+    n, sx, sy, sxx, sxy = (s[last] - s[first] for s in sums)
+    below = n * sxx - sx * sx
+    slope: Float64 = np.divide(n * sxy - sx * sy, below, out=np.zeros_like(x), where=below > 1e-9 * n * sxx + 1e-300)
+    return slope
