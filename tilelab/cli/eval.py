@@ -35,6 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="A,B,...", help="class names, where PRED does not know them")
     parser.add_argument("--assd", action="store_true", help="mean distance between the outlines of each class")
     parser.add_argument(
+        "--boundary-f",
+        metavar="PX",
+        nargs="?",
+        const=2.0,
+        type=float,
+        help="F of outlines that agree within PX pixels (default 2); with --assd's distances",
+    )
+    parser.add_argument(
+        "--objects", action="store_true", help="match the objects of each class: PQ, AP, F1, Rand error"
+    )
+    parser.add_argument("--min-size", metavar="N", type=int, default=0, help="objects of fewer than N pixels are none")
+    parser.add_argument(
+        "--connectivity", metavar="N", type=int, choices=(1, 2, 3), default=1, help="by faces (1), edges or corners"
+    )
+    parser.add_argument(
         "--isbi",
         metavar="CLASS",
         nargs="?",
@@ -70,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         ignore=args.ignore,
         classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else (),
         surfaces=args.assd,
+        tolerance=args.boundary_f,
         lines=args.isbi,
     )
     _claim(args)
@@ -82,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
         for pair in pairs:
             check_image(pair, question)
     evaluation = evaluate(pairs, question)
+    if args.objects:
+        from tilelab.measure.matching import add_object_scores
+
+        add_object_scores(evaluation, question, connectivity=args.connectivity, min_pixels=args.min_size)
     evaluation.notes += notes
     for line in evaluation.notes:
         print(f"tilelab: {line}", file=sys.stderr)

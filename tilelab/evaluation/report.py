@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.evaluation.metrics.confusion import Scores
+from tilelab.evaluation.metrics.objects import THRESHOLDS, ObjectScores
 from tilelab.evaluation.scoring import Evaluation, PairScores
 from tilelab.text import markdown_table, plain_numbers
 
@@ -56,7 +57,16 @@ def to_markdown(evaluation: Evaluation) -> str:
     if len(rows) > 1:
         parts.append(f"Mean over the images of their mean IoU: {_number(evaluation.image_mean_iou)}.")
     if evaluation.surfaces is not None:
-        parts.append("ASSD: mean distance of outline pixels to the other outline, both ways, within each plane.")
+        parts.append(
+            "ASSD: mean distance of outline pixels to the other outline, both ways, within each plane; the frame "
+            "of the image is no outline."
+        )
+    if evaluation.tolerance is not None:
+        parts.append(f"Boundary F: of outline pixels that lie within {evaluation.tolerance:g} px of the other outline.")
+    if evaluation.objects is not None:
+        parts += [markdown_table(*_object_table(evaluation)), _OBJECT_RULES]
+    pooled = _number(evaluation.pooled.pooled_iou)
+    parts.append(f"Pooled IoU, all classes' pixels counted together as smp and NASA's MicroNet count it: {pooled}.")
     if evaluation.isbi is not None:
         at = f"{evaluation.isbi.v_rand_threshold:.1f} and {evaluation.isbi.v_info_threshold:.1f}"
         parts.append(f"V_rand and V_info: after thinning, at the best thresholds ({at} for all planes together).")
@@ -90,8 +100,8 @@ def to_json(evaluation: Evaluation) -> str:
     names = [info.name for info in evaluation.classes]
     document = {
         "classes": names,
-        "images": [_pair_record(pair, names) for pair in evaluation.pairs],
-        "all": _score_record(evaluation.pooled, names) | _extras(evaluation, names),
+        "images": [_pair_record(pair, names, evaluation.tolerance) for pair in evaluation.pairs],
+        "all": _score_record(evaluation.pooled, names) | _extras(evaluation, names, evaluation.tolerance),
         "image_mean_iou": evaluation.image_mean_iou,
         "pixel_size_nm": evaluation.pixel_size_nm,
         "notes": evaluation.notes,
@@ -112,6 +122,8 @@ def _class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     square = size is not None and math.isclose(size[0], size[1])
     if evaluation.surfaces is not None:
         head += ["ASSD px", "ASSD nm"] if square else ["ASSD px"]
+    if evaluation.surfaces is not None and evaluation.tolerance is not None:
+        head.append("boundary F")
     total = max(1, int(scores.confusion.sum()))
     rows = []
     for k, info in enumerate(evaluation.classes):
@@ -123,15 +135,51 @@ def _class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
             row.append(_number(distance, 2))
             if square and size is not None:
                 row.append(_number(distance * size[0], 1))
+            if evaluation.tolerance is not None:
+                row.append(_number(float(evaluation.surfaces.boundary_f[k - 1]) if k else math.nan))
         rows.append(row)
     return head, rows
+
+
+_OBJECT_RULES = (
+    "Objects: connected pixels of one class; a true one is found if an object of its class overlaps it by an IoU above "
+    "0.5 (0.75). PQ: panoptic quality, mean IoU of the matched times F1. AP: mean of TP / (TP + FP + FN) over the "
+    "thresholds 0.5 to 0.95. ARE: adapted Rand error over the pixels of true objects."
+)
+
+
+def _object_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of objects."""
+    head = ["objects", "true", "found", "matched", "precision", "recall", "F1", "F1 at 0.75", "PQ", "AP", "ARE"]
+    rows = []
+    for info, one in zip(evaluation.classes[1:], evaluation.objects or (), strict=True):
+        values = [one.precision[0], one.recall[0], one.f1[0], one.f1[5]]
+        values += [one.panoptic_quality, one.average_precision, one.rand_error]
+        rows.append([info.name, f"{one.true:,}", f"{one.found:,}", f"{int(one.matched[0]):,}", *map(_number, values)])
+    return head, rows
+
+
+def _object_record(one: ObjectScores) -> dict[str, Any]:
+    return {
+        "true": one.true,
+        "found": one.found,
+        "thresholds": list(THRESHOLDS),
+        "matched": one.matched.tolist(),
+        "precision": one.precision.tolist(),
+        "recall": one.recall.tolist(),
+        "f1": one.f1.tolist(),
+        "segmentation_quality": one.segmentation_quality,
+        "panoptic_quality": one.panoptic_quality,
+        "average_precision": one.average_precision,
+        "adapted_rand_error": one.rand_error,
+    }
 
 
 def _number(value: float, digits: int = 4) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _pair_record(pair: PairScores, names: list[str]) -> dict[str, Any]:
+def _pair_record(pair: PairScores, names: list[str], tolerance: float | None) -> dict[str, Any]:
     return {
         "name": pair.pair.name,
         "prediction": str(pair.pair.prediction),
@@ -140,7 +188,7 @@ def _pair_record(pair: PairScores, names: list[str]) -> dict[str, Any]:
         "ignored": pair.ignored,
         "unlisted": pair.unlisted,
         **_score_record(pair.scores, names),
-        **_extras(pair, names),
+        **_extras(pair, names, tolerance),
     }
 
 
@@ -153,17 +201,22 @@ def _score_record(scores: Scores, names: list[str]) -> dict[str, Any]:
         "mean_over": [name for name in names if name not in _absent(scores, names)],
         "mean_dice": scores.mean_dice,
         "foreground_f1": scores.foreground_f1,
+        "pooled_iou": scores.pooled_iou,
         **{key: dict(zip(names, values.tolist(), strict=True)) for key, values in by_class.items()},
         "f1": dict(zip(names, scores.f1.tolist(), strict=True)),
         "confusion": scores.confusion.tolist(),
     }
 
 
-def _extras(scored: Evaluation | PairScores, names: list[str]) -> dict[str, Any]:
+def _extras(scored: Evaluation | PairScores, names: list[str], tolerance: float | None) -> dict[str, Any]:
     """Distances and ISBI scores, where there are some."""
     record: dict[str, Any] = {}
     if scored.surfaces is not None:
         record["assd_px"] = dict(zip(names[1:], scored.surfaces.assd.tolist(), strict=True))
+        if tolerance is not None:
+            record["boundary_f"] = dict(zip(names[1:], scored.surfaces.boundary_f.tolist(), strict=True))
+    if scored.objects is not None:
+        record["objects"] = dict(zip(names[1:], map(_object_record, scored.objects), strict=True))
     if scored.isbi is not None:
         record["isbi"] = asdict(scored.isbi)
     return record

@@ -25,6 +25,7 @@ from tilelab.text import size_text
 
 if TYPE_CHECKING:
     from tilelab.evaluation.metrics.isbi import IsbiScores
+    from tilelab.evaluation.metrics.objects import ObjectScores
     from tilelab.evaluation.metrics.surface import SurfaceDistances
 
 
@@ -46,6 +47,7 @@ class Question:
         ignore: pixels of this true class are left out, beside those that the map of the truth leaves out.
         classes: names, when the predictions do not know them.
         surfaces: measure the ASSD of every class but the background.
+        tolerance: also the boundary F, where outlines agree up to so many pixels.
         lines: class whose lines enclose the regions that V_rand and V_info compare (index or name); None for neither
             score.
     """
@@ -62,6 +64,7 @@ class Question:
     ignore: int | None = None
     classes: tuple[str, ...] = ()
     surfaces: bool = False
+    tolerance: float | None = None
     lines: str | int | None = None
 
 
@@ -77,6 +80,7 @@ class PairScores:
         ignored: pixels that were left out.
         unlisted: pixels that the label map of the truth, or else that of the prediction, does not list.
         surfaces: distances between outlines, if asked for; entry k is class k + 1.
+        objects: how its objects agree, if asked for (`tilelab.measure.matching`); entry k is class k + 1.
         isbi: V_rand and V_info at this pair's own best thresholds, if asked for.
     """
 
@@ -87,6 +91,7 @@ class PairScores:
     ignored: int = 0
     unlisted: int = 0
     surfaces: SurfaceDistances | None = None
+    objects: tuple[ObjectScores, ...] | None = None
     isbi: IsbiScores | None = None
 
 
@@ -99,7 +104,9 @@ class Evaluation:
         pairs: one entry per pair.
         pooled: of the pixels of all pairs counted together.
         surfaces: of all pairs together, if asked for.
+        objects: of all pairs together, if asked for.
         isbi: of all planes of all pairs at the best common threshold, if asked for.
+        tolerance: of the boundary F in pixels, if asked for.
         pixel_size_nm: of (y, x) when all pairs have the same, else None.
         notes: one line each about what the reader should know.
         failed: of several pairs those that cannot be read or differ in size, and why; they are in no score.
@@ -109,7 +116,9 @@ class Evaluation:
     pairs: list[PairScores]
     pooled: Scores
     surfaces: SurfaceDistances | None = None
+    objects: tuple[ObjectScores, ...] | None = None
     isbi: IsbiScores | None = None
+    tolerance: float | None = None
     pixel_size_nm: tuple[float, float] | None = None
     notes: list[str] = field(default_factory=list)
     failed: list[tuple[Pair, str]] = field(default_factory=list)
@@ -163,9 +172,10 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
         for pair, (shape, count), counts in zip(tried.pairs, counted, resized, strict=True)
     ]
     evaluation = Evaluation(classes, scored, score_confusion(np.sum(resized, axis=0)), notes=notes, failed=tried.failed)
+    evaluation.tolerance = question.tolerance
     evaluation.pixel_size_nm = sizes.pop() if len(sizes) == 1 else None
     evaluation.notes += map(str, guesses)
-    if question.surfaces:
+    if question.surfaces or question.tolerance is not None:
         _add_surfaces(evaluation, question)
     if question.lines is not None:
         _add_isbi(evaluation, question, find_class(classes, question.lines))
@@ -362,7 +372,9 @@ def _add_surfaces(evaluation: Evaluation, question: Question) -> None:
 
     for scored in evaluation.pairs:
         with open_pair(scored.pair, question) as (labels, truth):
-            scored.surfaces = measure_outlines(labels, truth, range(1, len(evaluation.classes)))
+            scored.surfaces = measure_outlines(
+                labels, truth, range(1, len(evaluation.classes)), question.tolerance or 0.0
+            )
         total = evaluation.surfaces
         evaluation.surfaces = scored.surfaces if total is None else total + scored.surfaces
 

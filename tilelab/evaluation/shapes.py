@@ -21,7 +21,7 @@ _ISBI_BYTES = 60
 """Bytes per pixel of a plane that V_rand and V_info need: probabilities, masks, numberings, a queue, sorted pairs."""
 
 
-def measure_outlines(labels: Labels, truth: Labels, classes: Sequence[int]) -> SurfaceDistances:
+def measure_outlines(labels: Labels, truth: Labels, classes: Sequence[int], tolerance: float = 2.0) -> SurfaceDistances:
     """Distances between the outlines of each class, plane by plane, summed; in bounded memory."""
     depth, height, width = labels.shape
 
@@ -30,7 +30,7 @@ def measure_outlines(labels: Labels, truth: Labels, classes: Sequence[int]) -> S
             box = Box((z, start, 0), (z + 1, stop, width))
             return labels.read(box)[0], truth.read(box)[0]
 
-        return measure_surfaces(read, (height, width), classes)
+        return measure_surfaces(read, (height, width), classes, tolerance=tolerance)
 
     return reduce(add, map(measure, range(depth)))
 

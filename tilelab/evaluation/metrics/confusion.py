@@ -81,6 +81,15 @@ class Scores:
         return mean_of_present(self.iou)
 
     @property
+    def pooled_iou(self) -> float:
+        """IoU of all classes' pixels counted together, the background's too: right / (2 pixels - right).
+
+        So smp's ``IoU`` over all channels counts, by which NASA's pretrained-microscopy-models are scored.
+        """
+        right, total = int(np.trace(self.confusion)), int(self.confusion.sum())
+        return right / (2 * total - right) if total else float("nan")
+
+    @property
     def mean_dice(self) -> float:
         """Mean of `dice` over the classes that occur."""
         return mean_of_present(self.dice)

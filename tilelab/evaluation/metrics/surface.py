@@ -12,7 +12,7 @@ and the nearest of all follows row by row (Felzenszwalb and Huttenlocher's lower
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
@@ -40,13 +40,30 @@ class SurfaceDistances:
     Attributes:
         distance: sum of the distances in pixels; infinite where one segmentation has a surface and the other none.
         count: number of surface pixels of both.
+        near: how many of the found and of the true ones have one of the other within the tolerance, ``(classes, 2)``.
+        sides: how many found and true ones there are, ``(classes, 2)``.
     """
 
     distance: Float64
     count: Int64
+    near: Int64 = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    sides: Int64 = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     def __add__(self, other: SurfaceDistances) -> SurfaceDistances:
-        return SurfaceDistances(self.distance + other.distance, self.count + other.count)
+        return SurfaceDistances(
+            self.distance + other.distance, self.count + other.count, self.near + other.near, self.sides + other.sides
+        )
+
+    @property
+    def boundary_f(self) -> Float64:
+        """Boundary F per class; 0 where only one has outlines, NaN where neither has (Csurka et al., BMVC 2013).
+
+        The harmonic mean of the shares of found and of true outline pixels that lie near the other outline.
+        """
+        precision, recall = (self.near / np.maximum(self.sides, 1)).T
+        total = precision + recall
+        mean: Float64 = np.divide(2 * precision * recall, total, out=np.zeros(len(total)), where=total > 0)
+        return np.where(self.sides.sum(axis=1) > 0, mean, np.nan)
 
     @property
     def assd(self) -> Float64:
@@ -55,7 +72,7 @@ class SurfaceDistances:
 
 
 def measure_surfaces(
-    read: ReadRows, shape: tuple[int, int], classes: Sequence[int], *, slab: int | None = None
+    read: ReadRows, shape: tuple[int, int], classes: Sequence[int], *, tolerance: float = 2.0, slab: int | None = None
 ) -> SurfaceDistances:
     """Measure the distances between the outlines of the classes in one plane.
 
@@ -63,6 +80,7 @@ def measure_surfaces(
         read: gives labels and truth of a range of rows; called twice for every row, or a little more.
         shape: rows and columns of the plane.
         classes: which classes; the result has one entry for each.
+        tolerance: distance in pixels up to which outlines agree.
         slab: rows held in memory at once; chosen for little memory when None.
     """
     height, width = shape
@@ -77,6 +95,7 @@ def measure_surfaces(
     above = np.maximum.accumulate(last, axis=0)
     below = np.minimum.accumulate(first[::-1], axis=0)[::-1]
     distance, count = np.zeros(len(classes)), np.zeros(len(classes), np.int64)
+    near, sides = np.zeros((2, len(classes), 2), np.int64)
     nowhere = np.full(width, _FAR, np.int32)
     for i, start in enumerate(starts):
         found: dict[tuple[int, int], Bool] = {}
@@ -87,11 +106,13 @@ def measure_surfaces(
             for here, there in ((0, 1), (1, 0)):
                 up = above[i - 1, k, there] if i else -nowhere
                 down = below[i + 1, k, there] if i + 1 < len(starts) else nowhere
-                total, pixels = _sum_distances(found[k, here], found[k, there], up, down, start)
+                total, pixels, close = _sum_distances(found[k, here], found[k, there], up, down, start, tolerance)
+                near[k, here] += close
+                sides[k, here] += pixels
                 distance[k] += total
                 count[k] += pixels
             found.clear()
-    return SurfaceDistances(distance, count)
+    return SurfaceDistances(distance, count, near, sides)
 
 
 def _surfaces(
@@ -128,8 +149,8 @@ def _note_rows(surface: Any, start: int, first: Any, last: Any) -> None:
 
 
 @_jit
-def _sum_distances(here: Any, there: Any, above: Any, below: Any, start: int) -> Any:
-    """Sum over the pixels of `here` of the distance to the nearest pixel of `there`, and how many they are.
+def _sum_distances(here: Any, there: Any, above: Any, below: Any, start: int, tolerance: float) -> Any:
+    """Sum over the pixels of `here` of the distance to the nearest pixel of `there`; how many they are, and are near.
 
     Both are slabs whose row 0 is row `start` of the image; `above` and `below` give for every column the nearest row of
     `there` beyond the slab.
@@ -148,7 +169,7 @@ def _sum_distances(here: Any, there: Any, above: Any, below: Any, start: int) ->
             if there[y, x]:
                 nearest[x] = start + y
             gap[y, x] = min(gap[y, x], nearest[x] - start - y)
-    total, count = 0.0, 0
+    total, count, near = 0.0, 0, 0
     column = np.empty(width, np.int64)  # whose parabola is lowest ...
     begin = np.empty(width, np.float64)  # ... from here on
     for y in range(height):
@@ -181,5 +202,7 @@ def _sum_distances(here: Any, there: Any, above: Any, below: Any, start: int) ->
             if here[y, x]:
                 while piece + 1 < pieces and begin[piece + 1] < x:
                     piece += 1
-                total += np.sqrt(float(gap[y, column[piece]]) ** 2 + float(x - column[piece]) ** 2)
-    return total, count
+                distance = np.sqrt(float(gap[y, column[piece]]) ** 2 + float(x - column[piece]) ** 2)
+                total += distance
+                near += distance <= tolerance
+    return total, count, near
