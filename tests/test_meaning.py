@@ -292,27 +292,31 @@ def to_mask(g: Graph, x: str) -> str:
     return g.node("Cast", g.node("Greater", sigmoid(g, x), number(g, 0.5)), to=TensorProto.FLOAT)
 
 
-LABELS: dict[str, tuple[End, int, int]] = {
-    "argmax": (after(node("ArgMax", axis=1, keepdims=1), node("Cast", to=TensorProto.FLOAT)), 3, 1),
+LABELS: dict[str, tuple[End, int, int, int]] = {  # of each: what it ends in, channels before and after, classes
+    "argmax": (after(node("ArgMax", axis=1, keepdims=1), node("Cast", to=TensorProto.FLOAT)), 3, 1, 3),
     "argmax, clipped": (after(node("ArgMax", axis=1, keepdims=1), node("Cast", to=TensorProto.FLOAT),
-                              lambda g, x: g.node("Clip", x, number(g, 0), number(g, 1))), 3, 1),
-    "mask": (to_mask, 1, 1),
-    "mask times 255": (lambda g, x: g.node("Mul", to_mask(g, x), number(g, 255)), 1, 1),
-    "where": (lambda g, x: g.node("Where", g.node("Less", x, number(g, 0)), number(g, 0), number(g, 1)), 1, 1),
-    "rounded": (after(sigmoid, node("Round")), 1, 1),
-    "hardmax": (node("Hardmax", axis=1), 3, 3),
+                              lambda g, x: g.node("Clip", x, number(g, 0), number(g, 1))), 3, 1, 2),
+    "mask": (to_mask, 1, 1, 2),
+    "mask times 255": (lambda g, x: g.node("Mul", to_mask(g, x), number(g, 255)), 1, 1, 256),
+    "where": (lambda g, x: g.node("Where", g.node("Less", x, number(g, 0)), number(g, 0), number(g, 1)), 1, 1, 2),
+    "rounded": (after(sigmoid, node("Round")), 1, 1, 2),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize("form", ["onnx", "ir"])
-def test_labels_are_refused_with_the_way_out(tmp_path: Path, name: str, form: str) -> None:
-    if (name, form) == ("hardmax", "ir"):
-        pytest.skip("OpenVINO has no Hardmax")
-    end, outputs, gives = LABELS[name]
+def test_labels_are_found_and_kept(tmp_path: Path, name: str, form: str) -> None:
+    end, outputs, gives, classes = LABELS[name]
     path = make(tmp_path / "n.onnx", end, outputs, gives=gives)
-    with pytest.raises(ModelError, match=r"gives labels \(.*export it without its last operators"):
-        compute(as_ir(path) if form == "ir" else path)
+    engine, found = compute(as_ir(path) if form == "ir" else path)
+    assert (engine.output_is, len(engine.spec.classes)) == ("labels", classes)
+    assert set(np.unique(found)) <= set(range(classes))
+    assert any("not blended" in line for line in engine.warnings)
+
+
+def test_labels_of_several_channels_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"gives 3 channels of whole numbers, .*without its last operators"):
+        compute(make(tmp_path / "n.onnx", node("Hardmax", axis=1), 3))
 
 
 DOUBTS: dict[str, tuple[End, int, str]] = {
@@ -359,7 +363,7 @@ def test_an_activation_that_contradicts_is_refused(tmp_path: Path) -> None:
         compute(exclusive, flags={"activation": "sigmoid"})
     with pytest.raises(ModelError, match="those are no probabilities"):
         compute(make(tmp_path / "l.onnx", node("Identity"), 1), flags={"output_is": "probabilities"})
-    with pytest.raises(ModelError, match="gives labels"):
+    with pytest.raises(ModelError, match="labels have one"):
         read_spec(exclusive, SpecOverrides(**GIVEN, output_is="labels"))
 
 

@@ -22,6 +22,7 @@ from tilelab.engines.base import BaseEngine
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.errors import EngineError, ModelError, OutputError, StrictError
+from tilelab.io.results.result import read_result
 from tilelab.kernels import cpu, reference
 from tilelab.run.infer import infer
 from tilelab.run.options import Options
@@ -225,12 +226,19 @@ def test_a_map_is_written_as_numbers_or_not_at_all(tmp_path: Path) -> None:
     graph = Graph(2)
     path = save(tmp_path / "n.onnx", graph, [(graph.node("Relu", graph.conv("tiles", 1, 1)), 1)], (64, 64))
     model = SpecOverrides(mean=(128.0,), std=(64.0,), output_is="map")
-    with pytest.raises(ModelError, match="a map has neither classes nor probabilities: give --no-labels"):
-        infer(PLANE, path, tmp_path / "r.ome.zarr", options=Options(model=model))
-    options = Options(model=model, labels=False, probabilities=("none",), logits=True)
-    run = infer(PLANE, path, tmp_path / "r.ome.zarr", options=options)
+    with pytest.raises(ModelError, match="the model gives maps alone, without classes"):
+        infer(PLANE, path, tmp_path / "r.ome.zarr", options=Options(model=model, probabilities=("class 1",)))
+    with pytest.raises(OutputError, match="cannot hold the map"):
+        infer(PLANE, path, tmp_path / "r.png", options=Options(model=model))
+    with pytest.raises(OutputError, match="draws classes, this run has none"):
+        infer(PLANE, path, tmp_path / "r.ome.zarr", options=Options(model=model), overview=tmp_path / "o.png")
+    run = infer(PLANE, path, tmp_path / "r.ome.zarr", options=Options(model=model))
     assert run.report["output_is"] == "map"
     assert not run.report["assumptions"]
+    (kept,) = read_result(run.path).maps.values()
+    assert (kept.axes, kept.shape, kept.dtype) == ("cyx", (1, *PLANE.shape), np.float32)
+    tiff = infer(PLANE, path, tmp_path / "r.ome.tif", options=Options(model=model)).path
+    np.testing.assert_array_equal(tifffile.imread(str(tiff)), kept[0])
 
 
 IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -202,14 +202,3 @@ def save_stateless(path: Path, tile: Extent = (32, 32)) -> Path:
     graph = Graph(len(tile))
     graph.conv("tiles", 1, 2)
     return save(path, graph, [], tile)
-
-
-def save_labels(path: Path, tile: Extent = (32, 32)) -> Path:
-    """A network that ends in argmax: it gives labels, not logits."""
-    graph = Graph(len(tile))
-    made = graph.node("ArgMax", graph.conv("tiles", 1, 2), axis=1, keepdims=1)
-    save(path, graph, [(made, 1)], tile)
-    model = onnx.load(path)
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
-    onnx.save(model, path)
-    return path

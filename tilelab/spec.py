@@ -248,6 +248,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return 1 if output.kind == "labels" else len(self.classes) - (self.activation == "sigmoid")
 
     @property
+    def class_values(self) -> int:
+        """The channels of the first output."""
+        return self.values_of(self.outputs[0])
+
+    @property
     def values(self) -> int:
         """Numbers per pixel: the channels of all outputs together (K)."""
         return sum(map(self.values_of, self.outputs))
@@ -262,6 +267,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def core(self) -> tuple[int, ...]:
         """The extent of what is known after a tile: it without its halo."""
         return tuple(t - 2 * h for t, h in zip(self.tile, self.halo, strict=True))
+
+    @property
+    def core_overlap(self) -> tuple[int, ...]:
+        """The least overlap of neighbouring cores, whose tiles overlap by `overlap` and their halos at least."""
+        return tuple(max(0, o - 2 * h) for o, h in zip(self.overlap, self.halo, strict=True))
 
     @property
     def plain(self) -> bool:

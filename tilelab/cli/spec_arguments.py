@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from tilelab.engines.overrides import Axes, SpecOverrides
 from tilelab.geometry import WINDOWS
-from tilelab.spec import Activation, NormalizationKind, OutputKind
+from tilelab.spec import Activation, NormalizationKind, OutputKind, Statistics
 
 _T = TypeVar("_T")
 
@@ -26,6 +26,9 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     add("--std", type=_floats, metavar="S", help="standard deviation of the raw intensities")
     add("--intensity-dtype", choices=("uint8", "uint16", "float32"), help="units of --mean and --std (uint8)")
     add("--normalization", choices=get_args(NormalizationKind), help="constants, or statistics of the whole image")
+    add("--percentiles", type=_pair, metavar="LOW,HIGH", help="these percentiles of the image become 0 and 1: 1,99.8")
+    add("--statistics", choices=get_args(Statistics), help="of the whole stack, or of each slice its own (stack)")
+    add("--clip", type=_pair, metavar="LOW,HIGH", help="cut normalised intensities off at these: 0,1")
     add("--activation", choices=get_args(Activation), help="what makes probabilities of the network's outputs")
     add("--model-axes", choices=get_args(Axes), help="axes of a tile")
     add("--channels", type=_positive, metavar="N", help="input channels")
@@ -37,8 +40,26 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--stride", type=_positive, metavar="PX", help="total stride: tiles lie at multiples of it")
     add("--model-pixel-size", type=_floats, metavar="NM", help="pixel size of the training images in nanometres")
-    add("--model-output", metavar="NAME", help="which output to use, for a network with several")
-    add("--output-is", choices=get_args(OutputKind), help="what that output holds, where graph and values leave doubt")
+    add(
+        "--model-output",
+        metavar="NAME",
+        help="which output to use, for a network with several: NAME, or NAME,NAME,... (the first has the classes, the "
+        "others are kept as float maps)",
+    )
+    add(
+        "--output-is",
+        type=_kinds,
+        metavar="KIND",
+        help="what that output holds, where graph and values leave doubt: logits, probabilities, labels or map "
+        "(numbers, without classes); one for each of several: logits,map",
+    )
+    add(
+        "--threshold",
+        type=_floats,
+        metavar="P",
+        help="probability from which on a class with a sigmoid counts (0.5), one for all or one each; a pixel gets the "
+        "class that exceeds its own most, in log-odds",
+    )
     group = parser.add_argument_group("tiles")
     add = group.add_argument
     add("--tile", type=_tile, metavar="PX", help="tile size, or auto: measure which is fastest, if the model is free")
@@ -55,6 +76,9 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
         std=args.std,
         intensity_dtype=args.intensity_dtype,
         normalization=args.normalization,
+        percentiles=args.percentiles,
+        statistics=args.statistics,
+        clip=args.clip,
         activation=args.activation,
         axes=args.model_axes,
         channels=args.channels,
@@ -66,6 +90,7 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
         pixel_size_nm=args.model_pixel_size,
         output=args.model_output,
         output_is=args.output_is,
+        thresholds=args.threshold,
     )
 
 
@@ -82,6 +107,22 @@ def _texts(text: str) -> tuple[str, ...]:
 
 def _floats(text: str) -> tuple[float, ...]:
     return _list(text, float, "a number, or numbers with commas between")
+
+
+def _pair(text: str) -> tuple[float, float]:
+    values = _floats(text)
+    if len(values) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH")
+    return values[0], values[1]
+
+
+def _kinds(text: str) -> OutputKind | tuple[OutputKind, ...]:
+    known: dict[str, OutputKind] = {kind: kind for kind in get_args(OutputKind)}
+    words = _texts(text)
+    if unknown := [word for word in words if word not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    kinds = tuple(known[word] for word in words)
+    return kinds[0] if len(kinds) == 1 else kinds
 
 
 def _positive(text: str) -> int:

@@ -124,6 +124,6 @@ def _measure(
         held = engine.memory.host_bytes
     finally:
         engine.close()
-    lattice = Lattice.fit(shape, tile, spec.overlap, stride=spec.stride, window=spec.window)
+    lattice = Lattice.fit(shape, spec.core, spec.core_overlap, stride=spec.stride, window=spec.window, halo=spec.halo)
     seconds = min(times)
     return TileSpeed(tile, batch, seconds, math.prod(shape) / (len(lattice) * seconds / batch), held)

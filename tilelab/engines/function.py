@@ -18,9 +18,10 @@ import numpy as np
 from tilelab.arrays import Array, Float32
 from tilelab.assumptions import Assumption
 from tilelab.engines.files.model_file import ModelFile, Port
-from tilelab.engines.loading import FileEngine, LoadRequest, check_output, made_up_tiles, try_out
+from tilelab.engines.loading import FileEngine, LoadRequest, made_up_tiles, try_out
 from tilelab.engines.meaning import read_meaning
-from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
+from tilelab.engines.outputs import choose_ports
+from tilelab.engines.overrides import SpecOverrides, resolve_spec
 from tilelab.errors import EngineError, ModelError
 from tilelab.spec import Precision
 from tilelab.text import explain, size_text
@@ -82,14 +83,17 @@ def load_function(
     if given.output is None and len(outputs) > 1 and (usual := [key for key in _USUAL if key in found]):
         given = replace(given, output=usual[0])
     spec = resolve_spec(file, given)
-    source, target = choose_ports(file, given.output)
-    meaning = read_meaning(file, target, spec, given.output_is)
+    ports = choose_ports(file, given.output, given.output_is, given.axes)
+    meaning = read_meaning(file, ports.targets[0], spec, given.first_is)
+    meaning = replace(meaning, assumptions=(*ports.assumptions, *meaning.assumptions))
     device = "cpu" if module is None else str(call.device)  # type: ignore[attr-defined]
-    request = LoadRequest(file, source, target, spec, device, "fp32", batch or 1, spec.tile, None, (), meaning)
+    request = LoadRequest(
+        file, ports.source, ports.targets, spec, device, "fp32", batch or 1, spec.tile, None, (), meaning
+    )
     engine = FunctionEngine(request, call, digest or _digest(module))
     engine.assumptions += assumptions
     if trial:
-        meaning = meaning.confirm(try_out(engine, name))
+        meaning = meaning.confirm(try_out(engine, name)[:, : spec.class_values])
         engine.measure_memory()
     engine.settle(meaning)
     return engine
@@ -109,12 +113,17 @@ class FunctionEngine(FileEngine):
     @property
     def model_digest(self) -> str:
         """Of the function, or of a module's weights."""
-        return " ".join([self._own_digest, self._request.target.name]).strip()
+        return " ".join([self._own_digest, *(target.name for target in self._request.targets)]).strip()
 
-    def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002
-        found = self._call(source)[self._request.target.name]
-        check_output(self._request, found.shape)
-        np.copyto(target, found, casting="same_kind")
+    def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:  # noqa: ARG002
+        found = self._call(source)
+        for port, target in zip(self._request.targets, targets, strict=True):
+            if (shape := found[port.name].shape) != target.shape:
+                raise ModelError(
+                    f"{self._request.file.path} gives {size_text(shape)} for a batch, not {size_text(target.shape)} "
+                    "(batch, outputs, pixels): check --classes and --activation"
+                )
+            np.copyto(target, found[port.name], casting="same_kind")
 
     def versions(self) -> Mapping[str, str]:
         """Of torch, for a module."""

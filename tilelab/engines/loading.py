@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tilelab.arrays import Array, Float32
 from tilelab.engines.base import BaseEngine, EngineMemory
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.meaning import Meaning
+from tilelab.engines.outputs import place_output
+from tilelab.engines.parts import make_parts, undo_activation
 from tilelab.engines.streams import Streams
 from tilelab.errors import ModelError
 from tilelab.machine.cpu import physical_core_count
 from tilelab.machine.memory import available_memory, resident_memory
-from tilelab.spec import Activation, ModelSpec, Precision
+from tilelab.spec import Activation, ModelSpec, Output, Precision
 from tilelab.text import explain, size_text
 
 
@@ -52,7 +55,7 @@ class LoadRequest:
 
     Attributes:
         file: the model.
-        source, target: the input fed and the output used.
+        source, targets: the input fed and the outputs used.
         spec: its full description.
         device, precision: one of the engine's working targets.
         batch, tile: the fixed shape of a batch.
@@ -63,7 +66,7 @@ class LoadRequest:
 
     file: ModelFile
     source: Port
-    target: Port
+    targets: tuple[Port, ...]
     spec: ModelSpec
     device: str
     precision: Precision
@@ -75,19 +78,19 @@ class LoadRequest:
 
     def model_digest(self) -> str:
         """Identifies the network: a hash of its files, the output used of several, and what the user says it is."""
-        names = [self.target.name] if len(self.file.outputs) > 1 else []
+        names = [target.name for target in self.targets] if len(self.file.outputs) > 1 else []
         said = [] if self.meaning is None or self.meaning.said is None else [f"as {self.meaning.said}"]
         return " ".join([self.file.digest(), *names, *said])
+
+    @property
+    def target(self) -> Port:
+        """The output of the classes, or the first map."""
+        return self.targets[0]
 
     @property
     def native_input_shape(self) -> tuple[int, ...]:
         """Of one batch, as the network has it."""
         return self.source.native(self.input_shape)
-
-    @property
-    def native_output_shape(self) -> tuple[int, ...]:
-        """Of one batch's logits, as the network has it."""
-        return self.target.native(self.output_shape)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -96,24 +99,24 @@ class LoadRequest:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Of one batch's logits."""
-        return (self.batch, self.spec.values, *self.tile)
+        """Of one batch's values."""
+        return (self.batch, self.spec.values, *self.spec.core)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """What one call of `run` has to itself: buffers to convert through, where types or the order of axes differ."""
+    """What one call of `run` has to itself: buffers to convert through, where types, axes or extents differ."""
 
     index: int
     input: Array | None
-    output: Array | None
+    outputs: tuple[Array, ...] | None
 
 
 class FileEngine(BaseEngine):
     """What engines that load a model file have in common.
 
-    A network that takes or gives another type, or has its channels last, is fed through buffers of its own, and one
-    that ends in an activation has it undone.
+    A network that takes or gives another type, has its axes in another order, several outputs or such of another
+    extent than its tile, goes through buffers of its own, and one that ends in an activation has it undone.
 
     Attributes:
         streams: see `Engine`; more calls of `run` than that wait for their turn.
@@ -128,6 +131,7 @@ class FileEngine(BaseEngine):
         self.precision = request.precision
         self.warnings = request.warnings
         self._request = request
+        self._parts = make_parts(request.spec, request.targets)
         self._open_streams(1, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
         self._undo: Activation | None = None
 
@@ -137,22 +141,25 @@ class FileEngine(BaseEngine):
         return self._request.model_digest()
 
     def run(self, tiles: Float32, out: Float32) -> None:
-        """Compute the logits of `tiles` into `out`; see `Engine.run`."""
+        """Compute the values of `tiles` into `out`; see `Engine.run`."""
         _check_array("tiles", tiles, self._request.input_shape)
         _check_array("out", out, self._request.output_shape)
         stream = self._idle.get()
         try:
             source: Array = tiles
             if stream.input is not None:
-                _convert(tiles, _channels_second(stream.input, self._request.source))
+                _convert(tiles, self._request.source.view(stream.input))
                 source = stream.input
-            self._compute(source, out if stream.output is None else stream.output, stream.index)
-            if stream.output is not None:
-                np.copyto(out, _channels_second(stream.output, self._request.target), casting="same_kind")
+            if stream.outputs is None:
+                self._compute(source, (out,), stream.index)
+                if self._undo is not None:
+                    undo_activation(out, self._undo)
+                return
+            self._compute(source, stream.outputs, stream.index)
+            for i, (part, array) in enumerate(zip(self._parts, stream.outputs, strict=True)):
+                part.place(array, out, self._undo if i == 0 else None)
         finally:
             self._idle.put(stream)
-        if self._undo is not None:
-            undo_activation(out, self._undo)
 
     @property
     def takes_raw(self) -> bool:
@@ -166,24 +173,35 @@ class FileEngine(BaseEngine):
         self.warnings += meaning.warnings
         self.assumptions += meaning.assumptions
 
+    def fit_outputs(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Take the outputs for as large as the network gives them: `shapes` of one batch, in its own order of axes.
+
+        Raises:
+            ModelError: they do not fit the description.
+        """
+        self._request = fit_outputs(self._request, shapes)
+        self.spec = self._request.spec
+        self.warnings = self._request.warnings
+        self._parts = make_parts(self.spec, self._request.targets)
+
     def _open_streams(self, count: int, source: np.dtype[Any], target: np.dtype[Any]) -> None:
-        """Have `count` streams, for a network that takes and gives these types."""
-        ports = (
-            (self._request.source, self._request.input_shape, source),
-            (
-                self._request.target,
-                self._request.output_shape,
-                target,
-            ),
-        )
+        """Have `count` streams, for a network that takes and gives these types (`target`: of its first output)."""
+        request, parts = self._request, self._parts
+        types = [target, *(np.dtype(part.port.dtype) for part in parts[1:])]
+        direct = len(parts) == 1 and parts[0].direct and target == np.float32
         self.streams = count
         self._idle: SimpleQueue[_Stream] = SimpleQueue()
         for index in range(count):
-            self._idle.put(_Stream(index, *(_buffer(*port) for port in ports)))
+            taken, made = None, None
+            if source != np.float32 or not request.source.as_ours:
+                taken = np.empty(request.native_input_shape, source)
+            if not direct:
+                made = tuple(np.empty(p.native(request.batch), t) for p, t in zip(parts, types, strict=True))
+            self._idle.put(_Stream(index, taken, made))
 
     @abc.abstractmethod
-    def _compute(self, source: Array, target: Array, stream: int) -> None:
-        """Run the network on `source` into `target`, both of its own types and the request's shapes."""
+    def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:
+        """Run the network on `source` into `targets`, all of its own types and shapes."""
 
     def measure_memory(self) -> None:
         """Set `memory`, once the engine has run: what the process has grown by since loading began."""
@@ -217,16 +235,6 @@ def affordable_streams(threads: int | None, batch_bytes: int) -> int:
     return min(threads or physical_core_count(), max(1, available_memory() // 2 // max(1, batch_bytes)))
 
 
-def _buffer(port: Port, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
-    """A buffer to convert through where the network's type is not float32, or it has its channels last."""
-    return None if dtype == np.float32 and not port.channels_last else np.empty(port.native(shape), dtype)
-
-
-def _channels_second(array: Array, port: Port) -> Array:
-    """A view of the network's own array with the axes of ours."""
-    return np.moveaxis(array, -1, 1) if port.channels_last else array
-
-
 def _convert(tiles: Float32, target: Array) -> None:
     """Into the network's own type; whole numbers are rounded to, and cut off at their ends."""
     if target.dtype.kind != "u":
@@ -245,33 +253,62 @@ def refuse(library: str, request: LoadRequest, error: BaseException) -> ModelErr
 
 
 def check_output(request: LoadRequest, shape: tuple[int, ...]) -> None:
-    """Raise `ModelError` unless the network gives one logit per class and pixel of the tile."""
-    if shape == request.native_output_shape:
-        return
-    want = request.output_shape
-    given, wanted = size_text(shape), size_text(want)
-    hint = ""
-    if len(shape) == len(want) and shape[:2] == want[:2]:
-        hint = ": tilelab needs outputs as large as their tile, so pad inside the model or upsample its output"
-    elif len(shape) == len(want) and shape[1] != want[1]:
-        hint = ": check --classes and --activation"
-    raise ModelError(f"{request.file.path} gives {given} for a batch, not {wanted} (batch, outputs, pixels){hint}")
+    """Raise `ModelError` unless the network gives one value per class and pixel of the tile (what GPU engines take)."""
+    if request.target.ours(shape) != request.output_shape:
+        raise _unfit(request, request.target, request.spec.values, shape, "run it with --device cpu, or resize it")
 
 
-def undo_activation(out: Float32, activation: Activation) -> None:
-    """Turn probabilities into logits in place, so that they can be blended and activated like any other.
+def fit_outputs(request: LoadRequest, shapes: Sequence[tuple[int, ...]]) -> LoadRequest:
+    """`request` with the outputs where the network's `shapes` for one batch put them.
 
-    For softmax that is the logarithm: it differs from the logits by one number per pixel, which softmax and argmax do
-    not see.  Probabilities that were rounded to 0 or 1 give the nearest finite logit.
+    Raises:
+        ModelError: they are not as described.
     """
-    if activation == "softmax":
-        np.maximum(out, np.finfo(np.float32).tiny, out=out)
-        np.log(out, out=out)
-    else:
-        np.clip(out, np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg, out=out)
-        rest = 1 - out
-        np.divide(out, rest, out=out)
-        np.log(out, out=out)
+    spec, targets, placed, said = request.spec, [], [], []
+    for port, output, shape in zip(request.targets, spec.outputs, shapes, strict=True):
+        batch, channels, *extent = port.ours(shape) if len(shape) > 1 else (0, 0)
+        count = spec.values_of(output)
+        if (batch, channels) != (request.batch, count) or len(extent) != len(spec.tile):
+            raise _unfit(request, port, count, shape, "check --classes, --activation and --model-axes")
+        plain = msgspec.structs.replace(output, scale=(), halo=())
+        try:
+            found = place_output(plain, spec.tile, tuple(extent))
+        except ModelError as error:
+            raise ModelError(f"{request.file.path}: its output {port.name} {error}") from error
+        if output != plain and found != output:
+            raise _unfit(request, port, count, shape, "its description says another scale or halo")
+        placed.append(found)
+        said += _placing(port, found)
+        targets.append(replace(port, shape=(batch, channels, *extent)))
+    if tuple(placed) != spec.outputs:
+        spec = msgspec.structs.replace(spec, outputs=tuple(placed))
+    return replace(request, spec=spec, targets=tuple(targets), warnings=(*request.warnings, *said))
+
+
+def _placing(port: Port, output: Output) -> list[str]:
+    """Where the pixels of an output are, if not where the tile's are."""
+    said = []
+    if output.halo:
+        said.append(
+            f"its output {port.name} lacks {size_text(output.halo)} px at either side of a tile: as much more is read "
+            "around it, beyond the image its reflection"
+        )
+    if output.scale:
+        how = "nearest" if output.kind == "labels" else "linearly"
+        ways = [w for w, is_so in (("enlarged", min(output.scale) < 1), ("shrunk", max(output.scale) > 1)) if is_so]
+        said.append(
+            f"its output {port.name} has {size_text(f'{s:g}' for s in output.scale)} pixels for each of the image: "
+            f"{' and '.join(ways)} ({how}) to the image's size"
+        )
+    return said
+
+
+def _unfit(request: LoadRequest, port: Port, count: int, shape: tuple[int, ...], advice: str) -> ModelError:
+    want = port.native((request.batch, count, *request.spec.core))
+    return ModelError(
+        f"{request.file.path} gives {size_text(shape)} for a batch, not {size_text(want)} (batch, outputs, pixels): "
+        f"{advice}"
+    )
 
 
 def made_up_tiles(shape: tuple[int, ...]) -> Float32:
@@ -292,7 +329,7 @@ def try_out(engine: FileEngine, path: object) -> Float32:
     tiles = made_up_tiles((engine.batch, engine.spec.channels, *engine.tile))
     if engine.takes_raw:
         tiles = 64 * tiles + 128
-    out = np.full((engine.streams, engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
+    out = np.full((engine.streams, engine.batch, engine.spec.values, *engine.spec.core), np.nan, np.float32)
     with Streams(engine) as streams:
         streams.run_each(engine.run, tiles, out)
     bad = out[0].size - int(np.isfinite(out[0]).sum())

@@ -61,6 +61,10 @@ class Meaning:
             ModelError: it contradicts, or leaves a doubt that could ruin the result.
         """
         seen = _Seen.of(values)
+        if self.kind == "map":
+            return self
+        if self.kind == "labels":
+            return self._confirm_labels(seen)
         if not seen.varies:
             return self._settled("logits")
         if self.said is not None:
@@ -69,7 +73,7 @@ class Meaning:
             self._check_sum(seen)
             return self._settled("probabilities")
         if seen.labels and not self.described:
-            raise _labels(self.path, "every value of a trial batch is a whole number")
+            raise self._doubt("every value of a trial batch is a whole number, as of labels")
         if self.ending is None:
             return self._by_values(seen)
         if self.described:
@@ -81,6 +85,18 @@ class Meaning:
         if self.kind == "logits":
             return self._settled("logits") if not seen.inside else self._assume(f"the network ends in {self._operator}")
         return self._unclear(seen)
+
+    def _confirm_labels(self, seen: _Seen) -> Meaning:
+        """Labels are whole numbers below the number of classes."""
+        count = len(self.spec.classes)
+        if not seen.labels or round(seen.high) >= count:
+            raise ModelError(
+                f"{self.path} gives values from {seen.low:.4g} to {seen.high:.4g} for a trial batch: those are no "
+                f"labels of {count} classes, say how many with --classes, or {FLAG} logits, probabilities or map"
+            )
+        found = self._operator if self.said is None else f"{FLAG} says so"
+        line = f"its output is labels ({found}): not blended, a pixel has that of the tile whose centre is nearest"
+        return replace(self, warnings=(*self.warnings, line))
 
     def _by_values(self, seen: _Seen) -> Meaning:
         """Nothing but the values tells."""
@@ -126,19 +142,19 @@ class Meaning:
 
     def _check_sum(self, seen: _Seen) -> None:
         """Probabilities of exclusive classes add up to one over the channels, others do not."""
-        if self.spec.values == 1 or seen.sums == (self.spec.activation == "softmax"):
+        if self.spec.class_values == 1 or seen.sums == (self.spec.activation == "softmax"):
             return
         if seen.sums:
             raise ModelError(
-                f"{self.path} gives {self.spec.values} probabilities that add up to one, as a softmax does: "
+                f"{self.path} gives {self.spec.class_values} probabilities that add up to one, as a softmax does: "
                 f"say --activation softmax"
             )
         low, high = seen.sum_range
         axis = "its softmax is over another axis than the channels" if self.ending and self.ending.unit else "so"
         way = "export it with a softmax over the channels" if axis != "so" else "say --activation sigmoid"
         raise ModelError(
-            f"{self.path} gives {self.spec.values} probabilities that add up to {low:.3g} to {high:.3g} instead of 1, "
-            f"{axis if axis != 'so' else 'which is no softmax'}: {way}"
+            f"{self.path} gives {self.spec.class_values} probabilities that add up to {low:.3g} to {high:.3g} "
+            f"instead of 1, {axis if axis != 'so' else 'which is no softmax'}: {way}"
         )
 
     def _settled(self, kind: OutputKind) -> Meaning:
@@ -156,7 +172,7 @@ class Meaning:
     def _doubt(self, why: str) -> ModelError:
         ends = f" although the network ends in {self._operator}" if self.ending and self.kind == "logits" else ""
         return ModelError(
-            f"it is not clear what {self.path} gives: {why}{ends}: say {FLAG} probabilities, logits or map"
+            f"it is not clear what {self.path} gives: {why}{ends}: say {FLAG} probabilities, logits, labels or map"
         )
 
 
@@ -170,29 +186,22 @@ def read_meaning(file: ModelFile, output: Port, spec: ModelSpec, said: OutputKin
         said: by the user.
 
     Raises:
-        ModelError: it holds labels, or an activation that contradicts the description.
+        ModelError: it has an activation that contradicts the description.
     """
     ending = file.endings.get(output.name)
     kind = said or (ending.kind if ending is not None else None)
-    refuse_labels(file, output, said)
+    stated = spec.outputs[0].kind
+    if stated in ("labels", "map") or (stated is not None and said is None):
+        kind = stated
     meaning = Meaning(spec, file.path, kind, ending, said, file.description is not None)
     if kind == "probabilities" and said is None and ending is not None:
         _check_activation(meaning, ending)
     return meaning
 
 
-def refuse_labels(file: ModelFile, output: Port, said: OutputKind | None) -> None:
-    """Raise `ModelError` for an output that holds labels."""
-    ending = file.endings.get(output.name)
-    if said == "labels":
-        raise _labels(file.path, f"{FLAG} says so")
-    if said is None and ending is not None and ending.kind == "labels":
-        raise _labels(file.path, f"it ends in {ending.operator}")
-
-
 def _check_activation(meaning: Meaning, ending: Ending) -> None:
     spec, path = meaning.spec, meaning.path
-    if ending.unit and spec.values == 1:
+    if ending.unit and spec.class_values == 1:
         raise ModelError(
             f"{path} ends in a softmax but has one output, so that it is 1 everywhere, or the softmax is over another "
             f"axis: export it with a sigmoid or with its logits"
@@ -202,9 +211,9 @@ def _check_activation(meaning: Meaning, ending: Ending) -> None:
             f"{path} ends in a softmax over its classes, --activation sigmoid contradicts that: say softmax, or leave "
             "it out"
         )
-    if ending.unit is False and spec.values > 1 and spec.activation == "softmax":
+    if ending.unit is False and spec.class_values > 1 and spec.activation == "softmax":
         raise ModelError(
-            f"{path} gives each of its {spec.values} outputs a probability of its own ({ending.operator}), "
+            f"{path} gives each of its {spec.class_values} outputs a probability of its own ({ending.operator}), "
             "--activation softmax contradicts that: say sigmoid, or leave it out"
         )
 
@@ -213,13 +222,6 @@ def ends_in_sigmoid(file: ModelFile, output: Port) -> bool:
     """Whether the graph gives each output a probability of its own."""
     ending = file.endings.get(output.name)
     return ending is not None and ending.kind == "probabilities" and ending.unit is False
-
-
-def _labels(path: object, why: str) -> ModelError:
-    return ModelError(
-        f"{path} gives labels ({why}), and tiles of labels cannot be blended: export it without its last operators, so "
-        f"that it gives logits or probabilities (if these numbers are scores, say {FLAG} logits or map)"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,30 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
-from tilelab.engines.files.model_file import ModelFile, Port
-from tilelab.engines.meaning import ends_in_sigmoid, read_meaning, refuse_labels
+from tilelab.engines.files.model_file import ModelFile
+from tilelab.engines.meaning import ends_in_sigmoid, read_meaning
+from tilelab.engines.outputs import Ports, choose_ports, place_output
 from tilelab.errors import ModelError
 from tilelab.geometry import Window
-from tilelab.spec import Activation, ClassInfo, ModelSpec, Normalization, NormalizationKind, OutputKind, default_colors
+from tilelab.spec import (
+    Activation,
+    ClassInfo,
+    ModelSpec,
+    Normalization,
+    NormalizationKind,
+    Output,
+    OutputKind,
+    Statistics,
+    default_colors,
+)
 from tilelab.text import size_text
 
 Axes = Literal["yx", "zyx"]
 _Number = TypeVar("_Number", int, float)
 
+_FLOATS = ("float32", "float16", "float64")
+_WHOLE = ("uint8", "int8", "uint16", "int16", "int32", "int64", "uint32", "bool")  # of labels
+_MOST_LABELS = 256
 _IMPOSSIBLE = (ModelError, msgspec.MsgspecError, ValueError)
 _USUAL_STRIDE = 32  # five halvings, the depth of the usual encoders
 
@@ -32,7 +46,10 @@ class SpecOverrides:
         colors: ``#rrggbb`` per class.
         mean, std: of the raw intensities, one for all channels or one per channel.
         intensity_dtype: the dtype whose raw units `mean` and `std` are in.
-        normalization: ``constants`` (`mean`, `std`), ``mean-std`` or ``percentile`` (of the image).
+        normalization: ``constants`` (`mean`, `std`), ``mean-std``, ``percentile`` or ``min-max`` (of the image).
+        percentiles: of the image that become 0 and 1.
+        statistics: those of the whole ``stack``, or of each ``slice``.
+        clip: normalised intensities below and above are cut off.
         activation: ``softmax`` or ``sigmoid``.
         axes: ``yx`` or ``zyx``.
         channels: of the input.
@@ -42,8 +59,10 @@ class SpecOverrides:
         window: blending window.
         stride: total stride of the network.
         pixel_size_nm: of the training images, per axis, or one number for all.
-        output: name of the output to use, for a network that has several.
-        output_is: what that output holds: ``logits``, ``probabilities``, ``labels`` or a ``map`` of numbers.
+        output: name of the output to use, for a network that has several, or of several with commas between.
+        output_is: what that output holds, or each of several: ``logits``, ``probabilities``, ``labels`` or a ``map`` of
+            numbers.
+        thresholds: probabilities from which on a class with a sigmoid counts.
     """
 
     classes: int | tuple[str, ...] | None = None
@@ -52,6 +71,9 @@ class SpecOverrides:
     std: tuple[float, ...] | None = None
     intensity_dtype: str | None = None
     normalization: NormalizationKind | None = None
+    percentiles: tuple[float, float] | None = None
+    statistics: Statistics | None = None
+    clip: tuple[float, float] | None = None
     activation: Activation | None = None
     axes: Axes | None = None
     channels: int | None = None
@@ -62,39 +84,15 @@ class SpecOverrides:
     stride: int | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     output: str | None = None
-    output_is: OutputKind | None = None
+    output_is: OutputKind | tuple[OutputKind, ...] | None = None
+    thresholds: tuple[float, ...] | None = None
 
-
-def choose_ports(file: ModelFile, output: str | None = None) -> tuple[Port, Port]:
-    """The one input and the one output that tilelab uses.
-
-    Raises:
-        ModelError: the network has no or several inputs, no output, or several and `output` names none of them.
-    """
-    if len(file.inputs) != 1:
-        names = ", ".join(port.name for port in file.inputs)
-        raise ModelError(
-            f"{file.path} has {len(file.inputs)} inputs ({names}): tilelab feeds exactly one"
-            if file.inputs
-            else f"{file.path} has no input: tilelab feeds exactly one"
-        )
-    source = file.inputs[0].with_channels_second()
-    target = _choose_output(file, output)
-    return source, target.with_channels_second(source.shape[2:])
-
-
-def _choose_output(file: ModelFile, output: str | None) -> Port:
-    names = ", ".join(port.name for port in file.outputs)
-    if not file.outputs:
-        raise ModelError(f"{file.path} has no output: export it again with its logits as output")
-    if output is not None:
-        chosen = [port for port in file.outputs if port.name == output]
-        if not chosen:
-            raise ModelError(f"{file.path} has no output {output!r}: choose one of {names}")
-        return chosen[0]
-    if len(file.outputs) > 1:
-        raise ModelError(f"{file.path} has {len(file.outputs)} outputs ({names}): choose one with --model-output NAME")
-    return file.outputs[0]
+    @property
+    def first_is(self) -> OutputKind | None:
+        """What the output of the classes is said to hold."""
+        if self.output_is is None or isinstance(self.output_is, str):
+            return self.output_is
+        return next((kind for kind in self.output_is if kind != "map"), "map")
 
 
 def resolve_spec(
@@ -111,15 +109,14 @@ def resolve_spec(
         ModelError: something is missing (the message names the flag) or contradicts the network.
     """
     given = overrides or SpecOverrides()
-    source, target = choose_ports(file, given.output)
-    refuse_labels(file, target, given.output_is)
+    ports = choose_ports(file, given.output, given.output_is, given.axes)
     own = file.spec
     try:
-        spec = _infer_spec(file, source, target, given, any_tile) if own is None else override_spec(own, given)
+        spec = _infer_spec(file, ports, given, any_tile) if own is None else override_spec(own, given)
     except _IMPOSSIBLE as error:
         raise ModelError(f"{file.path}: {error}") from error
-    _check_ports(file, spec, source, target)
-    read_meaning(file, target, spec, given.output_is)
+    _check_ports(file, spec, ports)
+    read_meaning(file, ports.targets[0], spec, given.first_is)
     return spec
 
 
@@ -145,6 +142,7 @@ def _override(spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
         if getattr(given, name) is not None:
             changes[name] = getattr(given, name)
     changes["normalization"] = _normalization(given, spec.normalization)
+    changes["outputs"] = _outputs(given, spec, changes.get("activation", spec.activation))
     if given.pixel_size_nm is not None:
         changes["pixel_size_nm"] = _per_axis(given.pixel_size_nm, axes, "--model-pixel-size")
     tile = changes.get("tile", spec.tile)
@@ -163,10 +161,22 @@ def _override(spec: ModelSpec, given: SpecOverrides) -> ModelSpec:
     return msgspec.convert(msgspec.to_builtins(spec) | msgspec.to_builtins(changes), ModelSpec)
 
 
-def _infer_spec(
-    file: ModelFile, source: Port, target: Port, given: SpecOverrides, any_tile: tuple[int, ...] | None
-) -> ModelSpec:
+def _outputs(given: SpecOverrides, spec: ModelSpec, activation: Activation) -> tuple[Output, ...]:
+    """The model's own, with what the user says of them."""
+    first, *others = spec.outputs
+    if given.thresholds is not None:
+        first = msgspec.structs.replace(first, thresholds=given.thresholds)
+    if (kind := given.first_is) in ("labels", "map") and first.kind != kind:
+        if kind == "map" and others:
+            raise ModelError("--output-is map: the model describes an output of classes beside its maps")
+        count = spec.values_of(first) + (spec.activation == "sigmoid") - (activation == "sigmoid")
+        first = msgspec.structs.replace(first, kind=kind, channels=count if kind == "map" else 1)
+    return (first, *others)
+
+
+def _infer_spec(file: ModelFile, ports: Ports, given: SpecOverrides, any_tile: tuple[int, ...] | None) -> ModelSpec:
     """A description for a model that has none."""
+    source, target, kind = ports.source, ports.targets[0], ports.kinds[0]
     axes = given.axes or {4: "yx", 5: "zyx"}.get(len(source.shape))
     if axes is None:
         raise ModelError(f"it takes {source}: tilelab feeds (batch, channels, y, x) or (batch, channels, z, y, x)")
@@ -179,12 +189,22 @@ def _infer_spec(
     outputs = _fixed(target.shape[1:2])
     sigmoid = given.activation == "sigmoid"
     if given.activation is None:
-        sigmoid = outputs == (1,) or ends_in_sigmoid(file, target)
-    if given.classes is None and outputs is None:
+        sigmoid = kind != "labels" and (outputs == (1,) or ends_in_sigmoid(file, target))
+    count = (outputs or (0,))[0] + sigmoid
+    if kind == "labels":
+        ending = file.endings.get(target.name)
+        known = ending is not None and ending.bounded and 1 <= ending.high < _MOST_LABELS
+        outputs, count = ((1,), round(ending.high) + 1) if ending is not None and known else (None, 0)
+    if kind != "map" and given.classes is None and outputs is None:
         missing["--classes background,NAME,..."] = "its classes"
     if source.raw:  # it normalises by itself
         given = replace(given, mean=(0.0,), std=(1.0,), intensity_dtype=source.dtype, normalization=None)
-    if given.mean is None and given.std is None and given.normalization in (None, "constants"):
+    if (
+        given.mean is None
+        and given.std is None
+        and given.normalization in (None, "constants")
+        and given.percentiles is None
+    ):
         missing["--mean M --std S (in raw intensities) or --normalization mean-std"] = "how intensities are normalised"
     tile = _fixed(source.shape[2:])
     fixed = tile is not None
@@ -200,8 +220,9 @@ def _infer_spec(
         axes=cast("Axes", axes),
         channels=channels[0] if isinstance(channels, tuple) else channels,
         neighbours=given.neighbours or 0,
-        classes=_classes(given, None, (outputs or (0,))[0] + sigmoid),
-        activation="sigmoid" if sigmoid else "softmax",
+        classes=() if kind == "map" else _classes(given, None, count),
+        outputs=_found_outputs(file, ports, given, tile),
+        activation="sigmoid" if sigmoid and kind != "map" else "softmax",
         normalization=_normalization(given, None),
         tile=tile,
         tile_fixed=fixed,
@@ -209,21 +230,52 @@ def _infer_spec(
         stride=given.stride or math.gcd(_USUAL_STRIDE, *extents),
         precisions=("int8",) if file.precision == "int8" else ("fp32",),
     )
+    given = replace(given, classes=None, colors=None) if kind == "map" else given
     return override_spec(spec, given)
 
 
-def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -> None:
+def _found_outputs(file: ModelFile, ports: Ports, given: SpecOverrides, tile: tuple[int, ...]) -> tuple[Output, ...]:
+    """The outputs of a model that has no description; only what is not as usual is put down."""
+    found = []
+    for port, kind in zip(ports.targets, ports.kinds, strict=True):
+        channels, extent = _fixed(port.shape[1:2]), _fixed(port.shape[2:])
+        if kind == "map" and channels is None and isinstance(given.classes, int):
+            channels = (given.classes,)
+        if kind == "map" and channels is None:
+            raise ModelError(f"the file does not say how many channels the map {port.name} has: give --classes N")
+        output = Output(
+            name=port.name if len(file.outputs) > 1 or kind in ("map", "labels") else "",
+            kind=kind if kind in ("map", "labels") else None,
+            channels=channels[0] if kind == "map" and channels is not None else 1,
+        )
+        try:
+            found.append(output if extent is None else place_output(output, tile, extent))
+        except ModelError as error:
+            raise ModelError(f"its output {port} {error}") from error
+    return tuple(found)
+
+
+def _check_ports(file: ModelFile, spec: ModelSpec, ports: Ports) -> None:
     """The network must take and give what its description says."""
+    source = ports.source
     rank = len(spec.axes) + 2
-    for port, verb, count, what in (
-        (source, "takes", spec.channels, "input channels"),
-        (target, "gives", spec.values, "output channels"),
-    ):
-        if port.dtype not in ("float32", "float16", "float64") and not (port is source and port.raw):
+    if len(ports.targets) != len(spec.outputs):
+        raise ModelError(f"{file.path} describes {len(spec.outputs)} outputs, {len(ports.targets)} are asked for")
+    gives = [
+        (port, "gives", spec.values_of(o), "output channels")
+        for port, o in zip(ports.targets, spec.outputs, strict=True)
+    ]
+    for port, verb, count, what in ((source, "takes", spec.channels, "input channels"), *gives):
+        if port.dtype not in _FLOATS and not (port.raw if port is source else port.dtype in _WHOLE):
             raise ModelError(f"{file.path} {verb} {port}: tilelab needs float32 (or float16)")
         if port.shape and len(port.shape) != rank:
             raise ModelError(f"{file.path} {verb} {port}: axes {spec.axes!r} need {rank} dimensions")
         if port.shape and isinstance(port.shape[1], int) and port.shape[1] != count:
+            if port is ports.targets[0] and spec.outputs[0].kind == "labels":
+                raise ModelError(
+                    f"{file.path} gives {port.shape[1]} channels of whole numbers, labels have one: export it without "
+                    "its last operators, so that it gives logits or probabilities, or keep them with --output-is map"
+                )
             flags = "--channels" if port is source else "--classes and --activation"
             raise ModelError(
                 f"{file.path} {verb} {port.shape[1]} {what}, but its description, or {flags}, says {count}"
@@ -233,6 +285,8 @@ def _check_ports(file: ModelFile, spec: ModelSpec, source: Port, target: Port) -
             f"{file.path} takes {source}: its intensities as they are, but its description normalises them: export it "
             f"with a normalization of mean 0, std 1, {source.dtype}"
         )
+    if spec.outputs[0].kind not in ("labels", "map") and ports.targets[0].dtype not in _FLOATS:
+        raise ModelError(f"{file.path} gives {ports.targets[0]}: whole numbers are --output-is labels, or map")
     for extent, tile, axis in zip(source.shape[2:], spec.tile, spec.axes, strict=False):
         if isinstance(extent, int) and extent != tile:
             raise ModelError(f"{file.path} takes {source}, so its tile along {axis} is {extent} px, not {tile}")
@@ -277,6 +331,11 @@ def _normalization(given: SpecOverrides, own: Normalization | None) -> Normaliza
     """The user's constants or statistics, laid over the model's own; None where it has none."""
     changes: dict[str, Any] = {}
     kind = given.normalization
+    if given.percentiles is not None:
+        if kind not in (None, "percentile"):
+            raise ModelError(f"--percentiles are not for --normalization {kind}: leave one of them out")
+        kind = "percentile"
+        changes |= {"low": given.percentiles[0], "high": given.percentiles[1]}
     if given.mean is not None or given.std is not None:
         if kind not in (None, "constants"):
             raise ModelError(f"--mean and --std are constants, but --normalization says {kind}: leave one of them out")
@@ -292,6 +351,17 @@ def _normalization(given: SpecOverrides, own: Normalization | None) -> Normaliza
     if kind is not None:
         changes["kind"] = kind
     own = own or Normalization()
+    if given.statistics is not None:
+        if (kind or own.kind) == "constants":
+            raise ModelError(
+                "--statistics says whose statistics normalise intensities, but constants do: give --normalization "
+                "mean-std, percentile or min-max"
+            )
+        changes["per"] = given.statistics
+    elif kind == "constants":
+        changes["per"] = "stack"
+    if given.clip is not None:
+        changes["clip"] = given.clip
     if given.intensity_dtype is not None:
         if (kind or own.kind) != "constants":
             raise ModelError(

@@ -24,7 +24,8 @@ from tilelab.engines.function import load_function
 from tilelab.engines.identity import IdentityEngine, identity_spec
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_out
 from tilelab.engines.meaning import read_meaning
-from tilelab.engines.overrides import SpecOverrides, choose_ports, resolve_spec
+from tilelab.engines.outputs import choose_ports
+from tilelab.engines.overrides import SpecOverrides, resolve_spec
 from tilelab.engines.packages.checkpoint import is_checkpoint, read_checkpoint
 from tilelab.errors import EngineError, ModelError
 from tilelab.machine import nvidia
@@ -119,9 +120,11 @@ def load_engine(
     file = read_model(model)
     spec = resolve_spec(file, given)
     check_tile(spec)
-    source, target = choose_ports(file, given.output)
+    ports = choose_ports(file, given.output, given.output_is, given.axes)
+    source, target = ports.source, ports.targets[0]
     name, kind, arithmetic = choose(file, spec, engine, device, precision)
-    count = _batch(file, source.shape, batch, kind)
+    single = not all(port.batched for port in (source, *ports.targets))
+    count = _batch(file, (1,) if single else source.shape, batch, kind)
     warnings = file.notes
     if arithmetic not in permitted(file, spec):
         warnings += (f"{arithmetic} is unverified for this model: it permits {', '.join(permitted(file, spec))}",)
@@ -129,12 +132,15 @@ def load_engine(
         warnings += (
             f"--mean, --std and the like do nothing: the network takes {source.dtype} intensities as they are",
         )
-    meaning = read_meaning(file, target, spec, given.output_is)
-    request = LoadRequest(file, source, target, spec, kind, arithmetic, count, spec.tile, threads, warnings, meaning)
+    meaning = read_meaning(file, target, spec, given.first_is)
+    meaning = replace(meaning, assumptions=(*ports.assumptions, *meaning.assumptions))
+    request = LoadRequest(
+        file, source, ports.targets, spec, kind, arithmetic, count, spec.tile, threads, warnings, meaning
+    )
     loaded: FileEngine = _module(name).load(request)
     loaded.assumptions += file.assumptions
     if trial:
-        meaning = meaning.confirm(try_out(loaded, file.path))
+        meaning = meaning.confirm(try_out(loaded, file.path)[:, : spec.class_values])
         loaded.measure_memory()
     loaded.settle(meaning)
     return loaded
@@ -275,6 +281,9 @@ def choose(
             if engine == "auto":
                 continue
             reasons[f"{name} does not read {file.path.suffix} files"] = None
+            continue
+        if kind == "cuda" and not spec.plain and device == "auto":
+            reasons["GPU engines do not take labels, maps, several outputs or such of another size yet"] = None
             continue
         if file.device not in (None, kind):
             reasons[f"it was compiled for {file.device}"] = None

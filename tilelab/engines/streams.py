@@ -60,7 +60,7 @@ def time_batches(engine: Engine, more: Callable[[list[float]], bool]) -> list[fl
     Each is the time of one batch on every stream at once, over the number of streams.
     """
     tiles = np.random.default_rng(0).standard_normal((engine.batch, engine.spec.channels, *engine.tile), np.float32)
-    outs = np.empty((engine.streams, engine.batch, engine.spec.values, *engine.tile), np.float32)
+    outs = np.empty((engine.streams, engine.batch, engine.spec.values, *engine.spec.core), np.float32)
     times: list[float] = []
     with Streams(engine) as streams:
         while more(times):

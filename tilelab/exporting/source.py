@@ -9,7 +9,8 @@ import msgspec
 
 from tilelab.engines.base import Engine
 from tilelab.engines.files.onnx import read_onnx
-from tilelab.engines.overrides import SpecOverrides, choose_ports, override_spec, resolve_spec
+from tilelab.engines.outputs import choose_ports
+from tilelab.engines.overrides import SpecOverrides, override_spec, resolve_spec
 from tilelab.engines.registry import load_engine
 from tilelab.errors import EngineError, ModelError
 from tilelab.geometry import Window
@@ -168,7 +169,7 @@ class OnnxSource:
         if len(self.file.files) > 1:
             raise ModelError(f"{path} keeps its weights in another file: put them into it (onnx.save) first")
         self.spec = resolve_spec(self.file)
-        self.input: str = choose_ports(self.file)[0].name
+        self.input: str = choose_ports(self.file).source.name
 
     @property
     def precision(self) -> Precision:

@@ -10,7 +10,7 @@ from tilelab.engines.builders.tensorrt import BuildOptions, Progress, build_engi
 from tilelab.engines.files.half import convert_to_half
 from tilelab.engines.files.onnx import embed_spec, read_onnx
 from tilelab.engines.files.tensorrt_plan import Compatibility
-from tilelab.engines.overrides import choose_ports
+from tilelab.engines.outputs import choose_ports
 from tilelab.errors import ModelError
 from tilelab.exporting.calibration import TILES, Tiles, Variation, draw_tiles
 from tilelab.exporting.source import CheckpointSource, OnnxSource
@@ -133,7 +133,7 @@ class Writing:
             from tilelab.exporting.quantize import quantize_onnx
 
             tiles = self._calibration_tiles()
-            quantize_onnx(plain, choose_ports(read_onnx(plain))[0].name, tiles, path, symmetric=symmetric)
+            quantize_onnx(plain, choose_ports(read_onnx(plain)).source.name, tiles, path, symmetric=symmetric)
         embed_spec(path, self.spec)
 
     def _openvino(self) -> Written:

@@ -71,7 +71,8 @@ class AxisTiling:
     size     pixels of the image along the axis
     tile     pixels of a tile; a larger tile than the axis is filled by reflection
     overlap  least overlap of neighbours, 0 <= overlap < tile
-    stride   every position is a multiple of it (the model's total stride); divides `tile`
+    stride   every position is a multiple of it (the model's total stride); divides `tile` and its halos
+    halo     pixels that are read at either side of a tile, beyond the axis by reflection
     """
 
     size: int
@@ -80,14 +81,15 @@ class AxisTiling:
     stride: int = 1
     window: Window = "hann"
     bits: int = 12
+    halo: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise PlanError(f"axis of {self.size} pixels cannot be tiled: it is empty")
-        if self.tile < 1 or self.stride < 1 or self.tile % self.stride:
+        if self.tile < 1 or self.stride < 1 or self.read % self.stride:
             raise PlanError(
-                f"tile of {self.tile} px is not a multiple of the model's stride {self.stride}: "
-                f"use {max(1, round(self.tile / self.stride)) * self.stride}"
+                f"tile of {self.read} px is not a multiple of the model's stride {self.stride}: "
+                f"use {max(1, round(self.read / self.stride)) * self.stride}"
             )
         if not 0 <= self.overlap < self.tile:
             raise PlanError(f"overlap of {self.overlap} px must be at least 0 and less than the tile, {self.tile} px")
@@ -103,9 +105,14 @@ class AxisTiling:
         return (self.tile - self.overlap) // self.stride * self.stride
 
     @property
+    def read(self) -> int:
+        """Pixels that are read for a tile: it and its halos."""
+        return self.tile + 2 * self.halo
+
+    @property
     def padded(self) -> int:
-        """Extent covered by tiles: the size rounded up to the stride, and at least one tile."""
-        return max(self.tile, -(-self.size // self.stride) * self.stride)
+        """Extent covered by tiles: at least one tile, and as many strides more as the size takes."""
+        return self.tile + max(0, -(-(self.size - self.tile) // self.stride)) * self.stride
 
     def __len__(self) -> int:
         return 1 + -(-(self.padded - self.tile) // self.step)
@@ -126,8 +133,8 @@ class AxisTiling:
         return range(min(first, len(self) - 1), last + 1)
 
     def indices(self, j: int) -> Int64:
-        """The image pixel behind each pixel of tile `j`, reflected at the far edge, int64 ``(tile,)``."""
-        return reflect(self.position(j) + np.arange(self.tile, dtype=np.int64), self.size)
+        """The image pixel behind each pixel that is read for tile `j`, reflected at the edges, int64 ``(read,)``."""
+        return reflect(self.position(j) - self.halo + np.arange(self.read, dtype=np.int64), self.size)
 
     def shares(self, j: int) -> Float32:
         """The share of tile `j` at each of its pixels, float32 ``(tile,)``; over all tiles they sum to exactly 1."""
@@ -177,16 +184,17 @@ class Lattice:
         *,
         stride: int | tuple[int, ...] = 1,
         window: Window = "hann",
+        halo: tuple[int, ...] | None = None,
     ) -> Lattice:
-        """Tile an image of `shape`; all arguments per axis, in image order."""
+        """Tile an image of `shape`; all arguments per axis, in image order; `halo` is read beside every tile."""
         strides = (stride,) * len(shape) if isinstance(stride, int) else stride
         if not len(shape) == len(tile) == len(overlap) == len(strides):
             raise PlanError(f"image has {len(shape)} axes, tile {len(tile)}, overlap {len(overlap)}: they must agree")
         bits = _SHARE_BITS[max(1, min(3, sum(t > 1 for t in tile)))]
         return cls(
             tuple(
-                AxisTiling(n, t, o, s if t > 1 else 1, window, bits)
-                for n, t, o, s in zip(shape, tile, overlap, strides, strict=True)
+                AxisTiling(n, t, o, s if t > 1 else 1, window, bits, h)
+                for n, t, o, s, h in zip(shape, tile, overlap, strides, halo or (0,) * len(shape), strict=True)
             )
         )
 
@@ -199,6 +207,11 @@ class Lattice:
     def tile(self) -> tuple[int, ...]:
         """Extent of a tile."""
         return tuple(axis.tile for axis in self.axes)
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Extent of what is read for a tile."""
+        return tuple(axis.read for axis in self.axes)
 
     def __len__(self) -> int:
         return math.prod(self.shape)

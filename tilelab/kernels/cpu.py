@@ -14,7 +14,7 @@ import numpy as np
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
-__all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "find_constant_lines", "finish", "is_constant"]
+__all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "find_constant_lines", "find_over", "finish", "is_constant"]
 
 _jit = jit(error_model="numpy")
 
@@ -165,6 +165,31 @@ def finish(
 ) -> None:
     """Turn finished rows into bytes and clear them; see `reference.finish`."""
     _finish(canvas, row, 0, labels.shape[0], activation, labels, probabilities, channels, logits)
+
+
+@_jit
+def _find_over(canvas, row, first, last, limits, labels):  # type: ignore[no-untyped-def]
+    classes, ring, height, width = canvas.shape
+    best = np.empty(width, np.float32)
+    for i in range(first, last):
+        slot = (row + i) % ring
+        for a in range(height):
+            label = labels[i, a]
+            for x in range(width):
+                best[x] = ZERO
+                label[x] = 0
+            for k in range(classes):
+                line, limit, code = canvas[k, slot, a], limits[k], np.uint8(k + 1)
+                for x in range(width):
+                    over = line[x] - limit
+                    higher = over > best[x]
+                    best[x] = over if higher else best[x]
+                    label[x] = code if higher else label[x]
+
+
+def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:
+    """The class whose logit exceeds its limit most, 0 where none does; see `reference.find_over`."""
+    _find_over(canvas, row, 0, labels.shape[0], limits, labels)
 
 
 @_jit

@@ -101,6 +101,19 @@ def finish(
     canvas[:, slots] = 0
 
 
+def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:
+    """Write to `labels` ``(n, A, X)`` the class (from 1) whose logit exceeds its limit most, 0 where none does.
+
+    Args:
+        canvas: float32 ``(K, R, A, X)``, blended logits of classes that each have a sigmoid; left as it is.
+        row: slot of the first finished row is ``row % R``.
+        limits: float32 ``(K,)``.
+        labels: uint8, written; ties go to the lower class.
+    """
+    over = canvas[:, (row + np.arange(labels.shape[0])) % canvas.shape[1]] - limits[:, None, None, None]
+    labels[...] = np.where(over.max(axis=0) > 0, over.argmax(axis=0) + 1, 0)
+
+
 def is_constant(band: Array, rows: Int64, cross: Int64, cols: Int64) -> bool:
     """Whether all pixels of a tile are equal (per channel), so that its logits can be taken from an equal tile."""
     raw = band[:, rows[:, None, None], cross[None, :, None], cols[None, None, :]]

@@ -200,6 +200,7 @@ def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
         probabilities=written.probabilities,
         labels=written.labels,
         logits=written.logits,
+        maps=written.maps,
         axes="zyx" if stack else "yx",
         pixel_size_nm=prepared.image.pixel_size_nm,
         origin_px=prepared.image.origin_px,

@@ -144,7 +144,7 @@ def segment(
     with prepare(image, engine, options) as prepared:
         for said in (*prepared.notes, *prepared.assumptions):
             note(str(said))
-        check_format(target, prepared.plan)
+        check_format(target, prepared.plan, overview)
         if target != work and asks_for_probabilities(options):
             prepared = replace(prepared, fingerprint=prepared.fingerprint.of_file("with probabilities"))
         done = is_finished(target, work, prepared.fingerprint, options.restart)

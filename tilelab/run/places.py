@@ -6,8 +6,8 @@ import numpy as np
 
 from tilelab.arrays import Bool, Float32
 from tilelab.geometry import Box
-from tilelab.kernels import cpu as kernels
 from tilelab.run.prepare import Prepared
+from tilelab.run.sweep.cutting import cut_tile
 from tilelab.run.sweep.finite import not_finite
 from tilelab.run.sweep.job import Job
 
@@ -24,7 +24,7 @@ def try_places(prepared: Prepared) -> int:
     last = len(lattice) - 1
     places = sorted({last * i // (_PLACES - 1) for i in range(_PLACES)})
     tiles = np.zeros((engine.batch, engine.spec.channels, *engine.tile), np.float32)
-    out = np.empty((engine.batch, engine.spec.values, *engine.tile), np.float32)
+    out = np.empty((engine.batch, engine.spec.values, *engine.spec.core), np.float32)
     for place in places:
         at = tuple(map(int, np.unravel_index(place, lattice.shape)))
         _cut(job, at, tiles[0])
@@ -44,5 +44,5 @@ def _cut(job: Job, at: tuple[int, ...], tile: Float32) -> None:
     z, y, x = (axis.indices(i) for axis, i in zip(job.lattice.axes, at, strict=True))
     low, high = ([int(end(seen)) for seen in (z, y, x)] for end in (np.min, np.max))
     raw = np.ascontiguousarray(job.image.read(Box(tuple(low), tuple(n + 1 for n in high))))
-    target = tile.reshape(-1, *job.lattice.tile)
-    kernels.cut(raw, z - low[0], y - low[1], x - low[2], job.mean, job.gain, target)
+    target = tile.reshape(-1, *job.lattice.read)
+    cut_tile(job, raw, (z - low[0], y - low[1], x - low[2]), z, target, slices_first=True)

@@ -26,7 +26,7 @@ from tilelab.run.normalize import normalization_constants
 from tilelab.run.opening import OpenedImage, open_its_mask, open_source
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan, make_plan
-from tilelab.run.plan.request import ImageFacts, Request, Written
+from tilelab.run.plan.request import ImageFacts, Request, Written, written_maps
 from tilelab.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -96,6 +96,35 @@ def expected_streams(options: Options) -> int:
     return options.threads or max(1, physical_core_count() // (options.workers or 1))
 
 
+def _written(spec: ModelSpec, options: Options) -> Written:
+    """What is written for each pixel, of what the model gives and the user asks.
+
+    Raises:
+        ModelError: it does not give what was asked for.
+    """
+    first = spec.outputs[0]
+    labels, logits = options.labels, 0
+    classes: tuple[int, ...] = ()
+    if not spec.classified:
+        labels = False
+        if options.probabilities not in (None, ("none",)):
+            raise ModelError("the model gives maps alone, without classes: leave --probabilities out")
+    elif first.kind == "labels":
+        for flag, asked in (
+            ("--probabilities", options.probabilities not in (None, ("none",))),
+            ("--logits", options.logits),
+        ):
+            if asked:
+                raise ModelError(f"the model gives labels alone: leave {flag} out")
+    else:
+        classes = probability_classes(spec, options.probabilities)
+        logits = spec.values_of(first) if options.logits else 0
+    written = Written(labels, classes, logits, written_maps(spec))
+    if not written.bytes_per_pixel:
+        raise ModelError("nothing would be written: leave --no-labels out, or ask for probabilities or logits")
+    return written
+
+
 def make_request(
     image: Image, spec: ModelSpec, options: Options, batch: int, streams: int, gpu: GpuRoom | None = None
 ) -> Request:
@@ -104,22 +133,10 @@ def make_request(
     Raises:
         ModelError, PlanError: image, model and options do not fit.
     """
-    written = Written(
-        options.labels,
-        probability_classes(spec, options.probabilities),
-        spec.values if options.logits else 0,
-    )
-    if options.model.output_is == "map" and (written.labels or written.probabilities):
-        raise ModelError(
-            "a map has neither classes nor probabilities: give --no-labels --probabilities none --logits, by which its "
-            "numbers are written as they are blended"
-        )
-    if not written.bytes_per_pixel:
-        raise ModelError("nothing would be written: leave --no-labels out, or ask for probabilities or logits")
     return Request.of(
         ImageFacts.of(network_input(Volume(image), spec)),
         spec,
-        written,
+        _written(spec, options),
         batch=batch,
         streams=streams,
         symmetries=8 if options.symmetries else 1,
@@ -163,7 +180,10 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
         check_strict(assumptions, options.strict)
         refuse_idle(options, spec)
-        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, engine.gpu_room)
+        normal, limits = spec.normalization, spec.outputs[0].thresholds
+        on_gpu = spec.plain and not limits and normal.per == "stack" and normal.clip is None
+        gpu = engine.gpu_room if on_gpu else None
+        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, gpu)
         gaps = look_for_gaps(volume, mask, options.nan)
         mean, gain, normalization = normalization_constants(
             volume, spec.normalization, spec.channels, options.intensity_range
@@ -209,11 +229,19 @@ def make_fingerprint(image: Image, engine: Engine, request: Request, job: Job, n
             "logits": str(written.logits > 0),
             "symmetries": str(request.symmetries > 1),
             "mask": mask,
-            "normalization": f"{job.mean.tolist()} {job.gain.tolist()}",
+            "normalization": _normalization(job),
             "pixel_size_nm": str(image.pixel_size_nm),
             **({} if nan is None else {"nan": str(nan)}),
+            **({"maps": str(written.maps)} if written.maps else {}),
         },
     )
+
+
+def _normalization(job: Job) -> str:
+    """The numbers that intensities are normalised by; of many slices a digest."""
+    if job.mean.ndim > 1:
+        return f"per slice {_digest(job.mean.tobytes() + job.gain.tobytes())} {job.clip}"
+    return f"{job.mean.tolist()} {job.gain.tolist()}" + (f" {job.clip}" if job.clip else "")
 
 
 def check_unchanged(prepared: Prepared, options: Options) -> None:

@@ -201,16 +201,32 @@ def check_options(target: Place, options: Options) -> None:
         raise OutputError(f"{target} cannot hold logits: leave --logits out, or {other}")
 
 
-def check_format(target: Place, plan: Plan) -> None:
-    """Refuse an image that the format of `target` could not hold.
+def check_format(target: Place, plan: Plan, overview: object = None) -> None:
+    """Refuse an image that the format of `target` could not hold, and what the model gives that it could not.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: it cannot, or there would be nothing to draw as `overview`.
     """
+    written = plan.request.written
+    names = ", ".join(name for name, _ in written.maps)
+    classes = written.labels or bool(written.probabilities)
+    if target.suffix != ".zarr" and written.maps:
+        tiff = target.suffix in (".tif", ".tiff")
+        if classes or not tiff or len(written.maps) > 1:
+            way = "name it .ome.zarr, or choose one output with --model-output" + ("" if tiff else " (a map: .ome.tif)")
+            raise OutputError(
+                f"{target} cannot hold the map{'s' * (len(written.maps) > 1)} {names}{_beside(classes)}: {way}"
+            )
+    if overview is not None and not classes:
+        raise OutputError(f"--overview {overview} draws classes, this run has none: leave it out")
     if target.suffix == ".png":
         from tilelab.io.results.png import check_png
 
         check_png(plan.source.shape, str(target))
+
+
+def _beside(classes: bool) -> str:
+    return " beside labels" if classes else ""
 
 
 def convert_result(work: Place, target: Place, options: Options) -> None:

@@ -33,7 +33,7 @@ class _Writer:
 
     def write(self, rows: Finished) -> int:
         """Take the next rows."""
-        part = next(part for part in rows if part is not None)
+        part = next(part for part in (rows.labels, rows.probabilities, rows.logits) if part is not None)
         stop: int = self.at + part.shape[part.ndim - 3 + self.axis]
         start, end = list(self.box.start), list(self.box.stop)
         start[self.axis], end[self.axis] = self.at, stop

@@ -16,7 +16,8 @@ from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.files.tensorrt_plan import Compatibility, PlanHeader, this_system, write_plan
-from tilelab.engines.overrides import choose_ports, resolve_spec
+from tilelab.engines.outputs import choose_ports
+from tilelab.engines.overrides import resolve_spec
 from tilelab.errors import EngineError, ModelError
 from tilelab.machine.disk import replacing
 from tilelab.machine.version import __version__
@@ -90,7 +91,8 @@ def build_engine(
             f"{onnx} holds {file.precision} arithmetic, not {precision}: TensorRT takes the precision from the graph, "
             "so convert that first (tilelab export does)"
         )
-    source, target = choose_ports(file, None)
+    ports = choose_ports(file)
+    source, target = ports.source, ports.targets[0]
     from tilelab.kernels import device  # a compiler for GPUs, half a second: whoever exports for a CPU needs none
 
     info = device.select(device.parse_index(options.device))

@@ -28,14 +28,14 @@ class AotInductorCpuEngine(FileEngine):
         self._torch, self._network = load_compiled(request.file.path, request.precision, -1)
         self._threads: int = request.threads or self._torch.get_num_threads()
 
-    def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
+    def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:  # noqa: ARG002 - the only one
         torch = self._torch
         if torch.get_num_threads() != self._threads:  # a property of each thread that calls
             torch.set_num_threads(self._threads)
         tiles = torch.from_numpy(source if source.flags.writeable else source.copy())
         try:
             with torch.inference_mode():
-                torch.from_numpy(target).copy_(self._network(tiles))
+                torch.from_numpy(targets[0]).copy_(self._network(tiles))
         except Exception as error:
             raise EngineError(
                 f"AOTInductor failed on a batch of {size_text(self._request.input_shape)}: {explain(error)}"

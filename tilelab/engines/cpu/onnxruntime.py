@@ -16,7 +16,6 @@ from tilelab.engines.loading import (
     LoadRequest,
     Target,
     affordable_streams,
-    check_output,
     refuse,
 )
 from tilelab.errors import EngineError
@@ -101,16 +100,19 @@ class OrtEngine(FileEngine):
         feed = {request.source.name: np.zeros(request.native_input_shape, request.source.dtype)}
         before = resident_memory()
         try:
-            (result,) = self._session.run([request.target.name], feed)
+            results = self._session.run([target.name for target in request.targets], feed)
         except Exception as error:
             raise refuse("ONNX Runtime", request, error) from error
-        check_output(request, result.shape)
-        return max(resident_memory() - before, int(result.nbytes))  # memory that was there already may have been enough
+        self.fit_outputs([result.shape for result in results])
+        return max(
+            resident_memory() - before, sum(int(r.nbytes) for r in results)
+        )  # memory that was there already may have been enough
 
-    def _compute(self, source: Array, target: Array, stream: int) -> None:
+    def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:
         names, binding = self._request, self._bindings[stream]
         binding.bind_input(names.source.name, "cpu", 0, source.dtype, source.shape, source.ctypes.data)
-        binding.bind_output(names.target.name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
+        for port, target in zip(names.targets, targets, strict=True):
+            binding.bind_output(port.name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:

@@ -24,7 +24,6 @@ from tilelab.engines.loading import (
     LoadRequest,
     Target,
     affordable_streams,
-    check_output,
     refuse,
 )
 from tilelab.errors import EngineError, ModelError
@@ -34,6 +33,7 @@ from tilelab.text import explain, size_text
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16", "u8": "uint8", "u16": "uint16"}
+_DTYPES |= {"i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u32": "uint32", "boolean": "bool"}
 
 
 @contextmanager
@@ -193,7 +193,7 @@ class OpenvinoEngine(FileEngine):
         fixed = request.source.shape[0] if request.source.shape else ""
         self._group = fixed if isinstance(fixed, int) else 1  # tiles that the network takes at once
         try:
-            model.reshape({model.input(0): [self._group, *request.native_input_shape[1:]]})
+            model.reshape({model.input(0): request.source.native((self._group, *request.input_shape[1:]))})
             fold_upsampling(model)
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {
@@ -202,20 +202,20 @@ class OpenvinoEngine(FileEngine):
                 "INFERENCE_NUM_THREADS": count,
                 "ENABLE_CPU_PINNING": False,  # several workers on one machine would pin themselves to the same cores
             }
-            self._index = [_port(output).name for output in model.outputs].index(request.target.name)
-            result = model.outputs[self._index]
+            names = [_port(output).name for output in model.outputs]
+            self._indices = [names.index(target.name) for target in request.targets]
             compiled = _core().compile_model(model, "CPU", config)
             granted = min(int(compiled.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS"))
             if granted < count:  # there are fewer cores than asked for: a stream must not have two
                 count = config["NUM_STREAMS"] = config["INFERENCE_NUM_THREADS"] = max(1, granted)
                 compiled = _core().compile_model(model, "CPU", config)
             infers = [compiled.create_infer_request() for _ in range(count)]
-            shape = tuple(result.shape) if result.partial_shape.is_static else None
-            if shape is None:  # known only by running
+            shapes = [_static_shape(model.outputs[index]) for index in self._indices]
+            if None in shapes:  # known only by running
                 infers[0].infer()
-                shape = tuple(infers[0].get_output_tensor(self._index).shape)
+                shapes = [tuple(infers[0].get_output_tensor(index).shape) for index in self._indices]
             groups = request.batch // self._group
-            check_output(request, (shape[0] * groups, *shape[1:]) if shape else shape)
+            self.fit_outputs([(shape[0] * groups, *shape[1:]) if groups > 1 else shape for shape in shapes if shape])
         except RuntimeError as error:
             raise refuse("OpenVINO", request, error) from error
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -227,15 +227,17 @@ class OpenvinoEngine(FileEngine):
         self._infers: list[Any] = infers
         self._open_streams(count, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
 
-    def _compute(self, source: Array, target: Array, stream: int) -> None:
+    def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:
         if not source.flags.writeable:  # openvino shares memory with arrays that it might write to, and no others
             source = source.copy()
         infer = self._infers[stream]
         try:
-            for start in range(0, len(source), self._group):
-                tiles = slice(start, start + self._group)
+            for start in range(0, self.batch, self._group):
+                # a network without an axis for the batch takes one tile: all of its array
+                tiles = slice(start, start + self._group) if self.batch > self._group else slice(None)
                 infer.set_input_tensor(self._tensor(source[tiles], shared_memory=True))
-                infer.set_output_tensor(self._index, self._tensor(target[tiles], shared_memory=True))
+                for index, target in zip(self._indices, targets, strict=True):
+                    infer.set_output_tensor(index, self._tensor(target[tiles], shared_memory=True))
                 infer.start_async()
                 infer.wait()
         except RuntimeError as error:
@@ -248,6 +250,11 @@ class OpenvinoEngine(FileEngine):
     def close(self) -> None:
         """Drop the compiled model."""
         self._infers = []
+
+
+def _static_shape(output: Any) -> tuple[int, ...] | None:
+    """Of an output, where it is known before running."""
+    return tuple(output.shape) if output.partial_shape.is_static else None
 
 
 def working_bytes(model: Any, item: int) -> int:

@@ -23,10 +23,16 @@ class GpuEngine(FileEngine):
         for port in (request.source, request.target):
             if port.dtype not in ("float32", "float16"):
                 raise ModelError(f"{request.file.path} has {port}: GPU engines need float32 or float16")
-            if port.channels_last:
+            if not port.as_ours:
                 raise ModelError(
-                    f"{request.file.path} has its channels last: GPU engines need them second, export it so"
+                    f"{request.file.path} has {port}: GPU engines need (batch, channels, y, x), export it so or run it "
+                    "with --device cpu"
                 )
+        if not request.spec.plain:
+            raise ModelError(
+                f"{request.file.path} gives labels, maps, several outputs or such of another size than its tile: GPU "
+                "engines do not take these yet, run it with --device cpu"
+            )
         self.index = device.parse_index(request.device)
         self.info = device.select(self.index)
         self.device = f"cuda:{self.index}"
@@ -61,8 +67,9 @@ class GpuEngine(FileEngine):
 
             undo_activation(logits, SOFTMAX if self._undo == "softmax" else SIGMOID, self.stream)
 
-    def _compute(self, source: Array, target: Array, stream: int) -> None:  # noqa: ARG002 - the only one
+    def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:  # noqa: ARG002 - the only one
         """Host arrays, for those who have no others: up, through the network, down."""
+        (target,) = targets
         device.select(self.index)
         with device.faults(self.index):
             if self._buffers is None:

@@ -110,7 +110,8 @@ class _Walk:
         if name in _TRUTH:
             return Ending(0, 1, whole=True, operator=name)
         if name in _INDEX:
-            return Ending(0, _INFINITE, whole=True, operator=name)
+            count = self._channels(made.input(0)) if name in ("ArgMax", "ArgMin") else None
+            return Ending(0, _INFINITE if count is None else count - 1, whole=True, operator=name)
         rule = _RULES.get(name)
         found = Ending() if rule is None else rule(self, made)
         return found if found.operator else replace(found, operator=name)
@@ -118,7 +119,8 @@ class _Walk:
     def _kept(self, made: Operation, tensor: str) -> Ending:
         name = made.operator
         if name == "TopK" and tensor == made.outputs[-1] and len(made.outputs) > 1:
-            return Ending(0, _INFINITE, whole=True, operator=name)
+            count = self._channels(made.input(0))
+            return Ending(0, _INFINITE if count is None else count - 1, whole=True, operator=name)
         if name == "Concat":
             return self._joined(made)
         found = self.of(made.input(0))
@@ -138,6 +140,23 @@ class _Walk:
         if name == "Cast" and made.attributes.get("to") in _INTEGERS:
             found = replace(found, whole=True, unit=False)
         return found
+
+    def _channels(self, tensor: str) -> int | None:
+        """How many channels a tensor has, as the convolution tells that made it; None where none is found."""
+        for _ in range(_DEPTH):
+            made = self._graph.makers.get(tensor)
+            if made is None:
+                return None
+            weights = self._graph.shapes.get(self._root(made.input(1)), ())
+            if made.operator == "Conv" and len(weights) > 2:
+                return weights[0]
+            if made.operator == "ConvTranspose" and len(weights) > 2:
+                return weights[1] * int((self._graph.option(made, "group", 99) or (1,))[0])
+            if made.operator in ("Concat", "Split", "Slice", "Gather", "DepthToSpace", "SpaceToDepth", "MatMul"):
+                return None
+            constants = self._graph.constants
+            tensor = next((name for name in made.inputs if name and name not in constants), "")
+        return None
 
     def _unit_of_part(self, made: Operation, found: Ending) -> bool | None:
         """Whether what is cut out still adds up to one: a crop does, a choice of channels does not."""

@@ -32,10 +32,11 @@ class Operation:
 
 @dataclass
 class Graph:
-    """All operators by the tensors they make, and all small constants."""
+    """All operators by the tensors they make, all small constants, and the shapes of those that are larger."""
 
     makers: dict[str, Operation] = field(default_factory=dict)
     constants: dict[str, Float64] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _first: dict[object, str] = field(default_factory=dict)
     _same: dict[str, str] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tilelab.engines.files.bounds import find_ending
 from tilelab.engines.files.graph import Graph
 from tilelab.engines.files.model_file import ModelFile, Port
-from tilelab.engines.files.onnx_graph import few_numbers, read_node
+from tilelab.engines.files.onnx_graph import few_numbers, read_dims, read_node
 from tilelab.engines.files.protobuf import Data, Malformed, payload_field, read_fields, read_text
 from tilelab.errors import ModelError
 from tilelab.machine.disk import replacing
@@ -115,6 +115,7 @@ def _walk_tensor(data: Data, start: int, stop: int, graph: _Graph) -> None:
             external = a == _EXTERNAL
     if not external and (values := few_numbers(data, start, stop)) is not None:
         graph.graph.constants[name] = values
+    graph.graph.shapes[name] = read_dims(data, start, stop)
     if external and "location" in where:
         end = int(where.get("offset") or 0) + int(where.get("length") or 0)
         graph.external[where["location"]] = max(end, graph.external.get(where["location"], 0))

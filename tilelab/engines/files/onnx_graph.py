@@ -73,6 +73,15 @@ def _numbers(data: Data, start: int, stop: int, kind: str) -> list[float]:
     return found
 
 
+def read_dims(data: Data, start: int, stop: int) -> tuple[int, ...]:
+    """The shape of a TensorProto."""
+    dims: list[float] = []
+    for number, a, b, _ in read_fields(data, start, stop):
+        if number == 1:
+            dims += _numbers(data, a, b, "i")
+    return tuple(int(n) for n in dims)
+
+
 def few_numbers(data: Data, start: int, stop: int) -> Float64 | None:
     """The values of a TensorProto that has few and holds them itself; None for others."""
     dims: list[float] = []

@@ -51,6 +51,7 @@ def read_graph(model: Any, ports: list[str]) -> Graph:
     for node in model.get_ordered_ops():
         kind, outputs = node.get_type_name(), tuple(_tensor(out) for out in node.outputs())
         if kind == "Constant":
+            graph.shapes[outputs[0]] = tuple(node.get_output_shape(0))
             if np.prod(node.get_output_shape(0)) <= MOST_NUMBERS:
                 graph.constants[outputs[0]] = np.asarray(node.data).astype(np.float64)
             continue

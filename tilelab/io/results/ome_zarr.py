@@ -4,10 +4,11 @@
       0, 1, 2, ...                 probabilities (c, [z,] y, x), uint8, mean-downsampled: the image
       labels/classes/0, 1, ...     labels ([z,] y, x), uint8, mode-downsampled
       logits/0                     logits (c, [z,] y, x), float32, if asked for
+      maps/NAME/0                  other outputs of the network (c, [z,] y, x), float32
       .tilelab/writing/            files that are not whole yet; never part of the result
 
 An OME-Zarr root has to be an image.  When no probabilities are wanted, the root's ``multiscales`` names the arrays of
-the label image (or else of the logits): the same pixels under two names, nothing is stored twice.
+the label image (or else of the logits, or of the first map): the same pixels under two names, nothing is stored twice.
 
 Unfinished rows live in memory only: one row of chunks per level as pixels, everything else compressed.  A file appears
 whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported.  A power failure
@@ -33,7 +34,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.errors import OutputError
 from tilelab.geometry import Box
-from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, WHATS, ResultInfo, What, read_info
+from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, MapInfo, ResultInfo, What, read_info
 from tilelab.io.results.sink import Finished, Stored, partial_path
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
@@ -75,6 +76,7 @@ class OmeZarrSink:
         probabilities: Sequence[int] = (),
         labels: bool = True,
         logits: int = 0,
+        maps: Iterable[tuple[str, int]] = (),
         axes: Literal["yx", "zyx"] = "yx",
         pixel_size_nm: Sequence[float] | None = None,
         origin_px: Sequence[float] = (),
@@ -91,6 +93,7 @@ class OmeZarrSink:
             probabilities: classes that get a probability channel, in channel order; may be empty.
             labels: whether labels are written.
             logits: number of logit channels to write, 0 for none.
+            maps: names and channels of what is kept as numbers.
             axes: of the labels.
             pixel_size_nm: nanometres per pixel on `axes`; None when unknown.
             origin_px: where the first pixel lies, in pixels on `axes`; empty means at 0.
@@ -101,8 +104,9 @@ class OmeZarrSink:
         Raises:
             OutputError: there is an unfinished result, or the folder is unwritable.
         """
-        if not (labels or probabilities or logits):
-            raise ValueError("a result needs labels, probabilities or logits")
+        kept = MapInfo.of(maps)
+        if not (labels or probabilities or logits or kept):
+            raise ValueError("a result needs labels, probabilities, logits or maps")
         if axes == "yx" and not layout.shape[0] == layout.chunk[0] == 1:
             raise ValueError(f"axes 'yx' do not fit {layout}")
         info = ResultInfo(
@@ -116,6 +120,7 @@ class OmeZarrSink:
             layout=layout,
             metadata=metadata or {},
             origin_px=tuple(float(o) for o in origin_px),
+            maps=kept or msgspec.UNSET,
         )
         sink = cls(path, info, threads)
         if cls.begun(path):
@@ -182,7 +187,7 @@ class OmeZarrSink:
         return sum(
             (
                 array.census(layout.level_box(box, level), contents=contents)
-                for what in WHATS
+                for what in self.info.whats
                 for level, array in enumerate(self.info.arrays(self.partial, what)[: layout.aligned])
             ),
             Census(),
@@ -245,7 +250,7 @@ class OmeZarrSink:
     def _documents(self) -> Iterable[tuple[str, dict[str, Any]]]:
         """Every ``zarr.json`` with its path, the root's last."""
         info, layout = self.info, self.info.layout
-        for what in WHATS:
+        for what in info.whats:
             for array in info.arrays(self.partial, what):
                 folder = str(array.path)[len(str(self.partial)) + 1 :].replace("\\", "/")
                 yield f"{folder}/zarr.json", array.metadata()
@@ -266,6 +271,9 @@ class OmeZarrSink:
         raw = [_ome.channel(f"logit {i}", "#000000", -10.0, 10.0) for i in range(info.logits)]
         if info.logits:
             yield "logits/zarr.json", _ome.group({"ome": _ome.image(scales("c" + info.axes, "none", levels=1), raw)})
+        for known in info.kept_maps:
+            ome = _ome.image(scales("c" + info.axes, "none", levels=1), _shown(known))
+            yield f"maps/{known.name}/zarr.json", _ome.group({"ome": ome})
         if info.labels:
             yield "labels/zarr.json", _ome.group({"ome": {"version": _ome.VERSION, "labels": [_ome.LABEL]}})
             label = _ome.label_image(scales(info.axes, "mode"), classes)
@@ -276,9 +284,17 @@ class OmeZarrSink:
         elif info.labels:
             shown = [_ome.channel("classes", "#ffffff", 0, max(1, len(classes) - 1))]
             ome = _ome.image(scales(info.axes, "mode", f"labels/{_ome.LABEL}/"), shown)
-        else:
+        elif info.logits:
             ome = _ome.image(scales("c" + info.axes, "none", "logits/", levels=1), raw)
+        else:
+            first = info.kept_maps[0]
+            ome = _ome.image(scales("c" + info.axes, "none", f"maps/{first.name}/", levels=1), _shown(first))
         yield "zarr.json", _ome.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
+
+
+def _shown(known: MapInfo) -> list[dict[str, Any]]:
+    """How a viewer begins with a map, whose range nobody knows before it is there."""
+    return [_ome.channel(f"{known.output} {i}", "#ffffff", 0.0, 1.0) for i in range(known.channels)]
 
 
 def _description(unfinished: Place) -> str:
@@ -306,10 +322,11 @@ class ZarrUnitWriter:
         self._axis = sweep_axis
         self._cross = tuple(n for a, n in enumerate(box.shape) if a != sweep_axis)
         rest = Box(tuple(start if a == sweep_axis else b for a, b in enumerate(box.start)), box.stop)
+        self._outputs = {f"maps/{known.name}": known.output for known in sink.info.kept_maps}
         encode = map if self._pool is None else self._pool.map
         self._cascades = {
             what: Cascade(arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch, encode)
-            for what in WHATS
+            for what in sink.info.whats
             if (arrays := sink.info.arrays(sink.partial, what))
         }
 
@@ -317,7 +334,8 @@ class ZarrUnitWriter:
         """Append `rows`; returns the position up to which all levels are on disk.  See `UnitWriter.write`."""
         count = 0
         for what, cascade in self._cascades.items():
-            given: Array | None = getattr(rows, what)
+            output = self._outputs.get(what)
+            given: Array | None = getattr(rows, what) if output is None else (rows.maps or {}).get(output)
             if given is None:
                 raise ValueError(f"the result has {what}, the finished rows have none")
             block = given[np.newaxis] if what == "labels" else given

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -26,8 +28,35 @@ UNFINISHED = ".tilelab/zarr.json"
 ATTRIBUTE = "tilelab"
 """Key of `ResultInfo` among the attributes of the root group."""
 
-What = Literal["labels", "probabilities", "logits"]
-WHATS: tuple[What, ...] = get_args(What)
+What = str
+"""``labels``, ``probabilities``, ``logits``, or ``maps/NAME``."""
+WHATS: tuple[What, ...] = ("labels", "probabilities", "logits")
+
+
+class MapInfo(msgspec.Struct, frozen=True):
+    """An output of the network that is kept as numbers.
+
+    Attributes:
+        name: of its folder under ``maps``.
+        output: of the network's tensor.
+        channels: how many numbers a pixel has.
+    """
+
+    name: str
+    output: str
+    channels: int
+
+    @classmethod
+    def of(cls, outputs: Iterable[tuple[str, int]]) -> tuple[MapInfo, ...]:
+        """Of names and channels of outputs: folders have the letters, digits, ``.``, ``-`` and ``_`` of the names."""
+        found: dict[str, MapInfo] = {}
+        for output, channels in outputs:
+            plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", output).strip("_.") or "map"
+            name = plain
+            while name in found:
+                name = f"{plain}_{len(found)}"
+            found[name] = cls(name, output, channels)
+        return tuple(found.values())
 
 
 class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +73,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
         layout: levels, shards and chunks.
         metadata: what the caller wanted kept: model, versions, options.
         origin_px: where the first pixel lies in what the image was a part of, in pixels on `axes`; empty means at 0.
+        maps: outputs that are kept as numbers; not stated where there are none.
     """
 
     name: str
@@ -56,12 +86,25 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout
     metadata: dict[str, Any]
     origin_px: tuple[float, ...] = ()
+    maps: tuple[MapInfo, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def kept_maps(self) -> tuple[MapInfo, ...]:
+        """`maps`, where there are any."""
+        return () if isinstance(self.maps, msgspec.UnsetType) else self.maps
+
+    @property
+    def whats(self) -> tuple[What, ...]:
+        """The kinds of pixels that there can be."""
+        return (*WHATS, *(f"maps/{known.name}" for known in self.kept_maps))
 
     def arrays(self, root: Place, what: What) -> tuple[ShardedArray, ...]:
         """The arrays of one kind under `root`, finest level first; none when the result has none of it."""
         layout, skip = self.layout, 3 - len(self.axes)
-        folder = {"labels": root / "labels" / _ome.LABEL, "probabilities": root, "logits": root / "logits"}[what]
-        channels = {"labels": int(self.labels), "probabilities": len(self.probabilities), "logits": self.logits}[what]
+        folders = {"labels": root / "labels" / _ome.LABEL, "probabilities": root}
+        counts = {"labels": int(self.labels), "probabilities": len(self.probabilities), "logits": self.logits}
+        counts |= {f"maps/{known.name}": known.channels for known in self.kept_maps}
+        folder, channels, numbers = folders.get(what, root / what), counts[what], what not in folders
         lead, one = ((), ()) if what == "labels" else ((channels,), (1,))
         if not channels:
             return ()
@@ -69,12 +112,12 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
             ShardedArray(
                 path=folder / str(level),
                 shape=lead + layout.level_shape(level)[skip:],
-                dtype=np.dtype(np.float32 if what == "logits" else np.uint8),
+                dtype=np.dtype(np.float32 if numbers else np.uint8),
                 chunk=one + layout.chunk[skip:],
-                shard=one + (layout.row_shard if what == "logits" else layout.level_shard(level))[skip:],
+                shard=one + (layout.row_shard if numbers else layout.level_shard(level))[skip:],
                 axes="c" * len(lead) + self.axes,
             )
-            for level in range(1 if what == "logits" else layout.levels)
+            for level in range(1 if numbers else layout.levels)
         )
 
 
@@ -109,6 +152,7 @@ class Result:
         labels: uint8 class indices per level, finest first, axes ``info.axes``; empty when there are none.
         probabilities: uint8 ``round(255 p)`` per level, axes ``c`` + ``info.axes``; empty when there are none.
         logits: float32, axes ``c`` + ``info.axes``; None when there are none.
+        maps: the outputs that are kept as numbers, by name, float32, axes ``c`` + ``info.axes``.
     """
 
     path: Place
@@ -116,6 +160,7 @@ class Result:
     labels: tuple[LevelImage, ...]
     probabilities: tuple[LevelImage, ...]
     logits: LevelImage | None
+    maps: dict[str, LevelImage] = field(default_factory=dict)
 
 
 def read_result(path: Address) -> Result:
@@ -136,7 +181,8 @@ def read_result(path: Address) -> Result:
         )
 
     logits = images("logits")
-    return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None)
+    maps = {known.output: images(f"maps/{known.name}")[0] for known in info.kept_maps}
+    return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None, maps)
 
 
 def read_info(path: Address, document: str = "zarr.json") -> ResultInfo:

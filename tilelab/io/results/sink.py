@@ -37,11 +37,13 @@ class Finished(NamedTuple):
     labels: uint8 ``(z, y, x)``.
     probabilities: uint8 ``(P, z, y, x)``, ``round(255 p)``.
     logits: float32 ``(K, z, y, x)``.
+    maps: by name, float32 ``(n, z, y, x)``.
     """
 
     labels: UInt8 | None
     probabilities: UInt8 | None
     logits: Float32 | None
+    maps: dict[str, Float32] | None = None
 
 
 class UnitWriter(Protocol):

@@ -1,6 +1,7 @@
 """A finished result as pyramidal OME-TIFF, for QuPath, Fiji and everything else that reads Bio-Formats.
 
-    page per plane        classes (values are class indices), then one per probability channel if wanted
+    page per plane        classes (values are class indices), then one per probability channel if wanted;
+                          or, of a result that has neither, the channels of its map, float32
       SubIFD per level    its pyramid, halved in y and x
     tiles 512 x 512, deflate; BigTIFF where 4 GB may not do
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import html
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ import msgspec
 import numpy as np
 import tifffile
 
-from tilelab.arrays import UInt8
+from tilelab.arrays import Array
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
+from tilelab.io.results.image_pyramid import halve
 from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.layout import Layout
-from tilelab.io.zarr.levels import Halve
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.machine.disk import replacing
@@ -63,9 +64,12 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
     info = read_info(root)
     planes = _planes(info, root, probabilities)
     layout = info.layout
-    pixels = len(planes) * layout.shape[0] * sum(y * x for _, y, x in map(layout.level_shape, range(layout.levels)))
+    size = planes[0].levels[0].dtype.itemsize
+    pixels = (
+        size * len(planes) * layout.shape[0] * sum(y * x for _, y, x in map(layout.level_shape, range(layout.levels)))
+    )
     options: dict[str, Any] = {
-        "dtype": np.uint8,
+        "dtype": planes[0].levels[0].dtype,
         "tile": (_TILE, _TILE),
         "photometric": "minisblack",
         "compression": "adobe_deflate",
@@ -118,7 +122,7 @@ class _Plane:
     color: str
     levels: tuple[ShardedArray, ...]
     channel: int
-    halve: Halve
+    halve: Callable[[Any, int], Any]
 
 
 def _planes(info: ResultInfo, root: Place, probabilities: bool) -> list[_Plane]:
@@ -128,8 +132,12 @@ def _planes(info: ResultInfo, root: Place, probabilities: bool) -> list[_Plane]:
     if probabilities or not labels:
         for i, index in enumerate(info.probabilities):
             planes.append(_Plane(info.classes[index].name, info.classes[index].color, chances, i, halve_mean))
+    if not planes and len(info.kept_maps) == 1:
+        (known,) = info.kept_maps
+        numbers = info.arrays(root, f"maps/{known.name}")
+        planes = [_Plane(f"{known.output} {i}", "#ffffff", numbers, i, halve) for i in range(known.channels)]
     if not planes:
-        raise OutputError(f"{root} has neither labels nor probabilities to write as TIFF")
+        raise OutputError(f"{root} has neither labels nor probabilities, nor a single map, to write as TIFF")
     return planes
 
 
@@ -140,7 +148,7 @@ def _page_shape(info: ResultInfo, planes: list[_Plane], level: int) -> tuple[int
     return (*lead, *info.layout.shape[3 - len(info.axes) : 1], y, x)
 
 
-def _tiles(planes: list[_Plane], layout: Layout, level: int) -> Iterator[UInt8]:
+def _tiles(planes: list[_Plane], layout: Layout, level: int) -> Iterator[Array]:
     """Every tile of a level, page by page in raster order, filled up with 0 at the edges."""
     depth, (_, height, width) = layout.shape[0], layout.level_shape(level)
     for plane in planes:
@@ -149,16 +157,16 @@ def _tiles(planes: list[_Plane], layout: Layout, level: int) -> Iterator[UInt8]:
                 rows = _rows(plane, layout, level, z, y, min(y + _TILE, height))
                 for x in range(0, width, _TILE):
                     part = rows[:, x : x + _TILE]
-                    tile = np.zeros((_TILE, _TILE), np.uint8)
+                    tile = np.zeros((_TILE, _TILE), rows.dtype)
                     tile[: part.shape[0], : part.shape[1]] = part
                     yield tile
 
 
-def _rows(plane: _Plane, layout: Layout, level: int, z: int, start: int, stop: int) -> UInt8:
-    """Rows ``start:stop`` of slice `z` at a level that is halved in y and x alone, uint8 ``(rows, width)``."""
-    if layout.z_factor == 1 or level == 0:
+def _rows(plane: _Plane, layout: Layout, level: int, z: int, start: int, stop: int) -> Array:
+    """Rows ``start:stop`` of slice `z` at a level that is halved in y and x alone, ``(rows, width)``."""
+    if (layout.z_factor == 1 or level == 0) and level < len(plane.levels):
         box = Box((z, start, 0), (z + 1, stop, layout.level_shape(level)[2]))
-        rows: UInt8 = plane.levels[level].read_channel(plane.channel, box)[0, 0]
+        rows: Array = plane.levels[level].read_channel(plane.channel, box)[0, 0]
         return rows
     _, height, width = layout.shape
     step = max(1, _ROWS_AT_ONCE >> level)
@@ -180,6 +188,11 @@ def _resolution(info: ResultInfo, level: int) -> dict[str, Any]:
     return {"resolution": (x, y), "resolutionunit": "CENTIMETER"}
 
 
+def _told(info: ResultInfo, names: list[str]) -> str:
+    """What identifies a file: as it always was, so that a result without maps keeps its bytes."""
+    return repr((info, names)).replace(", maps=UNSET", "")
+
+
 def _description(info: ResultInfo, planes: list[_Plane]) -> dict[str, Any]:
     """What the OME-XML says."""
     axes = ("C" if len(planes) > 1 else "") + info.axes.upper()
@@ -187,7 +200,7 @@ def _description(info: ResultInfo, planes: list[_Plane]) -> dict[str, Any]:
     colors = [int.from_bytes([*bytes.fromhex(plane.color[1:]), 255], "big", signed=True) for plane in planes]
     metadata: dict[str, Any] = {
         # tifffile would take a random one, and the same result would have other bytes each time
-        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, repr((info, names)))}",
+        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, _told(info, names))}",
         "axes": axes,
         "Name": info.name,
         "Channel": {"Name": names, "Color": colors} if len(planes) > 1 else {"Name": names[0]},

@@ -73,7 +73,7 @@ def largest_host_buffers(request: Request, extent: tuple[int, ...]) -> HostBuffe
     """At least those of any unit of at most this extent (z, y, x), wherever it lies."""
     axes = request.frame.sweep_first(request.lattice.axes)
     ranges = request.frame.sweep_first(extent)
-    seen = [min(axis.size, n + 2 * (axis.tile - 1)) for axis, n in zip(axes, ranges, strict=True)]
+    seen = [min(axis.size, n + 2 * (axis.read - 1)) for axis, n in zip(axes, ranges, strict=True)]
     return _host_buffers(request, [min(axis.size, n) for axis, n in zip(axes, ranges, strict=True)], seen)
 
 
@@ -100,7 +100,14 @@ def finished_rows(written: Written, groups: int, area: int) -> dict[str, Buffer]
         found["probabilities"] = Buffer((groups, len(written.probabilities) * area), _U8)
     if written.logits:
         found["finished logits"] = Buffer((groups, written.logits * area), _F32)
+    for name, count in written.maps:
+        found[map_rows(name)] = Buffer((groups, count * area), _F32)
     return found
+
+
+def map_rows(name: str) -> str:
+    """The name of the buffer of a map's finished rows."""
+    return f"map {name}"
 
 
 def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostBuffers:
@@ -112,7 +119,7 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
     plane = extent[1] * extent[2]
     block = min(block_rows(sweep.step, frame.sweep_first(image.chunks)[0]), seen[0])
     made = {
-        "raw rows": Buffer((image.channels, min(sweep.tile, sweep.size), *seen[1:]), image.dtype),
+        "raw rows": Buffer((image.channels, min(sweep.read, sweep.size), *seen[1:]), image.dtype),
         **_batches(request),
         "blank tiles": Buffer((BLANKS, request.spec.values, *tile), _F32),
         "canvas": Buffer((request.spec.values, sweep.tile, *extent[1:]), _F32),
@@ -132,7 +139,7 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
 def _batches(request: Request) -> dict[str, Buffer]:
     """Tiles and logits on their way to and from the engine; each stream has one more of them."""
     spec, ahead = request.spec, batches_ahead(request.streams)
-    tiles, logits = ((request.batch, n, *spec.tile) for n in (spec.channels, spec.values))
+    tiles, logits = (request.batch, spec.channels, *spec.tile), (request.batch, spec.values, *spec.core)
     found = {
         "tiles": Buffer((BATCHES_AHEAD + 2 + ahead, *tiles), _F32),
         "logits": Buffer((BATCHES_BEHIND + ahead, *logits), _F32),

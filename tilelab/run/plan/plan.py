@@ -157,7 +157,7 @@ def estimate_memory(request: Request, extent: tuple[int, ...]) -> dict[str, int]
         request.frame.sweep_axis,
         labels=written.labels,
         probabilities=len(written.probabilities),
-        logits=written.logits,
+        logits=written.floats,
     )
     host = largest_host_buffers(request, extent)
     if request.gpu is None:

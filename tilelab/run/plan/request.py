@@ -50,16 +50,28 @@ class Written:
     labels: the class (1 byte).
     probabilities: the classes that get a channel (1 byte each).
     logits: number of logits (4 bytes each), 0 for none.
+    maps: names and channels (4 bytes each) of the outputs that are kept as numbers.
     """
 
     labels: bool
     probabilities: tuple[int, ...] = ()
     logits: int = 0
+    maps: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def floats(self) -> int:
+        """Numbers of 4 bytes."""
+        return self.logits + sum(count for _, count in self.maps)
 
     @property
     def bytes_per_pixel(self) -> int:
         """Uncompressed, at level 0."""
-        return self.labels + len(self.probabilities) + 4 * self.logits
+        return self.labels + len(self.probabilities) + 4 * self.floats
+
+
+def written_maps(spec: ModelSpec) -> tuple[tuple[str, int], ...]:
+    """The maps that are kept of a model: all of them."""
+    return tuple((output.name, output.channels) for output in spec.maps)
 
 
 @dataclass(frozen=True)
@@ -108,15 +120,20 @@ class Request:
         """
         if symmetries > 1 and spec.tile[-1] != spec.tile[-2]:
             raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(spec.tile)}")
+        if symmetries > 1 and (spec.maps or spec.outputs[0].kind == "labels"):
+            raise ModelError(
+                "the 8 symmetries are averaged, which labels and maps (of directions, say) cannot be: leave --tta out"
+            )
         flat = spec.axes == "yx"
         if not flat and image.shape[0] == 1:
             raise PlanError("the model is 3-D (zyx) but the image is a single plane: give a volume")
         lattice = Lattice.fit(
             image.shape,
-            (1, *spec.tile) if flat else spec.tile,
-            (0, *spec.overlap) if flat else spec.overlap,
+            (1, *spec.core) if flat else spec.core,
+            (0, *spec.core_overlap) if flat else spec.core_overlap,
             stride=(1, spec.stride, spec.stride) if flat else spec.stride,
             window=spec.window,
+            halo=(0, *spec.halo) if flat else spec.halo,
         )
         return cls(image, spec, written, lattice, Frame(1 if flat else 0), batch, streams, symmetries, masked, gpu)
 

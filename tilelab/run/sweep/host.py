@@ -19,19 +19,29 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from tilelab.arrays import Array, Bool, Float32, UInt8
+from tilelab.arrays import Array, Bool, Float32
 from tilelab.engines.streams import Streams
 from tilelab.geometry import Box
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
-from tilelab.run.plan.buffers import BATCHES_AHEAD, BATCHES_BEHIND, BLOCKS_AHEAD, Buffer, HostBuffers, host_buffers
+from tilelab.run.plan.buffers import (
+    BATCHES_AHEAD,
+    BATCHES_BEHIND,
+    BLOCKS_AHEAD,
+    Buffer,
+    HostBuffers,
+    host_buffers,
+    map_rows,
+)
+from tilelab.run.sweep.cutting import cut_tile
+from tilelab.run.sweep.finishing import FinishedRows, channel_ranges, finish_rows, mask_rows
 from tilelab.run.sweep.finite import find_not_finite, not_finite
 from tilelab.run.sweep.flow import Channel, Flow, prompt_handover
 from tilelab.run.sweep.job import Stalls
@@ -65,6 +75,16 @@ class _Group:
     arrays: dict[str, Array]
     start: int = 0
     stop: int = 0
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What tiles say of their pixels in some `channels` of the canvas, by tile of each axis."""
+
+    channels: slice
+    sweep: Callable[[int], Float32]
+    cross: dict[int, Float32]
+    cols: dict[int, Float32]
 
 
 class HostSweep(UnitSweep):
@@ -121,12 +141,14 @@ class _Work:
         self.band = Band(self.rows, np.empty(*made["raw rows"]))
         self.canvas = np.zeros(*made["canvas"])
         self.blanks = _pieces(made["blank tiles"])
+        self.ranges = channel_ranges(self.engine.spec)
         count, *shape = made["tiles"].shape  # cleared: slots without a tile go through the engine too
         self.free: Channel[Float32] = flow.pool([np.zeros(shape, np.float32) for _ in range(count)])
         self.spare: Channel[Float32] = flow.pool(_pieces(made["logits"]))
         turning = [_pieces(made[name]) for name in ("turned tiles", "summed logits") if name in made]
         self.turning: Channel[tuple[Float32, ...]] = flow.pool(list(zip(*turning, strict=True)))
-        kinds = [name for name in ("labels", "probabilities", "finished logits") if name in made]
+        maps = [map_rows(output.name) for output in self.engine.spec.maps]
+        kinds = [name for name in ("labels", "probabilities", "finished logits", *maps) if name in made]
         groups = zip(*(_pieces(made[name]) for name in kinds), strict=True)
         self.idle: Channel[_Group] = flow.pool([_Group(dict(zip(kinds, arrays, strict=True))) for arrays in groups])
 
@@ -159,8 +181,13 @@ class _Work:
         unit, job, raw = self.unit, self.job, self.band.raw
         cross = unit.cross.indices(item.cross) - unit.cross_seen[0]
         cols = unit.cols.indices(item.col) - unit.cols_seen[0]
-        if kernels.is_constant(raw, index, cross, cols):
+        first = job.frame.sweep_axis == 0
+        slices = index + self.band.start if first else unit.cross.indices(item.cross)
+        alike = job.mean.ndim == 1 or len(slices) == 1  # else what is equal before is not so after
+        if alike and kernels.is_constant(raw, index, cross, cols):
             value = raw[:, index[0], cross[0], cols[0]].tobytes()
+            if job.mean.ndim > 1:
+                value += slices.tobytes()
             if value in known:
                 item.blank = value
                 return
@@ -168,8 +195,8 @@ class _Work:
                 known[value] = None
                 item.blank = value
         item.slot = batch.used
-        target = batch.inputs[item.slot].reshape(-1, *job.frame.sweep_first(job.lattice.tile))
-        kernels.cut(raw, index, cross, cols, job.mean, job.gain, target)
+        target = batch.inputs[item.slot].reshape(-1, *job.frame.sweep_first(job.lattice.read))
+        cut_tile(job, raw, (index, cross, cols), slices, target, slices_first=first)
         batch.used += 1
 
     def infer(self, streams: Streams, stalls: Stalls) -> Iterator[_Batch]:
@@ -218,16 +245,15 @@ class _Work:
         """Logits onto the canvas; rows that no later tile touches leave as bytes."""
         unit, ring = self.unit, self.unit.sweep.tile
         shape = (-1, *self.job.frame.sweep_first(self.job.lattice.tile))
-        share_cross = {c: unit.cross.shares(c) for c in unit.cross_tiles}
-        share_cols = {x: unit.cols.shares(x) for x in unit.col_tiles}
+        shares = self._shares()
         blank: dict[bytes, Float32] = {}
         current, done = unit.rows[0], unit.start
-        share_sweep = unit.sweep.shares(current)
+        share_sweep = [part.sweep(current) for part in shares]
         for batch in self.blended:
             for item in batch.tiles:
                 if item.j != current:
                     done = self._finish(done, unit.sweep.position(item.j))
-                    current, share_sweep = item.j, unit.sweep.shares(item.j)
+                    current, share_sweep = item.j, [part.sweep(item.j) for part in shares]
                 at = unit.sweep.position(item.j)
                 if item.slot >= 0:
                     assert batch.outputs is not None  # noqa: S101 - a batch with tiles went through the engine
@@ -239,24 +265,44 @@ class _Work:
                     logits = blank[item.blank]
                 else:
                     continue
-                kernels.blend(
-                    self.canvas,
-                    logits,
-                    share_sweep,
-                    share_cross[item.cross],
-                    share_cols[item.col],
-                    at,
-                    max(0, unit.start - at),
-                    min(ring, unit.stop - at),
-                    unit.cross.position(item.cross) - unit.cross_range[0],
-                    unit.cols.position(item.col) - unit.col_range[0],
-                )
+                for part, along in zip(shares, share_sweep, strict=True):
+                    kernels.blend(
+                        self.canvas[part.channels],
+                        logits[part.channels],
+                        along,
+                        part.cross[item.cross],
+                        part.cols[item.col],
+                        at,
+                        max(0, unit.start - at),
+                        min(ring, unit.stop - at),
+                        unit.cross.position(item.cross) - unit.cross_range[0],
+                        unit.cols.position(item.col) - unit.col_range[0],
+                    )
             self.free.put(batch.inputs)
             if batch.outputs is not None:
                 self.spare.put(batch.outputs)
             progress(len(batch.tiles))
         self._finish(done, unit.stop)
         self.finished.close()
+
+    def _shares(self) -> list[_Shares]:
+        """What tiles say of their pixels, for labels and for all that is blended."""
+        unit, spec = self.unit, self.engine.spec
+        axes = unit.sweep, unit.cross, unit.cols
+        parts = [(slice(0, spec.values), axes)]
+        if spec.outputs[0].kind == "labels":
+            cropped = (replace(axis, window="crop") for axis in axes)
+            parts = [(self.ranges[0], tuple(cropped)), (slice(self.ranges[0].stop, spec.values), axes)]
+        return [
+            _Shares(
+                channels,
+                sweep.shares,
+                {c: cross.shares(c) for c in unit.cross_tiles},
+                {x: cols.shares(x) for x in unit.col_tiles},
+            )
+            for channels, (sweep, cross, cols) in parts
+            if channels.start < channels.stop
+        ]
 
     def _finish(self, done: int, upto: int) -> int:
         """Send rows ``done:upto`` on, in groups; returns the new `done`."""
@@ -266,14 +312,13 @@ class _Work:
             group = self.idle.take()
             most = group.arrays["labels"].size // (canvas.shape[2] * canvas.shape[3])
             group.start, group.stop = done, min(upto, done + most)
-            labels, probabilities, logits = self._rows_of(group)
+            rows = self._rows_of(group)
             box = job.frame.box((group.start, group.stop), unit.cross_range, unit.col_range)
             keep = None if job.mask is None else job.frame.turn(job.mask.read(box))[0] != 0
             self._check(group, box, keep)
-            kernels.finish(canvas, done, job.activation, labels, probabilities, job.channels, logits)
+            finish_rows(job, self.engine, canvas, done, rows, box)
             if keep is not None:
-                labels *= keep
-                probabilities *= keep
+                mask_rows(rows, keep)
             done = group.stop
             self.finished.put(group)
         return max(done, upto)
@@ -285,8 +330,8 @@ class _Work:
             return
         raise not_finite(self.engine, box, self.job.frame.turn(bad[None])[0])
 
-    def _rows_of(self, group: _Group) -> tuple[UInt8, UInt8, Float32]:
-        """Labels, probabilities and logits of a group, ``([n,] rows, cross, x)``; empty where there are none."""
+    def _rows_of(self, group: _Group) -> FinishedRows:
+        """The rows of a group; empty where there are none."""
         area = (group.stop - group.start, *self.canvas.shape[2:])
         pixels = area[0] * area[1] * area[2]
 
@@ -295,10 +340,12 @@ class _Work:
                 return np.empty(absent, dtype)
             return group.arrays[name][: count * pixels].reshape(count, *area)
 
-        return (
+        spec = self.engine.spec
+        return FinishedRows(
             rows("labels", 1, (), np.uint8)[0],
             rows("probabilities", len(self.job.channels), (0, *area), np.uint8),
-            rows("finished logits", self.canvas.shape[0], (0, 0, 0, 0), np.float32),
+            rows("finished logits", spec.class_values, (0, 0, 0, 0), np.float32),
+            {o.name: rows(map_rows(o.name), o.channels, (), np.float32) for o in spec.maps},
         )
 
     def write(self, writer: UnitWriter, durable: Callable[[int], None]) -> None:
@@ -306,11 +353,12 @@ class _Work:
         job, turn = self.job, self.job.frame.turn
         known = self.unit.start
         for group in self.finished:
-            labels, probabilities, logits = self._rows_of(group)
+            found = self._rows_of(group)
             rows = Finished(
-                turn(labels) if job.labels else None,
-                turn(probabilities) if len(job.channels) else None,
-                turn(logits) if job.logits else None,
+                turn(found.labels) if job.labels else None,
+                turn(found.probabilities) if len(job.channels) else None,
+                turn(found.logits) if job.logits else None,
+                {name: turn(values) for name, values in found.maps.items()} or None,
             )
             position = writer.write(rows)
             if position > known:

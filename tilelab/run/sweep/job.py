@@ -12,14 +12,17 @@ from tilelab.geometry import Frame, Lattice
 from tilelab.io.images.finite import FiniteVolume
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
-from tilelab.run.plan.request import ImageFacts, Request, Written
+from tilelab.run.plan.request import ImageFacts, Request, Written, written_maps
+from tilelab.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Job:
     """What every unit of a run shares.
 
-    mean, gain: float32 ``(spec.channels,)``; the network's input is ``(raw - mean) * gain``.
+    mean, gain: float32 ``(spec.channels,)``, or ``(slices, spec.channels)`` where each slice has its own; the network's
+        input is ``(raw - mean) * gain``.
+    clip: what it is cut off at, or None.
     channels: the class of each probability channel, int64 ``(P,)``.
     mask: nonzero where the result is wanted; elsewhere labels and probabilities are 0 and blank tiles are not inferred.
     symmetries: 1, or 8 for test-time augmentation over the symmetries of the square.
@@ -38,6 +41,7 @@ class Job:
     mask: Volume | None = None
     symmetries: int = 1
     finite: bool = True
+    clip: tuple[float, float] | None = None
 
     @classmethod
     def of(
@@ -56,7 +60,9 @@ class Job:
             ModelError: the image has channels where the network takes neighbouring slices.
         """
         return cls(
-            image=network_input(FiniteVolume(volume, mean.tolist(), mask, nan), request.spec),
+            image=network_input(
+                FiniteVolume(volume, np.atleast_2d(mean).mean(axis=0).tolist(), mask, nan), request.spec
+            ),
             lattice=request.lattice,
             frame=request.frame,
             mean=mean,
@@ -67,11 +73,14 @@ class Job:
             logits=request.written.logits > 0,
             mask=mask,
             symmetries=request.symmetries,
+            clip=request.spec.normalization.clip,
         )
 
     def request(self, engine: Engine, gpu: GpuRoom | None = None) -> Request:
         """What a plan is asked for this job on `engine`, and its GPU: it decides what a unit holds."""
-        written = Written(self.labels, tuple(self.channels.tolist()), engine.spec.values if self.logits else 0)
+        spec = engine.spec
+        logits = spec.class_values if self.logits else 0
+        written = Written(self.labels, tuple(self.channels.tolist()), logits, written_maps(spec))
         return Request(
             ImageFacts.of(self.image),
             engine.spec,
@@ -84,6 +93,10 @@ class Job:
             self.mask is not None,
             gpu,
         )
+
+    def suits_device(self, spec: ModelSpec) -> bool:
+        """Whether the sweep on a GPU does all that is asked."""
+        return spec.plain and not spec.outputs[0].thresholds and self.mean.ndim == 1 and self.clip is None
 
     def close(self) -> None:
         """Close the mask, which was opened for it; the image is its opener's."""

@@ -10,8 +10,8 @@ from tilelab.run.sweep.unit import UnitSweep
 
 
 def make_sweep(job: Job, engine: Engine, box: Box, start: int | None = None) -> UnitSweep:
-    """The sweep of `box` from `start` on: on the GPU for an engine that takes arrays there, else on the CPU."""
-    if engine.on_device is not None:
+    """The sweep of `box` from `start` on: on the GPU where an engine takes arrays there and all is done, else here."""
+    if engine.on_device is not None and job.suits_device(engine.spec):
         from tilelab.run.sweep.device import DeviceSweep
 
         return DeviceSweep(job, engine.on_device, box, start)
