@@ -16,6 +16,7 @@ import pytest
 
 from tests.fuzzing import FORMATS, PLANE, STACK, Format
 from tests.image_files import Array, check_reads, pixels
+from tests.vendor_files import opened, write_dm3, write_ser
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
@@ -64,6 +65,8 @@ def _reader(module: str, form: str, **more: Any) -> Reader:
 
 
 _BMP = Format("bmp", "a.bmp", PLANE, FORMATS["png"].draw, FORMATS["png"].read)
+_DM3 = Format("dm3", "a.dm3", PLANE, write_dm3, opened)
+_SER = Format("ser", "a.ser", STACK, write_ser, opened)
 _IN_MEMORY = Format("array", "a.npy", STACK, FORMATS["npy"].draw, FORMATS["npy"].read)
 
 READERS = {
@@ -78,6 +81,8 @@ READERS = {
         _reader("tiff", "bigtiff"),
         _reader("raster", "png", dtypes=("uint8", "uint16")),
         Reader("bmp", _BMP, dtypes=("uint8",)),
+        Reader("readout", _DM3, pixel_size_nm=(4, 4)),
+        Reader("readout", _SER, pixel_size_nm=(4, 4, 4), names_axes=False),
         _reader("npy", "npy", names_axes=False),
         _reader("zarr", "zarr2", names_axes=False),
         _reader("zarr", "zarr3", names_axes=False),

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from tilelab.errors import InputError
 from tilelab.io.images.optional import is_precomputed
+from tilelab.io.images.readout import is_readout
 from tilelab.io.images.slices import is_pattern
 from tilelab.io.images.source import Source
 from tilelab.io.images.stated import described_by_bigdataviewer
@@ -29,8 +30,8 @@ Reader = Callable[..., Source]
 """Opens a path at a resolution level; those that `chooses` take the image of several as well."""
 
 KNOWN_FORMATS = (
-    "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, N5, neuroglancer precomputed, HDF5, MRC, PNG, JPEG, BMP, .npy, "
-    "or a folder of slices"
+    "TIFF, BigTIFF, OME-TIFF, Zarr, OME-Zarr, N5, neuroglancer precomputed, HDF5, MRC, DM3, DM4, SER, EMI, EMD, "
+    "CZI, PNG, JPEG, BMP, .npy, or a folder of slices"
 )
 
 _TIFF_VERSIONS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -125,6 +126,10 @@ def find_reader(path: str) -> Reader | None:
         return NpySource
     if volume is not None:
         return volume
+    if is_readout(path, head):
+        from tilelab.io.images.readout import ReadoutSource
+
+        return ReadoutSource
     if head.startswith(_ZIP):
         _refuse_zip(path)
     if head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<") and _is_companion(Path(path)):
