@@ -21,15 +21,18 @@ from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
 from tilelab.geometry import Box
 from tilelab.io import open_image
+from tilelab.kernels.objects.parting import find_lines, squared_distances
 from tilelab.kernels.objects.runs import reference_label
 from tilelab.kernels.pyramid import halve_mode
 from tilelab.measure import Question, measure
 from tilelab.measure.components import RECORD, ArrayPlanes, find_objects
 from tilelab.measure.fibres import find_sheaths
 from tilelab.measure.fractions import BlockCounts, student_quantile
+from tilelab.measure.holes import Filled
 from tilelab.measure.layers import measure_layer
 from tilelab.measure.neighbours import nearest_distances
 from tilelab.measure.opening import Opened, open_square
+from tilelab.measure.parting import Parted
 from tilelab.measure.shapes import measure_shapes
 from tilelab.measure.sizes import parse_size
 from tilelab.measure.survey import Survey
@@ -424,3 +427,73 @@ def nearest_inside(numbers: Any, inside: Any) -> Any:
             if 0 <= v < len(inside) and 0 <= u < inside.shape[1] and inside[v, u] and not done[v, u]:
                 heapq.heappush(todo, (length + math.hypot(v - y, u - x), owner, (v, u)))
     return owners
+
+
+@settings(max_examples=25)
+@given(images(), st.integers(1, 2))
+def test_holes_are_filled_by_what_encloses_them(classes: Any, connectivity: int) -> None:
+    filled = Filled(ArrayPlanes(classes), connectivity, grid=(1, 3))
+    found = filled.read(Box.whole(filled.shape)).reshape(classes.shape)
+    faces = ndimage.generate_binary_structure(classes.ndim, 1)
+    regions, count = ndimage.label(classes == 0, np.ones((3,) * classes.ndim) if connectivity == 1 else faces)
+    expected, holes = classes.copy(), 0
+    for i in range(1, count + 1):
+        mask = regions == i
+        at_edge = any(
+            index.min() == 0 or index.max() + 1 == n for index, n in zip(np.nonzero(mask), mask.shape, strict=True)
+        )
+        around = np.unique(classes[ndimage.binary_dilation(mask, faces) & ~mask])
+        if not at_edge and len(around) == 1:
+            expected[mask], holes = around[0], holes + 1
+    np.testing.assert_array_equal(found, expected)
+    assert filled.count == holes
+
+
+@settings(max_examples=25)
+@given(images().filter(lambda classes: classes.ndim == 2), st.integers(1, 2), st.sampled_from([0.3, 1.0]))
+def test_objects_part_along_the_same_lines_whatever_the_tile(classes: Any, connectivity: int, depth: float) -> None:
+    distances = squared_distances(classes)
+    for label in np.unique(classes[classes > 0]):
+        if (classes != label).any():
+            truth = ndimage.distance_transform_edt(classes == label) ** 2
+            np.testing.assert_allclose(distances[classes == label], truth[classes == label])
+    whole = find_lines(classes, depth, connectivity)
+    parted = Parted(ArrayPlanes(classes), depth, connectivity, tile=(7, 9), halo=40)
+    parts = [
+        np.concatenate([parted.read(Box((0, y, x), (1, min(y + 5, h), min(x + 11, w))))[0] for x in range(0, w, 11)], 1)
+        for h, w in [classes.shape]
+        for y in range(0, h, 5)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), np.where(whole, 0, classes))
+    structure = ndimage.generate_binary_structure(2, connectivity)
+    for label in np.unique(classes[classes > 0]):  # no object vanishes, none is joined
+        before, count = ndimage.label(classes == label, structure)
+        after = ndimage.label((classes == label) & ~whole, structure)[0]
+        assert set(before[after > 0]) == set(range(1, count + 1))
+
+
+def test_touching_discs_part_and_walls_enclose_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    y, x = np.mgrid[:200, :300]
+    discs = np.zeros((200, 300), np.uint8)
+    for cy, cx, radius in ((100, 90, 50), (100, 170, 45), (60, 240, 40)):
+        discs[np.hypot(y - cy, x - cx) < radius] = 1
+    discs[90:110, 80:95] = 0  # and a hole
+    Picture.fromarray(discs).save(tmp_path / "discs.png")
+    command = ["measure", str(tmp_path / "discs.png"), "-o", str(tmp_path / "t.csv")]
+    assert main(command) == 0
+    assert len(table_of(tmp_path / "t.csv")["object"]) == 1
+    assert main([*command, "--fill-holes", "--part", "2"]) == 0
+    table = table_of(tmp_path / "t.csv")
+    found = sorted(float(d) / 2 for d in table["equivalent_diameter_px"])
+    assert found == pytest.approx([40, 45, 50], rel=0.05)
+    assert f"{int(discs.sum()):,}" in capsys.readouterr().out  # the shares are those of what was drawn
+
+    walls = np.zeros((120, 200), np.uint8)
+    walls[:, 98:102] = walls[58:62] = 1
+    walls[20:24, 98:102] = 0  # a gap
+    Picture.fromarray(walls).save(tmp_path / "walls.png")
+    command = ["measure", str(tmp_path / "walls.png"), "--cells", "1", "-o", str(tmp_path / "t.csv")]
+    assert main(command) == 0
+    assert table_of(tmp_path / "t.csv")["class"] == ["cell"] * 3
+    assert main([*command, "--part", "3"]) == 0
+    assert len(table_of(tmp_path / "t.csv")["class"]) == 4

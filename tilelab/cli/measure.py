@@ -41,6 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pixels of an object touch by faces (1, default), edges (2: also diagonally in a plane) or corners (3)",
     )
+    add("--fill-holes", action="store_true", help="holes of objects belong to them")
+    add(
+        "--part",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="PX",
+        help="part touching objects along the watershed of the distance, at necks of at least PX pixels (default 1)",
+    )
+    add(
+        "--cells",
+        metavar="CLASS",
+        help="CLASS are the walls of cells: objects are what they enclose (with --part: gaps close)",
+    )
     add("--layer", metavar="A,B,...", help="thickness of the layer that these classes form (an oxide and its cracks)")
     add("--opening", type=int, default=0, metavar="N", help="open the layer by a square of 2N + 1 pixels first")
     add("--layer-profile", metavar="FILE", help="write its thickness along its way, as CSV")
@@ -67,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
         connectivity=args.connectivity,
         min_size=args.min_size,
         only=tuple(args.only),
+        cells=args.cells,
+        fill_holes=args.fill_holes,
+        part=args.part,
         layer=_names(args.layer),
         opening=args.opening,
         fibres=_fibres(args.fibres),

@@ -15,6 +15,20 @@ from tilelab.measure.components import ClassPlanes
 _jit = jit()
 
 
+class Recoded:
+    """Labels of which every class is made another: `ClassPlanes`."""
+
+    def __init__(self, labels: ClassPlanes, table: Array) -> None:
+        self._labels = labels
+        self._table = table.astype(np.uint8)
+        self.shape, self.chunks = labels.shape, labels.chunks
+
+    def read(self, box: Box) -> UInt8:
+        """Region (z, y, x)."""
+        classes: UInt8 = self._table[self._labels.read(box)]
+        return classes
+
+
 class Opened:
     """Some classes as class 1, opened in each plane by a square of ``2 * radius + 1`` pixels: `ClassPlanes`."""
 

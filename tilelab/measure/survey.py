@@ -14,19 +14,22 @@ import numpy as np
 from tilelab.arrays import Array, Float64
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
-from tilelab.evaluation.census import Census, judge
+from tilelab.evaluation.census import MOST_UNNAMED, Census, judge
 from tilelab.evaluation.label_map import IGNORE, LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import name_of
-from tilelab.geometry import Box
+from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
-from tilelab.measure.components import Components, ObjectsImage, find_objects
+from tilelab.measure.components import ClassPlanes, Components, ObjectsImage, block_grid, find_objects
 from tilelab.measure.fibres import Fibres, find_sheaths
 from tilelab.measure.fractions import BlockCounts, Fraction
+from tilelab.measure.holes import Filled
 from tilelab.measure.layers import Layer, measure_layer
 from tilelab.measure.neighbours import nearest_distances
+from tilelab.measure.opening import Recoded
+from tilelab.measure.parting import Parted
 from tilelab.measure.shapes import centres, classes_of, measure_intensities, measure_shapes
 from tilelab.measure.sizes import parse_size
 from tilelab.spec import ClassInfo, default_colors
@@ -40,6 +43,9 @@ class Question:
     """What is to be measured, and how the labels are to be read.
 
     Attributes:
+        cells: class of the walls between cells; then everything else is class ``cell``, and walls are the background.
+        fill_holes: holes of objects belong to them (`Filled`); the shares of the classes are those before.
+        part: touching objects part at necks of so many pixels (`Parted`); the shares are those before.
         connectivity: in how many axes neighbouring pixels of an object may differ: 1 for faces alone.
         min_size: what is smaller is no object: ``50px``, ``200nm2``.
         only: classes whose objects are wanted, by name or index; all but the first where empty.
@@ -53,6 +59,9 @@ class Question:
         threads: no result depends on them either.
     """
 
+    cells: str | None = None
+    fill_holes: bool = False
+    part: float | None = None
     connectivity: int = 1
     min_size: str = "0"
     only: tuple[str, ...] = ()
@@ -204,10 +213,19 @@ def _survey(
                 flag="--pixel-size",
             ),
         )
-    layer_of = _find_classes(labels, question.layer)
-    fibres_of = _find_classes(labels, question.fibres or ())
     if not 1 <= question.connectivity <= (2 if flat else 3):
         raise InputError(f"connectivity {question.connectivity}: it is 1 to {2 if flat else 3} for {labels.path}")
+    stated = labels.classes
+    counted: ClassPlanes = labels
+    if question.cells is not None:
+        counted = Recoded(labels, _walls(labels, question.cells))
+        stated = _cells(labels, question.cells)
+    layer_of = _find_classes(stated, labels.path, question.layer)
+    fibres_of = _find_classes(stated, labels.path, question.fibres or ())
+    only = _find_classes(stated, labels.path, question.only) if question.only else [*range(1, IGNORE)]
+    if fibres_of and fibres_of[0] not in only:
+        raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres_of[0]}")
+    planes = _mend(counted, question)
     counts = BlockCounts(labels.shape)
     total, done = math.prod(labels.shape), 0
 
@@ -217,42 +235,68 @@ def _survey(
         if progress is not None:
             progress(done, total)
 
+    cut: dict[str, Any] = {"grid": question.grid, "threads": question.threads}
     objects = find_objects(
-        labels,
-        only=_find_classes(labels, question.only) if question.only else range(IGNORE),
+        planes,
+        only=only,
         connectivity=question.connectivity,
         min_pixels=parse_size(question.min_size, size, 2 if flat else 3),
         image=None if image is None else _Grey(Volume(image)),
         pixel_size=(1.0, 1.0) if size is None else size[1:],
-        grid=question.grid,
-        threads=question.threads,
-        seen=counts.add,
+        seen=counts.add if planes is counted else None,
         progress=advance,
+        **cut,
     )
+    if planes is not counted:
+        for box in boxes(labels.shape, (*block_grid(counted), labels.shape[2])):
+            counts.add(box, counted.read(box))
     _judge(labels, counts, question)
     fractions = counts.fractions()
-    known = labels.classes or unnamed_classes(len(fractions))
+    known = stated or unnamed_classes(len(fractions))
     fractions += [Fraction(0, 0.0, math.nan, math.nan, 0)] * (len(known) - len(fractions))
-    scale = size or (1.0, 1.0, 1.0)
-    if fibres_of and question.only and fibres_of[0] not in _find_classes(labels, question.only):
-        raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres_of[0]}")
-    layer = fibres = None
+    layer = None
     if layer_of:
-        layer = measure_layer(
-            labels, layer_of, opening=question.opening, size_nm=None if size is None else size[1:],
-            grid=question.grid, threads=question.threads,
-        )  # fmt: skip
-    if fibres_of:
-        fibres = find_sheaths(objects, *fibres_of), fibres_of[0]
-    chosen = [(centres(r, (0.0 if flat else scale[0], *scale[1:])), classes_of(r)) for r in objects.records()]
-    where = np.concatenate([c for c, _ in chosen]) if chosen else np.empty((0, 3))
-    which = np.concatenate([k for _, k in chosen]) if chosen else np.empty(0, np.uint8)
+        in_nm = None if size is None else size[1:]
+        layer = measure_layer(counted, layer_of, opening=question.opening, size_nm=in_nm, **cut)
     return Survey(
         path=labels.path, name=name_of(labels.path), shape=labels.shape, size_nm=size, classes=known, counts=counts,
-        fractions=fractions, objects=objects, nearest=nearest_distances(where, which),
-        layer=layer, fibres=fibres, labels=labels, image=image,
-        assumptions=guesses,
+        fractions=fractions, objects=objects, nearest=_nearest(objects, size), layer=layer,
+        fibres=(find_sheaths(objects, *fibres_of), fibres_of[0]) if fibres_of else None,
+        labels=labels, image=image, assumptions=guesses,
     )  # fmt: skip
+
+
+def _mend(planes: ClassPlanes, question: Question) -> ClassPlanes:
+    """The labels with their holes filled and touching objects parted, as far as that was asked for."""
+    if question.fill_holes:
+        planes = Filled(planes, question.connectivity, grid=question.grid, threads=question.threads)
+    if question.part is not None:
+        planes = Parted(planes, question.part, question.connectivity)
+    return planes
+
+
+def _walls(labels: Labels, walls: str) -> Array:
+    """Class 0 for the walls between cells, 1 for all else."""
+    table = np.arange(256, dtype=np.uint8)  # what is no class stays that
+    table[: len(labels.classes) if labels.classes else MOST_UNNAMED] = 1
+    table[_find_classes(labels.classes, labels.path, [walls])] = 0
+    return table
+
+
+def _cells(labels: Labels, walls: str) -> tuple[ClassInfo, ...]:
+    label = _find_classes(labels.classes, labels.path, [walls])[0]
+    name = labels.classes[label].name if labels.classes else f"class {label}"
+    return tuple(map(ClassInfo, (name, "cell"), default_colors(2)))
+
+
+def _nearest(objects: Components, size: Size | None) -> Float64:
+    """Distance of each object to the nearest of its class."""
+    scale = size or (1.0, 1.0, 1.0)
+    scale = (0.0 if objects.labels.shape[0] == 1 else scale[0], *scale[1:])
+    parts = [(centres(records, scale), classes_of(records)) for records in objects.records()]
+    if not parts:
+        return np.empty(0)
+    return nearest_distances(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _judge(labels: Labels, counts: BlockCounts, question: Question) -> None:
@@ -294,18 +338,18 @@ def _check_image(image: Image, labels: Labels) -> None:
         )
 
 
-def _find_classes(labels: Labels, wanted: Sequence[str]) -> list[int]:
-    """Indices of classes by name or index."""
-    names = [info.name for info in labels.classes or ()]
+def _find_classes(classes: Sequence[ClassInfo] | None, path: Path, wanted: Sequence[str]) -> list[int]:
+    """Indices of classes by name or index; of any from 1 to 254 where they have no names."""
+    names = [info.name for info in classes or ()]
     found = []
     for one in wanted:
-        if one in names:
+        if one in names[1:]:
             found.append(names.index(one))
-        elif one.isdecimal() and 0 < int(one) < (len(names) or 256):
+        elif one.isdecimal() and 0 < int(one) < (len(names) or IGNORE):
             found.append(int(one))
         else:
-            told = ", ".join(f"{i} {name}" for i, name in enumerate(names)) or "numbered 1 to 255"
-            raise InputError(f"{labels.path} has no class {one!r} that objects can be of: they are {told}")
+            told = ", ".join(f"{i} {name}" for i, name in enumerate(names) if i) or "numbered 1 to 254"
+            raise InputError(f"{path} has no class {one!r} that objects can be of: they are {told}")
     return found
 
 
