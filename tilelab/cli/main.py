@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "describe an image, a model or a result",
     "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",
     "measure": "areas and objects of a segmentation, in numbers",
+    "sharpness": "say how sharp images are, and where",
     "eval": "score a segmentation against the truth",
     "train": "train a model from a recipe",
     "pretrain": "train an encoder on images in one folder per class",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,44 @@ def draw_profile(position: Float64, values: Float64, mean: float, title: str) ->
     _text(draw, (_LEFT, 12), title, 19)
     _text(draw, (_LEFT + width, 16), f"mean {mean:.4g}", 15, anchor="ra")
     _text(draw, (_LEFT + width, _HEIGHT - 26), "position, px", 13, anchor="ra")
+    return panel
+
+
+_SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
+
+
+def draw_maps(maps: Mapping[str, Float64], name: str, folder: Path) -> list[Path]:
+    """Draw ``NAME.MEASURE.png`` for values on a grid of blocks, dark for the least and bright for the most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for measure, values in maps.items():
+        path = folder / f"{name}.{measure}.png"
+        with replacing(path) as temporary:
+            draw_map(values, f"{name}: {measure}").save(temporary, "PNG")
+        written.append(path)
+    return written
+
+
+def draw_map(values: Float64, title: str) -> Picture.Image:
+    """Values on a grid as coloured squares, by their logarithms where all are above 0; RGB."""
+    positive = bool((values > 0).all())
+    shown = np.log(values) if positive else values
+    low, high = float(shown.min()), float(shown.max())
+    place = (shown - low) / (high - low or 1.0) * (len(_SCALE) - 1)
+    colors = np.stack([np.interp(place, range(len(_SCALE)), _SCALE[:, i]) for i in range(3)], axis=-1)
+    side = max(1, 760 // max(values.shape))
+    squares = np.kron(colors.astype(np.uint8), np.ones((side, side, 1), np.uint8))
+    panel = Picture.new("RGB", (max(squares.shape[1], 420) + 40, squares.shape[0] + 96), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    _text(draw, (20, 12), title, 19)
+    panel.paste(Picture.fromarray(squares), (20, 44))
+    foot = squares.shape[0] + 56
+    for x in range(200):
+        color = tuple(int(np.interp(x / 199 * (len(_SCALE) - 1), range(len(_SCALE)), _SCALE[:, i])) for i in range(3))
+        draw.line((100 + x, foot, 100 + x, foot + 16), color)
+    _text(draw, (92, foot + 8), f"{values.min():.3g}", 14, anchor="rm")
+    scale = " (logarithmic)" if positive else ""
+    _text(draw, (308, foot + 8), f"{values.max():.3g}{scale}", 14, anchor="lm")
     return panel
 
 

@@ -1,0 +1,80 @@
+"""Sharpness against its formulas, written down once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Picture
+
+from tilelab.cli import main
+from tilelab.io import open_image
+from tilelab.measure.sharpness import MEASURES, measure_sharpness
+
+
+def formulas(f: Any) -> dict[str, float]:
+    """f[y, x] as float64; each over the number of pixels."""
+    found = {
+        "brenner": ((f[:, 2:] - f[:, :-2]) ** 2).sum(),
+        "smd2": (abs(f[:-1, :-1] - f[:-1, 1:]) * abs(f[:-1, :-1] - f[1:, :-1])).sum(),
+        "variance": ((f - f.mean()) ** 2).sum(),
+        "vollath": (f[:, :-1] * f[:, 1:]).sum() - f.size * f.mean() ** 2,
+    }
+    return {name: float(value) / f.size for name, value in found.items()}
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+    st.integers(2, 40),
+    st.sampled_from([1, 2, 3]),
+)
+def test_measures_are_their_formulas(seed: int, dtype: Any, block: int, shrink: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(3, 60, 2))
+    pixels = (rng.random(shape) * (60000 if dtype == np.uint16 else 255)).astype(dtype)
+    found = measure_sharpness(open_image(pixels), block=block, shrink=shrink)
+    h, w = (n // shrink for n in shape)
+    small = pixels[: h * shrink, : w * shrink].astype(float).reshape(h, shrink, w, shrink).mean(axis=(1, 3))
+    for name, value in formulas(small).items():
+        assert found.values[name] == pytest.approx(value, rel=1e-9, abs=1e-9 * float(pixels.max()) ** 2)
+    first = small[:block, :block]
+    assert found.maps["variance"][0, 0] == pytest.approx(first.var(), rel=1e-6, abs=1e-9 * float(pixels.max()) ** 2)
+    assert found.maps["brenner"].shape == (-(-h // block), -(-w // block))
+
+
+def test_blur_lowers_every_measure_and_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 256, (128, 128)).astype(np.uint8)
+    half = sharp.copy()
+    half[:, 64:] = half[:, 64:].reshape(64, 2, 32, 2).mean(axis=(1, 3)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    for name, pixels in (("sharp", sharp), ("half", half)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels)
+    one, other = (measure_sharpness(open_image(p), block=64) for p in (sharp, half))
+    assert all(other.values[name] < one.values[name] for name in ("brenner", "smd2", "variance"))
+    assert (other.maps["smd2"][:, 1] < 0.5 * other.maps["smd2"][:, 0]).all()
+    table, maps = tmp_path / "t.csv", tmp_path / "maps"
+    command = [
+        "sharpness",
+        str(tmp_path / "sharp.tif"),
+        str(tmp_path / "half.tif"),
+        "--shrink",
+        "1,2",
+        "-o",
+        str(table),
+    ]
+    assert main([*command, "--map", str(maps), "--block", "64"]) == 0
+    assert len(table.read_text().splitlines()) == 5
+    assert {path.name for path in maps.iterdir()} == {f"{n}.{m}.png" for n in ("sharp", "half") for m in MEASURES}
+    with Picture.open(maps / "half.smd2.png") as picture:
+        assert picture.mode == "RGB"
+    assert "larger is sharper" in capsys.readouterr().out
+    assert main([*command[:3], "--shrink", "0"]) == 2
+    assert main([*command[:2], "-o", str(tmp_path / "sharp.tif")]) == 2
+    assert "overwrite" in capsys.readouterr().err
