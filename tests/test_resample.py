@@ -13,7 +13,9 @@ from tilelab.io.images.resample import ResampledImage
 
 
 def resampled(array, source_nm, target_nm, axes="yx"):
-    return ResampledImage(open_image(array, axes=axes, pixel_size_nm=source_nm), target_nm)
+    image = open_image(array, axes=axes, pixel_size_nm=source_nm)
+    steps = {a: new / old for a, new, old in zip(axes.replace("c", ""), target_nm, image.pixel_size_nm, strict=True)}
+    return ResampledImage(image, steps)
 
 
 @settings(max_examples=80)

@@ -25,7 +25,12 @@ OutputKind = Literal["logits", "probabilities", "labels", "map"]
 NormalizationKind = Literal["constants", "mean-std", "percentile", "min-max"]
 Statistics = Literal["stack", "slice"]
 
-_LATER = ("outputs", "per", "clip")  # of the fields: earlier files lack them, and results know their models by the text
+_LATER = (
+    "outputs",
+    "per",
+    "clip",
+    "home",
+)  # of the fields: earlier files lack them, and results know their models by the text
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -124,6 +129,29 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             raise ValueError(f"thresholds {self.thresholds} are probabilities: give numbers between 0 and 1")
 
 
+class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the images that a model was trained on look like, in the features of `tilelab.run.kind.home`.
+
+    mean
+        Of their blocks' features, every image counting the same.
+    covariance
+        Of the same, row by row up to the diagonal.
+    limit
+        Distance from which on an image is foreign.
+    images
+        How many there were.
+    """
+
+    mean: tuple[float, ...]
+    covariance: tuple[float, ...]
+    limit: float
+    images: int
+
+    def __post_init__(self) -> None:
+        if 2 * len(self.covariance) != len(self.mean) * (len(self.mean) + 1):
+            raise ValueError(f"home has {len(self.mean)} features and {len(self.covariance)} covariances")
+
+
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything `tilelab infer` needs to know of a model.
 
@@ -152,6 +180,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Numerical precisions that passed the parity gate; ``auto`` chooses among them only.
     pixel_size_nm
         Pixel size of the training images; None when unknown or irrelevant.
+    home
+        What the training images look like; None where nobody has said.
     training
         Free-form provenance: data, licence, commit, scores.
     """
@@ -175,6 +205,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     receptive_field: int | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
     pixel_size_nm: tuple[float, ...] | None = None
+    home: Home | None = None
     training: dict[str, Any] = {}
 
     def __post_init__(self) -> None:

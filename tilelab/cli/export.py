@@ -64,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                          "255:1 or #0000ff:1,#ff0000:2 (default: the values are the classes)")  # fmt: skip
     compare.add_argument("--data", type=Path, metavar="DIR", help="data folder of the checkpoint's recipe: compare on "
                          "its validation set")  # fmt: skip
+    compare.add_argument("--like", type=Path, metavar="IMAGES", help="image or folder that the network was trained on: "
+                         "FILE remembers what they look like, and infer says of an image that is unlike them "
+                         "(default with --data: the recipe's)")  # fmt: skip
     tiles = parser.add_argument_group("tiles (default: as the source says)")
     tiles.add_argument("--tile", type=int, metavar="PX", help="tile size")
     tiles.add_argument("--overlap", type=int, metavar="PX", help="overlap")
@@ -119,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=bar.show,
             ),
             require=[parse_precision(text) for text in args.require],
+            trained=_trained(source, args),
             force=args.force,
             report=lambda line: print(line, flush=True),
         )
@@ -141,7 +145,13 @@ def _claim(args: argparse.Namespace) -> None:
     Raises:
         OutputError: it names both.
     """
-    reads = {"SOURCE": args.source, "--calibrate": args.calibrate, "--images": args.images, "--masks": args.masks}
+    reads = {
+        "SOURCE": args.source,
+        "--calibrate": args.calibrate,
+        "--images": args.images,
+        "--masks": args.masks,
+        "--like": args.like,
+    }
     cache = args.timing_cache
     ours = cache is None or cache.suffix in (".timing", ".cache")
     weights = args.output.with_suffix(".bin") if args.output.suffix == ".xml" else None
@@ -175,6 +185,15 @@ def gather_samples(
             raise InputError(f"--data needs the recipe of a checkpoint, {source.path} has none: give --images")
         return validation_samples(source.recipe, args.data)
     return [drawn_sample(spec)]
+
+
+def _trained(source: CheckpointSource | OnnxSource, args: argparse.Namespace) -> Sequence[Image]:
+    """The images that the network was trained on, as far as they are named."""
+    from tilelab.exporting.samples import training_images
+
+    if args.like is not None:
+        return _calibration(args.like, source.spec.neighbours)
+    return [] if args.data is None or source.recipe is None else training_images(source.recipe, args.data)
 
 
 def _calibration(path: Path | None, neighbours: int) -> Sequence[Image]:

@@ -49,6 +49,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pixel-size", type=_floats, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
     add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
     add("--rescale", action="store_true", help="resample the image to the model's pixel size")
+    add("--scale", type=float, metavar="F", help="resample the image to F of its height and width, e.g. 0.5")
+    add("--invert", action="store_true", help="turn dark into bright")
+    add("--fit", action="store_true", help="find scale, polarity and contrast at which the model is most at home")
     add(
         "--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, e.g. 120:4095 of uint16"
     )
@@ -120,6 +123,9 @@ def options_from_args(args: argparse.Namespace) -> Options:
         pixel_size_nm=args.pixel_size,
         ignore_pixel_size=args.ignore_pixel_size,
         rescale=args.rescale,
+        scale=args.scale,
+        invert=args.invert,
+        fit=args.fit,
         intensity_range=args.range,
         mask=args.mask,
         mask_axes=args.mask_axes,

@@ -14,14 +14,16 @@ from tilelab.engines.files.half import convert_to_half, simulate_half
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine, model_files, read_model
 from tilelab.errors import EngineError, ModelError, OutputError
+from tilelab.exporting.home import learn_home
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare
 from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
 from tilelab.exporting.write import FORMATS, Format, Request, Writing
 from tilelab.geometry import Window
+from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine import nvidia
 from tilelab.machine.disk import MARK, move_whole, remove_entry
-from tilelab.spec import ModelSpec, Precision
+from tilelab.spec import Home, ModelSpec, Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ def export_model(
     place: Place | None = None,
     request: Request | None = None,
     require: Sequence[Precision] = (),
+    trained: Sequence[Image] = (),
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -70,6 +73,7 @@ def export_model(
         request: what compilers and quantisers want to know.
         require: precisions that engines must reach with the file, beside its own; others that they reach are tried
             too, and permitted if they pass.
+        trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
         force: replace an existing output.
         report: called with one line per check.
 
@@ -102,6 +106,8 @@ def export_model(
             gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
             passed = gate.pass_all(spec, require)
             spec = msgspec.structs.replace(spec, precisions=passed)
+            if trained:
+                spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images))
             written.describe(spec)
             written_files = list(
                 reversed(read_model(partial).files)
@@ -112,6 +118,15 @@ def export_model(
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     return Exported(output, read_model(output), spec, tuple(gate.checks))
+
+
+def _home(path: Path, threads: int | None, trained: Sequence[Image], samples: Sequence[Sample]) -> Home:
+    """What `trained` look like to the exported file; the gate's images are known to it, too."""
+    engine = load_engine(path, device="auto", threads=threads, trial=False)
+    try:
+        return learn_home(engine, trained, [sample.image for sample in samples])
+    finally:
+        engine.close()
 
 
 def _check_output(source: CheckpointSource | OnnxSource, output: Path, force: bool) -> Format:

@@ -42,6 +42,16 @@ def validation_samples(recipe: Recipe, root: Path) -> list[Sample]:
     ]
 
 
+def training_images(recipe: Recipe, root: Path) -> list[Image]:
+    """The recipe's training images, whole.
+
+    Raises:
+        InputError: they are not there, or do not fit the recipe.
+    """
+    pairs = open_pairs(recipe.train, root, len(recipe.classes), recipe.network.neighbours)
+    return [pair.image for pair in pairs]
+
+
 def user_samples(images: Path, masks: Path | None, labels: str, spec: ModelSpec) -> list[Sample]:
     """The user's own images: at most `MOST`, spread over the folder, of large ones the middle.
 

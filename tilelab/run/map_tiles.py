@@ -89,8 +89,8 @@ def _check(array: Any, output: str, options: Options) -> None:
         raise InputError(
             f"map_tiles takes a Dask array, not {type(array).__name__}: use dask.array.from_array, or infer"
         )
-    if options.rescale:
-        raise ModelError("map_tiles does not resample: resample the array first, or use infer")
+    if options.rescale or options.scale is not None or options.fit or options.invert:
+        raise ModelError("map_tiles neither resamples nor inverts: change the array first, or use infer")
     if options.region is not None:
         raise ModelError("map_tiles takes no region: slice the array first, array[z0:z1, y0:y1, x0:x1]")
     if output not in ("labels", "probabilities"):

@@ -21,6 +21,7 @@ from tilelab.spec import ModelSpec
 from tilelab.text import size_text
 
 PIXEL_SIZE_TOLERANCE = 0.1
+SMALLEST_SCALE = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def open_source(image: Any, options: Options, spec: ModelSpec) -> OpenedImage:
         opened = _open(image, options)
         if not isinstance(image, Image):
             failing.callback(opened.close)
-        suited, notes, assumptions = _suit_pixel_size(opened, options, spec)
+        suited, notes, assumptions = _suit_size(opened, options, spec)
         return OpenedImage(
             suited, (*opened.warnings, *notes), opened.assumptions + assumptions, failing.pop_all().close
         )
@@ -101,6 +102,22 @@ def _open(image: Any, options: Options) -> Image:
     return image if options.region is None else crop(image, options.region)
 
 
+def _suit_size(
+    opened: Image, options: Options, spec: ModelSpec
+) -> tuple[Image, tuple[str, ...], tuple[Assumption, ...]]:
+    """`opened` at the size that was asked for or suits the model, what to note, and what was assumed."""
+    if options.scale is None:
+        return _suit_pixel_size(opened, options, spec)
+    if options.rescale:
+        raise ModelError("--scale and --rescale contradict each other: give one of them")
+    if not SMALLEST_SCALE <= options.scale <= 1 / SMALLEST_SCALE:
+        raise ModelError(f"--scale {options.scale:g} is not between {SMALLEST_SCALE:g} and {1 / SMALLEST_SCALE:g}")
+    from tilelab.io.images.resample import ResampledImage
+
+    scaled = ResampledImage(opened, {"y": 1 / options.scale, "x": 1 / options.scale})
+    return scaled, (f"resampled to {options.scale:g} of its height and width",), ()
+
+
 def _suit_pixel_size(
     opened: Image, options: Options, spec: ModelSpec
 ) -> tuple[Image, tuple[str, ...], tuple[Assumption, ...]]:
@@ -120,7 +137,9 @@ def _suit_pixel_size(
         from tilelab.io.images.resample import ResampledImage
 
         resampled = f"resampled from {_sizes(seen)} to {_sizes(trained)} nm per pixel"
-        return ResampledImage(opened, (*have[: len(have) - shared], *trained)), (resampled,), ()
+        named = [a for a in opened.axes if a != "c"][-shared:]
+        steps = {a: t / s for a, t, s in zip(named, trained, seen, strict=True)}
+        return ResampledImage(opened, steps, (*have[: len(have) - shared], *trained)), (resampled,), ()
     raise ModelError(
         f"{opened.uri} has {_sizes(seen)} nm per pixel, the model was trained on {_sizes(trained)}: "
         "resample with --rescale, or run as it is with --ignore-pixel-size"

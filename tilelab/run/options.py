@@ -30,6 +30,9 @@ class Options:
         pixel_size_nm: of the image, when its file does not say or is wrong.
         ignore_pixel_size: run although the image's pixel size is not the model's.
         rescale: resample the image to the model's pixel size; the result has that pixel size too.
+        scale: factor of the image's height and width, by which it is resampled before; the result has that size.
+        invert: dark becomes bright.
+        fit: find the scale, polarity and contrast at which the image is most like what the model was trained on.
         intensity_range: raw intensities that are black and white for a model trained on another dtype.
         mask: image that is nonzero where the result is wanted.
         mask_axes: `axes` of the mask.
@@ -66,6 +69,9 @@ class Options:
     pixel_size_nm: tuple[float, ...] | None = None
     ignore_pixel_size: bool = False
     rescale: bool = False
+    scale: float | None = None
+    invert: bool = False
+    fit: bool = False
     intensity_range: tuple[float, float] | None = None
     mask: str | Path | None = None
     mask_axes: str | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from tilelab.machine.cpu import physical_core_count
 from tilelab.run.idle import idle_flags, refuse_idle
 from tilelab.run.intensities import glance
 from tilelab.run.journal.fingerprint import Fingerprint
+from tilelab.run.kind.suit import suit
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.opening import OpenedImage, open_its_mask, open_source
 from tilelab.run.options import Options
@@ -42,6 +43,7 @@ class Prepared:
     assumptions: what had to be guessed of image and model.
     fingerprint: what the result's bytes depend on.
     named: what the user named as the image.
+    scale: of the image as it is segmented to what is stored, where it was resampled by one.
     """
 
     opened: OpenedImage
@@ -53,6 +55,7 @@ class Prepared:
     assumptions: tuple[Assumption, ...]
     fingerprint: Fingerprint
     named: Any = field(repr=False)
+    scale: float | None = None
 
     @property
     def image(self) -> Image:
@@ -174,6 +177,13 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
     with contextlib.ExitStack() as failing:
         opened = failing.enter_context(open_source(image, options, spec))
         volume = Volume(opened.image)
+        check_strict(opened.assumptions + engine.assumptions, options.strict)
+        mean, gain, normalization = normalization_constants(
+            volume, spec.normalization, spec.channels, options.intensity_range
+        )
+        suited = suit(opened, engine, options, mean, gain)
+        opened, mean, gain = suited.opened, suited.mean, suited.gain
+        volume, normalization = Volume(opened.image), normalization | suited.said
         mask = open_its_mask(volume, options)
         if mask is not None:
             failing.callback(mask.image.close)
@@ -185,10 +195,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         gpu = engine.gpu_room if on_gpu else None
         plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, gpu)
         gaps = look_for_gaps(volume, mask, options.nan)
-        mean, gain, normalization = normalization_constants(
-            volume, spec.normalization, spec.channels, options.intensity_range
-        )
-        assumptions += glance(volume, spec, mean, gain)
+        assumptions += (*glance(volume, spec, mean, gain), *suited.assumptions)
         check_strict(assumptions, options.strict)
         from tilelab.run.sweep.job import Job
 
@@ -205,6 +212,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         assumptions,
         fingerprint,
         image,
+        suited.scale,
     )
 
 
@@ -254,7 +262,7 @@ def check_unchanged(prepared: Prepared, options: Options) -> None:
     """
     before = prepared.fingerprint.input
     if isinstance(prepared.named, str | Path):
-        with open_source(prepared.named, options, prepared.engine.spec) as opened:
+        with open_source(prepared.named, replace(options, scale=prepared.scale), prepared.engine.spec) as opened:
             now = _identify(opened.image)
     else:
         now = _identify(prepared.image)

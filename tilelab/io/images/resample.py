@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,27 +13,32 @@ from tilelab.io.images.image import Image
 
 
 class ResampledImage(Image):
-    """`image` resampled to `pixel_size_nm` on its spatial axes.
+    """`image` with pixels that are larger or smaller by a factor for each axis.
 
     Linear interpolation; where pixels become larger, a triangle filter of their width, which keeps fine structure from
     turning into patterns (as Pillow's BILINEAR).  A pixel's value does not depend on the region that it is read in.
     """
 
-    def __init__(self, image: Image, pixel_size_nm: tuple[float, ...]) -> None:
-        """`pixel_size_nm` per spatial axis; the image must know its own."""
-        assert image.pixel_size_nm is not None  # noqa: S101 - nobody resamples without it
+    def __init__(
+        self, image: Image, steps: Mapping[str, float], pixel_size_nm: tuple[float, ...] | None = None
+    ) -> None:
+        """`steps`: pixels of `image` for each pixel, by axis (1 if not named); `pixel_size_nm`: what they give."""
         spatial = [a for a in image.axes if a != "c"]
-        steps = {a: new / old for a, new, old in zip(spatial, pixel_size_nm, image.pixel_size_nm, strict=True)}
         self._image = image
         self._steps = tuple(steps.get(a, 1.0) for a in image.axes)  # source pixels per pixel
         self.uri, self.axes, self.dtype = image.uri, image.axes, image.dtype
         self.warnings, self.assumptions = image.warnings, image.assumptions
         self.shape = tuple(max(1, round(n / s)) for n, s in zip(image.shape, self._steps, strict=True))
         self.chunks = tuple(max(1, round(n / s)) for n, s in zip(image.chunks, self._steps, strict=True))
+        sizes = image.pixel_size_nm
+        if sizes is not None and pixel_size_nm is None:
+            pixel_size_nm = tuple(n * steps.get(a, 1) for a, n in zip(spatial, sizes, strict=True))
         self.pixel_size_nm = pixel_size_nm
         origin = image.origin_px or (0.0,) * len(spatial)
         # the centre of the first pixel lies between those of the pixels it is made of
-        self.origin_px = tuple((o + (s - 1) / 2) / s for o, s in zip(origin, steps.values(), strict=True))
+        self.origin_px = tuple(
+            (o + (s - 1) / 2) / s for o, s in zip(origin, (steps.get(a, 1) for a in spatial), strict=True)
+        )
 
     def read(self, box: Box) -> Array:
         """Resample one region; see `Image.read`."""

@@ -13,14 +13,14 @@ from typing import Any
 
 from tilelab.arrays import Float32
 from tilelab.engines.base import BaseEngine, GpuRoom
-from tilelab.errors import ClusterError, EngineError, InputError, ModelError, TilelabError
+from tilelab.errors import ClusterError, InputError, ModelError, TilelabError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.run.cluster.order import EngineAccount, EngineFacts, Order
 from tilelab.run.cluster.reporting import cause_of
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.cluster.start import dashboard_link, start_client
-from tilelab.run.cluster.task import load_here
+from tilelab.run.cluster.task import infer_here, load_here
 from tilelab.run.journal.local import Journal
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
@@ -35,9 +35,12 @@ LOAD_SECONDS = 20.0  # how long the first worker that has the engine waits for t
 
 
 class RemoteEngine(BaseEngine):
-    """An engine that is loaded in the workers only; says what they say, computes nothing."""
+    """An engine that is loaded in the workers only: says what they say, and has one of them compute.
 
-    def __init__(self, account: EngineAccount) -> None:
+    For what is asked of an engine before the work; the units are shared out by `Crew.sweep_units`.
+    """
+
+    def __init__(self, account: EngineAccount, infer: Callable[[Float32], Float32]) -> None:
         facts = account.facts
         super().__init__(ModelSpec.from_json(facts.spec), batch=facts.batch, model_digest=facts.digest)
         self.name = facts.name
@@ -46,12 +49,12 @@ class RemoteEngine(BaseEngine):
         self.streams = account.streams
         self.warnings, self.assumptions = account.warnings, account.assumptions
         self.output_is = account.output_is
-        self._gpu_room = account.gpu_room
+        self._gpu_room, self._infer = account.gpu_room, infer
         self._versions = dict(facts.versions)
 
-    def run(self, tiles: Float32, out: Float32) -> None:  # noqa: ARG002 - see `Engine`
-        """Not here."""
-        raise EngineError("this engine is loaded in the workers, not here")
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """See `Engine.run`."""
+        out[...] = self._infer(tiles)
 
     @property
     def gpu_room(self) -> GpuRoom | None:
@@ -98,7 +101,7 @@ class Crew:
             topic=f"tilelab-{uuid.uuid4().hex}",
             image=self.image,
             model=self.model,
-            options=self.options,
+            options=replace(self.options, scale=prepared.scale),
             plan=plan,
             facts=self.facts,
             mean=prepared.job.mean,
@@ -139,8 +142,20 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         account, unfit = _load_everywhere(client, addresses, model, fitted)
         for address, why in unfit.items():
             note(f"worker {address} is left out: {why}")
-        fitted = replace(fitted, workers=len(addresses) - len(unfit))
-        engine = RemoteEngine(account)
+        able = [address for address in addresses if address not in unfit]
+        fitted = replace(fitted, workers=len(able))
+
+        def infer(tiles: Float32) -> Float32:
+            asked = client.submit(infer_here, model, fitted, tiles, workers=able, pure=False)
+            try:
+                found: Float32 = asked.result(timeout=fitted.patience_seconds)
+            except TilelabError:
+                raise
+            except Exception as error:
+                raise ClusterError(f"no worker looks at the image: {cause_of(error)}") from error
+            return found
+
+        engine = RemoteEngine(account, infer)
         yield Crew(client, image, model, account.facts, engine, fitted, note, unfit, {"count": fitted.workers})
 
 

@@ -15,6 +15,9 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from tilelab.arrays import Float32
 from tilelab.engines.base import Engine
 from tilelab.errors import OutputError
 from tilelab.io.results.ome_zarr import OmeZarrSink
@@ -44,7 +47,15 @@ class _Kept:
 
     def engine(self, model: str, options: Options) -> Engine:
         """The engine for `model`, loaded once."""
-        wanted = (model, repr(options))
+        wanted = (
+            model,
+            options.engine,
+            options.device,
+            options.precision,
+            options.batch,
+            options.threads,
+            options.model,
+        )
         if self._engine is None or self._loaded != wanted:
             if self._engine is not None:
                 self._engine.close()
@@ -80,6 +91,15 @@ def load_here(model: str, options: Options) -> EngineAccount:
             engine.gpu_room,
             engine.output_is,
         )
+
+
+def infer_here(model: str, options: Options, tiles: Float32) -> Float32:
+    """Logits of one batch, of the engine that is loaded in this worker."""
+    with _kept.lock:
+        engine = _kept.engine(model, with_threads(options))
+        out = np.empty((len(tiles), engine.spec.values, *engine.tile), np.float32)
+        engine.run(tiles, out)
+        return out
 
 
 def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
