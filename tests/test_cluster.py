@@ -417,6 +417,26 @@ def test_a_lost_scheduler_leaves_what_was_done(picture, tmp_path, environment, b
     assert progress.read_text()
 
 
+def test_a_scheduler_that_dies_before_a_worker_comes_is_one_line(picture, tmp_path, environment):
+    said = tmp_path / "scheduler.json"
+    scheduler = subprocess.Popen(
+        dask_command("scheduler", "--port", "0", "--host", "127.0.0.1", "--scheduler-file", said),
+        env=os.environ | environment,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: text_of(said).endswith("}"), "the scheduler's address", process=scheduler)
+    options = Options(scheduler=json.loads(said.read_text())["address"], patience_seconds=8)
+    killer = threading.Timer(2, scheduler.kill)
+    killer.start()
+    try:
+        with pytest.raises(ClusterError, match=r"went away|0 of 1 workers came|no Dask scheduler answers"):
+            infer(picture, "identity", tmp_path / "out.ome.zarr", options=options)
+    finally:
+        killer.join()
+        scheduler.kill()
+        scheduler.wait()
+
+
 def test_what_workers_cannot_open_is_refused(picture, tmp_path):
     with pytest.raises(InputError, match="give its path"):
         infer(np.zeros((9, 9), np.uint8), "identity", tmp_path / "out.ome.zarr", options=Options(workers=2))

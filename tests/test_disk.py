@@ -12,7 +12,7 @@ import pytest
 
 from tilelab.errors import OutputError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import MARK, is_ours, make_ours, remove_ours, replacing, write_text
+from tilelab.machine.disk import MARK, is_ours, make_ours, remove_ours, replacing, work_folder, write_text
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
 
@@ -214,3 +214,30 @@ def test_remote_reads_and_arrays_are_no_obstacle(tmp_path: Path) -> None:
     claim({"the image": "s3://bucket/a.zarr", "mask": None, "array": [1, 2]}, [Write(tmp_path / "a.json", "--report")])
     with pytest.raises(OutputError, match="only local files"):
         claim({}, [Write("s3://bucket/a.json", "--report")])
+
+
+HOLD = """
+import pathlib, sys, time
+from tilelab.machine.disk import work_folder
+with work_folder(pathlib.Path(sys.argv[1]), ".export-") as folder:
+    (folder / "x").touch()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_work_folder_goes_and_takes_those_of_killed_ones_along(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    left = Path(killed.stdout.readline().strip())
+    foreign = tmp_path / ".export-mine.tilelab"
+    foreign.mkdir()
+    with work_folder(tmp_path, ".export-") as folder:
+        assert left.is_dir()  # its process lives
+        assert folder.is_dir()
+    assert not folder.exists()
+    killed.kill()
+    killed.communicate()
+    with work_folder(tmp_path, ".export-"):
+        assert not left.exists()
+    assert foreign.is_dir()

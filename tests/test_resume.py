@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.five_runs import digest
 from tests.helpers import wait_for
+from tilelab.cli import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.errors import InputError, Interrupted, OutputError, ResumeError
@@ -302,3 +304,23 @@ def test_a_finished_result_reads_as_ever(picture: Path, partial: Path) -> None:
     out = partial.with_suffix("")
     run(picture, out)
     assert read_result(out).labels[0].shape == SHAPE
+
+
+def test_a_finished_result_that_lost_a_shard_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 2100), np.uint8)
+    np.save(tmp_path / "a.npy", image)
+    out = tmp_path / "a.ome.zarr"
+    options = Options(model=SpecOverrides(tile=(64, 64), overlap=(16, 16)), probabilities=("all",))
+    infer(tmp_path / "a.npy", "identity:2", out, options=options)
+    assert infer(tmp_path / "a.npy", "identity:2", out, options=options).already_finished
+    before = digest(out)
+    shard = max(out.glob("0/c/**/*"), key=lambda p: p.is_file() and p.stat().st_size)
+    shard.unlink()
+    with pytest.raises(OutputError, match=r"was finished, but has \d+ files with .* --restart"):
+        infer(tmp_path / "a.npy", "identity:2", out, options=options)
+    assert main(["info", str(out)]) == 0
+    assert "damaged" in capsys.readouterr().out
+    infer(tmp_path / "a.npy", "identity:2", out, options=replace(options, restart=True))
+    assert digest(out) == before
+    assert main(["info", str(out)]) == 0
+    assert "damaged" not in capsys.readouterr().out

@@ -13,7 +13,7 @@ from tilelab.text import format_bytes
 
 def examine_result(path: Place) -> dict[str, Any]:
     """What a finished result holds; raises `InputError` for anything else."""
-    from tilelab.io.results.result import read_result
+    from tilelab.io.results.result import find_loss, read_result
 
     result = read_result(path)
     info = result.info
@@ -27,6 +27,7 @@ def examine_result(path: Place) -> dict[str, Any]:
         "probabilities": [info.classes[index].name for index in info.probabilities],
         "logits": info.logits,
         **_disk_bytes(path),
+        **({} if (loss := find_loss(path)) is None else {"damaged": loss}),
         "metadata": info.metadata,
     }
 
@@ -59,6 +60,7 @@ def result_rows(result: dict[str, Any]) -> Rows:
         ("classes", classes_text(result["classes"])),
         ("levels", levels_text(result["levels"])),
         ("on disk", format_bytes(result["bytes"]) if "bytes" in result else None),
+        ("damaged", f"it has {result['damaged']}" if "damaged" in result else None),
         ("model", metadata.get("model")),
         ("engine", " ".join(str(engine[key]) for key in ("name", "precision") if key in engine)),
         ("tiles", ", ".join(tiles)),

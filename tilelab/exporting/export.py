@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from tilelab.geometry import Window
 from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine import nvidia
-from tilelab.machine.disk import MARK, move_whole, remove_entry
+from tilelab.machine.disk import move_whole, remove_entry, work_folder
 from tilelab.spec import Home, ModelSpec, Precision
 
 
@@ -99,9 +98,9 @@ def export_model(
         spec = msgspec.structs.replace(spec, tile_fixed=True, tile_min=None)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", suffix=MARK, dir=output.parent) as folder:
-            partial = Path(folder) / output.name
-            written = Writing(source, spec, held, partial, request, Path(folder)).write()
+        with work_folder(output.parent, ".export-") as folder:
+            partial = folder / output.name
+            written = Writing(source, spec, held, partial, request, folder).write()
             images = samples(spec) if callable(samples) else samples
             gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
             passed = gate.pass_all(spec, require)

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -56,6 +57,31 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def work_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder of ours in `parent`, gone afterwards; what killed processes left of others goes before.
+
+    Args:
+        parent: must exist.
+        prefix: of its name, which ends in our mark.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for left in parent.glob(f"{prefix}*{MARK}"):
+        with contextlib.suppress(OSError), (left / MARK).open("r+b") as lock:
+            if is_ours(left) and try_lock(lock):
+                remove_ours(left)
+    folder = Path(tempfile.mkdtemp(MARK, prefix, parent))
+    try:
+        with (folder / MARK).open("wb") as lock:
+            try_lock(lock)
+            yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            remove_ours(folder)
 
 
 def move_whole(source: Path, path: Path) -> None:

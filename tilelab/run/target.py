@@ -11,6 +11,7 @@ from typing import Any
 
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.slices import is_pattern
+from tilelab.io.results.result import find_loss
 from tilelab.io.results.sink import partial_path
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
@@ -101,6 +102,7 @@ def is_finished(target: Place, work: Place, fingerprint: Fingerprint, restart: b
         known = _known_fingerprint(path)
         changed = None if known is None else differences(known, fingerprint)
         if changed == [] and not restart:
+            _check_whole(path)
             if path == target:
                 return True
         elif not restart:
@@ -115,6 +117,16 @@ def is_finished(target: Place, work: Place, fingerprint: Fingerprint, restart: b
             if not (work / FOLDER).is_dir() and not present(work) and work.is_dir():
                 raise OutputError(f"{work} holds objects that tilelab did not write: choose another output with -o")
     return False
+
+
+def _check_whole(path: Place) -> None:
+    """Refuse to call a Zarr finished of which files are gone since.
+
+    Raises:
+        OutputError: some are.
+    """
+    if path.is_dir() and (path / "zarr.json").is_file() and (loss := find_loss(path)) is not None:
+        raise OutputError(f"{path} was finished, but has {loss}: make it anew with --restart")
 
 
 def clear_way(target: Place, work: Place, fingerprint: Fingerprint, restart: bool) -> None:

@@ -34,7 +34,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.errors import OutputError
 from tilelab.geometry import Box
-from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, MapInfo, ResultInfo, What, read_info
+from tilelab.io.results.result import ATTRIBUTE, SHARDS, UNFINISHED, MapInfo, ResultInfo, What, read_info
 from tilelab.io.results.sink import Finished, Stored, partial_path
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
@@ -193,13 +193,14 @@ class OmeZarrSink:
             Census(),
         )
 
-    def finalize(self, *, replace: bool = False) -> dict[str, Any]:
+    def finalize(self, *, replace: bool = False, stored: Census | None = None) -> dict[str, Any]:
         """Make the coarse levels, have all of it on the disk, and give the result its final name.
 
         May be called again after a kill.
 
         Args:
             replace: a folder of that name, which goes when the new one has taken its place.
+            stored: of what the units wrote; kept with the result, so that a loss is seen later.
 
         Returns:
             ``path`` and ``levels``; of a local result also ``files`` and ``bytes`` on disk.
@@ -208,22 +209,29 @@ class OmeZarrSink:
             OutputError: the disk is full, or something exists at the final name.
         """
         try:
-            return self._finalize(replace)
+            return self._finalize(replace, stored)
         except OSError as error:
             raise output_error(self.path, error) from error
 
-    def _finalize(self, replace: bool) -> dict[str, Any]:
+    def _finalize(self, replace: bool, stored: Census | None) -> dict[str, Any]:
         layout = self.info.layout
         if not type(self).begun(self.path):
             raise OutputError(f"{self.partial} is gone or has lost its root: it was moved while it was written")
         self._make_scratch()
+        coarse = Census()
         for what, halve in _HALVE.items():
             arrays = self.info.arrays(self.partial, what)
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
-                make_level(finer, coarser, layout, halve, self._scratch)
+                coarse += make_level(finer, coarser, layout, halve, self._scratch)
+        document = json.loads(self.description.read_bytes())
+        if stored is not None:
+            files, size = (stored + coarse).sizes
+            document["attributes"][SHARDS] = {"files": files, "bytes": size}
+        root = json.dumps(document, indent=1).encode()
         if not self.path.renames:
-            (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
+            (self.partial / "zarr.json").write_bytes(root)
             return {"path": str(self.path), "levels": layout.levels}
+        replace_file(self.description, [root], self._scratch)
         self._scratch.remove_tree()
         ours = self._scratch.parent
         if ours.is_dir() and not any(ours.iterdir()):  # a journal may be there

@@ -27,6 +27,8 @@ UNFINISHED = ".tilelab/zarr.json"
 """Where a remote result keeps its root's ``zarr.json`` until it is finished."""
 ATTRIBUTE = "tilelab"
 """Key of `ResultInfo` among the attributes of the root group."""
+SHARDS = "tilelab_shards"
+"""Key of the number of files of shards, and of their bytes, that a result had when it was finished."""
 
 What = str
 """``labels``, ``probabilities``, ``logits``, or ``maps/NAME``."""
@@ -183,6 +185,34 @@ def read_result(path: Address) -> Result:
     logits = images("logits")
     maps = {known.output: images(f"maps/{known.name}")[0] for known in info.kept_maps}
     return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None, maps)
+
+
+def count_shards(root: Place, info: ResultInfo) -> dict[str, int]:
+    """How many shards a local result has, and their bytes; what is all zeros has none."""
+    folders = [array.path / "c" for what in info.whats for array in info.arrays(root, what)]
+    sizes = [size for folder in folders for size in folder.file_sizes() or []]
+    return {"files": len(sizes), "bytes": sum(sizes)}
+
+
+def find_loss(path: Address) -> str | None:
+    """What a finished local result lost since, in one phrase; None where nothing is missing, or nobody counted.
+
+    Raises:
+        InputError: it is no result.
+    """
+    root = as_place(path)
+    if root.waits:
+        return None
+    try:
+        before = parse_json((root / "zarr.json").read_bytes())["attributes"].get(SHARDS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        before = None
+    if not isinstance(before, dict) or (now := count_shards(root, read_info(root))) == before:
+        return None
+    return (
+        f"{now['files']} files with {now['bytes']} bytes of the {before.get('files')} with {before.get('bytes')} "
+        "that were written: what is missing reads as 0"
+    )
 
 
 def read_info(path: Address, document: str = "zarr.json") -> ResultInfo:

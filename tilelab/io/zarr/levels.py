@@ -135,8 +135,9 @@ class _Level:
         return block[:, part] if self.axis == 0 else block[:, :, part]
 
 
-def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Place) -> None:
-    """Write one level from the one before it; holds a row of chunks, and a shard in compressed form."""
+def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Place) -> Census:
+    """Write one level from the one before it, and count its files; holds a row of chunks, and a shard in compressed form."""
+    written = Census()
     shape, limit = coarser.shape_zyx, finer.shape_zyx
     chunk, shard, factor = layout.chunk, coarser.shard_zyx, layout.factor
     grid = tuple(s // c for s, c in zip(shard, chunk, strict=True))
@@ -156,7 +157,8 @@ def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve
             pieces, occupied = cut_chunks(rows, chunk)
             for gx in np.flatnonzero(occupied):
                 chunks[(gz * grid[1] + gy) * grid[2] + int(gx)] = encode_chunk(pieces[0, 0, 0, gx])
-        coarser.write_shard((channel, *at), chunks, scratch)
+        written += coarser.write_shard((channel, *at), chunks, scratch)
+    return written
 
 
 def _locate(array: ShardedArray, chunk: Extent, channel: int, at: list[int]) -> tuple[tuple[int, ...], int]:

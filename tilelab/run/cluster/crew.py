@@ -139,7 +139,13 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         note(f"{len(addresses)} workers {'on this machine' if local else f'of {fitted.scheduler}'}")
         if (link := dashboard_link(client)) is not None:
             note(f"dashboard: {link}")
-        account, unfit = _load_everywhere(client, addresses, model, fitted)
+        try:
+            account, unfit = _load_everywhere(client, addresses, model, fitted)
+        except OSError as error:
+            raise ClusterError(
+                f"the Dask scheduler went away while the engine was loaded ({error or type(error).__name__}): start it "
+                "and its workers again"
+            ) from error
         for address, why in unfit.items():
             note(f"worker {address} is left out: {why}")
         able = [address for address in addresses if address not in unfit]

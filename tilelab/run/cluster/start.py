@@ -66,10 +66,17 @@ def start_client(options: Options) -> Iterator[tuple[Any, Options]]:
         try:
             client.wait_for_workers(wanted, timeout=seconds)
         except TimeoutError as error:
-            have = len(client.nthreads())
+            have = 0
+            with contextlib.suppress(OSError, RuntimeError):  # the scheduler may be gone
+                have = len(client.nthreads())
             raise ClusterError(
                 f"{have} of {wanted} workers came to {client.scheduler.address} in {seconds:.0f} s: "
                 "start them, or ask for fewer with --workers"
+            ) from error
+        except (OSError, RuntimeError) as error:  # Dask's own are kinds of these
+            raise ClusterError(
+                f"the Dask scheduler at {options.scheduler or 'this machine'} went away before a worker came "
+                f"({error or type(error).__name__}): start it again, and its workers"
             ) from error
         yield client, _fit(options, client)
 
