@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -250,9 +249,9 @@ def test_numbers_that_count_are_seen_in_any_spelling(first: int, count: int, pat
     assert not are_counted([*names[:-1], "other.tif"])
 
 
-def test_words_mean_files_folders_patterns_and_what_is_missing(folder: Path) -> None:
+def test_words_mean_files_folders_patterns_and_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "m1_mask.tif").write_bytes((folder / "m1.tif").read_bytes())
-    os.chdir(folder.parent)
+    monkeypatch.chdir(folder.parent)
     found, notes = gather_images(["images/m1.tif", "images", "images/m*.tif", "nowhere.tif", "**/m2.tif"], None)
     assert found[0] == "images/m1.tif"
     assert len(found) == len(set(found)) == 13

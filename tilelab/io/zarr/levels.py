@@ -136,7 +136,7 @@ class _Level:
 
 
 def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Place) -> Census:
-    """Write one level from the one before it, and count its files; holds a row of chunks, and a shard in compressed form."""
+    """Write one level from the one before it, and count its files; holds a row of chunks and a compressed shard."""
     written = Census()
     shape, limit = coarser.shape_zyx, finer.shape_zyx
     chunk, shard, factor = layout.chunk, coarser.shard_zyx, layout.factor
