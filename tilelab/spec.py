@@ -333,6 +333,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ModelError(f"the model's description is not valid: {error}") from error
 
 
+msgspec.json.Decoder(ModelSpec)  # known once, here: two threads that ask first crash msgspec
+
+
 def parse_precision(text: str) -> Precision:
     """`text` as a precision, or a `ModelError` listing the known ones."""
     for known in PRECISIONS:

@@ -44,6 +44,9 @@ class _Info(msgspec.Struct):
     type: str = ""
 
 
+msgspec.json.Decoder(_Info)  # known once, here: two threads that ask first crash msgspec
+
+
 class PrecomputedSource(StoredVolume):
     """One scale of a precomputed volume; scales are levels, the finest first.
 

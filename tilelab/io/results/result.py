@@ -187,6 +187,10 @@ def read_result(path: Address) -> Result:
     return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None, maps)
 
 
+_INFO = msgspec.json.Decoder(ResultInfo)
+"""Made here, once: two threads that first ask msgspec for one type at a time crash."""
+
+
 def count_shards(root: Place, info: ResultInfo) -> dict[str, int]:
     """How many shards a local result has, and their bytes; what is all zeros has none."""
     folders = [array.path / "c" for what in info.whats for array in info.arrays(root, what)]
@@ -244,6 +248,6 @@ def parse_info(text: str | bytes, path: str | Path) -> ResultInfo:
         InputError: it is not such a document.
     """
     try:
-        return msgspec.json.decode(text, type=ResultInfo)
+        return _INFO.decode(text)
     except (ValueError, RecursionError) as error:  # a MsgspecError is a ValueError
         raise InputError(f"{path} does not say which result it was made of: {error}") from error

@@ -98,6 +98,10 @@ class Group(msgspec.Struct):
     attributes: _Named | None = None
 
 
+for _type in (ArrayV2, ArrayV3, Sharding, Group):  # known once, here: two threads that ask first crash msgspec
+    msgspec.json.Decoder(_type)
+
+
 def parse_json(document: bytes) -> Any:
     """The content of a JSON document, NaN and Infinity included, which Zarr 2 writes.
 
