@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",
     "measure": "areas and objects of a segmentation, in numbers",
     "sharpness": "say how sharp images are, and where",
+    "review": "list the places where a segmentation is least sure",
     "eval": "score a segmentation against the truth",
     "train": "train a model from a recipe",
     "pretrain": "train an encoder on images in one folder per class",

@@ -225,6 +225,7 @@ def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
             "model": spec.name or spec.architecture,
             "fingerprint": fingerprint.document(),
             "normalization": prepared.normalization,
+            **({} if spec.activation == "softmax" else {"activation": spec.activation}),
             **({"assumptions": msgspec.to_builtins(prepared.assumptions)} if prepared.assumptions else {}),
             **({} if (region := fingerprint.input.get("region")) is None else {"region": region}),
         },
