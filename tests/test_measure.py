@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 from scipy import ndimage, spatial
 
+from tests.result_files import make_result
 from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
 from tilelab.geometry import Box
@@ -497,3 +498,20 @@ def test_touching_discs_part_and_walls_enclose_cells(tmp_path: Path, capsys: pyt
     assert table_of(tmp_path / "t.csv")["class"] == ["cell"] * 3
     assert main([*command, "--part", "3"]) == 0
     assert len(table_of(tmp_path / "t.csv")["class"]) == 4
+
+
+def test_a_volume_of_a_region_keeps_its_place(tmp_path: Path) -> None:
+    result = make_result(tmp_path / "r.ome.zarr", (5, 70, 90), "3d", origin_px=(2.0, 30.0, 40.0))
+    labels = np.stack([result.labels[0][z] for z in range(5)])
+    command = ["measure", str(tmp_path / "r.ome.zarr"), "-o", str(tmp_path / "t.csv"), "--connectivity", "3"]
+    assert main([*command, "--objects", str(tmp_path / "o.ome.zarr")]) == 0
+    truth = label_by_scipy(labels, 3)
+    with open_image(tmp_path / "o.ome.zarr", as_labels="integers") as image:
+        np.testing.assert_array_equal(image[:, :, :], truth)
+        assert image.pixel_size_nm == (30.0, 4.0, 5.0)
+        assert image.origin_px == (2.0, 30.0, 40.0)
+    table = table_of(tmp_path / "t.csv")
+    sizes = np.bincount(truth.ravel())[1:]
+    assert [int(v) for v in table["volume_px"]] == sizes.tolist()
+    np.testing.assert_allclose(np.array(table["volume_nm3"], float), sizes * 600.0)
+    assert set(table["class"]) == {"a < b & ü", "tertiary"}

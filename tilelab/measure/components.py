@@ -277,7 +277,13 @@ class _Spool:
 class ObjectsImage(Image):
     """The numbers of the objects as an image, uint32 where they fit and else uint64; axes ``yx`` or ``zyx``."""
 
-    def __init__(self, objects: Components, uri: str, pixel_size_nm: tuple[float, ...] | None) -> None:
+    def __init__(
+        self,
+        objects: Components,
+        uri: str,
+        pixel_size_nm: tuple[float, ...] | None,
+        origin_px: tuple[float, ...] = (),
+    ) -> None:
         skip = int(objects.labels.shape[0] == 1)
         self._objects = objects
         self.uri = uri
@@ -286,6 +292,7 @@ class ObjectsImage(Image):
         self.chunks = (*objects.grid, objects.labels.shape[2])[skip:]
         self.dtype = np.dtype(np.uint32 if objects.count < 2**32 else np.uint64)
         self.pixel_size_nm = pixel_size_nm
+        self.origin_px = origin_px
 
     def read(self, box: Box) -> Array:
         """Numbers in a region; see `Image.read`."""

@@ -154,7 +154,8 @@ class Survey:
     def objects_image(self) -> ObjectsImage:
         """The numbers of the objects as a lazy image."""
         size = None if self.size_nm is None else self.size_nm[int(self.shape[0] == 1) :]
-        return ObjectsImage(self.objects, str(self.path), size)
+        origin = () if self.labels.result is None else self.labels.result.info.origin_px
+        return ObjectsImage(self.objects, str(self.path), size, origin)
 
     def close(self) -> None:
         """Release files."""
