@@ -314,7 +314,13 @@ def test_a_folder_is_measured_together(discs: Path, capsys: pytest.CaptureFixtur
         tifffile.imwrite(folder / f"{name}.tif", part)
     assert main(["measure", str(folder), "-o", str(folder.parent / "t.csv"), "--pixel-size", "5"]) == 0
     assert table_of(folder.parent / "t.csv")["image"] == ["a", "a", "b", "b"]
-    assert "spread between 2 images" in capsys.readouterr().out
+    assert "blocks of up to" in capsys.readouterr().out
+    for name in ("c", "d"):
+        tifffile.imwrite(folder / f"{name}.tif", labels)
+    assert main(["measure", str(folder), "--classes", "rest,disc,ring", "--class", "disc"]) == 0
+    out = capsys.readouterr().out
+    assert "spread between 4 images" in out
+    assert "| disc " in out
 
 
 def test_from_python(discs: Path) -> None:

@@ -90,9 +90,8 @@ def main() -> int:
             continue
         found[name] = json.loads(done.stdout.splitlines()[-1])
         one = found[name]
-        print(
-            f"{name}: {one['seconds']:.2f} s, {one['memory'] / 2**20:.0f} MiB, {one['objects']:,} objects", flush=True
-        )
+        times = f"{one['seconds']:.2f} s, {one['cpu']:.2f} s of processor"
+        print(f"{name}: {times}, {one['memory'] / 2**20:.0f} MiB, {one['objects']:,} objects", flush=True)
     print(json.dumps(found))
     return 0
 

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer-profile", metavar="FILE", help="write its thickness along its way, as CSV")
     add("--fibres", metavar="AXON,SHEATH", help="g-ratio and sheath of every axon: the classes of axons and of myelin")
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
+    add("--classes", metavar="A,B,...", help="class names, background first, where RESULT does not know them")
     add("--label-map", metavar="MAP", help="classes of stored values, 255:1 or '#0000ff:1', as for eval")
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--series", metavar="N", help=SERIES_HELP)
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         cells=args.cells,
         fill_holes=args.fill_holes,
         part=args.part,
+        classes=_names(args.classes),
         layer=_names(args.layer),
         opening=args.opening,
         fibres=_fibres(args.fibres),

@@ -15,6 +15,7 @@ from tilelab.kernels.jit import jit
 
 _jit = jit()
 _LEAST_SIDE = 16
+_LEAST_IMAGES = 4
 _LEAST_BLOCKS = 16
 """A spread is estimated from no fewer blocks."""
 
@@ -29,6 +30,8 @@ class Fraction:
         low, high: of the interval that holds the share of the whole specimen in 95 % of cases; NaN where the image is
             too small for one.
         block: side in pixels of the blocks whose spread it is from, 0 for whole images.
+        error: standard error of the share.
+        blocks: how many the spread is from.
     """
 
     pixels: int
@@ -36,6 +39,8 @@ class Fraction:
     low: float
     high: float
     block: int
+    error: float = 0.0
+    blocks: int = 0
 
 
 class BlockCounts:
@@ -100,21 +105,37 @@ class BlockCounts:
             sides = np.where(wider, side, sides)
             counts, side = _halve(counts), 2 * side
         return [
-            Fraction(int(n), float(p), *interval(float(p), float(e), int(b)), int(s))
+            Fraction(int(n), float(p), *interval(float(p), float(e), int(b)), int(s), float(e), int(b))
             for n, p, e, b, s in zip(totals, share, best, blocks, sides, strict=True)
         ]
 
 
 def pool_fractions(images: list[BlockCounts]) -> list[Fraction]:
-    """The shares over several images; the interval is from the spread between images where there are two or more."""
+    """The shares over several images.
+
+    From four images on the interval is from the spread between images, as if each were a block.  Fewer say too little
+    of that: then it is from the blocks within them, and holds for these images alone.
+    """
     if len(images) == 1:
         return images[0].fractions()
     most = max(len(image.totals) for image in images)
     counts = np.array([np.pad(image.totals, (0, most - len(image.totals))) for image in images])
-    error, share = ratio_error(counts), counts.sum(axis=0) / counts.sum()
+    sizes, share = counts.sum(axis=1), counts.sum(axis=0) / max(1, counts.sum())
+    error, blocks = ratio_error(counts), np.full(most, len(images))
+    sides = np.zeros(most, np.int64)
+    if len(images) < _LEAST_IMAGES:
+        nothing = Fraction(0, 0.0, math.nan, math.nan, 0)
+        within = [image.fractions() for image in images]
+        within = [found + [nothing] * (most - len(found)) for found in within]
+        weights = sizes / max(1, sizes.sum())
+        error = np.sqrt(
+            sum((w * np.array([f.error for f in found])) ** 2 for w, found in zip(weights, within, strict=True))
+        )
+        blocks = np.sum([[f.blocks for f in found] for found in within], axis=0)
+        sides = np.max([[f.block for f in found] for found in within], axis=0)
     return [
-        Fraction(int(n), float(p), *interval(float(p), float(e), len(images)), 0)
-        for n, p, e in zip(counts.sum(axis=0), share, error, strict=True)
+        Fraction(int(n), float(p), *interval(float(p), float(e), int(b)), int(s), float(e), int(b))
+        for n, p, e, b, s in zip(counts.sum(axis=0), share, error, blocks, sides, strict=True)
     ]
 
 

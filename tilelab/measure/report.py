@@ -90,7 +90,7 @@ class Summary:
         parts = [markdown_table(["class", "pixels", "share", "95 % interval"], self._share_rows())]
         many = len(self.surveys) > 1
         block = max((f.block for f in self._pooled), default=0)
-        between = f"the spread between {len(self.surveys)} images" if many else f"blocks of up to {block} px"
+        between = f"blocks of up to {block} px" if block else f"the spread between {len(self.surveys)} images"
         known = any(not math.isnan(f.low) for f in self._pooled)
         parts.append(f"Intervals are from {between}." if known else "The image is too small for intervals.")
         found = self._objects()

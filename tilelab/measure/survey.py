@@ -36,6 +36,7 @@ from tilelab.spec import ClassInfo, default_colors
 from tilelab.text import size_text
 
 Size = tuple[float, float, float]
+Classes = tuple[ClassInfo, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Question:
         connectivity: in how many axes neighbouring pixels of an object may differ: 1 for faces alone.
         min_size: what is smaller is no object: ``50px``, ``200nm2``.
         only: classes whose objects are wanted, by name or index; all but the first where empty.
+        classes: their names, background first, where the labels do not know them.
         layer: classes that form a layer together, whose thickness is wanted.
         opening: by which the layer is opened first, in pixels.
         fibres: class of the axons and class of the sheaths around them, where those are wanted.
@@ -65,6 +67,7 @@ class Question:
     connectivity: int = 1
     min_size: str = "0"
     only: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     layer: tuple[str, ...] = ()
     opening: int = 0
     fibres: tuple[str, str] | None = None
@@ -217,10 +220,12 @@ def _survey(
     if not 1 <= question.connectivity <= (2 if flat else 3):
         raise InputError(f"connectivity {question.connectivity}: it is 1 to {2 if flat else 3} for {labels.path}")
     stated = labels.classes
+    if question.classes:
+        stated = tuple(map(ClassInfo, question.classes, default_colors(len(question.classes))))
     counted: ClassPlanes = labels
     if question.cells is not None:
-        counted = Recoded(labels, _walls(labels, question.cells))
-        stated = _cells(labels, question.cells)
+        counted = Recoded(labels, _walls(stated, labels.path, question.cells))
+        stated = _cells(stated, labels.path, question.cells)
     layer_of = _find_classes(stated, labels.path, question.layer)
     fibres_of = _find_classes(stated, labels.path, question.fibres or ())
     only = _find_classes(stated, labels.path, question.only) if question.only else [*range(1, IGNORE)]
@@ -251,7 +256,7 @@ def _survey(
     if planes is not counted:
         for box in boxes(labels.shape, (*block_grid(counted), labels.shape[2])):
             counts.add(box, counted.read(box))
-    _judge(labels, counts, question)
+    _judge(labels.path, stated, counts, question)
     fractions = counts.fractions()
     known = stated or unnamed_classes(len(fractions))
     fractions += [Fraction(0, 0.0, math.nan, math.nan, 0)] * (len(known) - len(fractions))
@@ -276,17 +281,17 @@ def _mend(planes: ClassPlanes, question: Question) -> ClassPlanes:
     return planes
 
 
-def _walls(labels: Labels, walls: str) -> Array:
+def _walls(classes: Classes, path: Path, walls: str) -> Array:
     """Class 0 for the walls between cells, 1 for all else."""
     table = np.arange(256, dtype=np.uint8)  # what is no class stays that
-    table[: len(labels.classes) if labels.classes else MOST_UNNAMED] = 1
-    table[_find_classes(labels.classes, labels.path, [walls])] = 0
+    table[: len(classes) if classes else MOST_UNNAMED] = 1
+    table[_find_classes(classes, path, [walls])] = 0
     return table
 
 
-def _cells(labels: Labels, walls: str) -> tuple[ClassInfo, ...]:
-    label = _find_classes(labels.classes, labels.path, [walls])[0]
-    name = labels.classes[label].name if labels.classes else f"class {label}"
+def _cells(classes: Classes, path: Path, walls: str) -> tuple[ClassInfo, ...]:
+    label = _find_classes(classes, path, [walls])[0]
+    name = classes[label].name if classes else f"class {label}"
     return tuple(map(ClassInfo, (name, "cell"), default_colors(2)))
 
 
@@ -300,13 +305,13 @@ def _nearest(objects: Components, size: Size | None) -> Float64:
     return nearest_distances(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _judge(labels: Labels, counts: BlockCounts, question: Question) -> None:
+def _judge(path: Path, classes: Classes, counts: BlockCounts, question: Question) -> None:
     """Refuse values that are no classes, a mask of 0 and 255 for one; leave out what the label map ignores."""
     if question.label_map is not None:
         counts.forget(IGNORE)
         return
-    census = Census(str(labels.path), Counter({value: int(n) for value, n in enumerate(counts.totals) if n}))
-    judge(census, None, [info.name for info in labels.classes or ()], flag="--label-map")
+    census = Census(str(path), Counter({value: int(n) for value, n in enumerate(counts.totals) if n}))
+    judge(census, None, [info.name for info in classes or ()], flag="--label-map")
 
 
 def unnamed_classes(count: int) -> tuple[ClassInfo, ...]:
