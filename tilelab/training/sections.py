@@ -16,6 +16,9 @@ from tilelab.evaluation.label_map import LabelMap
 from tilelab.geometry import Window
 from tilelab.spec import Activation
 
+IMAGENET = "imagenet"
+"""Weights of this name come with a package, not as a file."""
+
 
 def check(condition: bool, message: str) -> None:
     """Refuse a recipe with `message`, which names the key."""
@@ -29,7 +32,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbours
         Slices on either side of the segmented one that are channels of the input: N make 2 N + 1 channels.
     weights
-        File of pre-trained encoder weights, relative to the data folder; empty starts from chance.
+        File of pre-trained encoder weights, relative to the data folder; ``imagenet`` takes those that an installed
+        package brings (extra ``pretrained``); empty starts from chance.
     checkpoint
         Checkpoint of `tilelab train` to fine-tune, relative to the data folder: the whole network begins with it, but
         for what has another shape (the last layer, where the classes are others).
@@ -59,7 +63,8 @@ class PlainEncoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The encoder to pretrain: a name of segmentation_models_pytorch, or ``tu-NAME`` of timm.
 
     channels  input channels; a grey image is repeated to fill them
-    weights   file of encoder weights to begin with, relative to the data folder; empty starts from chance
+    weights   file of encoder weights to begin with, relative to the data folder; ``imagenet`` takes an installed
+              package's (extra ``pretrained``); empty starts from chance
     dropout   share of the features that are dropped before the classifier
     """
 
