@@ -26,7 +26,7 @@ from tilelab.kernels.objects.parting import find_lines, squared_distances
 from tilelab.kernels.objects.runs import reference_label
 from tilelab.kernels.pyramid import halve_mode
 from tilelab.measure import Question, measure
-from tilelab.measure.components import RECORD, ArrayPlanes, find_objects
+from tilelab.measure.components import ArrayPlanes, find_objects
 from tilelab.measure.fibres import find_sheaths
 from tilelab.measure.fractions import BlockCounts, student_quantile
 from tilelab.measure.holes import Filled
@@ -36,6 +36,7 @@ from tilelab.measure.opening import Opened, open_square
 from tilelab.measure.parting import Parted
 from tilelab.measure.shapes import measure_shapes
 from tilelab.measure.sizes import parse_size
+from tilelab.measure.spool import RECORD
 from tilelab.measure.survey import Survey
 
 

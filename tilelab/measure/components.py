@@ -1,19 +1,19 @@
 """Objects of a label image of any size: one number each, the same whatever the cut.
 
 Blocks as wide as the image are read and cut into pieces by several threads, and joined in order by one
-(`tilelab.kernels.objects.front`).  In memory are a few blocks, the front, and 17 bytes an object with 8 more for each
+(`tilelab.kernels.objects.front`).  In memory are a few blocks, the front, and 24 bytes an object with 8 more for each
 piece that met the front; the objects' sums go to a temporary file when they are many.  A second pass finds the pieces
 of a block again and paints them with their numbers.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,43 +22,19 @@ from tilelab.errors import PlanError
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
 from tilelab.io.storage.decode import usable_cpus
-from tilelab.kernels.objects.front import Front, open_pieces, take_pieces
+from tilelab.kernels.objects.front import Front, open_pieces
 from tilelab.kernels.objects.runs import find_pieces, paint_runs
-from tilelab.kernels.objects.sums import AREA, COLUMNS, FIRST, MOST_PIXELS
+from tilelab.kernels.objects.sums import AREA, FIRST, MOST_PIXELS
+from tilelab.measure.fractions import BlockCounts
+from tilelab.measure.piecework import ClassPlanes, Intensities, Piecework
+from tilelab.measure.spool import RECORD, Spool
 
-RECORD = np.dtype([("sums", np.int64, COLUMNS), ("intensity", np.float64, 3), ("shape", np.float64, 3)])
-"""What is kept of an object: `tilelab.kernels.objects.sums`, and Feret diameters and hull area in a plane."""
+T = TypeVar("T")
 
 _BLOCK = 2**22
-_SPOOL_BYTES = 2**26
 
 Progress = Callable[[int], None]
 """Called with the number of pixels that were read since the last call."""
-
-
-class ClassPlanes(Protocol):
-    """Class indices that are read region by region: `Labels`, or what stands before them.
-
-    shape, chunks: (z, y, x).
-    """
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def chunks(self) -> tuple[int, int, int]: ...
-
-    def read(self, box: Box) -> UInt8:
-        """Classes in a region (z, y, x), uint8."""
-        ...
-
-
-class Intensities(Protocol):
-    """A micrograph, read region by region."""
-
-    def read(self, box: Box) -> Array:
-        """Intensities in a region (z, y, x)."""
-        ...
 
 
 def block_grid(labels: ClassPlanes, pixels: int = _BLOCK) -> tuple[int, int]:
@@ -147,7 +123,8 @@ def find_objects(
     pixel_size: tuple[float, float] = (1.0, 1.0),
     grid: tuple[int, int] | None = None,
     threads: int | None = None,
-    seen: Callable[[Box, UInt8], None] | None = None,
+    counts: BlockCounts | None = None,
+    pool: Executor | None = None,
     progress: Progress | None = None,
 ) -> Components:
     """Find the connected objects of every class but 0 in one pass.
@@ -160,8 +137,9 @@ def find_objects(
         image: sums its intensities under each object.
         pixel_size: (y, x), for Feret diameters and hulls.
         grid: planes and rows of a block; the objects do not depend on it.
-        threads: that read and find pieces; nor on it.
-        seen: called with each block as it was read, by several threads.
+        threads: that read and find pieces, or tasks that are under way in `pool`; nor on it.
+        counts: gets the pixels of each class, of all classes.
+        pool: whose workers read and find pieces: in other processes, if labels and image can be sent there.
         progress: called with pixels.
 
     Raises:
@@ -179,7 +157,7 @@ def find_objects(
         found.only = np.zeros(256, np.uint8)
         found.only[list(only)] = list(only)
     front = Front(shape, connectivity, pixel_size, image is not None)
-    spool = _Spool()
+    spool = Spool()
     firsts: list[Int64] = []
     handles: list[tuple[Int64, int]] = []  # of finished objects, and the number of the first of them
     finished = 0
@@ -197,22 +175,21 @@ def find_objects(
         spool.append(records[large])
         finished += len(sums)
 
-    def work(box: Box) -> Any:
-        block = labels.read(box)
-        if seen is not None:
-            seen(box, block)
-        under = None if image is None else np.ascontiguousarray(image.read(box))
-        origin = box.start[0], box.start[1]
-        return box, take_pieces(found.choose(block), origin, shape, connectivity, pixel_size, under)
-
-    for box, pieces in _in_order(work, boxes(shape, (planes, rows, shape[2])), threads or usable_cpus()):
-        base, done = front.push(pieces)
-        found._bases.append((finished, base))
-        keep(pieces.closed, pieces.closed_intensities, pieces.closed_shapes)
-        handles.append((done.handles, finished))
-        keep(done.rows, done.intensities, done.shapes)
-        if progress is not None:
-            progress(box.size)
+    work = Piecework(
+        labels, image, shape, connectivity, found.only, pixel_size, None if counts is None else counts.side
+    )
+    count = threads or usable_cpus()
+    with _workers(pool, count) as workers:
+        for part in _in_order(workers, work, boxes(shape, (planes, rows, shape[2])), count + 1):
+            base, done = front.push(part.pieces)
+            found._bases.append((finished, base))
+            keep(part.pieces.closed, part.pieces.closed_intensities, part.pieces.closed_shapes)
+            handles.append((done.handles, finished))
+            keep(done.rows, done.intensities, done.shapes)
+            if counts is not None:
+                counts.take(part.box, part.counts)
+            if progress is not None:
+                progress(part.box.size)
     first = np.concatenate(firsts)
     kept = first >= 0
     found._spool = spool
@@ -229,49 +206,26 @@ def find_objects(
     return found
 
 
-def _in_order(work: Callable[[Box], Any], todo: Iterator[Box], threads: int) -> Iterator[Any]:
+@contextmanager
+def _workers(pool: Executor | None, count: int) -> Iterator[Executor]:
+    """The pool that is given, or one of so many threads for the while."""
+    if pool is not None:
+        yield pool
+        return
+    with ThreadPoolExecutor(count, "tilelab-objects") as threads:
+        yield threads
+
+
+def _in_order(pool: Executor, work: Callable[[Box], T], todo: Iterator[Box], ahead: int) -> Iterator[T]:
     """What `work` makes of each box, in order; a few of them ahead."""
-    with ThreadPoolExecutor(threads, "tilelab-objects") as pool:
-        running = [pool.submit(work, box) for box in islice(todo, threads + 1)]
-        try:
-            while running:
-                yield running.pop(0).result()
-                running += [pool.submit(work, box) for box in islice(todo, 1)]
-        finally:
-            for future in running:
-                future.cancel()
-
-
-class _Spool:
-    """Records in the order in which they came, in memory while they are few and in a temporary file from then on."""
-
-    def __init__(self) -> None:
-        self._parts: list[Array] = []
-        self._file: Any = None
-        self._bytes = 0
-
-    def append(self, records: Array) -> None:
-        """Add records."""
-        self._parts.append(records)
-        self._bytes += records.nbytes
-        if self._bytes > _SPOOL_BYTES:
-            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - gone with this
-            for part in self._parts:
-                self._file.write(part.tobytes())
-            self._parts, self._bytes = [], 0
-
-    def take(self, at: Int64) -> Array:
-        """Those at some places, in that order."""
-        if self._file is None:
-            self._parts = [np.concatenate(self._parts)] if len(self._parts) > 1 else self._parts
-            chosen: Array = self._parts[0][at] if self._parts else np.empty(0, RECORD)
-            return chosen
-        if self._parts:
-            self._bytes = _SPOOL_BYTES + 1
-            self.append(np.empty(0, RECORD))
-        self._file.flush()
-        taken: Array = np.memmap(self._file, RECORD, "r")[at]
-        return taken
+    running = [pool.submit(work, box) for box in islice(todo, ahead)]
+    try:
+        while running:
+            yield running.pop(0).result()
+            running += [pool.submit(work, box) for box in islice(todo, 1)]
+    finally:
+        for future in running:
+            future.cancel()
 
 
 class ObjectsImage(Image):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -56,19 +55,20 @@ class BlockCounts:
         self._grid = tuple(-(-n // self.side) for n in shape)
         self._shape = shape
         self._counts = np.zeros((*self._grid, 1), np.int64)
-        self._lock = Lock()
 
     def add(self, box: Box, block: UInt8) -> None:
-        """Count a region; safe among threads."""
-        first = box.start[0] // self.side, box.start[1] // self.side
-        last = (box.stop[0] - 1) // self.side + 1, (box.stop[1] - 1) // self.side + 1
-        counts = np.zeros((last[0] - first[0], last[1] - first[1], self._grid[2], 256), np.int64)
-        _count(block, box.start[0], box.start[1], self.side, first[0], first[1], counts)
-        with self._lock:
-            most = int(np.flatnonzero(counts.any(axis=(0, 1, 2)))[-1]) + 1
-            if most > self._counts.shape[-1]:
-                self._counts = np.pad(self._counts, [(0, 0)] * 3 + [(0, most - self._counts.shape[-1])])
-            self._counts[first[0] : last[0], first[1] : last[1], :, :most] += counts[..., :most]
+        """Count a region."""
+        self.take(box, count_blocks(box, block, self.side))
+
+    def take(self, box: Box, counts: Int64 | None) -> None:
+        """Add what `count_blocks` found in a region."""
+        if counts is None:
+            return
+        most = counts.shape[-1]
+        if most > self._counts.shape[-1]:
+            self._counts = np.pad(self._counts, [(0, 0)] * 3 + [(0, most - self._counts.shape[-1])])
+        z, y = box.start[0] // self.side, box.start[1] // self.side
+        self._counts[z : z + len(counts), y : y + counts.shape[1], :, :most] += counts
 
     def forget(self, label: int) -> None:
         """Leave the pixels of a class out, as if they were not of the image."""
@@ -108,6 +108,22 @@ class BlockCounts:
             Fraction(int(n), float(p), *interval(float(p), float(e), int(b)), int(s), float(e), int(b))
             for n, p, e, b, s in zip(totals, share, best, blocks, sides, strict=True)
         ]
+
+
+def count_blocks(box: Box, block: UInt8, side: int) -> Int64:
+    """Pixels of each class in the blocks of the grid that a region reaches into, int64 ``(z, y, x, classes)``.
+
+    Args:
+        box: the region, as wide as the image.
+        block: its classes.
+        side: of a block of the grid, which begins at 0.
+    """
+    first = box.start[0] // side, box.start[1] // side
+    last = ((stop - 1) // side + 1 for stop in box.stop)
+    counts = np.zeros((*(b - a for a, b in zip((*first, 0), last, strict=True)), 256), np.int64)
+    _count(block, box.start[0], box.start[1], side, *first, counts)
+    used = np.flatnonzero(counts.any(axis=(0, 1, 2)))
+    return counts[..., : int(used[-1]) + 1]
 
 
 def pool_fractions(images: list[BlockCounts]) -> list[Fraction]:

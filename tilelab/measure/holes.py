@@ -9,7 +9,8 @@ import numpy as np
 from tilelab.arrays import UInt8
 from tilelab.geometry import Box, boxes
 from tilelab.kernels.jit import jit
-from tilelab.measure.components import ClassPlanes, find_objects
+from tilelab.measure.components import find_objects
+from tilelab.measure.piecework import ClassPlanes
 from tilelab.measure.shapes import touches_border
 
 _jit = jit()

@@ -11,8 +11,9 @@ import numpy as np
 from tilelab.arrays import Array, Float64
 from tilelab.errors import InputError
 from tilelab.geometry import boxes
-from tilelab.measure.components import ClassPlanes, Components, find_objects
+from tilelab.measure.components import Components, find_objects
 from tilelab.measure.opening import Opened
+from tilelab.measure.piecework import ClassPlanes
 from tilelab.measure.shapes import measure_shapes
 
 _LEAST_SHARE = 0.05

@@ -14,7 +14,8 @@ from tilelab.evaluation.scoring import Evaluation, Question, open_pair
 from tilelab.geometry import Box, boxes
 from tilelab.kernels.jit import jit
 from tilelab.kernels.objects.sums import AREA
-from tilelab.measure.components import ClassPlanes, Components, block_grid, find_objects
+from tilelab.measure.components import Components, block_grid, find_objects
+from tilelab.measure.piecework import ClassPlanes
 from tilelab.measure.shapes import classes_of
 
 _jit = jit()

@@ -10,7 +10,7 @@ import numpy as np
 from tilelab.arrays import Array, UInt8
 from tilelab.geometry import Box
 from tilelab.kernels.jit import jit
-from tilelab.measure.components import ClassPlanes
+from tilelab.measure.piecework import ClassPlanes
 
 _jit = jit()
 

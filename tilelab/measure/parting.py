@@ -12,7 +12,7 @@ from tilelab.arrays import Int64, UInt8
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.kernels.objects.parting import find_lines
-from tilelab.measure.components import ClassPlanes
+from tilelab.measure.piecework import ClassPlanes
 
 TILE, HALO = (512, 2048), 128
 _KEPT = 2**26

@@ -22,7 +22,7 @@ from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
-from tilelab.measure.components import ClassPlanes, Components, ObjectsImage, block_grid, find_objects
+from tilelab.measure.components import Components, ObjectsImage, block_grid, find_objects
 from tilelab.measure.fibres import Fibres, find_sheaths
 from tilelab.measure.fractions import BlockCounts, Fraction
 from tilelab.measure.holes import Filled
@@ -30,6 +30,7 @@ from tilelab.measure.layers import Layer, measure_layer
 from tilelab.measure.neighbours import nearest_distances
 from tilelab.measure.opening import Recoded
 from tilelab.measure.parting import Parted
+from tilelab.measure.piecework import ClassPlanes
 from tilelab.measure.shapes import centres, classes_of, measure_intensities, measure_shapes
 from tilelab.measure.sizes import parse_size
 from tilelab.spec import ClassInfo, default_colors
@@ -249,7 +250,7 @@ def _survey(
         min_pixels=parse_size(question.min_size, size, 2 if flat else 3),
         image=None if image is None else _Grey(Volume(image)),
         pixel_size=(1.0, 1.0) if size is None else size[1:],
-        seen=counts.add if planes is counted else None,
+        counts=counts if planes is counted else None,
         progress=advance,
         **cut,
     )
