@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from tilelab.arrays import Float32
@@ -55,13 +56,14 @@ def draw_tiles(
     if spec.axes != "yx":
         raise ModelError("quantisation is for 2-D networks: export a 3-D one in fp32 or fp16")
     rng = np.random.default_rng(seed)
+    stack_wide = msgspec.structs.replace(spec.normalization, per="stack")
     constants = {}
     tiles: Tiles = []
     for index in range(count):
         which = index % len(images)
         volume = Volume(images[which])
         if which not in constants:
-            mean, gain, _ = normalization_constants(volume, spec.normalization, spec.channels)
+            mean, gain, _ = normalization_constants(volume, stack_wide, spec.channels)
             constants[which] = mean[:, None, None], gain[:, None, None]
         mean, gain = constants[which]
         raw = _cut(volume, spec.tile, rng)

@@ -68,6 +68,10 @@ def map_tiles(
     _check(array, output, options)
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
+    if spec.normalization.per == "slice":
+        raise ModelError("map_tiles normalises by the stack's statistics, not slice by slice: use infer")
+    if not spec.classified:
+        raise ModelError("map_tiles gives labels or probabilities, the model has maps alone: use infer")
     pixelless = Pixelless(array.shape, array.dtype)
     image = open_source(pixelless, options, spec).image
     volume = Volume(image)
@@ -189,12 +193,18 @@ class _Task:
         """Mean and gain of an image that is normalised by its own statistics, from samples of it."""
         volume = self._volume(regions, pieces)
         spec = self.spec
-        return normalization_constants(volume, spec.normalization, spec.channels, self.options.intensity_range)[:2]
+        limits = self.options.intensity_range
+        return normalization_constants(volume, spec.normalization, spec.channels, limits, sampled=True)[:2]
 
     def compute(self, box: Box, region: Slices, pixels: Array, constants: tuple[Float32, Float32]) -> Array:
         """One block, from the pixels of `region`."""
         volume = self._volume([region], [pixels])
         shared = _engine(self.model, self.options)
+        if shared.engine.spec.outputs != self.spec.outputs:
+            raise ModelError(
+                f"{self.model} gives outputs of another size than its tiles and does not say so before it is run: "
+                "map_tiles needs a description that does"
+            )
         job = Job.of(volume, self.request(volume), *constants, open_its_mask(volume, self.options), self.options.nan)
         rows = _KeptRows(job.frame.sweep_axis)
         try:

@@ -9,11 +9,13 @@ import numpy as np
 
 from tilelab.arrays import Array, Float32, Float64
 from tilelab.errors import ModelError
-from tilelab.geometry import Box, boxes
+from tilelab.geometry import Box, boxes, reflect
 from tilelab.io.images.volume import Volume
+from tilelab.run.statistics import find_statistics
 from tilelab.spec import Normalization
 
 SAMPLE_PIXELS = 16 << 20  # more would not change a mean or a percentile visibly
+EXACT_PIXELS = 1 << 32  # of a stack whose every pixel is looked at
 SAMPLE_BLOCK = 512
 WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 
@@ -23,8 +25,14 @@ def normalization_constants(
     normalization: Normalization,
     channels: int,
     intensity_range: tuple[float, float] | None = None,
+    *,
+    neighbours: int = 0,
+    sampled: bool = False,
 ) -> tuple[Float32, Float32, dict[str, Any]]:
     """`mean` and `gain` such that the network's input is ``(raw - mean) * gain``.
+
+    Statistics are those of all pixels, where there are fewer than `EXACT_PIXELS` of them; of larger ones, and of floats
+    in a small image, as before from blocks spread evenly.
 
     Args:
         volume: the image.
@@ -32,9 +40,11 @@ def normalization_constants(
         channels: input channels of the model.
         intensity_range: raw intensities that are black and white for the model's constants, for an image of another
             dtype than the training images.
+        neighbours: of a 2.5-D model, whose channels are slices of the image.
+        sampled: look at `sample_boxes` alone.
 
     Returns:
-        float32 ``(channels,)`` twice, and a record for the report.
+        float32 ``(channels,)`` twice, ``(slices, channels)`` where each slice has its own, and a record for the report.
 
     Raises:
         ModelError: the image's channels or dtype do not suit the model.
@@ -48,12 +58,21 @@ def normalization_constants(
         mean, std = _constants(volume, normalization, intensity_range)
         record: dict[str, Any] = {"kind": "constants"}
     else:
-        low, spread, sampled = _statistics(volume, normalization)
+        low, spread, count = _statistics(volume, normalization, sampled)
         mean, std = low, np.where(spread > 0, spread, 1.0)  # a constant image is all zeros, not all NaN
-        record = {"kind": normalization.kind, "sampled_pixels": sampled}
-    mean = np.broadcast_to(mean, channels).astype(np.float32)
-    gain = np.broadcast_to(1 / std, channels).astype(np.float32)
-    record |= {"mean": [float(m) for m in mean], "std": [float(1 / g) for g in gain]}
+        record = {"kind": normalization.kind, "sampled_pixels": count}
+        if normalization.kind == "percentile" and (normalization.low, normalization.high) != (0.5, 99.5):
+            record["percentiles"] = [normalization.low, normalization.high]
+        if normalization.per == "slice":
+            record["per"] = "slice"
+            slices = reflect(np.arange(len(mean))[:, None] + np.arange(-neighbours, neighbours + 1), len(mean))
+            mean, std = (table[slices, 0] if neighbours else table for table in (mean, std))
+    shape = (*mean.shape[:-1], channels)
+    mean = np.broadcast_to(mean, shape).astype(np.float32)
+    gain = np.broadcast_to(1 / std, shape).astype(np.float32)
+    record |= {"mean": mean.astype(float).tolist(), "std": (1 / gain).astype(float).tolist()}
+    if normalization.clip is not None:
+        record["clip"] = list(normalization.clip)
     if intensity_range is not None:
         record["range"] = list(intensity_range)
     return np.ascontiguousarray(mean), np.ascontiguousarray(gain), record
@@ -78,7 +97,17 @@ def _constants(
     return low + mean * scale, std * scale
 
 
-def _statistics(volume: Volume, normalization: Normalization) -> tuple[Float64, Float64, int]:
+def _statistics(volume: Volume, normalization: Normalization, sampled: bool) -> tuple[Float64, Float64, int]:
+    """Offset and spread per channel (and slice), and how many pixels were looked at."""
+    count = math.prod(volume.shape)
+    one_pass = normalization.per == "slice" or normalization.kind == "min-max" or count > SAMPLE_PIXELS
+    if one_pass and not sampled and (normalization.per == "slice" or count <= EXACT_PIXELS):
+        found = find_statistics(volume, normalization)
+        return found.low, found.spread, count
+    return _sampled_statistics(volume, normalization)
+
+
+def _sampled_statistics(volume: Volume, normalization: Normalization) -> tuple[Float64, Float64, int]:
     """Offset and spread per channel, from blocks spread evenly over the image; in a fixed order, so always the same."""
     samples: list[Array] = []
     taken = 0
@@ -91,6 +120,9 @@ def _statistics(volume: Volume, normalization: Normalization) -> tuple[Float64, 
     values = np.concatenate(samples, axis=1)
     if not values.shape[1]:
         return np.zeros(volume.channels), np.zeros(volume.channels), 0
+    if normalization.kind == "min-max":
+        least, greatest = (end(values, axis=1).astype(np.float64) for end in (np.min, np.max))
+        return least, greatest - least, taken
     if normalization.kind == "percentile":
         low, high = np.percentile(values, (normalization.low, normalization.high), axis=1)
         return low.astype(np.float64), (high - low).astype(np.float64), taken

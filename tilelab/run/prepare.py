@@ -179,7 +179,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         volume = Volume(opened.image)
         check_strict(opened.assumptions + engine.assumptions, options.strict)
         mean, gain, normalization = normalization_constants(
-            volume, spec.normalization, spec.channels, options.intensity_range
+            volume, spec.normalization, spec.channels, options.intensity_range, neighbours=spec.neighbours
         )
         suited = suit(opened, engine, options, mean, gain)
         opened, mean, gain = suited.opened, suited.mean, suited.gain

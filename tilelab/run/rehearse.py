@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tilelab.arrays import Float32
@@ -39,7 +40,7 @@ from tilelab.run.plan.plan import Plan
 from tilelab.run.prepare import plan_image, prepare, probability_classes
 from tilelab.run.target import check_format, check_options, convert_result, output_path, present, work_path
 from tilelab.run.thinned import ThinnedImage
-from tilelab.spec import ModelSpec
+from tilelab.spec import ClassInfo, ModelSpec, Output, default_colors
 from tilelab.text import format_bytes, size_text
 
 
@@ -171,7 +172,7 @@ def _open_job(
                     note(str(said))
             places = try_places(prepared)
         per_tile = calibrate(engine) * plan.request.symmetries if speed is None else seconds_per_tile(plan, speed)
-        stand_in = CopyingEngine(engine.spec, engine.tile, engine.batch)
+        stand_in = CopyingEngine(_plain(engine.spec), engine.tile, engine.batch)
         checked.append(f"{engine.name} {engine.precision} on {engine.device} loads the model and runs it")
         checked.append(f"{places} places of the image went through it: all logits are finite")
     finally:
@@ -223,6 +224,15 @@ def _expect(job: _Job, thinned: ThinnedImage, target: Place, workers: int) -> Ex
         bytes_written_at_most=plan.bytes_written,
         memory_per_worker=plan.memory_bytes,
     )
+
+
+def _plain(spec: ModelSpec) -> ModelSpec:
+    """The same for one output of logits as large as its tile, and intensities of the stack: what is compared here."""
+    changes: dict[str, Any] = {"outputs": (Output(),)}
+    if len(spec.classes) < 2:
+        changes["classes"] = tuple(ClassInfo(f"class {i}", color) for i, color in enumerate(default_colors(2)))
+    normalization = msgspec.structs.replace(spec.normalization, per="stack", clip=None)
+    return msgspec.structs.replace(spec, normalization=normalization, **changes)
 
 
 def _for_rehearsal(options: Options) -> Options:

@@ -30,7 +30,7 @@ _ONE_IN = 25
 class Suited:
     """An image and its normalisation as they suit the model best, and what was assumed for it.
 
-    mean, gain: of the normalisation, ``(channels,)``.
+    mean, gain: of the normalisation, ``(channels,)``; ``(slices, channels)`` where each slice has its own.
     scale: of height and width, what `Options.scale` said or ``--fit`` found; None for the image as it is.
     said: of the normalisation, for the report.
     """
@@ -50,6 +50,10 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
         ModelError: ``--fit`` was asked of a model that does not know what it was trained on.
     """
     spec, image = engine.spec, opened.image
+    if mean.ndim > 1:
+        if options.invert or options.fit:
+            raise ModelError("--invert and --fit change the normalisation of a whole image: leave --statistics slice out")
+        return Suited(opened, mean, gain, options.scale, {})
     given = _constants(Volume(image), options, spec, mean, gain)
     suited = Suited(opened, mean, gain, options.scale, {})
     if options.invert:
