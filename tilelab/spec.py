@@ -272,6 +272,12 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The outputs that are kept as numbers."""
         return self.outputs[self.classified :]
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether several classes can be true of one pixel."""
+        first = self.outputs[0]
+        return self.activation == "sigmoid" and first.kind not in ("map", "labels") and self.class_values > 1
+
     def values_of(self, output: Output) -> int:
         """The channels of an output."""
         if output.kind == "map":

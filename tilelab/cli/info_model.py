@@ -92,9 +92,14 @@ def _neighbours_text(count: int) -> str | None:
 
 
 def _normalization_text(kind: dict[str, Any]) -> str:
+    whose = "each slice" if kind.get("per") == "slice" else "the whole image"
+    clip = kind.get("clip")
+    cut = "" if clip is None else f", cut off at {clip[0]:g} and {clip[1]:g}"
     if kind["kind"] == "constants":
         pairs = dict.fromkeys(zip(kind["mean"], kind["std"], strict=True))
-        return f"{kind['dtype']} " + ", ".join(f"(v - {mean:.6g}) / {std:.6g}" for mean, std in pairs)
+        return f"{kind['dtype']} " + ", ".join(f"(v - {mean:.6g}) / {std:.6g}" for mean, std in pairs) + cut
     if kind["kind"] == "mean-std":
-        return "mean and standard deviation of the whole image"
-    return f"percentiles {kind['low']:g} and {kind['high']:g} of the whole image become 0 and 1"
+        return f"mean and standard deviation of {whose}{cut}"
+    if kind["kind"] == "min-max":
+        return f"least and greatest of {whose} become 0 and 1{cut}"
+    return f"percentiles {kind['low']:g} and {kind['high']:g} of {whose} become 0 and 1{cut}"

@@ -20,12 +20,15 @@ def examine_result(path: Place) -> dict[str, Any]:
     return {
         "name": info.name,
         "axes": info.axes,
-        "levels": [list(image.shape) for image in result.labels or result.probabilities],
+        "levels": [
+            list(image.shape) for image in result.labels or result.probabilities or list(result.maps.values())[:1]
+        ],
         "pixel_size_nm": info.pixel_size_nm,
         "classes": msgspec.to_builtins(info.classes),
         "labels": info.labels,
         "probabilities": [info.classes[index].name for index in info.probabilities],
         "logits": info.logits,
+        **({"maps": {known.output: known.channels for known in info.kept_maps}} if info.kept_maps else {}),
         **_disk_bytes(path),
         **({} if (loss := find_loss(path)) is None else {"damaged": loss}),
         "metadata": info.metadata,
@@ -47,6 +50,7 @@ def result_rows(result: dict[str, Any]) -> Rows:
     holds = ["labels"] if result["labels"] else []
     holds += [f"probability of {', '.join(result['probabilities'])}"] if result["probabilities"] else []
     holds += [f"{result['logits']} logits"] if result["logits"] else []
+    holds += [f"map {name} ({count} float32)" for name, count in result.get("maps", {}).items()]
     tiles = [
         f"{key} {lattice[key].strip('()').replace(', ', ' x ')}"
         for key in ("tile", "overlap", "window")

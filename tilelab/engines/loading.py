@@ -290,14 +290,14 @@ def _placing(port: Port, output: Output) -> list[str]:
     said = []
     if output.halo:
         said.append(
-            f"its output {port.name} lacks {size_text(output.halo)} px at either side of a tile: as much more is read "
+            f"output {port.name!r} lacks {size_text(output.halo)} px at either side of a tile: as much more is read "
             "around it, beyond the image its reflection"
         )
     if output.scale:
         how = "nearest" if output.kind == "labels" else "linearly"
         ways = [w for w, is_so in (("enlarged", min(output.scale) < 1), ("shrunk", max(output.scale) > 1)) if is_so]
         said.append(
-            f"its output {port.name} has {size_text(f'{s:g}' for s in output.scale)} pixels for each of the image: "
+            f"output {port.name!r} has {size_text(f'{s:g}' for s in output.scale)} pixels for each of the image: "
             f"{' and '.join(ways)} ({how}) to the image's size"
         )
     return said

@@ -132,6 +132,12 @@ def load_engine(
         warnings += (
             f"--mean, --std and the like do nothing: the network takes {source.dtype} intensities as they are",
         )
+    if spec.overlapping and (file.description is None or spec.outputs[0].thresholds):
+        line = (
+            "its classes may overlap: a label is that of the class which exceeds its threshold "
+            f"({_thresholds(spec)}) most, in log-odds; the probabilities keep each class apart"
+        )
+        warnings = (*warnings, line)
     meaning = read_meaning(file, target, spec, given.first_is)
     meaning = replace(meaning, assumptions=(*ports.assumptions, *meaning.assumptions))
     request = LoadRequest(
@@ -144,6 +150,11 @@ def load_engine(
         loaded.measure_memory()
     loaded.settle(meaning)
     return loaded
+
+
+def _thresholds(spec: ModelSpec) -> str:
+    """For people."""
+    return ", ".join(f"{value:g}" for value in spec.outputs[0].thresholds or (0.5,))
 
 
 def read_model(model: str | Path) -> ModelFile:
