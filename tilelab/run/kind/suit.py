@@ -52,7 +52,7 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
     spec, image = engine.spec, opened.image
     if mean.ndim > 1:
         if options.invert or options.fit:
-            raise ModelError("--invert and --fit change the normalisation of a whole image: leave --statistics slice out")
+            raise ModelError("--invert and --fit change the whole image alike: leave --statistics slice out")
         return Suited(opened, mean, gain, options.scale, {})
     given = _constants(Volume(image), options, spec, mean, gain)
     suited = Suited(opened, mean, gain, options.scale, {})
