@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import json
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -522,3 +524,42 @@ def test_a_volume_of_a_region_keeps_its_place(tmp_path: Path) -> None:
     assert [int(v) for v in table["volume_px"]] == sizes.tolist()
     np.testing.assert_allclose(np.array(table["volume_nm3"], float), sizes * 600.0)
     assert set(table["class"]) == {"a < b & ü", "tertiary"}
+
+
+class _Pickling(ThreadPoolExecutor):
+    """Threads that get what they do as other processes would."""
+
+    def submit(self, work: Any, *args: Any, **_: Any) -> Any:
+        return super().submit(lambda: pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(work))(*args))))  # noqa: S301
+
+
+class _Client:
+    """What `measure` needs of a Dask client."""
+
+    def get_executor(self, *, pure: bool) -> Any:
+        return _Pickling(2)
+
+    def scheduler_info(self) -> Any:
+        return {"workers": {"a": 0}}
+
+
+def test_workers_open_the_files_themselves(discs: Path) -> None:
+    question = Question(grid=(1, 37), part=1.0, pixel_size_nm=(3.0,))
+    here, there = (measure(discs, question, image=discs.parent / "grey.tif", client=c) for c in (None, _Client()))
+    for key, values in here.table().items():
+        np.testing.assert_array_equal(there.table()[key], values)
+    assert here.fractions == there.fractions
+    np.testing.assert_array_equal(here.objects_image()[:, :], there.objects_image()[:, :])
+    with pytest.raises(InputError, match="in one process"):
+        measure(discs, Question(fill_holes=True), client=_Client())
+    here.close()
+    there.close()
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes(discs: Path) -> None:
+    tables = [discs.parent / f"{n}.csv" for n in (1, 2)]
+    for n, table in enumerate(tables, start=1):
+        command = ["measure", str(discs), "--image", str(discs.parent / "grey.tif"), "-o", str(table)]
+        assert main([*command, "--workers", str(n)]) == 0
+    assert tables[0].read_bytes() == tables[1].read_bytes()

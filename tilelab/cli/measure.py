@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelab.assumptions import check_strict
-from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP
+from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, parse_count
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError, OutputError
@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--opening", type=int, default=0, metavar="N", help="open the layer by a square of 2N + 1 pixels first")
     add("--layer-profile", metavar="FILE", help="write its thickness along its way, as CSV")
     add("--fibres", metavar="AXON,SHEATH", help="g-ratio and sheath of every axon: the classes of axons and of myelin")
+    add(
+        "--workers",
+        type=parse_count,
+        metavar="N",
+        help="processes that share the reading; with --scheduler: wait for N",
+    )
+    add("--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do it, e.g. tcp://10.0.0.1:8786")
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
     add("--classes", metavar="A,B,...", help="class names, background first, where RESULT does not know them")
     add("--label-map", metavar="MAP", help="classes of stored values, 255:1 or '#0000ff:1', as for eval")
@@ -109,9 +116,10 @@ def run(args: argparse.Namespace) -> int:
     summary = Summary()
     said: set[str] = set()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows(client: Any) -> Iterator[dict[str, Any]]:
         for name, path in labels.items():
-            with closing(measure(path, question, image=images.get(name), progress=_progress())) as survey:
+            chosen = {"image": images.get(name), "progress": _progress(), "client": client}
+            with closing(measure(path, question, **chosen)) as survey:
                 check_strict(survey.assumptions, args.strict)
                 for line in map(str, survey.assumptions):
                     if line not in said:
@@ -121,11 +129,12 @@ def run(args: argparse.Namespace) -> int:
                 if args.objects is not None:
                     _write_objects(survey, _objects_path(args.objects, name, len(labels) > 1), args.overwrite)
 
-    if args.output is not None:
-        write_table(Path(args.output), rows())
-    else:
-        for _ in rows():
-            pass
+    with _client(args) as client:
+        if args.output is not None:
+            write_table(Path(args.output), rows(client))
+        else:
+            for _ in rows(client):
+                pass
     if args.layer_profile is not None:
         write_table(Path(args.layer_profile), summary.profiles())
     text = summary.markdown()
@@ -138,6 +147,20 @@ def run(args: argparse.Namespace) -> int:
         for picture in draw_distributions(summary, Path(args.pictures)):
             print(picture, file=sys.stderr)
     return 0
+
+
+@contextmanager
+def _client(args: argparse.Namespace) -> Iterator[Any]:
+    """A Dask client where workers were asked for."""
+    if args.scheduler is None and (args.workers or 1) == 1:
+        yield None
+        return
+    from tilelab.run.cluster.start import start_client
+    from tilelab.run.options import Options
+
+    options = Options(workers=args.workers or 1, scheduler=args.scheduler, device="cpu")
+    with start_client(options) as (client, _):
+        yield client
 
 
 def _names(text: str | None) -> tuple[str, ...]:

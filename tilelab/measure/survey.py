@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tilelab.measure.layers import Layer, measure_layer
 from tilelab.measure.neighbours import nearest_distances
 from tilelab.measure.opening import Recoded
 from tilelab.measure.parting import Parted
-from tilelab.measure.piecework import ClassPlanes
+from tilelab.measure.piecework import ClassPlanes, Intensities
 from tilelab.measure.shapes import centres, classes_of, measure_intensities, measure_shapes
 from tilelab.measure.sizes import parse_size
 from tilelab.spec import ClassInfo, default_colors
@@ -174,6 +175,7 @@ def measure(
     *,
     image: Any = None,
     progress: Callable[[int, int], None] | None = None,
+    client: Any = None,
 ) -> Survey:
     """Measure the classes and objects of a result or label image of any size; close what it returns.
 
@@ -182,6 +184,7 @@ def measure(
         question: what is wanted.
         image: the micrograph, for intensities under the objects: anything that `open_image` takes.
         progress: called with pixels done and in all.
+        client: of a Dask cluster whose workers read and find the pieces of objects; they see the same files.
 
     Raises:
         InputError: something cannot be read, or the micrograph has another size.
@@ -195,7 +198,8 @@ def measure(
                 image, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
             )
             _check_image(grey, labels)
-        return _survey(labels, grey, question, progress)
+        away = None if client is None else Away.of(source, image, question, labels)
+        return _survey(labels, grey, question, progress, away, client)
     except BaseException:
         labels.close()
         if grey is not None:
@@ -203,8 +207,76 @@ def measure(
         raise
 
 
+@dataclass(frozen=True)
+class Away:
+    """Labels, or the micrograph, that are opened where they are read, as they were opened here: `ClassPlanes`.
+
+    Attributes:
+        source, image, question: of `measure`.
+        shape, chunks: of the labels.
+        grey: whether it is the micrograph that is read.
+    """
+
+    source: str
+    image: str | None
+    question: Question
+    shape: tuple[int, int, int]
+    chunks: tuple[int, int, int]
+    grey: bool = False
+
+    @classmethod
+    def of(cls, source: str | Path, image: Any, question: Question, labels: Labels) -> Away:
+        """Labels that workers open themselves.
+
+        Raises:
+            InputError: they are made in a way that workers do not know.
+        """
+        if question.fill_holes:
+            raise InputError("holes are filled in one process: leave --workers and --scheduler out, or --fill-holes")
+        if image is not None and not isinstance(image, str | Path):
+            raise InputError("workers open the micrograph themselves: give its path")
+        place = None if image is None else str(Path(image).absolute())
+        return cls(str(Path(source).absolute()), place, question, labels.shape, labels.chunks)
+
+    def read(self, box: Box) -> Any:
+        """A region (z, y, x)."""
+        planes, image = _open_away(self.source, self.image, self.question)
+        reader: Any = image if self.grey else planes
+        return reader.read(box)
+
+
+@lru_cache(4)
+def _open_away(source: str, image: str | None, question: Question) -> tuple[ClassPlanes, Intensities | None]:
+    """What a worker reads; kept open for the next block."""
+    labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
+    planes = _mend(_recode(labels, _stated(labels, question), question), question)
+    if image is None:
+        return planes, None
+    chosen: dict[str, Any] = {"axes": question.image_axes, "series": question.image_series}
+    return planes, _Grey(Volume(open_image(image, allow_outside=question.allow_outside, **chosen)))
+
+
+def _stated(labels: Labels, question: Question) -> Classes:
+    """The classes that the question or the labels name, before walls are told from cells."""
+    if question.classes:
+        return tuple(map(ClassInfo, question.classes, default_colors(len(question.classes))))
+    return labels.classes
+
+
+def _recode(labels: Labels, stated: Classes, question: Question) -> ClassPlanes:
+    """The labels, or what walls enclose."""
+    if question.cells is None:
+        return labels
+    return Recoded(labels, _walls(stated, labels.path, question.cells))
+
+
 def _survey(
-    labels: Labels, image: Image | None, question: Question, progress: Callable[[int, int], None] | None
+    labels: Labels,
+    image: Image | None,
+    question: Question,
+    progress: Callable[[int, int], None] | None,
+    away: Away | None,
+    client: Any,
 ) -> Survey:
     size = _pixel_size(labels, image, question)
     flat = labels.shape[0] == 1
@@ -220,12 +292,9 @@ def _survey(
         )
     if not 1 <= question.connectivity <= (2 if flat else 3):
         raise InputError(f"connectivity {question.connectivity}: it is 1 to {2 if flat else 3} for {labels.path}")
-    stated = labels.classes
-    if question.classes:
-        stated = tuple(map(ClassInfo, question.classes, default_colors(len(question.classes))))
-    counted: ClassPlanes = labels
+    stated = _stated(labels, question)
+    counted = _recode(labels, stated, question)
     if question.cells is not None:
-        counted = Recoded(labels, _walls(stated, labels.path, question.cells))
         stated = _cells(stated, labels.path, question.cells)
     layer_of = _find_classes(stated, labels.path, question.layer)
     fibres_of = _find_classes(stated, labels.path, question.fibres or ())
@@ -243,17 +312,25 @@ def _survey(
             progress(done, total)
 
     cut: dict[str, Any] = {"grid": question.grid, "threads": question.threads}
+    grey: Intensities | None = None if image is None else _Grey(Volume(image))
+    pool, threads = None, question.threads
+    if away is not None:
+        pool, threads = client.get_executor(pure=False), 2 * len(client.scheduler_info()["workers"])
+        grey = None if grey is None else replace(away, grey=True)
     objects = find_objects(
-        planes,
+        planes if away is None else away,
         only=only,
         connectivity=question.connectivity,
         min_pixels=parse_size(question.min_size, size, 2 if flat else 3),
-        image=None if image is None else _Grey(Volume(image)),
+        image=grey,
         pixel_size=(1.0, 1.0) if size is None else size[1:],
         counts=counts if planes is counted else None,
         progress=advance,
-        **cut,
+        grid=question.grid,
+        threads=threads,
+        pool=pool,
     )
+    objects.labels = planes
     if planes is not counted:
         for box in boxes(labels.shape, (*block_grid(counted), labels.shape[2])):
             counts.add(box, counted.read(box))
