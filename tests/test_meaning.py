@@ -297,7 +297,7 @@ LABELS: dict[str, tuple[End, int, int, int]] = {  # of each: what it ends in, ch
     "argmax, clipped": (after(node("ArgMax", axis=1, keepdims=1), node("Cast", to=TensorProto.FLOAT),
                               lambda g, x: g.node("Clip", x, number(g, 0), number(g, 1))), 3, 1, 2),
     "mask": (to_mask, 1, 1, 2),
-    "mask times 255": (lambda g, x: g.node("Mul", to_mask(g, x), number(g, 255)), 1, 1, 256),
+    "mask times 255": (lambda g, x: g.node("Mul", to_mask(g, x), number(g, 255)), 1, 1, 2),
     "where": (lambda g, x: g.node("Where", g.node("Less", x, number(g, 0)), number(g, 0), number(g, 1)), 1, 1, 2),
     "rounded": (after(sigmoid, node("Round")), 1, 1, 2),
 }  # fmt: skip

@@ -280,3 +280,62 @@ def test_lazily_only_what_is_known_before(tmp_path: Path) -> None:
     alone = SpecOverrides(mean=(128.0,), std=(64.0,), stride=1, output="centre", output_is="map")
     with pytest.raises(TilelabError, match="maps alone"):
         map_tiles(array, path, options=Options(model=alone))
+
+
+class Breaks(Gives):
+    """Fails after so many batches, once."""
+
+    limit = 10**9
+
+    def run(self, tiles: Any, out: Any) -> None:
+        super().run(tiles, out)
+        out += tiles[:, :1, : out.shape[2], : out.shape[3]]
+        if self.runs > self.limit:
+            raise EngineError("it broke")
+
+
+def test_a_broken_run_of_maps_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 255, (4300, 130), np.uint8)
+    outputs = (Output(name="sem", kind="logits"), Output(name="m", kind="map", channels=2, halo=(4, 4)))
+    spec = make_spec((64, 64), outputs=outputs, overlap=(16, 16))
+    infer(image, Breaks(spec), tmp_path / "whole.ome.zarr")
+    broken = Breaks(spec)
+    broken.limit = 150
+    with pytest.raises(EngineError, match="it broke"):
+        infer(image, broken, tmp_path / "parts.ome.zarr")
+    assert (tmp_path / "parts.ome.zarr.partial").exists()
+    going_on = Breaks(spec)
+    infer(image, going_on, tmp_path / "parts.ome.zarr")
+    assert going_on.runs < 250  # of about 300: something was there
+    files = [
+        {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
+        for root in (tmp_path / "whole.ome.zarr", tmp_path / "parts.ome.zarr")
+    ]
+    assert files[0] == files[1]
+
+
+def test_many_images_of_maps(tmp_path: Path) -> None:
+    for i in range(2):
+        tifffile.imwrite(tmp_path / f"i{i}.tif", PLANE)
+    path = network(tmp_path / "n.onnx", ("dist", "Relu", 1))
+    run = ["infer", *(str(tmp_path / f"i{i}.tif") for i in range(2)), "-m", str(path), "--mean", "128", "--std", "64"]
+    assert main([*run, "--stride", "1", "--output-is", "map", "-q", "-o", str(tmp_path / "out")]) == 0
+    kept = tilelab.read_result(tmp_path / "out" / "i1.ome.zarr").maps
+    assert list(kept) == ["dist"]
+
+
+def test_a_description_says_which_of_two_readings_of_a_size_is_meant(tmp_path: Path) -> None:
+    graph = Graph(2)
+    made = graph.conv("tiles", 1, 2, size=33, pad=0)  # 64 px become 32: halved, or not padded?
+    path = save(tmp_path / "n.onnx", graph, [(made, 2)], (64, 64), output_tile=(32, 32))
+    engine = load_engine(path, spec_overrides=GIVEN)
+    assert engine.spec.outputs[0].scale == (0.5, 0.5)
+    embed_spec(path, make_spec((64, 64), outputs=(Output(halo=(16, 16)),), overlap=(40, 40)))
+    engine = load_engine(path)
+    assert (engine.spec.core, engine.spec.core_overlap) == ((32, 32), (8, 8))
+    result = tilelab.read_result(infer(PLANE, engine, tmp_path / "r.ome.zarr", options=Options(logits=True)).path)
+    assert result.logits is not None
+    out = np.empty((1, 2, 32, 32), np.float32)
+    tile = (np.pad(PLANE, 16, mode="reflect")[40:104, 70:134].astype(np.float32) - 128) / 64
+    engine.run(np.ascontiguousarray(tile[None, None]), out)
+    np.testing.assert_allclose(result.logits[:, 40:72, 70:102], out[0], atol=1e-4)

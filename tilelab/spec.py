@@ -109,6 +109,8 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     halo
         Pixels of the input at either end of a tile that have none in the output (valid convolutions), per axis; empty
         means none.
+    step
+        Of labels: the number that stands for class 1, twice that for class 2 (255 where a mask is 0 and 255).
     thresholds
         Probabilities from which on a class with a sigmoid counts, one for all or one per output; empty means 0.5.
     """
@@ -118,6 +120,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     channels: int = 1
     scale: tuple[float, ...] = ()
     halo: tuple[int, ...] = ()
+    step: int = 1
     thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -125,6 +128,8 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             raise ValueError(f"output {self.name!r} has {self.channels} channels: a map has at least one")
         if any(not s > 0 for s in self.scale) or any(h < 0 for h in self.halo):
             raise ValueError(f"output {self.name!r} has scale {self.scale} and halo {self.halo}: these are positive")
+        if self.step < 1:
+            raise ValueError(f"output {self.name!r} has labels in steps of {self.step}: they are at least 1")
         if any(not 0 < t < 1 for t in self.thresholds):
             raise ValueError(f"thresholds {self.thresholds} are probabilities: give numbers between 0 and 1")
 

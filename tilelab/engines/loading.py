@@ -275,6 +275,8 @@ def fit_outputs(request: LoadRequest, shapes: Sequence[tuple[int, ...]]) -> Load
             found = place_output(plain, spec.tile, tuple(extent))
         except ModelError as error:
             raise ModelError(f"{request.file.path}: its output {port.name} {error}") from error
+        if output != plain and found != output and tuple(extent) == _described_extent(output, spec.tile):
+            found = output
         if output != plain and found != output:
             raise _unfit(request, port, count, shape, "its description says another scale or halo")
         placed.append(found)
@@ -283,6 +285,12 @@ def fit_outputs(request: LoadRequest, shapes: Sequence[tuple[int, ...]]) -> Load
     if tuple(placed) != spec.outputs:
         spec = msgspec.structs.replace(spec, outputs=tuple(placed))
     return replace(request, spec=spec, targets=tuple(targets), warnings=(*request.warnings, *said))
+
+
+def _described_extent(output: Output, tile: tuple[int, ...]) -> tuple[int, ...]:
+    """That of a tile by the description; where it could have several, that is the one that counts."""
+    scale, halo = output.scale or (1.0,) * len(tile), output.halo or (0,) * len(tile)
+    return tuple(round((t - 2 * h) * s) for t, h, s in zip(tile, halo, scale, strict=True))
 
 
 def _placing(port: Port, output: Output) -> list[str]:

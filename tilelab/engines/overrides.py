@@ -194,7 +194,7 @@ def _infer_spec(file: ModelFile, ports: Ports, given: SpecOverrides, any_tile: t
     if kind == "labels":
         ending = file.endings.get(target.name)
         known = ending is not None and ending.bounded and 1 <= ending.high < _MOST_LABELS
-        outputs, count = ((1,), round(ending.high) + 1) if ending is not None and known else (None, 0)
+        outputs, count = ((1,), round(ending.high / ending.step) + 1) if ending is not None and known else (None, 0)
     if kind != "map" and given.classes is None and outputs is None:
         missing["--classes background,NAME,..."] = "its classes"
     if source.raw:  # it normalises by itself
@@ -247,6 +247,7 @@ def _found_outputs(file: ModelFile, ports: Ports, given: SpecOverrides, tile: tu
             name=port.name if len(file.outputs) > 1 or kind in ("map", "labels") else "",
             kind=kind if kind in ("map", "labels") else None,
             channels=channels[0] if kind == "map" and channels is not None else 1,
+            step=round(ending.step) if kind == "labels" and (ending := file.endings.get(port.name)) is not None else 1,
         )
         try:
             found.append(output if extent is None else place_output(output, tile, extent))

@@ -39,8 +39,8 @@ class Part:
 
     @property
     def direct(self) -> bool:
-        """Whether the network may write where the values are wanted, as far as shapes go."""
-        return self.port.as_ours and self.extent == self.core
+        """Whether the network may write where the values are wanted, as far as its type allows."""
+        return self.port.as_ours and self.extent == self.core and self.output.step == 1
 
     def native(self, batch: int) -> tuple[int, ...]:
         """The shape of the network's array."""
@@ -52,6 +52,8 @@ class Part:
         With `undo` they are probabilities, of which the logits are wanted.
         """
         values: Float32 = self.port.view(array).astype(np.float32)
+        if self.output.step > 1:
+            values /= self.output.step
         if undo is not None:
             undo_activation(values, undo)
         for axis, (size, scale) in enumerate(zip(self.extent, self.output.scale, strict=False), start=2):

@@ -169,6 +169,11 @@ class OnnxSource:
         if len(self.file.files) > 1:
             raise ModelError(f"{path} keeps its weights in another file: put them into it (onnx.save) first")
         self.spec = resolve_spec(self.file)
+        if not self.spec.plain:
+            raise ModelError(
+                f"{path} gives labels, maps, several outputs or such of another size than its tile: export takes one "
+                "output of logits or probabilities; `tilelab infer` runs the file as it is"
+            )
         self.input: str = choose_ports(self.file).source.name
 
     @property

@@ -232,7 +232,9 @@ class _Walk:
                 return self._quotient(made.input(one), inverse.input(inverse.operator == "Div"))
         a, b = self.of(made.input(0)), self.of(made.input(1))
         ends = [_times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
-        return Ending(min(ends), max(ends), a.whole and b.whole, False, _name((a, b)))
+        whole = a.whole and b.whole
+        step = max([1.0, *(p.low * q.step for p, q in ((a, b), (b, a)) if whole and p.low == p.high > 0)])
+        return Ending(min(ends), max(ends), whole, False, _name((a, b)), step=step)
 
     def _is_reciprocal(self, made: Operation) -> bool:
         if made.operator == "Div":

@@ -21,6 +21,7 @@ class Ending:
         unit: they add up to one over an axis, which is likely that of the channels; None where that is not known.
         operator: that says so, as ONNX calls it; empty for an unknown one.
         log: they are logarithms of probabilities.
+        step: of whole numbers, of which all are multiples.
     """
 
     low: float = -_INFINITE
@@ -29,6 +30,7 @@ class Ending:
     unit: bool | None = False
     operator: str = ""
     log: bool = False
+    step: float = 1.0
 
     @property
     def bounded(self) -> bool:

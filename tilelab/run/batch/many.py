@@ -310,7 +310,8 @@ class _One:
     def _draw(self, prepared: Prepared, work: Place, name: str) -> None:
         from tilelab.io.results.overview import write_thumbnail
 
-        if self.options.labels or prepared.plan.request.written.probabilities:
+        written = prepared.plan.request.written
+        if written.labels or written.probabilities:
             write_thumbnail(prepared.image, work, self.batch.picture(name))
 
 
