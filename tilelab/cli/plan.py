@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
+import numpy as np
 
 from tilelab.assumptions import Assumption, check_strict
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
@@ -16,13 +18,19 @@ from tilelab.cli.run_arguments import add_run_arguments, options_from_args
 from tilelab.cli.screen import say
 from tilelab.engines.base import Engine
 from tilelab.errors import PlanError, TilelabError
+from tilelab.geometry import Box
 from tilelab.io.images.folders import gather_images
+from tilelab.io.images.foreground import find_foreground
 from tilelab.io.images.volume import Volume
+from tilelab.io.storage.claims import Write, claim
 from tilelab.run.idle import idle_flags, refuse_idle
 from tilelab.run.intensities import glance
 from tilelab.run.options import Options, load
 from tilelab.run.plan.estimate import calibrate, sample_tiles, seconds_per_tile, stored_bytes
+from tilelab.run.plan.plan import Plan
 from tilelab.spec import ModelSpec
+
+_MOST_TILES = 100_000  # that are looked at for the share of empty ones
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--speed", type=_positive, metavar="MP/s", help="of one worker, as a report or `bench` says; loads no engine"
     )
     parser.add_argument("--price", type=_positive, metavar="X", help="of one worker for an hour, in any currency")
+    parser.add_argument("--overview", metavar="FILE.png", help="draw the image, and what --skip-empty would leave out")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -44,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
     if args.price is not None and args.no_calibration and args.speed is None:
         raise PlanError("--price needs a speed: give --speed, or leave --no-calibration out")
     many = name_many(args.images, None, options)
+    if args.overview is not None and many:
+        raise PlanError("--overview draws one image: name one")
+    if args.overview is not None:
+        claim({"the image": args.images[0]}, [Write(args.overview, "--overview", "png")])
     images, notes = gather_images(args.images, options.stack) if many else (args.images, [])
     if options.auto_tile:
         options = choose_tile(args.model, images[0], options, say)
@@ -111,6 +124,7 @@ class _Planner:
             batch, room = (engine.batch, engine.gpu_room) if engine else (options.batch or 1, None)
             plan = plan_image(opened.image, spec, options, batch, streams, room)
             notes = list(opened.notes)
+            wanted = self._wanted(volume, plan, notes)
             if engine is not None:
                 notes += [*engine.warnings, *idle_flags(options, engine, volume, plan)]
             elif streams > 1:
@@ -120,6 +134,8 @@ class _Planner:
                 if self.seconds is None:
                     self.seconds = calibrate(engine)
                 per_tile = self.seconds * plan.request.symmetries
+            if per_tile is not None:
+                per_tile *= wanted
             return examine_plan(
                 plan,
                 engine,
@@ -131,6 +147,22 @@ class _Planner:
                 stored=stored_bytes(opened.image),
                 samples=sample_tiles(volume, plan),
             )
+
+    def _wanted(self, volume: Volume, plan: Plan, notes: list[str]) -> float:
+        """The share of tiles that are not empty; says what is left out, and draws it."""
+        foreground = find_foreground(volume) if self.options.skip_empty else None
+        if foreground is not None:
+            notes.append(str(foreground))
+        if self.args.overview is not None:
+            from tilelab.io.results.overview import write_left_out
+
+            write_left_out(volume.image, foreground, self.args.overview)
+        if foreground is None or not foreground.share:
+            return 1.0
+        mask, whole = Volume(foreground), Box.whole(volume.shape)
+        tiles = (plan.lattice[index].intersect(whole) for index in np.ndindex(*plan.lattice.shape))
+        wanted = sum(bool(mask.read(tile).any()) for tile in islice(tiles, _MOST_TILES))
+        return wanted / min(len(plan.lattice), _MOST_TILES)
 
 
 def _normalized(volume: Volume, spec: ModelSpec, options: Options) -> tuple[Assumption, ...]:

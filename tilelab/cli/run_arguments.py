@@ -13,6 +13,7 @@ from tilelab.text import parse_bytes
 
 SERIES_HELP = "which of several images in the file or folder, by number from 0 or by name, as `tilelab info` lists them"
 STACK_HELP = "the images of a folder or pattern are slices of one stack, or are not (what their names and sizes say)"
+EMPTY_HELP = "leave out where the image is empty (resin, black borders: class 0), as `plan --overview` shows it"
 AXES_HELP = "what the stored axes mean, of t c z y x s, where that is not stated, or stated wrongly (zyx)"
 
 
@@ -56,6 +57,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, e.g. 120:4095 of uint16"
     )
     add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
+    add("--skip-empty", action="store_true", help=EMPTY_HELP)
     add("--mask-axes", metavar="LETTERS", help="the same as --axes for the mask")
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     add(
@@ -129,6 +131,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         intensity_range=args.range,
         mask=args.mask,
         mask_axes=args.mask_axes,
+        skip_empty=args.skip_empty,
         nan=args.nan,
         symmetries=args.tta,
         labels=not args.no_labels,

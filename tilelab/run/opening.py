@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tilelab.assumptions import Assumption
@@ -92,6 +93,8 @@ def _open(image: Any, options: Options) -> Image:
             allow_outside=options.allow_outside,
         )
         opened.assumptions += guess
+        if named and options.region is None:
+            opened.coarser = partial(_open_coarser, opened, image, options)
         return opened
     if options.level or any(v is not None for v in (options.series, options.channel, options.timepoint, options.axes)):
         raise InputError(f"{image.uri} is open already: level, channel and the like are chosen when it is opened")
@@ -116,6 +119,31 @@ def _suit_size(
 
     scaled = ResampledImage(opened, {"y": 1 / options.scale, "x": 1 / options.scale})
     return scaled, (f"resampled to {options.scale:g} of its height and width",), ()
+
+
+def _open_coarser(opened: Image, named: Any, options: Options, factor: int) -> Image | None:
+    """The level of an image that is reduced `factor` times on y and x alone; None where there is none."""
+    from tilelab.io.images.open import open_image
+
+    wanted = tuple(n / factor if a in "yx" else n for a, n in zip(opened.axes, opened.shape, strict=True))
+    for level in range(options.level + 1, options.level + 1 + factor):
+        try:
+            found = open_image(
+                named,
+                level=level,
+                series=options.series,
+                channel=options.channel,
+                timepoint=options.timepoint,
+                axes=options.axes,
+                allow_outside=options.allow_outside,
+            )
+        except InputError:
+            return None
+        alike = found.axes == opened.axes and found.dtype == opened.dtype
+        if alike and all(abs(n - w) < 1 for n, w in zip(found.shape, wanted, strict=True)):
+            return found
+        found.close()
+    return None
 
 
 def _suit_pixel_size(
@@ -173,5 +201,20 @@ def _sizes(nm: Sequence[float]) -> str:
 
 
 def open_its_mask(volume: Volume, options: Options) -> Volume | None:
-    """The mask that `options` name for an image, if they do; see `open_mask`."""
-    return None if options.mask is None else open_mask(options.mask, volume, options.mask_axes, options.allow_outside)
+    """The mask that `options` name for an image, and where that is not empty, as they ask; see `open_mask`.
+
+    Raises:
+        InputError: it cannot be read or has another size, or the image is too large to be looked at.
+    """
+    mask = None if options.mask is None else open_mask(options.mask, volume, options.mask_axes, options.allow_outside)
+    if not options.skip_empty:
+        return mask
+    from tilelab.io.images.foreground import Both, find_foreground
+
+    try:
+        foreground = Volume(find_foreground(volume))
+    except InputError:
+        if mask is not None:
+            mask.image.close()
+        raise
+    return foreground if mask is None else Volume(Both(mask, foreground))

@@ -143,7 +143,7 @@ def make_request(
         batch=batch,
         streams=streams,
         symmetries=8 if options.symmetries else 1,
-        masked=options.mask is not None,
+        masked=options.mask is not None or options.skip_empty,
         gpu=gpu,
     )
 
@@ -188,6 +188,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         if mask is not None:
             failing.callback(mask.image.close)
         assumptions = opened.assumptions + engine.assumptions + (mask.image.assumptions if mask else ())
+        left_out = mask.image.warnings if mask is not None and options.skip_empty else ()
         check_strict(assumptions, options.strict)
         refuse_idle(options, spec)
         normal, limits = spec.normalization, spec.outputs[0].thresholds
@@ -208,7 +209,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         plan,
         job,
         normalization,
-        (*opened.notes, *gaps, *engine.warnings, *idle_flags(options, engine, volume, plan)),
+        (*opened.notes, *left_out, *gaps, *engine.warnings, *idle_flags(options, engine, volume, plan)),
         assumptions,
         fingerprint,
         image,

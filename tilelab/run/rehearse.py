@@ -182,8 +182,11 @@ def _open_job(
     for said in look_for_gaps(volume, mask, options.nan):
         note(said)
     if mask is not None:
+        if options.skip_empty:
+            note(mask.image.warnings[0])
         mask.image.close()
-        checked.append("the mask fits the image")
+        if options.mask is not None:
+            checked.append("the mask fits the image")
     return _Job(source.image, plan, stand_in, per_tile)
 
 
@@ -246,6 +249,7 @@ def _for_rehearsal(options: Options) -> Options:
         region=None,
         mask=None,
         mask_axes=None,
+        skip_empty=False,
         pixel_size_nm=None,
         ignore_pixel_size=True,
         rescale=False,

@@ -1,17 +1,16 @@
 """Where an image is empty: resin, black borders; found from a small view of it, so that no network runs there.
 
-A cell of 64 x 64 pixels is empty if it is constant, or if nothing but noise is in it: averaging 8 x 8 pixels makes white
-noise 8 times smaller, and structure hardly.  In tissue, alloys and powders what is left is 3 to 10 times what noise would
-leave, in resin and support films 1 to 1.5 times.  It must also be much less than in the cells that have structure: an
-image that is noise all over is left as it is.  Of empty cells only squares of 512 pixels count, and what lies within 128
-pixels of anything else is kept.
+A cell of 64 x 64 pixels is empty if it is constant, or if nothing but noise is in it: averaging 8 x 8 pixels makes
+white noise 8 times smaller, and structure hardly.  In tissue, alloys and powders what is left is 3 to 10 times what
+noise would leave, in resin and support films 1 to 1.5 times.  It must also be much less than in cells with structure:
+an image that is noise all over is left as it is.  Of empty cells only squares of 512 pixels count, and what lies within
+128 pixels of anything else is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -69,6 +68,11 @@ class Foreground(Image):
             return "--skip-empty leaves nothing out: no part of the image is empty"
         return f"--skip-empty leaves out {self.share:.1%} of the image, which is empty: labels there are 0"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What is left out."""
+        return (str(self),)
+
 
 class Both(Image):
     """Where two masks are not 0."""
@@ -79,7 +83,7 @@ class Both(Image):
     def __init__(self, one: Volume, other: Volume) -> None:
         self._masks = one, other
         self.uri, self.shape, self.chunks = one.image.uri, one.shape, one.chunks
-        self.assumptions = one.image.assumptions
+        self.assumptions, self.warnings = one.image.assumptions, other.image.warnings
 
     def read(self, box: Box) -> Array:
         one, other = (mask.read(box)[0] != 0 for mask in self._masks)
@@ -95,26 +99,20 @@ class Both(Image):
             mask.image.close()
 
 
-def find_foreground(
-    volume: Volume,
-    coarse: Callable[[int], Volume | None] = lambda factor: None,  # noqa: ARG005
-) -> Foreground:
-    """Look where an image is empty.
-
-    Args:
-        volume: the image.
-        coarse: opens it reduced 2 or 4 times on y and x, where there is such a level; it is closed here.
+def find_foreground(volume: Volume) -> Foreground:
+    """Look where an image is empty: at the image, or where it is large at a coarser level of it.
 
     Raises:
         InputError: it cannot be read, or is too large to be looked at and has no coarser level.
     """
     seen, factor = volume, 1
     for reduced in (2, 4):
-        if math.prod(seen.shape) <= _ENOUGH or (found := coarse(reduced)) is None:
-            continue
-        if seen is not volume:
-            seen.image.close()
-        seen, factor = found, reduced
+        if math.prod(seen.shape) <= _ENOUGH or volume.image.coarser is None:
+            break
+        if (found := volume.image.coarser(reduced)) is not None:
+            if seen is not volume:
+                seen.image.close()
+            seen, factor = Volume(found), reduced
     try:
         if math.prod(seen.shape) > _MOST:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +33,7 @@ class Image(abc.ABC):
         chunk_phase: how far inside a chunk the image begins, per axis; empty means that chunks begin with it.
         neighbours: slices on either side that are already among the channels, as a 2.5-D model takes them.
         rgb: the channels are red, green, blue and what else there may be.
+        coarser: opens the same image reduced so many times on y and x, where there is such a level; None where none is.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
         assumptions: what had to be guessed to open it.
     """
@@ -46,6 +48,7 @@ class Image(abc.ABC):
     chunk_phase: tuple[int, ...] = ()
     neighbours: int = 0
     rgb: bool = False
+    coarser: Callable[[int], Image | None] | None = None
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
 

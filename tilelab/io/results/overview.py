@@ -16,6 +16,7 @@ from PIL import Image as Picture
 from tilelab.arrays import Float32, UInt8
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.io.images.foreground import Foreground
 from tilelab.io.images.image import Image
 from tilelab.io.results.drawing import draw_scale_bar, frame, paint, visible_colors
 from tilelab.io.results.result import LevelImage, Result, read_result
@@ -91,6 +92,34 @@ def write_thumbnail(image: Image, result: Address, out: Path, *, max_side: int =
     paint(panel, _read_labels(opened, depth // 2, (2 * size[0], 2 * size[1])), colors)
     with replacing(out) as unfinished:
         panel.save(unfinished, "JPEG", quality=78)
+
+
+def write_left_out(image: Image, foreground: Foreground | None, out: str | Path, *, max_side: int = 1600) -> None:
+    """Draw an image, and over it where it is empty; of a stack the middle slice.
+
+    Raises:
+        InputError: the image cannot be read.
+        OutputError: the disk is full or unwritable.
+    """
+    extent = dict(zip(image.axes, image.shape, strict=True))
+    depth, height, width = extent.get("z", 1), extent["y"], extent["x"]
+    size = _panel_size(width, height, max_side)
+    panel = _read_grey(image, (depth // 2 + 0.5) / depth, size).convert("RGB")
+    facts = [Path(image.uri).name, f"{width} x {height} px"]
+    facts += [f"slice {depth // 2} of {depth}"] if depth > 1 else []
+    names = []
+    if foreground is not None:
+        (color,) = visible_colors(["#f5a623"])
+        empty = foreground.empty[depth // 2]
+        index = [
+            np.minimum(((np.arange(2 * n) + 0.5) * whole / (2 * n)).astype(np.int64) // foreground.cell, cells - 1)
+            for n, whole, cells in zip(size[::-1], (height, width), empty.shape, strict=True)
+        ]
+        paint(panel, empty[np.ix_(*index)].astype(np.uint8), [color, color])
+        names.append((f"left out, {foreground.share:.1%}", color))
+    picture = frame(panel, names, "  \N{MIDDLE DOT}  ".join(facts))
+    with replacing(Path(out)) as unfinished:
+        picture.save(unfinished, "PNG")
 
 
 def _panel_size(width: int, height: int, max_side: int) -> tuple[int, int]:
