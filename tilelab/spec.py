@@ -30,6 +30,7 @@ _LATER = (
     "per",
     "clip",
     "home",
+    "seams",
 )  # of the fields: earlier files lack them, and results know their models by the text
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -157,6 +158,40 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f"home has {len(self.mean)} features and {len(self.covariance)} covariances")
 
 
+class Seams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """How far tiles are from the whole image at once, as it was measured on real images.
+
+    overlap
+        Of neighbouring tiles, in pixels, ascending.
+    labels
+        Labels that differ for each pixel of a seam's length, by overlap: times the seams' length in an area, and over
+        the area, it is the share of labels that differ there.
+    probabilities
+        Greatest difference of a probability, by overlap; empty where it was not measured.
+    shifted
+        Share of labels that change when the tiles are moved by half a step: of a model whose output depends on its
+        whole tile, for which there is no other yardstick.
+    """
+
+    overlap: tuple[int, ...] = ()
+    labels: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    shifted: float | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.overlap) != sorted(set(self.overlap)) or any(o < 0 for o in self.overlap):
+            raise ValueError(f"overlaps {self.overlap} of seams must ascend from 0")
+        if len(self.labels) != len(self.overlap) or len(self.probabilities) not in (0, len(self.overlap)):
+            raise ValueError("seams need a share of labels for each overlap")
+        if any(not share >= 0 for share in (*self.labels, *self.probabilities, self.shifted or 0.0)):
+            raise ValueError("shares and differences at seams are not negative")
+
+    def per_pixel(self, overlap: int) -> float:
+        """Labels that differ for each pixel of a seam at an overlap; between two that were measured the greater."""
+        known = [share for o, share in zip(self.overlap, self.labels, strict=True) if o <= overlap]
+        return known[-1] if known else (max(self.labels) if self.labels else 0.0)
+
+
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything `tilelab infer` needs to know of a model.
 
@@ -181,6 +216,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Total stride of the network: tile positions and sizes are multiples of it.
     receptive_field
         Extent of the input that one output pixel sees; None when it sees the whole tile (pyramid pooling, attention).
+    seams
+        How far tiles are from the whole image, by overlap; None where it was not measured.
     precisions
         Numerical precisions that passed the parity gate; ``auto`` chooses among them only.
     pixel_size_nm
@@ -208,6 +245,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     window: Window = "hann"
     stride: int = 1
     receptive_field: int | None = None
+    seams: Seams | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
     pixel_size_nm: tuple[float, ...] | None = None
     home: Home | None = None

@@ -129,8 +129,7 @@ def _rehearse(args: argparse.Namespace, options: Options) -> int:
     from tilelab.run.rehearse import dry_run
     from tilelab.text import format_bytes
 
-    if options.auto_tile:
-        options = choose_tile(args.model, args.image, options, say)
+    options = choose_tile(args.model, args.image, options, say)
     found = dry_run(args.image, args.model, args.out, options, say)
     if args.report is not None:
         write_text(Path(args.report), json.dumps(found.document(), indent=1) + "\n")

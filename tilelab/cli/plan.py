@@ -23,6 +23,7 @@ from tilelab.io.images.folders import gather_images
 from tilelab.io.images.foreground import find_foreground
 from tilelab.io.images.volume import Volume
 from tilelab.io.storage.claims import Write, claim
+from tilelab.run.autotile import Choice, choose_work
 from tilelab.run.idle import idle_flags, refuse_idle
 from tilelab.run.intensities import glance
 from tilelab.run.options import Options, load
@@ -47,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, of many images the sums of theirs; a plan over the memory limit is an error."""
-    from tilelab.run.autotile import choose_tile
-
     options = options_from_args(args)
     if args.price is not None and args.no_calibration and args.speed is None:
         raise PlanError("--price needs a speed: give --speed, or leave --no-calibration out")
@@ -58,9 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.overview is not None:
         claim({"the image": args.images[0]}, [Write(args.overview, "--overview", "png")])
     images, notes = gather_images(args.images, options.stack) if many else (args.images, [])
-    if options.auto_tile:
-        options = choose_tile(args.model, images[0], options, say)
-    with _Planner.of(args, options) as planner:
+    choice = choose_work(args.model, images[0], options, say)
+    with _Planner.of(args, choice) as planner:
         if not many:
             document = planner.examine(images[0])
             print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
@@ -82,20 +80,21 @@ class _Planner:
     """Plans images for one engine, which is loaded and timed once; a context that closes it."""
 
     args: argparse.Namespace
-    options: Options
+    choice: Choice
     engine: Engine | None
     spec: ModelSpec
     seconds: float | None
 
     @classmethod
-    def of(cls, args: argparse.Namespace, options: Options) -> _Planner:
+    def of(cls, args: argparse.Namespace, choice: Choice) -> _Planner:
         """Load the engine, where that was not made needless."""
         from tilelab.engines.registry import read_spec
 
+        options = choice.options
         engine = load(args.model, options) if args.speed is None else None
         spec = read_spec(args.model, options.model) if engine is None else engine.spec
         assert spec is not None  # noqa: S101 - it is only None without overrides
-        return cls(args, options, engine, spec, None)
+        return cls(args, choice, engine, spec, None)
 
     def __enter__(self) -> _Planner:
         return self
@@ -113,7 +112,7 @@ class _Planner:
         from tilelab.run.opening import open_source
         from tilelab.run.prepare import expected_streams, plan_image
 
-        args, options, engine, spec = self.args, self.options, self.engine, self.spec
+        args, options, engine, spec = self.args, self.choice.options, self.engine, self.spec
         with open_source(image, options, spec) as opened:
             volume = Volume(opened.image)
             assumptions = (
@@ -146,11 +145,12 @@ class _Planner:
                 price=args.price,
                 stored=stored_bytes(opened.image),
                 samples=sample_tiles(volume, plan),
+                candidates=self.choice.candidates,
             )
 
     def _wanted(self, volume: Volume, plan: Plan, notes: list[str]) -> float:
         """The share of tiles that are not empty; says what is left out, and draws it."""
-        foreground = find_foreground(volume) if self.options.skip_empty else None
+        foreground = find_foreground(volume) if self.choice.options.skip_empty else None
         if foreground is not None:
             notes.append(str(foreground))
         if self.args.overview is not None:

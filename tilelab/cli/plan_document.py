@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilelab.assumptions import Assumption
 from tilelab.cli.screen import assumption_rows, duration
 from tilelab.engines.base import Engine
 from tilelab.run.plan.buffers import sizes
+from tilelab.run.plan.choice import Candidate
 from tilelab.run.plan.device_buffers import largest_device_buffers
 from tilelab.run.plan.estimate import Samples, expected_seconds
 from tilelab.run.plan.plan import Plan
 from tilelab.text import format_bytes, size_text
+
+_SHOWN = 8  # choices
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,27 @@ class SampleTiles:
 
 
 @dataclass(frozen=True)
+class PlannedChoice:
+    """Tiles that could have been: what they compute for each pixel of the image, and what it gains or costs.
+
+    Attributes:
+        computed_per_pixel: pixels of tiles for each of the image.
+        labels_as_whole: share of labels expected as of the whole image at once; None where that is not known.
+        rate: of the engine at that tile, relative to its fastest.
+        memory: bytes beside the engine.
+        seconds: relative to the first.
+    """
+
+    tile: tuple[int, ...]
+    overlap: tuple[int, ...]
+    computed_per_pixel: float
+    labels_as_whole: float | None
+    rate: float
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DeviceMemory:
     """Bytes that the largest unit takes on a GPU, by purpose, and what was free there."""
 
@@ -56,7 +82,9 @@ class PlanDocument:
     """A plan, ready for JSON: amounts in bytes, times in seconds; None for what is not known.
 
     Attributes:
-        tiles_computed_twice: their share of all.
+        computed_per_pixel: pixels that the network computes for each of the image.
+        tiles_computed_twice: share of tiles inferred a second time where units meet.
+        choices: tiles that were compared, the chosen first; empty where tiles were given.
         unit_shape: of the largest.
         memory: of one worker, ``total`` and by purpose; without the engine's own.
         cost: in the currency of the price.
@@ -67,7 +95,9 @@ class PlanDocument:
     overlap: tuple[int, ...]
     window: str
     tiles: int
+    computed_per_pixel: float
     tiles_computed_twice: float
+    choices: tuple[PlannedChoice, ...]
     units: int
     unit_shape: tuple[int, ...]
     sample_tiles: SampleTiles | None
@@ -96,6 +126,7 @@ def examine_plan(
     price: float | None = None,
     stored: int | None = None,
     samples: Samples | None = None,
+    candidates: Sequence[Candidate] = (),
 ) -> PlanDocument:
     """The plan as a document.
 
@@ -109,6 +140,7 @@ def examine_plan(
         price: of one worker for an hour.
         stored: bytes of the image as it is stored.
         samples: tiles that were looked at.
+        candidates: tilings that were compared, the chosen first.
     """
     seconds = None if per_tile is None else expected_seconds(plan, per_tile, workers)
     hours = None if seconds is None else seconds * workers / 3600
@@ -124,7 +156,9 @@ def examine_plan(
         overlap=plan.spec.overlap,
         window=plan.spec.window,
         tiles=plan.tiles,
+        computed_per_pixel=plan.computed_per_pixel,
         tiles_computed_twice=plan.recomputed,
+        choices=_choices(candidates),
         units=len(plan.units),
         unit_shape=plan.largest_unit,
         sample_tiles=None if samples is None else SampleTiles(samples.tiles, samples.blank),
@@ -140,6 +174,25 @@ def examine_plan(
         cost=None if hours is None or price is None else hours * price,
         notes=tuple(notes),
         assumptions=assumptions,
+    )
+
+
+def _choices(candidates: Sequence[Candidate]) -> tuple[PlannedChoice, ...]:
+    """The chosen one and some that differ from it and from each other, the cheapest of each size."""
+    kept: dict[int, Candidate] = {}
+    for one in candidates:
+        kept.setdefault(round(3 * math.log2(math.prod(one.tiling.tile))), one)
+    return tuple(
+        PlannedChoice(
+            one.tiling.tile,
+            one.tiling.overlap,
+            one.computed,
+            None if one.wrong is None else 1 - one.wrong,
+            one.rate,
+            one.memory_bytes,
+            one.cost / candidates[0].cost,
+        )
+        for one in list(kept.values())[:_SHOWN]
     )
 
 
@@ -163,7 +216,8 @@ def as_text(plan: PlanDocument) -> str:
         "engine": (f"{engine.name} {engine.precision} on {engine.device}, " if engine.name else "")
         + f"tile {size_text(engine.tile)}, batch {engine.batch}",
         "tiles": f"{plan.tiles}, overlap {size_text(plan.overlap)} px, {plan.window} window, "
-        f"{plan.tiles_computed_twice:.2%} computed twice",
+        f"{plan.computed_per_pixel:.2f} pixels computed for each of the image"
+        + (f", {plan.tiles_computed_twice:.1%} of the tiles twice" if plan.tiles_computed_twice else ""),
         "units": f"{plan.units} of at most {size_text(plan.unit_shape)} px",
         "read": f"{format_bytes(plan.bytes_read)}{stored}",
         "write": f"at most {format_bytes(plan.bytes_written_at_most)} before compression, {plan.levels} levels",
@@ -172,6 +226,8 @@ def as_text(plan: PlanDocument) -> str:
     if plan.device_memory is not None:
         rows["GPU memory"] = _device_memory_text(plan.device_memory)
     rows |= _time_rows(plan)
+    if plan.choices:
+        rows["choices"] = "\n".join(map(_choice_text, plan.choices))
     samples = plan.sample_tiles
     if samples and samples.blank:
         rows["samples"] = f"{samples.blank} of {samples.read} sample tiles are blank: those take no engine time"
@@ -179,7 +235,16 @@ def as_text(plan: PlanDocument) -> str:
         rows["note" if i == 0 else " " * i] = note
     rows |= assumption_rows(plan.assumptions)
     width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    below = "\n" + " " * (width + 2)
+    return "\n".join(f"{name:<{width}}  {value}".replace("\n", below) for name, value in rows.items())
+
+
+def _choice_text(one: PlannedChoice) -> str:
+    agrees = "" if one.labels_as_whole is None else f", labels {one.labels_as_whole:.4f} as of the whole"
+    return (
+        f"tile {size_text(one.tile)}, overlap {size_text(one.overlap)}: {one.computed_per_pixel:.2f} computed{agrees}, "
+        f"engine at {one.rate:.2f}, {format_bytes(one.memory)}, takes {one.seconds:.2f}"
+    )
 
 
 def _device_memory_text(gpu: DeviceMemory) -> str:

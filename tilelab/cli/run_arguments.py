@@ -77,12 +77,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="auto", choices=("auto", *PRECISIONS), help="auto: the fastest that the model permits")
     add("--batch", type=parse_count, metavar="N", help="tiles per engine run")
     add("--threads", type=parse_count, metavar="N", help="threads of the engine (one for each core)")
+    add("--exact", action="store_true", help="overlap tiles by all that a pixel depends on: equal to the whole image")
     add("--tta", action="store_true", help="average over the 8 symmetries of the square: 8 times the work")
     add(
         "--memory",
         type=parse_memory,
         metavar="SIZE",
-        help="limit beside the engine, e.g. 4GB (half of the free, <= 2GiB)",
+        help="limit beside the engine, e.g. 4GB (400 MB, or what it needs up to half of the free, <= 2GiB)",
     )
     add("--lanes", type=parse_count, metavar="N", help="cut the x axis into N lanes (never inside a shard)")
     add(
@@ -115,6 +116,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         threads=args.threads,
         model=overrides_from_args(args),
         auto_tile=args.tile == "auto",
+        exact=args.exact,
         level=args.level,
         series=args.series,
         stack=args.stack,

@@ -62,7 +62,12 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("tiles")
     add = group.add_argument
-    add("--tile", type=_tile, metavar="PX", help="tile size, or auto: measure which is fastest, if the model is free")
+    add(
+        "--tile",
+        type=_tile,
+        metavar="PX",
+        help="tile size; auto: measure first (where the model is free it is chosen for image and machine)",
+    )
     add("--overlap", type=_overlap, metavar="PX", help="least overlap of neighbouring tiles, in pixels or as 25%%")
     add("--window", choices=WINDOWS, help="how overlapping tiles are blended")
 

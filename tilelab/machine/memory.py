@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 DEFAULT_LIMIT = 2 << 30
+MEMORY_GOAL = 400_000_000
+"""Bytes beside the engine that a run takes where nothing is said, if its tiles allow it."""
 
 
 def default_memory_limit(more: int = 0) -> int:
@@ -31,6 +33,16 @@ def available_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return max(free, 64 << 20)
+
+
+def total_memory() -> int:
+    """Bytes of memory that this machine, container or job has in all: the same at any time."""
+    total = 8 << 30
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def resident_memory() -> int:

@@ -1,65 +1,280 @@
-"""`--tile auto`: the fastest tile and batch for an image, remembered by the result that was begun with it."""
+"""The tile, overlap and batch that a run has where nothing is said: chosen for image, model and machine.
+
+A result remembers what it was begun with, and is continued with that, whatever would be chosen now.
+"""
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tilelab.assumptions import Assumption, check_strict
 from tilelab.engines.fastest import fastest_tile, tile_candidates
-from tilelab.engines.registry import read_spec
-from tilelab.io.images.volume import Volume
+from tilelab.engines.registry import availability, choose, identity_outputs, read_model, read_spec
+from tilelab.engines.streams import time_batches
+from tilelab.errors import EngineError, ModelError
+from tilelab.io.images.volume import Volume, network_input
+from tilelab.machine.cpu import physical_core_count
+from tilelab.machine.memory import total_memory
 from tilelab.run.journal.fingerprint import KnownFingerprint
 from tilelab.run.options import Options, load
+from tilelab.run.plan.choice import (
+    Candidate,
+    Machine,
+    choose_tiling,
+    exact_overlap,
+    is_free,
+    usual_seams,
+)
+from tilelab.run.plan.rates import Rates, Remembered
+from tilelab.run.plan.request import ImageFacts
+from tilelab.spec import ModelSpec
 from tilelab.text import size_text
 
 _BEGINNING = (512,)  # a tile to scale, for networks that name none
-BATCHES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}  # each core of a CPU has a tile of its own
+_UNKNOWN_FIELD = 256  # px that an output pixel of a network is supposed to see where nothing says it
+_MEASURED = ((512, 512), (1024, 1024), (1536, 1536))  # tiles whose rates are measured, where they fit
+_WORTH = 1_000_000_000  # computed pixels from which on a run gains more by measured rates than they cost
+_LEAST_SECONDS = 0.6  # of measuring a tile
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        options: with it.
+        candidates: that it was chosen from, the best first; empty where there was no choice.
+        measured: whether the rates were measured, now or before.
+    """
+
+    options: Options
+    candidates: tuple[Candidate, ...] = ()
+    measured: bool = False
 
 
 def choose_tile(
-    model: str | Path,
+    model: object,
     image: Any,
     options: Options,
     note: Callable[[str], None],
     begun: KnownFingerprint | None = None,
 ) -> Options:
-    """`options` with the tile and batch that give the most useful pixels per second within ``options.memory_bytes``.
+    """`options` with the tile, overlap and batch that suit the image; see `choose_work`."""
+    return choose_work(model, image, options, note, begun).options
+
+
+def choose_work(
+    model: object,
+    image: Any,
+    options: Options,
+    note: Callable[[str], None],
+    begun: KnownFingerprint | None = None,
+    loaded: tuple[int, ...] | None = None,
+) -> Choice:
+    """Choose tile, overlap and batch, where neither the model nor the user does.
 
     Args:
-        model: path or name.
-        image: what will be segmented; its size decides how much of the last tiles is wasted.
+        model: path or name; whatever else is has its tile.
+        image: what will be segmented.
         options: everything else.
-        note: told what was chosen.
-        begun: fingerprint of a result that is to be continued, whose tile and batch are taken as they are.
+        note: told what was measured.
+        begun: fingerprint of a result that is to be continued, whose tiles are taken as they are.
+        loaded: tile of an engine that is there already, which is preferred where it is nearly as good.
 
     Raises:
         TilelabError: the model or the image cannot be read, or no tile fits the memory.
     """
-    if begun is not None:
-        tile, batch = ast.literal_eval(begun["lattice"]["tile"]), int(begun["engine"]["batch"])
-        return _with(options, tile, batch)
+    if not isinstance(model, str | Path):
+        if options.exact:
+            raise ModelError("--exact chooses the overlap while a model is loaded: give its path, not an engine")
+        return Choice(options)
+    pinned = options.model.tile is not None or (options.model.overlap is not None and not options.auto_tile)
+    if (pinned and not options.exact) or (identity_outputs(model) is not None and not options.auto_tile):
+        return Choice(options)
+    spec = read_spec(model, options.model, _BEGINNING if options.auto_tile else None)
+    assert spec is not None  # noqa: S101 - it is only None without overrides
+    if options.exact:
+        options = _exactly(options, spec)
+    if pinned:
+        return Choice(options)
+    if begun is not None and (known := _as_begun(options, spec, begun)) is not None:
+        return Choice(known)
+    if options.auto_tile and (spec.axes != "yx" or not spec.plain or isinstance(options.model.overlap, float)):
+        return Choice(_by_trying(model, image, options, spec, note))
+    if options.auto_tile and not is_free(spec) and not spec.tile_fixed:
+        spec = replace_seams(spec, options, note)
+    if not is_free(spec):
+        return Choice(replace(options, auto_tile=False))
+    return _choose(model, image, options, spec, note, loaded)
+
+
+def _choose(
+    model: str | Path,
+    image: Any,
+    options: Options,
+    spec: ModelSpec,
+    note: Callable[[str], None],
+    loaded: tuple[int, ...] | None,
+) -> Choice:
+    """The choice for a model that leaves one."""
+    from tilelab.run.opening import open_source
+    from tilelab.run.prepare import written_of
+
+    with open_source(image, options, spec) as opened:
+        facts = ImageFacts.of(network_input(Volume(opened.image), spec))
+    gpu, remembered, usual = _engine_rates(model, options, spec)
+    measured = remembered.read()
+
+    def candidates() -> list[Candidate]:
+        return choose_tiling(
+            facts,
+            spec,
+            written_of(spec, options),
+            Machine(replace(usual, measured=measured), physical_core_count(), total_memory(), gpu),
+            exact=options.exact,
+            overlap=_given_overlap(options),
+            square=options.symmetries,
+            batch=options.batch,
+            masked=options.mask is not None,
+            memory_limit=options.memory_bytes,
+            loaded=loaded,
+        )
+
+    found = candidates()
+    work = found[0].computed * math.prod(facts.shape) * (8 if options.symmetries else 1)
+    if not measured and not gpu and (options.auto_tile or work >= _WORTH) and identity_outputs(model) is None:
+        measured = _measure(model, options, spec, min(math.prod(facts.shape[1:]), max(_pixels(c) for c in found)))
+        remembered.write(measured)
+        found = candidates()
+    best = found[0].tiling
+    if options.auto_tile:
+        rates = ", ".join(f"{math.isqrt(p)}: {r / 1e6:.2f}" for p, r in sorted(measured.items()))
+        note(f"tile {size_text(best.tile)}, overlap {size_text(best.overlap)}, the cheapest of {len(found)}"
+             + (f" (MP/s at tiles of {rates})" if rates else ""))  # fmt: skip
+    batch = best.batch if gpu and _batch_free(model) else options.batch
+    return Choice(_with(options, best.tile, best.overlap, batch), tuple(found), bool(measured))
+
+
+def _engine_rates(model: str | Path, options: Options, spec: ModelSpec) -> tuple[bool, Remembered, Rates]:
+    """Whether the engine will be on a GPU, where its rates are remembered, and those it has by default."""
+    if identity_outputs(model) is not None:
+        return False, Remembered(None), Rates({})
+    device = options.device if options.device in ("auto", "cpu", "cuda") else options.device.partition(":")[0]
+    kinds = ("cpu", "cuda", "auto")
+    file = read_model(model)
+    try:
+        name, kind, precision = choose(
+            file, spec, options.engine, device.partition("*")[0] if device.partition("*")[0] in kinds else "auto",
+            options.precision,
+        )  # fmt: skip
+    except EngineError:  # whoever loads it says why
+        return device.startswith("cuda"), Remembered(None), Rates({})
+    gpu = kind.startswith("cuda")
+    key = {"model": file.digest(), "engine": name, "version": availability(name).version, "precision": precision}
+    return gpu, Remembered.of(**key, device=kind), Rates({}) if gpu else Rates.usual(precision)
+
+
+def _measure(model: str | Path, options: Options, spec: ModelSpec, most: int) -> dict[int, float]:
+    """Tile pixels per second of the engine, by the pixels of a tile, of tiles up to about `most` pixels."""
+    found: dict[int, float] = {}
+    for tile in _MEASURED:
+        if found and math.prod(tile) > 1.5 * most:
+            break
+        fitted = tuple(-(-n // spec.stride) * spec.stride for n in tile)
+        engine = load(model, _with(options, fitted, tuple(0 for _ in fitted), options.batch))
+        try:
+            times = time_batches(engine, lambda t: len(t) < 3 or sum(t) < _LEAST_SECONDS)
+            found[math.prod(fitted)] = engine.batch * math.prod(fitted) / min(times)
+        finally:
+            engine.close()
+    return found
+
+
+def _exactly(options: Options, spec: ModelSpec) -> Options:
+    """The overlap by which tiles equal the whole image, each pixel from one tile alone.
+
+    Raises:
+        PlanError: there is none for this model or tile.
+    """
+    overlap = exact_overlap(spec)
+    given = replace(options.model, window="crop")
+    tile = options.model.tile or (spec.tile if spec.tile_fixed else None)
+    return replace(options, model=given if tile is None else replace(given, overlap=(overlap,)))
+
+
+def replace_seams(spec: ModelSpec, options: Options, note: Callable[[str], None]) -> ModelSpec:
+    """The description with a supposed curve, where the model tells nothing of its seams."""
+    import msgspec
+
+    assumed = Assumption(
+        what="how far tiles have to overlap",
+        taken=f"as for a network whose output pixels see {_UNKNOWN_FIELD} px",
+        because="the model states neither its seams nor its receptive field",
+        flag="--overlap",
+    )
+    if options.model.overlap is None:
+        check_strict((assumed,), options.strict)
+        note(str(assumed))
+    return msgspec.structs.replace(spec, seams=usual_seams(_UNKNOWN_FIELD))
+
+
+def _as_begun(options: Options, spec: ModelSpec, begun: KnownFingerprint) -> Options | None:
+    """`options` with the tiles of a result; None where they are none for this model."""
+    try:
+        tile, overlap = (ast.literal_eval(begun["lattice"][name]) for name in ("tile", "overlap"))
+        batch = int(begun["engine"]["batch"])
+        fits = len(tile) == len(overlap) == len(spec.axes) and all(
+            t >= least and (t == 1 or t % spec.stride == 0) and 0 <= o < t
+            for t, o, least in zip(tile, overlap, spec.tile_min or (1,) * len(tile), strict=True)
+        )
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return None
+    if not fits or (spec.tile_fixed and tile != spec.tile):
+        return None
+    return _with(options, tile, overlap, options.batch if options.batch is not None or batch == 1 else batch)
+
+
+def _by_trying(
+    model: str | Path, image: Any, options: Options, spec: ModelSpec, note: Callable[[str], None]
+) -> Options:
+    """The fastest of a few tiles for volumes and overlaps that grow with the tile."""
     from tilelab.run.opening import open_source
 
-    spec = read_spec(model, options.model, _BEGINNING)
-    assert spec is not None  # noqa: S101 - it is only None without overrides
     with open_source(image, options, spec) as opened:
         shape = Volume(opened.image).shape[-len(spec.axes) :]
-    kind = "cuda" if options.device.startswith("cuda") else "cpu"
-    batches = BATCHES[kind] if options.batch is None else (options.batch,)
-
-    candidates = [(tile, batch) for tile in tile_candidates(spec, shape) for batch in batches]
+    batches = (1, 2, 4, 8) if options.device.startswith("cuda") else (1,)  # each core of a CPU has a tile of its own
+    tried = [
+        (t, b) for t in tile_candidates(spec, shape) for b in (batches if options.batch is None else (options.batch,))
+    ]
     best, measured = fastest_tile(
-        lambda tile, batch: load(model, _with(options, tile, batch)), candidates, shape, options.memory_bytes
+        lambda tile, batch: load(model, _with(options, tile, None, batch)), tried, shape, options.memory_bytes
     )
-    size = size_text(best.tile)
-    note(
-        f"tile {size}, batch {best.batch}: {best.pixels_per_s / 1e6:.2f} MP/s, the fastest of {len(measured)} measured"
-    )
-    return _with(options, best.tile, best.batch)
+    note(f"tile {size_text(best.tile)}, batch {best.batch}: {best.pixels_per_s / 1e6:.2f} MP/s, the fastest of "
+         f"{len(measured)} measured")  # fmt: skip
+    return _with(options, best.tile, None, best.batch)
 
 
-def _with(options: Options, tile: tuple[int, ...], batch: int) -> Options:
-    return replace(options, auto_tile=False, batch=batch, model=replace(options.model, tile=tile))
+def _given_overlap(options: Options) -> int | None:
+    given = options.model.overlap
+    return max(given) if isinstance(given, tuple) else None
+
+
+def _batch_free(model: str | Path) -> bool:
+    shape = read_model(model).inputs[0].shape
+    return not shape or not isinstance(shape[0], int)
+
+
+def _pixels(candidate: Candidate) -> int:
+    return math.prod(candidate.tiling.tile)
+
+
+def _with(options: Options, tile: tuple[int, ...], overlap: tuple[int, ...] | None, batch: int | None) -> Options:
+    said = replace(options.model, tile=tile)
+    if overlap is not None:
+        said = replace(said, overlap=overlap)
+    return replace(options, auto_tile=False, exact=False, batch=batch, model=said)

@@ -98,8 +98,7 @@ def infer(
     target = claim_run(image, model, out, options, overview=overview)
     check_options(target, options)
     work = work_path(target)
-    if isinstance(model, str | Path) and options.auto_tile:
-        options = _choose_tile(model, image, options, note, target, work)
+    options = _choose_tile(model, image, options, note, target, work)
     with contextlib.ExitStack() as opened:
         options, engine, crew = _open_engine(model, image, options, note, opened)
         return segment(
@@ -201,10 +200,11 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
     Raises:
         TilelabError: image and model do not fit, or a limit would be exceeded.
     """
+    from tilelab.run.autotile import choose_tile
     from tilelab.run.opening import open_source
     from tilelab.run.prepare import expected_streams, plan_image
 
-    options = options or Options()
+    options = choose_tile(model, image, options or Options(), lambda line: None)  # noqa: ARG005
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
     with open_source(image, options, spec) as opened:
@@ -212,9 +212,9 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
 
 
 def _choose_tile(
-    model: str | Path, image: Any, options: Options, note: Callable[[str], None], target: Place, work: Place
+    model: object, image: Any, options: Options, note: Callable[[str], None], target: Place, work: Place
 ) -> Options:
-    """`options` with the fastest tile, or that of the result that is to be continued."""
+    """`options` with the tiles that suit the image, or those of the result that is to be continued."""
     from tilelab.run.autotile import choose_tile
 
     return choose_tile(model, image, options, note, None if options.restart else begun_fingerprint(target, work))

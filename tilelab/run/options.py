@@ -20,7 +20,8 @@ class Options:
     Attributes:
         engine, device, precision, batch, threads: see `tilelab.load_engine`.
         model: what the user says of the model.
-        auto_tile: find the fastest tile that the model and `memory_bytes` allow.
+        auto_tile: measure how fast the engine is with tiles of several sizes, even where that gains less than it takes.
+        exact: overlap tiles by all that an output pixel sees, so that they equal the whole image at once.
         level, channel, timepoint: of an image that has several.
         series: which of several images in one file or folder, by number from 0 or by name.
         stack: whether the images of a folder are slices of one stack; None looks at their names, and says what it took.
@@ -60,6 +61,7 @@ class Options:
     threads: int | None = None
     model: SpecOverrides = field(default_factory=SpecOverrides)
     auto_tile: bool = False
+    exact: bool = False
     level: int = 0
     series: str | None = None
     stack: bool | None = None

@@ -99,7 +99,7 @@ def expected_streams(options: Options) -> int:
     return options.threads or max(1, physical_core_count() // (options.workers or 1))
 
 
-def _written(spec: ModelSpec, options: Options) -> Written:
+def written_of(spec: ModelSpec, options: Options) -> Written:
     """What is written for each pixel, of what the model gives and the user asks.
 
     Raises:
@@ -139,7 +139,7 @@ def make_request(
     return Request.of(
         ImageFacts.of(network_input(Volume(image), spec)),
         spec,
-        _written(spec, options),
+        written_of(spec, options),
         batch=batch,
         streams=streams,
         symmetries=8 if options.symmetries else 1,

@@ -241,9 +241,7 @@ class Batch:
         write_page(self.folder / PAGE, rows, pictures, self.classes)
 
     def _with_tile(self) -> Options:
-        """The options with a tile where one is looked for: that of a begun result, or the fastest for one image."""
-        if not self.options.auto_tile or not isinstance(self.model, str | Path):
-            return self.options
+        """The options with the tiles of a begun result, or those that suit the first image."""
         from tilelab.run.autotile import choose_tile
 
         begun = None

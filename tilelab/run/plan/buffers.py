@@ -21,6 +21,7 @@ BATCHES_AHEAD = 3  # cut batches waiting for the engine
 BATCHES_BEHIND = 3  # batches of logits: one being computed, one being blended, one between
 BLANKS = 4  # different values of blank tiles whose logits are remembered
 BLOCKS_AHEAD = 2  # raw rows waiting to be cut
+FINISHED_ROWS = 256  # at most in a group: the step of large tiles would be much memory for nothing
 GROUPS = 3  # of finished rows: one being filled, one waiting, one being written
 
 Shape = tuple[int, ...]
@@ -115,13 +116,13 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
     image, frame = request.image, request.frame
     sweep = frame.sweep_first(request.lattice.axes)[0]
     tile = frame.sweep_first(request.lattice.tile)
-    rows = min(sweep.step, extent[0])
+    rows = min(sweep.step, extent[0], FINISHED_ROWS)
     plane = extent[1] * extent[2]
     block = min(block_rows(sweep.step, frame.sweep_first(image.chunks)[0]), seen[0])
     made = {
         "raw rows": Buffer((image.channels, min(sweep.read, sweep.size), *seen[1:]), image.dtype),
         **_batches(request),
-        "blank tiles": Buffer((BLANKS, request.spec.values, *tile), _F32),
+        "blank tiles": Buffer((_blanks(math.prod(tile)), request.spec.values, *tile), _F32),
         "canvas": Buffer((request.spec.values, sweep.tile, *extent[1:]), _F32),
         **finished_rows(request.written, GROUPS, rows * plane),
     }
@@ -134,6 +135,11 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
         # read for a tile and for a group of rows, of a type that is not known yet, and compared with 0
         passing["mask"] = Buffer((math.prod(tile) + rows * plane, _F32.itemsize + 1), _U8)
     return HostBuffers(made, passing)
+
+
+def _blanks(pixels: int) -> int:
+    """Blank tiles that are remembered: of large ones, which are rarely blank, fewer."""
+    return min(BLANKS, max(1, (1 << 20) // pixels))
 
 
 def _batches(request: Request) -> dict[str, Buffer]:

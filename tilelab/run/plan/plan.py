@@ -6,13 +6,13 @@ A plan that would need more memory than the limit is refused here, before anythi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilelab.engines.base import GpuRoom
 from tilelab.errors import PlanError
 from tilelab.geometry import Box, Cuts, Frame, Lattice, Units
 from tilelab.io.zarr.layout import Layout
-from tilelab.machine.memory import default_memory_limit
+from tilelab.machine.memory import MEMORY_GOAL, default_memory_limit
 from tilelab.run.plan.buffers import further_stream_bytes, largest_host_buffers, sizes
 from tilelab.run.plan.device_buffers import SPARE, check_device, is_too_deep, largest_device_buffers
 from tilelab.run.plan.request import ImageFacts, Request
@@ -21,6 +21,8 @@ from tilelab.spec import ModelSpec
 from tilelab.text import format_bytes, size_text
 
 BASE_BYTES = 64 << 20  # interpreter, libraries and queues beside the arrays counted below
+_FEW_STREAMS = 8  # up to which their batches are part of the usual limit
+_MORE_TILES = 1.05  # that narrow lanes of a stack may cost
 NEIGHBOURED_SLICES = 8  # per neighbour on one side that a unit has at least, if the memory allows
 
 
@@ -82,6 +84,11 @@ class Plan:
         return self.tiles / len(self.lattice) - 1
 
     @property
+    def computed_per_pixel(self) -> float:
+        """Pixels that the network computes for each of the image: overlaps, what lies beyond it, tiles done twice."""
+        return self.tiles * math.prod(self.lattice.read) / self.pixels
+
+    @property
     def memory_bytes(self) -> int:
         """All of `memory`."""
         return sum(self.memory.values())
@@ -112,7 +119,8 @@ def make_plan(
 
     Args:
         request: what is asked.
-        memory_limit: bytes for everything but the engine; by default `default_memory_limit()`.
+        memory_limit: bytes for everything but the engine; by default `usual_memory_limit` where that is enough, else
+            `default_memory_limit`.
         lanes, spans: force so many ranges of x and of the sweep axis, as far as the grain allows.
         workers: cut so that so many are done soonest.
         cuts: the exact split of a run that is being continued; overrides `lanes`, `spans` and `workers`.
@@ -124,6 +132,8 @@ def make_plan(
     limit = default_memory_limit(further_stream_bytes(request)) if memory_limit is None else memory_limit
     if cuts is None:
         cuts = _widest_cuts(request, limit, lanes, spans)
+        if memory_limit is None and (goal := usual_memory_limit(request)) < limit:
+            cuts = _frugal_cuts(request, goal, cuts, lanes, spans)
         if workers > 1:
             sweep_axis = request.frame.sweep_axis
             forced = {0: None, 1: None, 2: lanes} | {sweep_axis: spans}
@@ -147,6 +157,29 @@ def make_plan(
         else:
             check_device(request, buffers, _usable_bytes(request.gpu), "lower --batch or --tile")
     return Plan(request, Units(cuts), memory)
+
+
+def usual_memory_limit(request: Request) -> int:
+    """Bytes beside the engine that a run takes where nothing is said: `MEMORY_GOAL`, and the batches of many cores."""
+    few = replace(request, streams=min(request.streams, _FEW_STREAMS))
+    more = further_stream_bytes(request) - further_stream_bytes(few)
+    return min(MEMORY_GOAL + more, default_memory_limit(further_stream_bytes(request)))
+
+
+def _frugal_cuts(
+    request: Request, goal: int, wide: tuple[Cuts, ...], lanes: int | None, spans: int | None
+) -> tuple[Cuts, ...]:
+    """Narrower lanes than the `wide` ones, for less memory; not of a stack whose tiles would often be done twice."""
+    narrow = _widest_cuts(request, goal, lanes, spans)
+    if sum(estimate_memory(request, _largest_unit(narrow)).values()) > goal:
+        return wide
+    if request.image.shape[0] == 1:
+        return narrow
+    twice = [
+        math.prod(crossings(a, c)[0] for a, c in zip(request.lattice.axes, cuts, strict=True))
+        for cuts in (narrow, wide)
+    ]
+    return narrow if twice[0] <= _MORE_TILES * twice[1] else wide
 
 
 def estimate_memory(request: Request, extent: tuple[int, ...]) -> dict[str, int]:
