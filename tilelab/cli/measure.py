@@ -55,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS",
         help="CLASS are the walls of cells: objects are what they enclose (with --part: gaps close)",
     )
+    add(
+        "--votes", metavar="HEAT,OFFSETS", help="objects by the centres and offsets that RESULT holds as maps (MitoNet)"
+    )
+    add("--numbered", action="store_true", help="RESULT is a label image whose values are objects already")
     add("--layer", metavar="A,B,...", help="thickness of the layer that these classes form (an oxide and its cracks)")
     add("--opening", type=int, default=0, metavar="N", help="open the layer by a square of 2N + 1 pixels first")
     add("--layer-profile", metavar="FILE", help="write its thickness along its way, as CSV")
@@ -81,8 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure areas and objects."""
     from tilelab.evaluation.label_map import LabelMap
+    from tilelab.measure.reading import Question
     from tilelab.measure.report import Summary
-    from tilelab.measure.survey import Question, measure
+    from tilelab.measure.survey import measure
     from tilelab.measure.table import check_table, write_table
 
     question = Question(
@@ -92,10 +97,12 @@ def run(args: argparse.Namespace) -> int:
         cells=args.cells,
         fill_holes=args.fill_holes,
         part=args.part,
+        votes=_two(args.votes, "--votes", "the heat map of the centres and the offsets"),
+        numbered=args.numbered,
         classes=_names(args.classes),
         layer=_names(args.layer),
         opening=args.opening,
-        fibres=_fibres(args.fibres),
+        fibres=_two(args.fibres, "--fibres", "the class of the axons and that of the sheaths"),
         pixel_size_nm=args.pixel_size,
         label_map=LabelMap.parse(args.label_map) if args.label_map else None,
         axes=args.axes,
@@ -167,15 +174,15 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
-def _fibres(text: str | None) -> tuple[str, str] | None:
-    """The two classes of `--fibres`.
+def _two(text: str | None, flag: str, what: str) -> tuple[str, str] | None:
+    """The two names of a flag.
 
     Raises:
         InputError: they are not two.
     """
     names = _names(text)
     if names and len(names) != 2:
-        raise InputError(f"--fibres {text}: name two classes, that of the axons and that of the sheaths")
+        raise InputError(f"{flag} {text}: name two, {what}")
     return (names[0], names[1]) if names else None
 
 

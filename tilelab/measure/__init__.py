@@ -5,6 +5,7 @@
 >>> survey.fractions, survey.table()            # doctest: +SKIP
 """
 
-from tilelab.measure.survey import Question, Survey, measure
+from tilelab.measure.reading import Question
+from tilelab.measure.survey import Survey, measure
 
 __all__ = ["Question", "Survey", "measure"]

@@ -54,7 +54,7 @@ class Parted:
 
     def read(self, box: Box) -> UInt8:
         """Classes in a region, 0 on the lines."""
-        classes = self._labels.read(box).copy()
+        classes: UInt8 = self._labels.read(box).copy()
         grid = [range(a // t, -(-b // t)) for a, b, t in zip(box.start[1:], box.stop[1:], self._tile, strict=True)]
         for at in product(*grid):
             lines = self._find((at[0], at[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class ClassPlanes(Protocol):
     @property
     def chunks(self) -> tuple[int, int, int]: ...
 
-    def read(self, box: Box) -> UInt8:
-        """Classes in a region (z, y, x), uint8."""
+    def read(self, box: Box) -> Any:
+        """Classes in a region (z, y, x), uint8; int64 where objects are told apart by more than their class."""
         ...
 
 

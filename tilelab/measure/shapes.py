@@ -102,8 +102,8 @@ def measure_intensities(records: Array) -> dict[str, Array]:
 
 
 def classes_of(records: Array) -> Array:
-    """The class of each object, uint8."""
-    classes: Array = records["sums"][:, CLASS].astype(np.uint8)
+    """The class of each object, uint8: the last eight bits of its value (see `tilelab.measure.instances`)."""
+    classes: Array = (records["sums"][:, CLASS] & 255).astype(np.uint8)
     return classes
 
 

@@ -72,7 +72,7 @@ def open_pieces(runs: Runs, pieces: int, origin: tuple[int, int], height: int, s
 
 
 def take_pieces(
-    block: UInt8,
+    block: Array,
     origin: tuple[int, int],
     shape: tuple[int, int, int],
     connectivity: int,
@@ -82,7 +82,7 @@ def take_pieces(
     """Find and sum up the pieces of a block; releases the GIL most of the time.
 
     Args:
-        block: classes, uint8 ``(z, y, x)``, as wide as the image.
+        block: classes ``(z, y, x)``, as wide as the image; whole numbers of any type.
         origin: of the block, (z, y).
         shape: of the image, (z, y, x).
         connectivity: in how many axes neighbours may differ.

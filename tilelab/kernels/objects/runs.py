@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelab.arrays import Int32, Int64, UInt8
+from tilelab.arrays import Array, Int32, Int64, UInt8
 from tilelab.kernels.jit import jit
 
 _jit = jit()
@@ -21,14 +21,14 @@ class Runs(NamedTuple):
 
     rows: int64 ``(rows + 1,)``, the first run of each row.
     starts, stops: int32 ``(runs,)``.
-    classes: uint8 ``(runs,)``.
+    classes: ``(runs,)``, whole numbers of the type of the block.
     owners: int64 ``(runs,)``, what each belongs to.
     """
 
     rows: Int64
     starts: Int32
     stops: Int32
-    classes: UInt8
+    classes: Array
     owners: Int64
 
     def take(self, first: int, count: int, step: int = 1) -> Runs:
@@ -42,12 +42,6 @@ class Runs(NamedTuple):
         return Runs(rows, *(values[chosen].copy() for values in self[1:]))
 
 
-def no_runs(rows: int) -> Runs:
-    """`rows` rows without a run."""
-    none = np.zeros(0, np.int32)
-    return Runs(np.zeros(rows + 1, np.int64), none, none, np.zeros(0, np.uint8), np.zeros(0, np.int64))
-
-
 def stack_runs(parts: list[Runs]) -> Runs:
     """The rows of all `parts`, one after the other."""
     offsets = np.cumsum([0, *(part.rows[-1] for part in parts)])
@@ -58,11 +52,11 @@ def stack_runs(parts: list[Runs]) -> Runs:
     )
 
 
-def find_pieces(block: UInt8, connectivity: int) -> tuple[Runs, int]:
+def find_pieces(block: Array, connectivity: int) -> tuple[Runs, int]:
     """The connected pieces of each class but 0 in a block.
 
     Args:
-        block: classes, uint8 ``(z, y, x)``, C-contiguous.
+        block: classes ``(z, y, x)``, C-contiguous; whole numbers of any type.
         connectivity: in how many axes neighbours may differ: 1 to 3.
 
     Returns:
@@ -74,7 +68,7 @@ def find_pieces(block: UInt8, connectivity: int) -> tuple[Runs, int]:
     _count_runs(lines, rows)
     total = int(rows[-1])
     runs = Runs(
-        rows, np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.uint8), np.empty(total, np.int64)
+        rows, np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, block.dtype), np.empty(total, np.int64)
     )
     _cut_runs(lines, rows, runs.starts, runs.stops, runs.classes)
     pieces = _unite(*runs, depth, height, connectivity)
@@ -110,7 +104,7 @@ def _cut_runs(lines: Any, rows: Any, starts: Any, stops: Any, classes: Any) -> N
         line = lines[r]
         width = len(line)
         i = rows[r]
-        now = np.uint8(0)
+        now = line[0] - line[0]
         for x in range(width):
             if line[x] == now:
                 continue

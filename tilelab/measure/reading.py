@@ -1,0 +1,279 @@
+"""What is asked of labels, and labels as that makes them: walls as cells, holes filled, objects parted, told apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelab.arrays import Array
+from tilelab.errors import InputError
+from tilelab.evaluation.census import MOST_UNNAMED, Census, judge
+from tilelab.evaluation.label_map import IGNORE, LabelMap
+from tilelab.evaluation.labels import Labels, open_labels
+from tilelab.geometry import Box
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
+from tilelab.measure.fractions import BlockCounts
+from tilelab.measure.holes import Filled
+from tilelab.measure.instances import Numbered, Voted
+from tilelab.measure.opening import Recoded
+from tilelab.measure.parting import Parted
+from tilelab.measure.piecework import ClassPlanes, Intensities
+from tilelab.spec import ClassInfo, default_colors
+
+Size = tuple[float, float, float]
+Classes = tuple[ClassInfo, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be measured, and how the labels are to be read.
+
+    Attributes:
+        cells: class of the walls between cells; then everything else is class ``cell``, and walls are the background.
+        fill_holes: holes of objects belong to them (`Filled`); the shares of the classes are those before.
+        part: touching objects part at necks of so many pixels (`Parted`); the shares are those before.
+        votes: the heat map and the offsets of a result that a network like MitoNet made: `Voted`.
+        numbered: the labels are numbers of objects already: `Numbered`.
+        connectivity: in how many axes neighbouring pixels of an object may differ: 1 for faces alone.
+        min_size: what is smaller is no object: ``50px``, ``200nm2``.
+        only: classes whose objects are wanted, by name or index; all but the first where empty.
+        classes: their names, background first, where the labels do not know them.
+        layer: classes that form a layer together, whose thickness is wanted.
+        opening: by which the layer is opened first, in pixels.
+        fibres: class of the axons and class of the sheaths around them, where those are wanted.
+        pixel_size_nm: (y, x) or (z, y, x), instead of what is stated.
+        label_map, axes, series, allow_outside: as for `open_labels`.
+        image_axes, image_series: of the micrograph.
+        grid: planes and rows of a block; no result depends on it.
+        threads: no result depends on them either.
+    """
+
+    cells: str | None = None
+    fill_holes: bool = False
+    part: float | None = None
+    votes: tuple[str, str] | None = None
+    numbered: bool = False
+    connectivity: int = 1
+    min_size: str = "0"
+    only: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    layer: tuple[str, ...] = ()
+    opening: int = 0
+    fibres: tuple[str, str] | None = None
+    pixel_size_nm: tuple[float, ...] | None = None
+    label_map: LabelMap | None = None
+    axes: str | None = None
+    series: str | None = None
+    image_axes: str | None = None
+    image_series: str | None = None
+    allow_outside: bool = False
+    grid: tuple[int, int] | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Away:
+    """Labels, or the micrograph, that are opened where they are read, as they were opened here: `ClassPlanes`.
+
+    Attributes:
+        source, image, question: of `measure`.
+        shape, chunks: of the labels.
+        grey: whether it is the micrograph that is read.
+    """
+
+    source: str
+    image: str | None
+    question: Question
+    shape: tuple[int, int, int]
+    chunks: tuple[int, int, int]
+    grey: bool = False
+
+    @classmethod
+    def of(cls, source: str | Path, image: Any, question: Question, labels: Labels) -> Away:
+        """Labels that workers open themselves.
+
+        Raises:
+            InputError: they are made in a way that workers do not know.
+        """
+        if question.votes is not None or question.numbered:
+            raise InputError(
+                "objects that are told apart are found in one process: leave --workers and --scheduler out"
+            )
+        if question.fill_holes:
+            raise InputError("holes are filled in one process: leave --workers and --scheduler out, or --fill-holes")
+        if image is not None and not isinstance(image, str | Path):
+            raise InputError("workers open the micrograph themselves: give its path")
+        place = None if image is None else str(Path(image).absolute())
+        return cls(str(Path(source).absolute()), place, question, labels.shape, labels.chunks)
+
+    def read(self, box: Box) -> Any:
+        """A region (z, y, x)."""
+        planes, image = _open_away(self.source, self.image, self.question)
+        reader: Any = image if self.grey else planes
+        return reader.read(box)
+
+
+@lru_cache(4)
+def _open_away(source: str, image: str | None, question: Question) -> tuple[ClassPlanes, Intensities | None]:
+    """What a worker reads; kept open for the next block."""
+    labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
+    planes = _mend(_recode(labels, _stated(labels, question), question), question)
+    if image is None:
+        return planes, None
+    chosen: dict[str, Any] = {"axes": question.image_axes, "series": question.image_series}
+    return planes, Grey(Volume(open_image(image, allow_outside=question.allow_outside, **chosen)))
+
+
+def _stated(labels: Labels, question: Question) -> Classes:
+    """The classes that the question or the labels name, before walls are told from cells."""
+    if question.classes:
+        return tuple(map(ClassInfo, question.classes, default_colors(len(question.classes))))
+    return labels.classes
+
+
+def _recode(labels: Labels, stated: Classes, question: Question) -> ClassPlanes:
+    """The labels, or what walls enclose."""
+    if question.cells is None:
+        return labels
+    return Recoded(labels, _walls(stated, labels.path, question.cells))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Labels as the question makes them.
+
+    Attributes:
+        classes: their names, None where nobody says them.
+        counted: whose shares are counted.
+        planes: whose objects are looked for.
+        only: classes of the objects that are wanted.
+        layer, fibres: classes of the layer, and of axons and sheaths; empty where they are not wanted.
+        told_apart: whether `planes` hold more than classes.
+    """
+
+    classes: Classes
+    counted: ClassPlanes
+    planes: ClassPlanes
+    only: list[int]
+    layer: list[int]
+    fibres: list[int]
+    told_apart: bool
+
+
+def prepare(labels: Labels, question: Question) -> Prepared:
+    """Find the classes that are asked for, and put what is asked for before the labels.
+
+    Raises:
+        InputError: a class or a map is not there, or two wishes exclude each other.
+    """
+    classes = _stated(labels, question)
+    apart = question.votes is not None or question.numbered
+    if apart and (question.fill_holes or question.part is not None or question.cells is not None):
+        raise InputError("objects that are told apart already are not filled, parted or enclosed: leave one out")
+    counted = _recode(labels, classes, question)
+    if question.cells is not None:
+        classes = _cells(classes, labels.path, question.cells)
+    numbers: ClassPlanes | None = None
+    if question.numbered:
+        chosen: dict[str, Any] = {"axes": question.axes, "series": question.series}
+        path = labels.path
+        numbers = Numbered(open_image(path, as_labels="integers", allow_outside=question.allow_outside, **chosen))
+        counted, classes = _Last(numbers), tuple(map(ClassInfo, ("background", "object"), default_colors(2)))
+    only = find_classes(classes, labels.path, question.only) if question.only else [*range(1, IGNORE)]
+    layer, fibres = (find_classes(classes, labels.path, names or ()) for names in (question.layer, question.fibres))
+    if fibres and fibres[0] not in only:
+        raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres[0]}")
+    planes = numbers or _mend(counted, question)
+    if question.votes is not None:
+        planes = _vote(labels, only, question.votes)
+    return Prepared(classes, counted, planes, only, layer, fibres, apart)
+
+
+def _vote(labels: Labels, only: Sequence[int], votes: tuple[str, str]) -> ClassPlanes:
+    """Labels told apart by two maps of their result."""
+    maps = {} if labels.result is None else labels.result.maps
+    for name in votes:
+        if name not in maps:
+            told = f"it has {', '.join(maps)}" if maps else "it has none (infer with --output-is map)"
+            raise InputError(f"{labels.path} has no map {name!r}: {told}")
+    table = np.zeros(256, np.uint8)
+    table[list(only)] = list(only)
+    return Voted(Recoded(labels, table), maps[votes[0]], maps[votes[1]])
+
+
+class _Last:
+    """The classes of planes that hold more: their last eight bits."""
+
+    def __init__(self, planes: ClassPlanes) -> None:
+        self._planes = planes
+        self.shape, self.chunks = planes.shape, planes.chunks
+
+    def read(self, box: Box) -> Array:
+        """Region (z, y, x), uint8."""
+        classes: Array = (self._planes.read(box) & 255).astype(np.uint8)
+        return classes
+
+
+def _mend(planes: ClassPlanes, question: Question) -> ClassPlanes:
+    """The labels with their holes filled and touching objects parted, as far as that was asked for."""
+    if question.fill_holes:
+        planes = Filled(planes, question.connectivity, grid=question.grid, threads=question.threads)
+    if question.part is not None:
+        planes = Parted(planes, question.part, question.connectivity)
+    return planes
+
+
+def judge_counts(path: Path, classes: Classes, counts: BlockCounts, question: Question) -> None:
+    """Refuse values that are no classes, a mask of 0 and 255 for one; leave out what the label map ignores."""
+    if question.label_map is not None:
+        counts.forget(IGNORE)
+        return
+    census = Census(str(path), Counter({value: int(n) for value, n in enumerate(counts.totals) if n}))
+    judge(census, None, [info.name for info in classes or ()], flag="--label-map")
+
+
+def _walls(classes: Classes, path: Path, walls: str) -> Array:
+    """Class 0 for the walls between cells, 1 for all else."""
+    table = np.arange(256, dtype=np.uint8)  # what is no class stays that
+    table[: len(classes) if classes else MOST_UNNAMED] = 1
+    table[find_classes(classes, path, [walls])] = 0
+    return table
+
+
+def _cells(classes: Classes, path: Path, walls: str) -> tuple[ClassInfo, ...]:
+    label = find_classes(classes, path, [walls])[0]
+    name = classes[label].name if classes else f"class {label}"
+    return tuple(map(ClassInfo, (name, "cell"), default_colors(2)))
+
+
+def find_classes(classes: Sequence[ClassInfo] | None, path: Path, wanted: Sequence[str]) -> list[int]:
+    """Indices of classes by name or index; of any from 1 to 254 where they have no names."""
+    names = [info.name for info in classes or ()]
+    found = []
+    for one in wanted:
+        if one in names[1:]:
+            found.append(names.index(one))
+        elif one.isdecimal() and 0 < int(one) < (len(names) or IGNORE):
+            found.append(int(one))
+        else:
+            told = ", ".join(f"{i} {name}" for i, name in enumerate(names) if i) or "numbered 1 to 254"
+            raise InputError(f"{path} has no class {one!r} that objects can be of: they are {told}")
+    return found
+
+
+class Grey:
+    """A micrograph without its channel axis."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    def read(self, box: Box) -> Array:
+        plane: Array = self._volume.read(box)[0]
+        return plane
