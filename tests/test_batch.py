@@ -178,6 +178,19 @@ def test_no_more_calls_of_an_engine_are_under_way_than_it_has_streams(folder: Pa
     assert most == engine.streams
 
 
+def test_a_function_is_a_model_of_many_too(folder: Path, tmp_path: Path) -> None:
+    def bright(tiles: Any) -> Any:
+        return np.concatenate([-tiles, tiles], axis=1)
+
+    said = {"tile": 64, "overlap": 16, "mean": 128.0, "std": 64.0, "classes": ("dark", "bright")}
+    found = list(tilelab.infer_many(folder, bright, tmp_path / "out", **said))
+    assert sum(o.run is not None for o in found) == 9
+    for outcome in found:
+        if outcome.run is not None:
+            share = (tifffile.imread(outcome.image) > 128).mean()
+            assert outcome.row.areas["bright"] == pytest.approx(share, abs=0.01)
+
+
 def test_two_images_of_one_name_keep_theirs_for_ever(tmp_path: Path) -> None:
     for inner in ("a", "b"):
         (tmp_path / inner).mkdir()

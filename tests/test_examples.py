@@ -43,6 +43,13 @@ def test_infer_and_read(run, tmp_path: Path) -> None:
     assert "was there" in run("infer_and_read.py")
 
 
+def test_many_images(run, tmp_path: Path) -> None:
+    said = run("many_images.py")
+    assert "broken failed: " in said
+    assert len(re.findall(r"^sample_\d: matrix [\d.]+%", said, re.MULTILINE)) == 3
+    assert (tmp_path / "results" / "summary.html").exists()
+
+
 def test_own_engine(run, tmp_path: Path) -> None:
     """The stitched threshold is that of the whole image, but where it is undecided."""
     share = re.search(r"([\d.]+)% of the pixels are bright", run("own_engine.py"))

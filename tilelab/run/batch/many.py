@@ -25,7 +25,7 @@ from tilelab.run.batch.shared import Engines, Turns
 from tilelab.run.batch.table import check_table, write_table
 from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.infer import Run, claim_run, infer, segment
-from tilelab.run.options import Options
+from tilelab.run.options import Options, with_words
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.sweep.flow import prompt_handover
 from tilelab.run.target import FORMATS, begun_fingerprint, check_options, present, work_path
@@ -69,7 +69,7 @@ class Outcome:
 
 def infer_many(
     images: str | Path | Iterable[str | Path],
-    model: str | Path | Engine,
+    model: str | Path | Engine | Callable[[Any], Any],
     folder: str | Path,
     *,
     options: Options | None = None,
@@ -77,6 +77,7 @@ def infer_many(
     at_once: int | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    **words: Any,
 ) -> Iterator[Outcome]:
     """Segment many images with one engine; yields what became of each as it ends, in no fixed order.
 
@@ -93,12 +94,13 @@ def infer_many(
         at_once: images under way at a time; by default one more than the engine has streams.
         progress: told how far each image is.
         note: called with a line for each thing the user should know, the image's name first where it is of one.
+        words: as for `infer`.
 
     Raises:
         TilelabError: at once, where nothing could run; what fails with one image is its outcome.
         Interrupted: Ctrl-C; the same call continues.
     """
-    batch = Batch.of(images, model, folder, options or Options(), suffix=suffix, note=note)
+    batch = Batch.of(images, model, folder, with_words(options or Options(), words), suffix=suffix, note=note)
     return batch.run(at_once, progress or Silent())
 
 
@@ -107,7 +109,7 @@ class Batch:
     """Images, their names, and where all of it goes; `run` does them."""
 
     names: dict[str, str]
-    model: str | Path | Engine
+    model: str | Path | Engine | Callable[[Any], Any]
     folder: Path
     options: Options
     suffix: str
@@ -119,7 +121,7 @@ class Batch:
     def of(
         cls,
         images: str | Path | Iterable[str | Path],
-        model: str | Path | Engine,
+        model: str | Path | Engine | Callable[[Any], Any],
         folder: str | Path,
         options: Options,
         *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +38,7 @@ class SharedEngine:
 class Engines:
     """The engine of a batch, or one for each shape of tiles that its images have; loaded once, closed together."""
 
-    def __init__(self, model: str | Path | Engine) -> None:
+    def __init__(self, model: str | Path | Engine | Callable[[Any], Any]) -> None:
         self._model = model
         self._lock = threading.Lock()
         self._loaded: dict[Any, Engine] = {}
@@ -52,13 +52,15 @@ class Engines:
         key = (options.model, options.batch)
         with self._lock:
             if key not in self._loaded:
-                engine = load_and_warm_up(self._model, options) if isinstance(self._model, str | Path) else self._model
+                engine = self._model
+                if isinstance(engine, str | Path) or callable(engine):
+                    engine = load_and_warm_up(engine, options)
                 self._loaded[key] = cast("Engine", SharedEngine(engine))
             return self._loaded[key]
 
     def close(self) -> None:
         """Close those that were loaded here."""
-        if isinstance(self._model, str | Path):
+        if isinstance(self._model, str | Path) or callable(self._model):
             for engine in self._loaded.values():
                 engine.close()
         self._loaded.clear()
