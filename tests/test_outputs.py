@@ -23,10 +23,14 @@ from tilelab.engines.files.onnx import embed_spec
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.errors import EngineError, ModelError, OutputError, TilelabError
+from tilelab.geometry import Box
 from tilelab.kernels import cpu, reference
 from tilelab.run.infer import infer
 from tilelab.run.map_tiles import map_tiles
 from tilelab.run.options import Options
+from tilelab.run.prepare import prepare
+from tilelab.run.sweep.host import HostSweep
+from tilelab.run.sweep.start import make_sweep
 from tilelab.spec import ModelSpec, Normalization, Output
 
 PLANE = np.random.default_rng(4).integers(0, 255, (150, 210), np.uint8)
@@ -339,3 +343,46 @@ def test_a_description_says_which_of_two_readings_of_a_size_is_meant(tmp_path: P
     tile = (np.pad(PLANE, 16, mode="reflect")[40:104, 70:134].astype(np.float32) - 128) / 64
     engine.run(np.ascontiguousarray(tile[None, None]), out)
     np.testing.assert_allclose(result.logits[:, 40:72, 70:102], out[0], atol=1e-4)
+
+
+class OnDevice(Gives):
+    """Would take arrays on a GPU, if there were one."""
+
+    on_device = property(lambda self: self)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        make_spec((64, 64), activation="sigmoid", outputs=(Output(thresholds=(0.7,)),)),
+        make_spec((64, 64), normalization=Normalization(kind="mean-std", clip=(0, 1))),
+        make_spec((64, 64), normalization=Normalization(kind="mean-std", per="slice")),
+        make_spec((64, 64), outputs=(Output(kind="labels", name="l"),)),
+        make_spec((64, 64), outputs=(Output(), Output(kind="map", name="m"))),
+    ],
+)
+def test_what_a_gpu_sweep_does_not_do_yet_the_host_does(tmp_path: Path, spec: ModelSpec) -> None:
+    engine = OnDevice(spec)
+    with prepare(PLANE, engine, Options()) as prepared:
+        assert isinstance(make_sweep(prepared.job, engine, Box.whole(prepared.job.image.shape)), HostSweep)
+        assert prepared.plan.request.gpu is None
+    plain = OnDevice(make_spec((64, 64)))
+    with prepare(PLANE, plain, Options()) as prepared:
+        assert prepared.job.suits_device(plain.spec)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_learn_of_halos_from_their_engines(tmp_path: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 255, (2100, 150), np.uint8)
+    np.save(tmp_path / "i.npy", image)
+    graph = Graph(2)
+    path = save(tmp_path / "n.onnx", graph, [(graph.conv("tiles", 1, 2, size=9, pad=0), 2)], ("h", "w"),
+                output_tile=("h", "w"))  # fmt: skip
+    run = ["infer", str(tmp_path / "i.npy"), "-m", str(path), "--mean", "128", "--std", "64", "-q", "--tile", "64"]
+    found = []
+    for workers in ([], ["--workers", "2"]):
+        out = tmp_path / f"r{len(workers)}.ome.zarr"
+        assert main([*run, *workers, "-o", str(out)]) == 0
+        found.append(tilelab.read_result(out).probabilities[0][...])
+    np.testing.assert_array_equal(*found)
+    assert main(["plan", str(tmp_path / "i.npy"), "-m", str(path), "--mean", "128", "--std", "64", "--tile", "64"]) == 0

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 import msgspec
 
 from tilelab.engines.files.model_file import ModelFile
+from tilelab.engines.intensities import override_normalization
 from tilelab.engines.meaning import ends_in_sigmoid, read_meaning
 from tilelab.engines.outputs import Ports, choose_ports, place_output
 from tilelab.errors import ModelError
@@ -329,56 +330,17 @@ def _classes(given: SpecOverrides, own: ModelSpec | None, count: int = 0) -> tup
 
 
 def _normalization(given: SpecOverrides, own: Normalization | None) -> Normalization:
-    """The user's constants or statistics, laid over the model's own; None where it has none."""
-    changes: dict[str, Any] = {}
-    kind = given.normalization
-    if given.percentiles is not None:
-        if kind not in (None, "percentile"):
-            raise ModelError(f"--percentiles are not for --normalization {kind}: leave one of them out")
-        kind = "percentile"
-        changes |= {"low": given.percentiles[0], "high": given.percentiles[1]}
-    if given.mean is not None or given.std is not None:
-        if kind not in (None, "constants"):
-            raise ModelError(f"--mean and --std are constants, but --normalization says {kind}: leave one of them out")
-        kind = "constants"
-        if (own is None or own.kind != "constants") and (given.mean is None or given.std is None):
-            raise ModelError("--mean and --std belong together: give both")
-        own = own or Normalization()
-        _check_constants(given.mean, given.std)
-        mean, std = given.mean or own.mean, given.std or own.std
-        count = max(len(mean), len(std))
-        changes["mean"] = mean * count if len(mean) == 1 else mean
-        changes["std"] = std * count if len(std) == 1 else std
-    if kind is not None:
-        changes["kind"] = kind
-    own = own or Normalization()
-    if given.statistics is not None:
-        if (kind or own.kind) == "constants":
-            raise ModelError(
-                "--statistics says whose statistics normalise intensities, but constants do: give --normalization "
-                "mean-std, percentile or min-max"
-            )
-        changes["per"] = given.statistics
-    elif kind == "constants":
-        changes["per"] = "stack"
-    if given.clip is not None:
-        changes["clip"] = given.clip
-    if given.intensity_dtype is not None:
-        if (kind or own.kind) != "constants":
-            raise ModelError(
-                f"--intensity-dtype says what --mean and --std are in, but intensities are normalised by the image's "
-                f"{kind or own.kind}: leave it out"
-            )
-        changes["dtype"] = given.intensity_dtype
-    return msgspec.convert(msgspec.to_builtins(own) | changes, Normalization)
-
-
-def _check_constants(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-    for flag, values in (("--mean", mean), ("--std", std)):
-        if values is not None and not all(map(math.isfinite, values)):
-            raise ModelError(f"{flag} {','.join(f'{v:g}' for v in values)} is not a number: give raw intensities")
-    if std is not None and not all(value > 0 for value in std):
-        raise ModelError(f"--std {','.join(f'{v:g}' for v in std)} is not positive: give the spread of raw intensities")
+    """See `override_normalization`."""
+    return override_normalization(
+        own,
+        kind=given.normalization,
+        mean=given.mean,
+        std=given.std,
+        dtype=given.intensity_dtype,
+        percentiles=given.percentiles,
+        statistics=given.statistics,
+        clip=given.clip,
+    )
 
 
 def _to_rank(value: tuple[int, ...] | None, rank: int) -> tuple[int, ...] | None:

@@ -93,6 +93,11 @@ class AxisTiling:
             )
         if not 0 <= self.overlap < self.tile:
             raise PlanError(f"overlap of {self.overlap} px must be at least 0 and less than the tile, {self.tile} px")
+        if self.step < 1 and self.halo:
+            raise PlanError(
+                f"a tile of {self.read} px has {self.tile} px between its halos, of which an overlap of {self.overlap} "
+                f"leaves no step of {self.stride}: use a larger --tile, or a smaller --stride if the model's is smaller"
+            )
         if self.step < 1:
             raise PlanError(
                 f"overlap of {self.overlap} px leaves no step of {self.stride} px in a tile of {self.tile} px: "

@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -41,11 +41,12 @@ from tilelab.run.plan.buffers import (
     map_rows,
 )
 from tilelab.run.sweep.cutting import cut_tile
-from tilelab.run.sweep.finishing import FinishedRows, channel_ranges, finish_rows, mask_rows
+from tilelab.run.sweep.finishing import FinishedRows, finish_rows, mask_rows
 from tilelab.run.sweep.finite import find_not_finite, not_finite
 from tilelab.run.sweep.flow import Channel, Flow, prompt_handover
 from tilelab.run.sweep.job import Stalls
 from tilelab.run.sweep.rows import Band, RawRows
+from tilelab.run.sweep.shares import make_shares
 from tilelab.run.sweep.unit import UnitSweep
 
 
@@ -75,16 +76,6 @@ class _Group:
     arrays: dict[str, Array]
     start: int = 0
     stop: int = 0
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """What tiles say of their pixels in some `channels` of the canvas, by tile of each axis."""
-
-    channels: slice
-    sweep: Callable[[int], Float32]
-    cross: dict[int, Float32]
-    cols: dict[int, Float32]
 
 
 class HostSweep(UnitSweep):
@@ -141,7 +132,6 @@ class _Work:
         self.band = Band(self.rows, np.empty(*made["raw rows"]))
         self.canvas = np.zeros(*made["canvas"])
         self.blanks = _pieces(made["blank tiles"])
-        self.ranges = channel_ranges(self.engine.spec)
         count, *shape = made["tiles"].shape  # cleared: slots without a tile go through the engine too
         self.free: Channel[Float32] = flow.pool([np.zeros(shape, np.float32) for _ in range(count)])
         self.spare: Channel[Float32] = flow.pool(_pieces(made["logits"]))
@@ -245,7 +235,7 @@ class _Work:
         """Logits onto the canvas; rows that no later tile touches leave as bytes."""
         unit, ring = self.unit, self.unit.sweep.tile
         shape = (-1, *self.job.frame.sweep_first(self.job.lattice.tile))
-        shares = self._shares()
+        shares = make_shares(unit, self.engine.spec)
         blank: dict[bytes, Float32] = {}
         current, done = unit.rows[0], unit.start
         share_sweep = [part.sweep(current) for part in shares]
@@ -284,25 +274,6 @@ class _Work:
             progress(len(batch.tiles))
         self._finish(done, unit.stop)
         self.finished.close()
-
-    def _shares(self) -> list[_Shares]:
-        """What tiles say of their pixels, for labels and for all that is blended."""
-        unit, spec = self.unit, self.engine.spec
-        axes = unit.sweep, unit.cross, unit.cols
-        parts = [(slice(0, spec.values), axes)]
-        if spec.outputs[0].kind == "labels":
-            cropped = (replace(axis, window="crop") for axis in axes)
-            parts = [(self.ranges[0], tuple(cropped)), (slice(self.ranges[0].stop, spec.values), axes)]
-        return [
-            _Shares(
-                channels,
-                sweep.shares,
-                {c: cross.shares(c) for c in unit.cross_tiles},
-                {x: cols.shares(x) for x in unit.col_tiles},
-            )
-            for channels, (sweep, cross, cols) in parts
-            if channels.start < channels.stop
-        ]
 
     def _finish(self, done: int, upto: int) -> int:
         """Send rows ``done:upto`` on, in groups; returns the new `done`."""
