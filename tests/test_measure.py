@@ -563,3 +563,30 @@ def test_two_workers_write_the_same_bytes(discs: Path) -> None:
         command = ["measure", str(discs), "--image", str(discs.parent / "grey.tif"), "-o", str(table)]
         assert main([*command, "--workers", str(n)]) == 0
     assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_objects_are_written_as_viewers_like_them(discs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = label_by_scipy(tifffile.imread(discs), 1)
+    for name in ("o.ome.tif", "o.precomputed"):
+        out = discs.parent / name
+        command = ["measure", str(discs), "--objects", str(out)]
+        assert main(command) == 0
+        with open_image(out, as_labels="integers") as image:
+            assert (image.dtype, image.pixel_size_nm) == (np.uint32, (5.0, 5.0))
+            np.testing.assert_array_equal(image[:, :], truth)
+        assert main(command) == 2
+        assert main([*command, "--overwrite"]) == 0
+    grey = str(discs.parent / "grey.tif")
+    assert main(["convert", grey, str(discs.parent / "g.precomputed"), "--no-labels"]) == 2
+    assert "--labels" in capsys.readouterr().err
+
+
+def test_a_parquet_table_is_that_of_csv(discs: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    out = discs.parent / "t.parquet"
+    for path in (out, discs.parent / "t.csv"):
+        assert main(["measure", str(discs), "-o", str(path)]) == 0
+    found, told = parquet.read_table(out).to_pydict(), table_of(discs.parent / "t.csv")
+    assert list(found) == list(told)
+    assert found["class"] == told["class"]
+    np.testing.assert_allclose(found["perimeter_nm"], np.array(told["perimeter_nm"], float), rtol=1e-6)

@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, a folder of slices; many: files, folders, patterns",
     )
-    add("destination", metavar="DST", help="NAME.ome.zarr or NAME.ome.tif; of many images a folder")
+    add(
+        "destination",
+        metavar="DST",
+        help="NAME.ome.zarr, NAME.ome.tif, of labels NAME.precomputed; of many images a folder",
+    )
     add("--format", choices=_FORMATS, help="of what is written into a folder (ome.zarr)")
     add("--stack", action=argparse.BooleanOptionalAction, help=STACK_HELP)
     add("--level", type=int, default=0, metavar="N", help="resolution level of the source (0, the finest)")

@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("result", metavar="RESULT", help="a result of infer, a label image, or a folder of them")
     add("--image", metavar="IMAGE", help="the micrograph or a folder of them: intensities under the objects")
     add("-o", "--output", metavar="TABLE", help="the objects, one a row: NAME.csv, or NAME.parquet (extra [tables])")
-    add("--objects", metavar="OUT", help="the objects' numbers as NAME.ome.zarr or NAME.ome.tif (a folder of many)")
+    add(
+        "--objects",
+        metavar="OUT",
+        help="their numbers: NAME.ome.zarr, NAME.ome.tif, NAME.precomputed (a folder of many)",
+    )
     add("--json", metavar="FILE", help="write all numbers but the objects'")
     add("--pictures", metavar="DIR", help="write the distributions of sizes, shapes and distances")
     add(
@@ -225,9 +229,9 @@ def _claim(args: argparse.Namespace, *, many: bool) -> None:
         OutputError: it names both.
     """
     objects = None if args.objects is None else str(args.objects)
-    if objects is not None and not many and not objects.lower().endswith((".zarr", ".tif", ".tiff")):
+    if objects is not None and not many and not objects.lower().endswith((".zarr", ".tif", ".tiff", ".precomputed")):
         raise OutputError(
-            f"--objects {objects} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif"
+            f"--objects {objects} is of no kind that can be written: name it NAME.ome.zarr, .ome.tif or .precomputed"
         )
     claim(
         {"RESULT": args.result, "--image": args.image},

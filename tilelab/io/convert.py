@@ -25,7 +25,8 @@ from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
 from tilelab.io.images.view import AsLabels
 from tilelab.io.label_source import LabelSource, find_labels, look_like_labels
-from tilelab.io.results.image_pyramid import write_pyramid
+from tilelab.io.results.image_pyramid import layout_of, write_pyramid
+from tilelab.io.results.precomputed import is_precomputed, write_precomputed_levels
 from tilelab.io.results.result import read_info
 from tilelab.io.results.tiff import write_tiff
 from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
@@ -37,6 +38,7 @@ from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import MARK, make_ours, move_whole, remove_entry, remove_ours, replace_folder, try_lock
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
+_PRECOMPUTED = ".precomputed"
 
 
 def convert_image(
@@ -61,8 +63,8 @@ def convert_image(
 
     Args:
         source: anything that `open_image` reads.
-        destination: ``NAME.zarr`` (OME-Zarr 0.5, sharded, zstd) or ``NAME.tif``, ``NAME.tiff`` (OME-TIFF, tiles,
-            deflate, BigTIFF where it needs to be).
+        destination: ``NAME.zarr`` (OME-Zarr 0.5, sharded, zstd), ``NAME.tif``, ``NAME.tiff`` (OME-TIFF, tiles,
+            deflate, BigTIFF where it needs to be) or, of labels, ``NAME.precomputed`` (neuroglancer's).
         level, series, channel, timepoint, axes, pixel_size_nm, region: as for `open_image`; pixel size and position are
             kept.
         allow_outside: read what the source names outside of its own folder.
@@ -85,8 +87,10 @@ def convert_image(
     began = time.perf_counter()
     path = LocalPath(destination)
     to_tiff = path.suffix.lower() in _TIFF_SUFFIXES
-    if not to_tiff and path.suffix.lower() != ".zarr":
-        raise OutputError(f"{path} is of no kind that can be written: name it NAME.ome.zarr or NAME.ome.tif")
+    if not to_tiff and path.suffix.lower() not in (".zarr", _PRECOMPUTED):
+        raise OutputError(
+            f"{path} is of no kind that can be written: name it NAME.ome.zarr, NAME.ome.tif, of labels NAME.precomputed"
+        )
     _check_destination(source, path, to_tiff, overwrite)
     chosen: dict[str, Any] = {
         "level": level,
@@ -119,7 +123,11 @@ def convert_image(
         levels, nbytes = _write(image, path, to_tiff, overwrite, progress, found, chosen, source, plain)
         return {
             "path": str(path),
-            "format": "OME-TIFF" if to_tiff else "OME-Zarr 0.5",
+            "format": "OME-TIFF"
+            if to_tiff
+            else "precomputed"
+            if path.suffix.lower() == _PRECOMPUTED
+            else "OME-Zarr 0.5",
             "axes": image.axes,
             "shape": list(image.shape),
             "dtype": str(image.dtype),
@@ -153,8 +161,14 @@ def _write(
 
     with _workplace(path) as folder:
         whole = folder / "image"
+        if path.suffix.lower() == _PRECOMPUTED and found.label is None:
+            raise OutputError(f"{path} can hold labels alone: say that {image.uri} holds some with --labels")
         levels = write_pyramid(image, whole, name, advance, found.label)
-        if to_tiff:
+        if path.suffix.lower() == _PRECOMPUTED:
+            whole = folder / "image.precomputed"
+            place: dict[str, Any] = {"pixel_size_nm": image.pixel_size_nm, "origin_px": image.origin_px}
+            write_precomputed_levels(levels, layout_of(image), Path(whole), **place)
+        elif to_tiff:
             whole = folder / "image.tif"
             if plain and _is_result(source):
                 write_tiff(source, whole, probabilities=True)
@@ -209,7 +223,7 @@ def _check_destination(source: Any, path: LocalPath, to_tiff: bool, overwrite: b
         )
     if path.is_dir():
         try:
-            known = find_node(path) is not None
+            known = find_node(path) is not None or is_precomputed(path)
         except InputError:
             known = True
         if not known:

@@ -55,8 +55,7 @@ def write_pyramid(
     """
     extent = dict(zip(image.axes, image.shape, strict=True))
     channels = extent.get("c", 1)
-    zyx = (extent.get("z", 1), extent["y"], extent["x"])
-    layout = Layout.fit(zyx, _zyx_size(image), bytes_per_pixel=channels * image.dtype.itemsize)
+    layout = layout_of(image)
     arrays = tuple(_array(image, layout, root, level) for level in range(layout.levels))
     scratch = root / ".writing"
     reduce = halve if label is None else halve_labels
@@ -76,6 +75,13 @@ def write_pyramid(
     _write_metadata(image, layout, arrays, root, name, scratch, label)
     scratch.remove_tree()
     return arrays
+
+
+def layout_of(image: Image) -> Layout:
+    """How `write_pyramid` cuts an image."""
+    extent = dict(zip(image.axes, image.shape, strict=True))
+    zyx = (extent.get("z", 1), extent["y"], extent["x"])
+    return Layout.fit(zyx, _zyx_size(image), bytes_per_pixel=extent.get("c", 1) * image.dtype.itemsize)
 
 
 def halve(block: Array, z_factor: int) -> Array:

@@ -13,20 +13,20 @@ there, for ``voxel_offset`` knows whole pixels only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 
-from tilelab.arrays import UInt8
+from tilelab.arrays import Array
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.precomputed_shards import Sharding, compress, encode_minishard_index
 from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.storage.place import Address, as_place
-from tilelab.io.zarr.layout import Extent
+from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
 from tilelab.machine.disk import discard_folder, is_ours, make_ours, remove_entry, remove_ours, replace_folder
 
@@ -71,6 +71,11 @@ def write_precomputed(result: Address, out: str | Path) -> Path:
     return path
 
 
+def is_precomputed(path: Path) -> bool:
+    """Whether a folder is a precomputed volume that was written here."""
+    return (path / _DESCRIPTION).is_file()
+
+
 def read_precomputed_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata of the result that `write_precomputed` made a volume of.
 
@@ -85,12 +90,60 @@ def read_precomputed_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def _write_documents(info: ResultInfo, folder: Path) -> None:
-    layout = info.layout
-    size = _three(info.pixel_size_nm, 0.0)
+    named: dict[str, Any] = {_PROPERTIES: _PROPERTIES}
+    _write_info(info.layout, info.layout.levels, "uint8", info.pixel_size_nm, info.origin_px, folder, named)
+    (folder / _PROPERTIES).mkdir()
+    names = {str(i): known.name for i, known in enumerate(info.classes) if i}
+    _write_json(
+        folder / _PROPERTIES / "info",
+        {
+            "@type": "neuroglancer_segment_properties",
+            "inline": {
+                "ids": list(names),
+                "properties": [{"id": "label", "type": "label", "values": list(names.values())}],
+            },
+        },
+    )
+    (folder / _DESCRIPTION).write_bytes(msgspec.json.encode(info))
+
+
+def write_precomputed_levels(
+    levels: Sequence[ShardedArray],
+    layout: Layout,
+    folder: Path,
+    *,
+    pixel_size_nm: tuple[float, ...] | None = None,
+    origin_px: tuple[float, ...] = (),
+) -> None:
+    """Write labels of any whole numbers, uint8 to uint64, as a precomputed volume into a new folder.
+
+    Args:
+        levels: the labels, finest first.
+        layout: of the levels.
+        folder: must not be there.
+        pixel_size_nm, origin_px: of the finest, per axis.
+    """
+    folder.mkdir()
+    _write_info(layout, len(levels), levels[0].dtype.name, pixel_size_nm, origin_px, folder, {})
+    for level, array in enumerate(levels):
+        _write_scale(array, layout.chunk, folder / str(level))
+    (folder / _DESCRIPTION).write_text("{}")
+
+
+def _write_info(
+    layout: Layout,
+    levels: int,
+    dtype: str,
+    pixel_size_nm: tuple[float, ...] | None,
+    origin_px: tuple[float, ...],
+    folder: Path,
+    more: dict[str, Any],
+) -> None:
+    size = _three(pixel_size_nm, 0.0)
     size = size if size[0] else (size[1], *size[1:])  # a plane is as thick as its pixels are wide
-    origin = _three(info.origin_px, 0.0) if info.origin_px else (0.0, 0.0, 0.0)
+    origin = _three(origin_px, 0.0) if origin_px else (0.0, 0.0, 0.0)
     scales = []
-    for level in range(layout.levels):
+    for level in range(levels):
         factor = layout.scale(level)
         scales.append(
             {
@@ -108,25 +161,12 @@ def _write_documents(info: ResultInfo, folder: Path) -> None:
         {
             "@type": "neuroglancer_multiscale_volume",
             "type": "segmentation",
-            "data_type": "uint8",
+            "data_type": dtype,
             "num_channels": 1,
             "scales": scales,
-            _PROPERTIES: _PROPERTIES,
+            **more,
         },
     )
-    (folder / _PROPERTIES).mkdir()
-    names = {str(i): known.name for i, known in enumerate(info.classes) if i}
-    _write_json(
-        folder / _PROPERTIES / "info",
-        {
-            "@type": "neuroglancer_segment_properties",
-            "inline": {
-                "ids": list(names),
-                "properties": [{"id": "label", "type": "label", "values": list(names.values())}],
-            },
-        },
-    )
-    (folder / _DESCRIPTION).write_bytes(msgspec.json.encode(info))
 
 
 def _three(values: tuple[float, ...] | None, missing: float) -> tuple[float, float, float]:
@@ -190,7 +230,7 @@ def _encoded_chunks(
     shape = array.shape_zyx
     start = tuple(i * c for i, c in zip(cells.start[::-1], chunk, strict=True))
     stop = tuple(min(n, i * c) for n, i, c in zip(shape, cells.stop[::-1], chunk, strict=True))
-    block: UInt8 = array.read_channel(0, Box(start, stop))[0]
+    block: Array = array.read_channel(0, Box(start, stop))[0]
     if not block.any():
         return
     for number, at in sharding.numbers(shard, minishard):
