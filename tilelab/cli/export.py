@@ -202,7 +202,7 @@ def _calibration(path: Path | None, neighbours: int) -> Sequence[Image]:
     from tilelab.exporting.samples import find_images, middle_plane
     from tilelab.io.images.open import open_image
 
-    return [middle_plane(open_image(file), neighbours) for file in find_images(path).values()]
+    return [middle_plane(open_image(file, bar=None), neighbours) for file in find_images(path).values()]
 
 
 def _timing_cache(output: Path, device_name: str) -> Path | None:

@@ -41,5 +41,6 @@ def image_rows(image: dict[str, Any]) -> Rows:
         for key in ("images", "slices", "labels", "name")
         if image.get(key) not in (None, 1)
     ]
+    rows += [("info bar", f"the lowest {image['bar']} rows, which `infer` leaves out")] if image.get("bar") else []
     rows += [("warning", warning) for warning in image.get("warnings", ())]
     return rows + [("assumed", text) for text in assumption_rows(image["assumptions"]).values()]

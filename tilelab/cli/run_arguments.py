@@ -47,6 +47,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="segment this part as if it were the image: tiles begin at its corner, its edges are reflected, "
         "statistics are its own; for planes Y0:Y1,X0:X1; an end may be left out, as in 100:",
     )
+    add(
+        "--bar",
+        type=parse_count,
+        metavar="ROWS",
+        help="height of the info bar at the bottom, which is left out (found)",
+    )
+    add("--keep-bar", action="store_true", help="segment the info bar too")
     add("--pixel-size", type=_floats, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
     add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
     add("--rescale", action="store_true", help="resample the image to the model's pixel size")
@@ -124,6 +131,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         timepoint=args.timepoint,
         axes=args.axes,
         region=args.region,
+        bar=0 if args.keep_bar else args.bar,
         pixel_size_nm=args.pixel_size,
         ignore_pixel_size=args.ignore_pixel_size,
         rescale=args.rescale,

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from tilelab.arrays import Array, UInt8
+from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.evaluation.census import WHOLE_NUMBERS, Census, judge
 from tilelab.evaluation.label_map import IGNORE, LabelMap
 from tilelab.geometry import Box, boxes
+from tilelab.io.images.bar import may_be_bar
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
+from tilelab.io.images.region import crop
 from tilelab.io.images.view import AsLabels, SourceImage
 from tilelab.io.results.result import Result, read_result
 from tilelab.spec import ClassInfo
@@ -84,6 +87,21 @@ class Labels:
         else:
             classes = _as_indices(planes[0])
         return classes.reshape(box.shape)
+
+    def keep_rows(self, rows: int) -> None:
+        """Leave out what is below."""
+        z, height, width = self.shape
+        kept = [(0, rows) if a == "y" else (None, None) for a in self._image.axes if a != "c"]
+        self._image = crop(self._image, kept)
+        self.shape = (z, rows, width)
+        self.chunks = _as_zyx(self._image.chunks[self._image.rgb :])
+        self.assumptions += (
+            Assumption(
+                what=f"the lowest {height - rows} of {height} rows of {self.path}",
+                taken="left out",
+                because="its partner has no such rows, as where an info bar was left out",
+            ),
+        )
 
     def look(self) -> Census:
         """What is stored, by at most 2**26 pixels spread evenly."""
@@ -161,6 +179,16 @@ def open_labels(
         image.close()
         raise
     return labels
+
+
+def match_heights(one: Labels, other: Labels) -> None:
+    """Cut the higher of a pair where it has more rows at the bottom, as an info bar has."""
+    if (one.shape[0], one.shape[2]) != (other.shape[0], other.shape[2]):
+        return
+    lower, higher = sorted((one, other), key=lambda labels: labels.shape[1])
+    rows = lower.shape[1]
+    if may_be_bar(higher.shape[1] - rows, higher.shape[1]):
+        higher.keep_rows(rows)
 
 
 def _find_result(path: Path) -> Result | None:

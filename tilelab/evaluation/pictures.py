@@ -24,6 +24,7 @@ from tilelab.evaluation.labels import Labels
 from tilelab.evaluation.pairs import Pair
 from tilelab.evaluation.scoring import PairScores, Question, block_extent, open_pair
 from tilelab.geometry import Box, boxes
+from tilelab.io.images.bar import match_rows
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
@@ -45,7 +46,7 @@ def draw_pair(
     pair = scored.pair
     name = f"{pair.name}.z{scored.plane:05d}" if scored.shape[0] > 1 else pair.name
     with open_pair(pair, question) as (labels, truth), ExitStack() as stack:
-        image = None if pair.image is None else stack.enter_context(_open(pair.image, question))
+        image = None if pair.image is None else stack.enter_context(_open(pair.image, question, labels))
         return draw_errors(
             labels,
             truth,
@@ -66,14 +67,15 @@ def check_image(pair: Pair, question: Question) -> None:
         InputError: it is not, or has channels.
     """
     if pair.image is not None:
-        with open_pair(pair, question) as (labels, _), _open(pair.image, question) as image:
+        with open_pair(pair, question) as (labels, _), _open(pair.image, question, labels) as image:
             _check_size(image, labels)
 
 
-def _open(path: Path, question: Question) -> Image:
-    return open_image(
+def _open(path: Path, question: Question, labels: Labels) -> Image:
+    image = open_image(
         path, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
     )
+    return match_rows(image, labels.shape[1])
 
 
 def _check_size(image: Image, labels: Labels) -> None:

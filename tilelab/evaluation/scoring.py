@@ -16,7 +16,7 @@ from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.evaluation.census import Census, check_map, judge, report_unlisted
 from tilelab.evaluation.label_map import IGNORE, LabelMap
-from tilelab.evaluation.labels import Labels, open_labels
+from tilelab.evaluation.labels import Labels, match_heights, open_labels
 from tilelab.evaluation.metrics.confusion import Counts, Scores, count_confusion, mean_of_present, score_confusion
 from tilelab.evaluation.pairs import Pair
 from tilelab.geometry import Box, boxes
@@ -224,6 +224,7 @@ def open_pair(pair: Pair, question: Question) -> Iterator[tuple[Labels, Labels]]
             )
         ) as truth,
     ):
+        match_heights(labels, truth)
         yield labels, truth
 
 

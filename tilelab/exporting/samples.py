@@ -69,7 +69,7 @@ def user_samples(images: Path, masks: Path | None, labels: str, spec: ModelSpec)
         pairs = open_pairs(data, Path(), len(spec.classes), spec.neighbours)
         return [_cut_pair(pair) for pair in _spread(pairs)]
     found = _spread(list(find_images(images).items()))
-    return [_cut(name, middle_plane(open_image(path), spec.neighbours)) for name, path in found]
+    return [_cut(name, middle_plane(open_image(path, bar=None), spec.neighbours)) for name, path in found]
 
 
 def drawn_sample(spec: ModelSpec) -> Sample:

@@ -20,6 +20,7 @@ import numpy as np
 
 from tilelab.assumptions import check_strict
 from tilelab.errors import InputError, OutputError
+from tilelab.io.images.bar import known_bar
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
@@ -110,6 +111,8 @@ def convert_image(
         if stored and found.label is None and labels is None and (guess := look_like_labels(image)) is not None:
             check_strict([guess], strict)
             found, said = replace(found, label={}), [*said, guess]
+        if stored and found.label is None and (bar := known_bar(image)) is not None:
+            said.append(f"{image.uri} has an info bar in its lowest {bar.rows} rows ({bar.because}), which is kept")
         if found.wide and image.dtype == np.float32:
             said.append(f"{found.wide} pixels become float32: if they are labels, keep them with --labels")
         plain = level == 0 and all(v is None for v in (series, channel, timepoint, axes, pixel_size_nm, region))

@@ -16,6 +16,7 @@ from tilelab.errors import InputError
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import name_of
 from tilelab.geometry import boxes
+from tilelab.io.images.bar import match_rows
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
@@ -145,6 +146,7 @@ def measure(
             grey = open_image(
                 image, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
             )
+            grey = match_rows(grey, labels.shape[1])
             _check_image(grey, labels)
         away = None if client is None else Away.of(source, image, question, labels)
         return _survey(labels, grey, question, progress, away, client)

@@ -90,6 +90,7 @@ def _open(image: Any, options: Options) -> Image:
             axes=options.axes,
             pixel_size_nm=options.pixel_size_nm,
             region=options.region,
+            bar=options.bar,
             allow_outside=options.allow_outside,
         )
         opened.assumptions += guess

@@ -28,6 +28,8 @@ class Options:
         axes: of the image as it is stored, one letter each of ``t c z y x s``, where that is not stated or wrong.
         region: the part of the image that is segmented as if it were the image, in pixels of that level:
             ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane), an end may be left out; or pairs of numbers and None.
+        bar: rows of the info bar at the bottom of a micrograph, which is left out: None finds it by the file's metadata
+            or its look and says so, 0 keeps it.
         pixel_size_nm: of the image, when its file does not say or is wrong.
         ignore_pixel_size: run although the image's pixel size is not the model's.
         rescale: resample the image to the model's pixel size; the result has that pixel size too.
@@ -69,6 +71,7 @@ class Options:
     timepoint: int | None = None
     axes: str | None = None
     region: Region | None = None
+    bar: int | None = None
     pixel_size_nm: tuple[float, ...] | None = None
     ignore_pixel_size: bool = False
     rescale: bool = False

@@ -149,7 +149,7 @@ class Library:
         if kept is not None:
             yield kept
             return
-        with open_image(self.images[index].path) as image:
+        with open_image(self.images[index].path, bar=None) as image:
             _, height, width = Volume(image).shape
             plane: Image = Plane(image, int(which * Volume(image).shape[0]))
             with self._lock:
@@ -167,5 +167,5 @@ def open_some(images: Sequence[Labelled], most: int = 512) -> Iterator[Image]:
     """The first plane of at most so many images, spread evenly; each is closed when the next is asked for."""
     count = min(most, len(images))
     for i in range(count):
-        with open_image(images[i * len(images) // count].path) as image:
+        with open_image(images[i * len(images) // count].path, bar=None) as image:
             yield Plane(image)

@@ -19,6 +19,7 @@ from tilelab.evaluation.label_map import LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
+from tilelab.io.images.bar import match_rows, may_be_bar
 from tilelab.io.images.formats import find_reader
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
@@ -154,7 +155,10 @@ def open_set(
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     room = _KEPT_PIXELS
     for name, image_path, mask_path in matched:
-        image, labels = open_image(image_path, axes=data.axes), open_labels(mask_path, mapping, data.mask_axes)
+        labels = open_labels(mask_path, mapping, data.mask_axes)
+        image = match_rows(open_image(image_path, axes=data.axes, bar=None), labels.shape[1])
+        if may_be_bar(labels.shape[1] - image.shape[-2], labels.shape[1]):
+            labels.keep_rows(image.shape[-2])
         start, stop = _check_pair(image, labels, data, neighbours, (image_path, mask_path))
         single, census = stop - start == 1, Census(f"mask {mask_path}")
         stop = min(stop, start + data.limit - len(pairs)) if data.limit else stop

@@ -65,7 +65,8 @@ class BmpSource(Source):
         known = {letter: nm for letter, nm in sizes.items() if nm is not None}
         stated = Stated(known) if len(known) == 2 else stated_beside(Path(path))
         self.scale_nm = stated.scale_nm
-        self.warnings, self.assumptions = stated.of_image(path, width, height)
+        self.assumptions = stated.of_image(path, width)
+        self.bar, self.bar_said = stated.bar_rows(width, height), stated.bar_said
         self.details = {"compression": None}
         if not self.rgb:
             self._set_palette(14 + size, colours or 256)

@@ -32,6 +32,8 @@ class Image(abc.ABC):
             offset), in pixels of this image, per spatial axis; empty means at 0.
         chunk_phase: how far inside a chunk the image begins, per axis; empty means that chunks begin with it.
         neighbours: slices on either side that are already among the channels, as a 2.5-D model takes them.
+        bar: rows at the bottom that the maker's metadata call an info bar, 0 where they tell of none.
+        bar_said: by which words.
         rgb: the channels are red, green, blue and what else there may be.
         coarser: opens the same image reduced so many times on y and x, where there is such a level; None where none is.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
@@ -47,6 +49,8 @@ class Image(abc.ABC):
     origin_px: tuple[float, ...] = ()
     chunk_phase: tuple[int, ...] = ()
     neighbours: int = 0
+    bar: int = 0
+    bar_said: str = ""
     rgb: bool = False
     coarser: Callable[[int], Image | None] | None = None
     warnings: tuple[str, ...] = ()

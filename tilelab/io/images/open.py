@@ -11,6 +11,7 @@ and in Python any array with ``shape``, ``dtype`` and slicing (NumPy, Dask, Zarr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 
 from tilelab.errors import InputError
+from tilelab.io.images.bar import known_bar, leave_out_bar
 from tilelab.io.images.formats import local_path, open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import Region, crop
@@ -35,6 +37,7 @@ def open_image(
     axes: str | None = None,
     pixel_size_nm: float | Sequence[float] | None = None,
     region: Region | None = None,
+    bar: int | None = 0,
     as_labels: AsLabels | None = None,
     allow_outside: bool = False,
 ) -> Image:
@@ -51,6 +54,8 @@ def open_image(
         pixel_size_nm: nanometres per pixel, instead of what is stated; one value, or one per spatial axis.
         region: the part to open, in pixels of that level: ``z0:z1,y0:y1,x0:x1`` (``y0:y1,x0:x1`` for a plane, ends may
             be left out), or pairs of numbers and None.
+        bar: rows of the info bar at the bottom of a micrograph, left out before a region is taken: so many, or those
+            that its metadata or its look tell of (None, an assumption); 0 keeps everything.
         as_labels: keep what is stored instead of making it grey, 0 and 1 of bool, the samples of colours as channels
             (`Image.rgb`); of a palette the ``indices`` or the
             ``colors``; with ``integers``, whole numbers of any type.
@@ -67,7 +72,9 @@ def open_image(
         "pixel_size_nm": pixel_size_nm,
     }
     if region is not None:
-        whole = open_image(uri, level=level, series=series, as_labels=as_labels, allow_outside=allow_outside, **chosen)
+        whole = open_image(
+            uri, level=level, series=series, bar=bar, as_labels=as_labels, allow_outside=allow_outside, **chosen
+        )
         try:
             return crop(whole, region)
         except InputError:
@@ -81,12 +88,20 @@ def open_image(
     source = open_stored(uri, level, None if series is None else str(series))
     if source is None:
         chosen |= {"level": level, "series": series, "as_labels": as_labels, "allow_outside": allow_outside}
-        return _open_slices(local_path(uri), **chosen)
+        opened = _open_slices(local_path(uri), **chosen)
+    else:
+        try:
+            check_outside(source.uri, source.outside, allow_outside)
+            opened = SourceImage(source, level=level, series=series, as_labels=as_labels, **chosen)
+        except InputError:
+            source.close()
+            raise
+    if bar is None and not isinstance(uri, str | os.PathLike):
+        return opened  # an array is what its maker wants of it
     try:
-        check_outside(source.uri, source.outside, allow_outside)
-        return SourceImage(source, level=level, series=series, as_labels=as_labels, **chosen)
+        return leave_out_bar(opened, bar)
     except InputError:
-        source.close()
+        opened.close()
         raise
 
 
@@ -107,7 +122,9 @@ def _open_slices(path: str, *, axes: str | None, pixel_size_nm: Any, **chosen: A
 def describe(
     uri: Any, *, axes: str | None = None, series: str | int | None = None, allow_outside: bool = False
 ) -> dict[str, Any]:
-    """What there is to know about an image or a result, for `tilelab info`; reads no pixels.
+    """What there is to know about an image or a result, for `tilelab info`.
+
+    It reads no pixels but the lowest quarter of a plane, to see whether that is an info bar.
 
     Args:
         uri: as for `open_image`.
@@ -120,7 +137,8 @@ def describe(
         ``chunks``, ``levels`` (one shape each), ``pixel_size_nm`` by axis letter, ``bytes`` on disk of a file,
         ``warnings``, ``assumptions`` (see `Assumption`); ``image`` with axes, shape and dtype as `open_image` gives
         them, or ``error`` with the reason why it needs to be told more (a time point, say); and, where they apply,
-        ``compression``, ``layout``, ``shards``, ``stored`` (``a of b`` chunks
+        ``bar`` (rows of an info bar, which `tilelab infer` leaves out), ``compression``, ``layout``,
+        ``shards``, ``stored`` (``a of b`` chunks
         or shards), ``images``, ``series`` (what there is of each), ``slices``, ``labels``, ``label``, ``name``,
         ``tilelab``.
 
@@ -146,7 +164,7 @@ def describe(
             **{key: list(v) if isinstance(v, tuple) else v for key, v in source.details.items() if v is not None},
         }
         try:
-            image = SourceImage(source, axes=axes)
+            image: Image = SourceImage(source, axes=axes)
         except InputError as error:
             if axes is not None:
                 raise
@@ -155,7 +173,7 @@ def describe(
                 "assumptions": msgspec.to_builtins(source.assumptions),
                 "error": str(error),
             }
-        return facts | _image_facts(image)
+        return facts | _image_facts(image, isinstance(uri, str | os.PathLike))
     finally:
         source.close()
 
@@ -179,16 +197,19 @@ def _describe_slices(path: str, axes: str | None, allow_outside: bool) -> dict[s
             "pixel_size_nm": None if size is None else dict(zip("zyx", size, strict=True)),
             "bytes": sum(Path(file).stat().st_size for file in stack.files),
             "slices": len(stack.files),
-            **_image_facts(stack),
+            **_image_facts(stack, True),
         }
     finally:
         stack.close()
 
 
-def _image_facts(image: Image) -> dict[str, Any]:
+def _image_facts(image: Image, stored: bool) -> dict[str, Any]:
+    rows = 0 if not stored or (found := known_bar(image)) is None else found.rows
+    image = leave_out_bar(image, None) if rows else image
     seen = {"axes": image.axes, "shape": list(image.shape), "dtype": str(image.dtype)}
     return {
         "warnings": list(image.warnings),
         "assumptions": msgspec.to_builtins(image.assumptions),
         "image": seen,
+        **({"bar": rows} if rows else {}),
     }

@@ -76,7 +76,8 @@ class RasterSource(Source):
         self.samples = 1 if header.samples == 2 else None
         stated = Stated(header.scale_nm) if header.scale_nm else stated_beside(Path(path))
         self.scale_nm = stated.scale_nm
-        self.warnings, self.assumptions = stated.of_image(path, header.width, header.height)
+        self.assumptions = stated.of_image(path, header.width)
+        self.bar, self.bar_said = stated.bar_rows(header.width, header.height), stated.bar_said
         self.details = {"compression": self.format.lower()}
         self._kept = DecodedPieces()
         self._bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize

@@ -79,6 +79,7 @@ class SliceStack(Image):
         self.shape = (*first.shape[: self._z], len(self.files), *first.shape[self._z :])
         self.chunks = (*first.chunks[: self._z], 1, *first.chunks[self._z :])
         self.dtype, self.rgb = first.dtype, first.rgb
+        self.bar, self.bar_said = first.bar, first.bar_said
         self.warnings, self.assumptions = first.warnings, (*first.assumptions, *self.guesses, *self._differences)
         plane_bytes = math.prod(first.shape) * first.dtype.itemsize
         self._most_open = max(1, min(_MOST_OPEN, 2 * LARGE_BYTES // plane_bytes))

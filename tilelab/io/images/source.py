@@ -33,6 +33,8 @@ class Source(abc.ABC):
         chunks: what one read decodes, per stored axis; 1 on every axis where any region costs just itself.
         scale_nm: nanometres per pixel by axis letter; axes of unknown size are absent.
         offset_px: where the first pixel lies in the format's coordinates, in pixels by axis letter; absent is 0.
+        bar: rows at the bottom that the maker's metadata call an info bar, 0 where they tell of none.
+        bar_said: by which words.
         rgb: the samples are red, green, blue and what else there may be.
         samples: how many of the samples, from the first, are light; None for all, others (alpha) are ignored.
         lut: what stored values stand for (palettes, min-is-white), indexed by them; None when they are grey values.
@@ -52,6 +54,8 @@ class Source(abc.ABC):
     chunks: tuple[int, ...]
     scale_nm: Mapping[str, float]
     offset_px: Mapping[str, float] = MappingProxyType({})
+    bar: int = 0
+    bar_said: str = ""
     rgb: bool = False
     samples: int | None = None
     lut: Array | None = None

@@ -1,4 +1,4 @@
-"""What microscopes write of their images, in files beside them: JEOL, TESCAN, BigDataViewer."""
+"""What microscopes write of their images, in files beside them: JEOL, TESCAN, Hitachi, BigDataViewer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from tilelab.assumptions import Assumption
 from tilelab.io.images.units import length_nm
 
 FLAG = "--pixel-size"
+_HIGHEST_BAR = 0.3  # of the height
 _MOST_FILES = 64
 _MOST_BYTES = 16 * 2**20
 _JEOL = re.compile(r"^\$+(CM_FULL_SIZE|SM_MICRON_BAR|SM_MICRON_MARKER|SM_DATA_BAR)\s+(.+?)\s*$", re.MULTILINE)
 _TESCAN = re.compile(r"^\s*(PixelSizeX|PixelSizeY|ImageStripSize)\s*=\s*([-+.\deE]+)", re.MULTILINE)
+_HITACHI = re.compile(r"^\s*(DataSize|PixelSize)\s*=\s*(\S+)\s*$", re.MULTILINE)
 _LENGTH = re.compile(r"([-+.\deE]+)\s*([^\d\s.].*)")
 
 
@@ -26,17 +28,28 @@ class Stated:
     Attributes:
         scale_nm: nanometres per pixel by axis letter.
         width: pixels in a line of the image that this was said of; None where that is not said.
-        bar: rows at the bottom that are a data bar.
+        bar: rows at the bottom that are an info bar.
+        bar_said: where that stands, for people.
+        height: rows of the image proper, without an info bar; None where that is not said.
         assumptions: what had to be guessed.
     """
 
     scale_nm: Mapping[str, float] = field(default_factory=dict)
     width: int | None = None
     bar: int = 0
+    bar_said: str = "its metadata say so"
+    height: int | None = None
     assumptions: tuple[Assumption, ...] = ()
 
-    def of_image(self, uri: str, width: int, height: int) -> tuple[tuple[str, ...], tuple[Assumption, ...]]:
-        """Warnings and assumptions about the image `uri` of that size."""
+    def bar_rows(self, width: int, height: int) -> int:
+        """Rows of an image of that size that are its info bar; 0 where it has none, or was cut or resized."""
+        if self.width not in (None, width):
+            return 0
+        rows = height - self.height if self.height is not None else self.bar
+        return rows if 0 < rows <= _HIGHEST_BAR * height and (not self.bar or rows == self.bar) else 0
+
+    def of_image(self, uri: str, width: int) -> tuple[Assumption, ...]:
+        """Assumptions about the image `uri` of that width."""
         guesses = self.assumptions
         if self.width not in (None, width) and "x" in self.scale_nm:
             guesses += (
@@ -47,10 +60,7 @@ class Stated:
                     flag=FLAG,
                 ),
             )
-        if not 0 < self.bar < height:
-            return (), guesses
-        region = f"--region 0:{height - self.bar},0:{width}"
-        return (f"{uri} has a data bar in its lowest {self.bar} rows: {region} leaves it out",), guesses
+        return guesses
 
 
 def known_lengths(sizes: Mapping[str, float | None]) -> dict[str, float]:
@@ -69,7 +79,9 @@ def parse_tescan(text: str) -> Stated:
     """TESCAN's ``[MAIN]`` section, in metres."""
     found = {name: float(value) for name, value in _TESCAN.findall(text)}
     sizes = {a: length_nm(found.get(f"PixelSize{a.upper()}"), "m") for a in "yx"}
-    return Stated(known_lengths(sizes), bar=int(found.get("ImageStripSize", 0)))
+    return Stated(
+        known_lengths(sizes), bar=int(found.get("ImageStripSize", 0)), bar_said="TESCAN's ImageStripSize says so"
+    )
 
 
 def parse_jeol(text: str) -> Stated:
@@ -78,9 +90,23 @@ def parse_jeol(text: str) -> Stated:
     marker = _LENGTH.fullmatch(found["SM_MICRON_MARKER"])
     bar = float(found["SM_MICRON_BAR"])
     size = length_nm(float(marker[1]) / bar, marker[2]) if marker and bar > 0 else None
-    width = int(found["CM_FULL_SIZE"].split()[0]) if "CM_FULL_SIZE" in found else None
+    extent = [int(n) for n in found.get("CM_FULL_SIZE", "").split()[:2]]
+    width, height = extent if len(extent) == 2 else (None, None)
     rows = int(float(found.get("SM_DATA_BAR", "0").split()[0]))
-    return Stated(known_lengths({"y": size, "x": size}), width=width, bar=rows)
+    said = "JEOL's text says so"
+    return Stated(known_lengths({"y": size, "x": size}), width=width, bar=rows, bar_said=said, height=height)
+
+
+def parse_hitachi(text: str) -> Stated:
+    """Hitachi's ``[SemImageFile]`` section: nanometres per pixel of an image of so many pixels."""
+    found = dict(_HITACHI.findall(text))
+    size = length_nm(found.get("PixelSize"), "nm")
+    width, height = (int(n) for n in found["DataSize"].lower().split("x"))
+    said = "Hitachi's text says so"
+    return Stated(known_lengths({"y": size, "x": size}), width=width, bar_said=said, height=height)
+
+
+_TEXTS = {"SM_MICRON_BAR": parse_jeol, "PixelSizeX": parse_tescan, "[SemImageFile]": parse_hitachi}
 
 
 def stated_beside(image: Path) -> Stated:
@@ -88,7 +114,7 @@ def stated_beside(image: Path) -> Stated:
     names = (".txt", ".TXT", ".hdr", ".HDR", f"-{image.suffix[1:]}.hdr")
     for path in (image.with_name(image.stem + end) for end in names):
         text = _read(path)
-        parse = parse_jeol if "SM_MICRON_BAR" in text else parse_tescan if "PixelSizeX" in text else None
+        parse = next((parse for sign, parse in _TEXTS.items() if sign in text), None)
         if parse is not None:
             try:
                 return parse(text)

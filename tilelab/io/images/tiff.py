@@ -57,7 +57,7 @@ class TiffSource(Source):
         self.format, self.axes, self.shape, self.dtype = layout.format, layout.axes, layout.shape, layout.dtype
         self.chunks, self.levels, self.scale_nm = layout.chunks, layout.levels, layout.scale_nm
         self.rgb, self.samples, self.lut = layout.rgb, layout.samples, layout.lut
-        self.series = layout.series
+        self.series, self.bar, self.bar_said = layout.series, layout.bar, layout.bar_said
         self.warnings, self.assumptions, self.details = layout.warnings, layout.assumptions, layout.details
         if layout.palette:
             self.warnings += (f"{self.uri} has a colour palette: its colours are read as grey",)

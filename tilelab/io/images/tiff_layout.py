@@ -71,8 +71,8 @@ class TiffLayout:
     Attributes:
         place: where the file is.
         path: its name, for messages.
-        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, series, warnings, assumptions, details:
-            as in `Source`.
+        format, axes, shape, dtype, chunks, levels, scale_nm, rgb, samples, lut, series, bar, bar_said,
+        warnings, assumptions, details: as in `Source`.
         description: OME-XML of the file or of its set; empty without.
         palette: `lut` is the grey of a colour table.
         swap: the file's byte order is not the machine's.
@@ -100,6 +100,8 @@ class TiffLayout:
     lut: Array | None = None
     palette: bool = False
     series: tuple[str, ...] = ()
+    bar: int = 0
+    bar_said: str = ""
     description: str = ""
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
@@ -224,12 +226,12 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int, series_name: 
     first = images[chosen].levels[0].keyframe
     stated = stated_pixels(tiff, first, layout.path, beside=not layout.place.waits)
     layout.scale_nm = dict(stated.scale_nm)
-    said, guesses = stated.of_image(layout.path, int(first.imagewidth), int(first.imagelength))
-    layout.warnings += said
-    layout.assumptions += guesses
+    layout.assumptions += stated.of_image(layout.path, int(first.imagewidth))
+    layout.bar, layout.bar_said = stated.bar_rows(int(first.imagewidth), int(first.imagelength)), stated.bar_said
     if level:
         ratio = {a: _ratio(n, m) for a, n, m in zip(layout.axes, layout.levels[0], layout.shape, strict=True)}
         layout.scale_nm = {a: size * ratio.get(a, 1.0) for a, size in layout.scale_nm.items()}
+        layout.bar = math.ceil(layout.bar / ratio.get("y", 1.0))
 
 
 def _ratio(fine: int, coarse: int) -> float:

@@ -97,7 +97,13 @@ def _fei(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:  # noqa: A
             "x": length_nm(float(beam["HFW"]) / float(image["ResolutionX"]), "m"),
         }
     bar = (meta.get("PrivateFei") or {}).get("DatabarHeight") or 0
-    return Stated(known_lengths(sizes), width=_whole(image.get("ResolutionX")), bar=_whole(bar) or 0)
+    return Stated(
+        known_lengths(sizes),
+        width=_whole(image.get("ResolutionX")),
+        bar=_whole(bar) or 0,
+        bar_said="FEI's DatabarHeight says so",
+        height=_whole(image.get("ResolutionY")),
+    )
 
 
 def _zeiss(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:

@@ -73,7 +73,7 @@ class SourceImage(Image):
             source.show_indices()
         self.source = source
         self._closed = False
-        self.uri = source.uri
+        self.uri, self.bar, self.bar_said = source.uri, source.bar, source.bar_said
         letters, assumed = _name_axes(source, axes)
         self._fixed = _choose(source, letters, channel, timepoint)
         self._grey = None  # stored axis of the colours that become one
