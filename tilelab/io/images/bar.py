@@ -166,4 +166,5 @@ def _count_rows(levels: Levels) -> npt.NDArray[np.intp]:
 def _near(counts: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Pixels within `_NEAR` levels of each."""
     padded = np.pad(counts, ((0, 0), (_NEAR, _NEAR)))
-    return np.sum([padded[:, i : i + 256] for i in range(2 * _NEAR + 1)], axis=0)
+    total: npt.NDArray[np.intp] = np.sum([padded[:, i : i + 256] for i in range(2 * _NEAR + 1)], axis=0)
+    return total
