@@ -318,6 +318,10 @@ def test_a_folder_is_measured_together(discs: Path, capsys: pytest.CaptureFixtur
     assert main(["measure", str(folder), "-o", str(folder.parent / "t.csv"), "--pixel-size", "5"]) == 0
     assert table_of(folder.parent / "t.csv")["image"] == ["a", "a", "b", "b"]
     assert "blocks of up to" in capsys.readouterr().out
+    (folder / "broken.tif").write_bytes(b"II*\0 and no more")
+    assert main(["measure", str(folder), "--pixel-size", "5"]) == 4
+    assert "failed: broken" in capsys.readouterr().err
+    (folder / "broken.tif").unlink()
     for name in ("c", "d"):
         tifffile.imwrite(folder / f"{name}.tif", labels)
     assert main(["measure", str(folder), "--classes", "rest,disc,ring", "--class", "disc"]) == 0

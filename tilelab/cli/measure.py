@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelab.assumptions import check_strict
+from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE
 from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, parse_count
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
@@ -18,11 +19,14 @@ from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import write_text
 
 if TYPE_CHECKING:
+    from tilelab.measure.reading import Question
+    from tilelab.measure.report import Summary
     from tilelab.measure.survey import Survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
+    parser.epilog = "Of several label images the exit code is 4 when some cannot be read; they are named and left out."
     add = parser.add_argument
     add("result", metavar="RESULT", help="a result of infer, a label image, or a folder of them")
     add("--image", metavar="IMAGE", help="the micrograph or a folder of them: intensities under the objects")
@@ -91,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.evaluation.label_map import LabelMap
     from tilelab.measure.reading import Question
     from tilelab.measure.report import Summary
-    from tilelab.measure.survey import measure
     from tilelab.measure.table import check_table, write_table
 
     question = Question(
@@ -125,26 +128,13 @@ def run(args: argparse.Namespace) -> int:
     if args.opening < 0:
         raise InputError(f"--opening {args.opening} was given: 0 or more pixels")
     summary = Summary()
-    said: set[str] = set()
-
-    def rows(client: Any) -> Iterator[dict[str, Any]]:
-        for name, path in labels.items():
-            chosen = {"image": images.get(name), "progress": _progress(), "client": client}
-            with closing(measure(path, question, **chosen)) as survey:
-                check_strict(survey.assumptions, args.strict)
-                for line in map(str, survey.assumptions):
-                    if line not in said:
-                        say(line)
-                    said.add(line)
-                yield from summary.rows(survey)
-                if args.objects is not None:
-                    _write_objects(survey, _objects_path(args.objects, name, len(labels) > 1), args.overwrite)
-
+    failed: dict[str, str] = {}
     with _client(args) as client:
+        rows = _measure_all(labels, images, question, args, client, summary, failed)
         if args.output is not None:
-            write_table(Path(args.output), rows(client))
+            write_table(Path(args.output), rows)
         else:
-            for _ in rows(client):
+            for _ in rows:
                 pass
     if args.layer_profile is not None:
         write_table(Path(args.layer_profile), summary.profiles())
@@ -157,7 +147,46 @@ def run(args: argparse.Namespace) -> int:
 
         for picture in draw_distributions(summary, Path(args.pictures)):
             print(picture, file=sys.stderr)
-    return 0
+    for name, why in failed.items():
+        say(f"failed: {name}: {why}")
+    return EXIT_INCOMPLETE if failed else EXIT_DONE
+
+
+def _measure_all(
+    labels: dict[str, Path],
+    images: dict[str, Any],
+    question: Question,
+    args: argparse.Namespace,
+    client: Any,
+    summary: Summary,
+    failed: dict[str, str],
+) -> Iterator[dict[str, Any]]:
+    """The rows of every label image on their way to table and summary; of several, one that cannot be read fails alone.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    from tilelab.measure.survey import measure
+
+    said: set[str] = set()
+    for name, path in labels.items():
+        chosen = {"image": images.get(name), "progress": _progress(), "client": client}
+        try:
+            survey = measure(path, question, **chosen)
+        except InputError as error:
+            failed[name] = str(error)
+            if len(failed) == len(labels):
+                raise
+            continue
+        with closing(survey):
+            check_strict(survey.assumptions, args.strict)
+            for line in map(str, survey.assumptions):
+                if line not in said:
+                    say(line)
+                said.add(line)
+            yield from summary.rows(survey)
+            if args.objects is not None:
+                _write_objects(survey, _objects_path(args.objects, name, len(labels) > 1), args.overwrite)
 
 
 @contextmanager

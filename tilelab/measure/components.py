@@ -97,6 +97,10 @@ class Components:
                 ]
         return out
 
+    def close(self) -> None:
+        """Release the records; the numbers can still be read."""
+        self._spool = Spool()
+
     def choose(self, block: UInt8) -> UInt8:
         """A block without the classes that no objects are wanted of."""
         return block if self.only is None else self.only[block]

@@ -112,7 +112,8 @@ class Survey:
         return ObjectsImage(self.objects, str(self.path), size, origin)
 
     def close(self) -> None:
-        """Release files."""
+        """Release files, and what the table is made of."""
+        self.objects.close()
         self.labels.close()
         if self.image is not None:
             self.image.close()
