@@ -14,6 +14,7 @@ import pytest
 from tilelab.cli.main import main
 from tilelab.errors import InputError
 from tilelab.io.images.open import open_image
+from tilelab.io.results.result import read_result
 
 _ROOT = Path(os.environ.get("TILELAB_CASES", Path(__file__).parents[1].parent / "shared" / "cases")) / "images"
 _EXPECTED: dict[str, dict[str, Any]] = (
@@ -89,3 +90,52 @@ def test_channels_that_are_slices(cases: Path) -> None:
 def test_the_description_of_an_image_leads_to_it(cases: Path) -> None:
     with pytest.raises(InputError, match=r"bdv\.xml describes .*bdv\.n5: give that"):
         open_image(cases / "bdv.xml")
+
+
+_MODELS = _ROOT.parent / "models"
+_STD = ("--mean", "128", "--std", "33", "--tile", "128", "--overlap", "64")
+# Of each: flags, exit code, the share of class 1 where it is known, and the maps that are kept.
+_RUNS: dict[str, tuple[tuple[str, ...], int, float | None, tuple[str, ...]]] = {
+    "bin_logit": (_STD, 0, 0.8761, ()),
+    "bin_sigmoid": (_STD, 0, 0.8761, ()),
+    "bin_sigmoid_transpose": (_STD, 0, 0.8761, ()),
+    "bin_mask_u8": (_STD, 0, 0.8761, ()),
+    "three_argmax": (_STD, 0, 0.0006, ()),
+    "three_argmax_float": (_STD, 0, 0.0006, ()),
+    "valid": (_STD, 0, None, ()),
+    "half_out": (_STD, 0, None, ()),
+    "deepsup": (_STD, 0, None, ()),
+    "mitonet": (_STD, 0, None, ("ctr_hmp", "offsets")),
+    "distance": ((*_STD, "--output-is", "map"), 0, None, ("output",)),
+    "three_sigmoid": ((*_STD, "--threshold", "0.5"), 0, None, ()),
+    "u8_input": (("--tile", "128", "--overlap", "64"), 0, None, ()),
+    "keras_like": (_STD, 2, None, ()),
+    "alldyn": (_STD, 2, None, ()),
+}
+
+
+@pytest.mark.parametrize("name", _RUNS)
+def test_a_model_runs_or_names_the_way_out(
+    name: str, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, code, share, maps = _RUNS[name]
+    out = tmp_path / "x.ome.zarr"
+    image, model = cases.parent / "models" / "img.png", _MODELS / f"{name}.onnx"
+    assert main(["infer", str(image), "-m", str(model), *flags, "-q", "-o", str(out)]) == code
+    if code:
+        assert capsys.readouterr().err.count("\n") == 1
+        return
+    result = read_result(out)
+    if result.labels:
+        found = result.labels[0][...]
+        assert found.shape == (300, 271)
+        assert share is None or float((found == 1).mean()) == pytest.approx(share, abs=2e-4)
+    assert tuple(result.maps) == maps
+
+
+def test_slices_of_unlike_brightness_are_segmented_alike(cases: Path, tmp_path: Path) -> None:
+    image, model = cases.parent / "models" / "bright.npy", _MODELS / "leg17_dyn.onnx"
+    run = ["infer", str(image), "-m", str(model), "--normalization", "mean-std", "--statistics", "slice", *_STD[4:]]
+    assert main([*run, "-q", "-o", str(tmp_path / "x.ome.zarr")]) == 0
+    for plane in read_result(tmp_path / "x.ome.zarr").labels[0][...]:
+        assert float((plane == 1).mean()) == pytest.approx(0.41, abs=0.005)

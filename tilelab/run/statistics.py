@@ -20,6 +20,7 @@ from tilelab.spec import Normalization
 _BLOCK_BYTES = 32 << 20
 _MOST_SLICES = 16  # whose counts are held at a time
 _STEPS = 65536
+_PIECE = 1 << 20  # pixels of a block that are counted at a time: counting takes eight bytes of each
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,6 @@ def _blocks(volume: Volume, slices: tuple[int, int]) -> Iterator[tuple[int, Arra
                 stop = tuple(map(min, ends, (slices[1], *volume.shape[1:])))
                 block = volume.read(Box(start, stop))
                 for i in range(block.shape[1]):
-                    yield z + i, block[:, i].reshape(volume.channels, -1)
+                    pixels = block[:, i].reshape(volume.channels, -1)
+                    for first in range(0, pixels.shape[1], _PIECE):
+                        yield z + i, pixels[:, first : first + _PIECE]
