@@ -32,6 +32,7 @@ from tilelab.io.images.series import are_counted
 from tilelab.run.batch.names import choose_names, known_names, place_of
 from tilelab.run.batch.shared import Turns
 from tilelab.run.options import Options
+from tilelab.sample import draw_superalloy
 
 MODEL = str(save_conv(Path(tempfile.mkdtemp()) / "tiny.onnx", ("y", "x"), spec=make_spec((64, 64), overlap=(16, 16))))
 FLAGS = ["-m", MODEL, "--tile", "64", "--overlap", "16", "-q"]
@@ -101,6 +102,31 @@ def test_results_have_the_bytes_of_single_runs_whatever_the_number_under_way(fol
             tilelab.infer(outcome.image, MODEL, alone, options=OPTIONS)
             assert files_of(alone) == files_of(Path(str(outcome.run.path)))
             shutil.rmtree(alone)
+
+
+def test_images_of_several_sizes_get_the_tiles_that_they_get_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.tif").write_bytes(b"")  # the first one is broken
+    shapes = [(300, 420), (260, 300), (300, 420), (200, 500), (130, 140), (260, 300)]
+    for i, shape in enumerate(shapes):
+        tifffile.imwrite(images / f"m{i * i}.tif", draw_superalloy(shape, i)[0])
+    found = list(tilelab.infer_many(images, "superalloy", tmp_path / "out"))
+    tiles = set()
+    for outcome in found:
+        if outcome.run is not None:
+            tiles.add(tuple(outcome.run.report["tile"]))
+            alone = tmp_path / "alone.ome.zarr"
+            tilelab.infer(outcome.image, "superalloy", alone)
+            assert files_of(alone) == files_of(Path(str(outcome.run.path)))
+            shutil.rmtree(alone)
+    assert len(found) == 7
+    assert len(tiles) > 1
+    monkeypatch.setattr("tilelab.run.batch.shared.load", None)  # what is finished needs no other engine
+    again = [o.run for o in tilelab.infer_many(images, "superalloy", tmp_path / "out")]
+    assert sum(run is not None and run.already_finished for run in again) == 6
 
 
 def test_run_again_skips_what_is_finished_tries_again_what_failed_and_adds_what_is_new(

@@ -6,9 +6,12 @@ the engine busy.  What differs between them is their own: a result, a picture, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from tilelab.run.prepare import Prepared
 
 TABLE, PAGE = "summary.csv", "summary.html"
+_FIRST_LOOK, _LOOK = 16, 256  # images of which one kind after the other is done
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,6 @@ class Batch:
 
     def run(self, at_once: int | None, progress: Progress) -> Iterator[Outcome]:
         """Do all images; see `infer_many`."""
-        engines = Engines(self.model)
         try:
             for inner in (self.folder / "overviews", self.folder / "reports"):
                 inner.mkdir(parents=True, exist_ok=True)
@@ -169,30 +172,32 @@ class Batch:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from error
         check_options(claim_run(None, "", self.target(next(iter(self.names))), self.options), self.options)
         self.summarize()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.summarize)
             if is_distributed(self.options):
                 yield from self._one_by_one(progress)
                 return
-            options = self._with_tile()
-            engine = engines.take(options)
-            self.classes = engine.spec.classes
-            turns = Turns(options, alone=engine.on_device is not None)
-            one = _One(self, options, engine, turns, _Stoppable(progress, turns))
-            with prompt_handover():
-                yield from self._together(one, turns, at_once or engine.streams + 1)
-        finally:
-            engines.close()
-            self.summarize()
+            waiting = stack.enter_context(contextlib.closing(self._in_order()))
+            image, options = next(waiting)
+            engines = Engines(self.model, options)
+            stack.callback(engines.close)
+            self.classes = engines.first.spec.classes
+            turns = Turns(options, alone=engines.first.on_device is not None)
+            one = _One(self, engines, turns, _Stoppable(progress, turns))
+            stack.enter_context(prompt_handover())
+            first = chain([(image, options)], waiting)
+            yield from self._together(one, turns, first, at_once or engines.first.streams + 1)
 
-    def _together(self, one: _One, turns: Turns, at_once: int) -> Iterator[Outcome]:
+    def _together(
+        self, one: _One, turns: Turns, waiting: Iterator[tuple[str, Options]], at_once: int
+    ) -> Iterator[Outcome]:
         """A few images at a time, the next beginning where one ends."""
-        waiting = iter(self.names)
         with ThreadPoolExecutor(at_once, "tilelab-image") as pool:
             under_way: set[Future[Outcome]] = set()
             try:
                 while True:
-                    for image in waiting:
-                        under_way.add(pool.submit(one, image))
+                    for image, options in waiting:
+                        under_way.add(pool.submit(one, image, options))
                         if len(under_way) > at_once:
                             break
                     if not under_way:
@@ -242,17 +247,39 @@ class Batch:
         pictures = {row.name: self.picture(row.name) for row in rows if row.status == "done"}
         write_page(self.folder / PAGE, rows, pictures, self.classes)
 
-    def _with_tile(self) -> Options:
-        """The options with the tiles of a begun result, or those that suit the first image."""
+    def _in_order(self) -> Generator[tuple[str, Options]]:
+        """The images with their tiles, those of one kind together; a thread looks at the next ones meanwhile."""
+        images = iter(self.names)
+        with ThreadPoolExecutor(1, "tilelab-scout") as scout:
+            chosen = scout.submit(self._choose, list(islice(images, _FIRST_LOOK)))
+            while found := chosen.result():
+                chosen = scout.submit(self._choose, list(islice(images, _LOOK)))
+                kinds: dict[Any, list[tuple[str, Options]]] = {}
+                for image, options in found:
+                    kinds.setdefault((options.model, options.batch), []).append((image, options))
+                yield from chain.from_iterable(kinds.values())
+
+    def _choose(self, images: list[str]) -> list[tuple[str, Options]]:
+        """The options of each image, with the tiles of its begun result or those that suit it, as `infer` has them."""
         from tilelab.run.autotile import choose_tile
 
-        begun = None
-        if not self.options.restart:
-            for image in self.names:
-                target = claim_run(None, "", self.target(image), self.options)
-                if (begun := begun_fingerprint(target, work_path(target))) is not None:
-                    break
-        return choose_tile(self.model, next(iter(self.names)), self.options, self.note, begun)
+        found: list[tuple[str, Options | None]] = []
+        for image in images:
+            options = begun = None
+            try:
+                if not self.options.restart:
+                    target = claim_run(None, "", self.target(image), self.options)
+                    begun = begun_fingerprint(target, work_path(target))
+                options = choose_tile(self.model, image, self.options, partial(self.say, image), begun)
+            except InputError:  # it is said when it is its turn
+                pass
+            found.append((image, options))
+        usual = next((options for _, options in found if options is not None), self.options)
+        return [(image, options or usual) for image, options in found]
+
+    def say(self, image: str, line: str) -> None:
+        """A line about one image."""
+        self.note(f"{self.names[image]}: {line}")
 
 
 @dataclass(frozen=True)
@@ -260,20 +287,20 @@ class _One:
     """Does one image in the thread that calls it; never raises."""
 
     batch: Batch
-    options: Options
-    engine: Engine
+    engines: Engines
     turns: Turns
     progress: Progress
 
-    def __call__(self, image: str) -> Outcome:
+    def __call__(self, image: str, options: Options) -> Outcome:
         name = self.batch.names[image]
         try:
             self.turns.check()
-            return self._infer(image, name)
+            with self.engines.use(options) as engine:
+                return self._infer(image, name, options, engine)
         except Exception as error:  # noqa: BLE001 - it is this image's, whatever it is
             return self.batch.failed(image, error)
 
-    def _infer(self, image: str, name: str) -> Outcome:
+    def _infer(self, image: str, name: str, options: Options, engine: Engine) -> Outcome:
         batch = self.batch
         kept: dict[str, Any] = {}
 
@@ -289,14 +316,14 @@ class _One:
             if known is None or not batch.picture(name).exists():
                 self._draw(prepared, work, name)
 
-        target = claim_run(image, batch.model, batch.target(image), self.options)
+        target = claim_run(image, batch.model, batch.target(image), options)
         run = segment(
             image,
-            self.engine,
+            engine,
             target,
-            self.options,
+            options,
             progress=self.progress,
-            note=lambda line: batch.note(f"{name}: {line}"),
+            note=partial(batch.say, image),
             turn=self.turns.turn,
             finished=look,
         )
