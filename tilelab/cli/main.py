@@ -16,6 +16,7 @@ from tilelab.machine.version import __version__
 # Each command is a module tilelab.cli.NAME with add_arguments(parser) and run(args) -> int.
 COMMANDS = {
     "infer": "segment an image of any size",
+    "view": "look at an image or a result in the browser",
     "plan": "say what infer would do: tiles, bytes, memory, time",
     "info": "describe an image, a model or a result",
     "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -78,7 +79,7 @@ def execute(
         raise OutputError(f"cannot write {unfinished}: {error.strerror or error}") from error
     try:
         plan = _begun_plan(prepared.plan, journal, options)
-        sink = _sink(prepared, plan, work)
+        sink = _sink(prepared, plan, work, options)
         _trust(journal, plan, sink, note)
         done = _tiles_done(plan, journal.positions)
         if journal.positions:
@@ -201,7 +202,7 @@ def _tiles_done(plan: Plan, positions: Mapping[int, int]) -> int:
     return done
 
 
-def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
+def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZarrSink:
     if OmeZarrSink.begun(work):
         sink = OmeZarrSink.open(work)
         sink.write_documents()
@@ -225,8 +226,22 @@ def _sink(prepared: Prepared, plan: Plan, work: Place) -> OmeZarrSink:
             "model": spec.name or spec.architecture,
             "fingerprint": fingerprint.document(),
             "normalization": prepared.normalization,
+            **_where_image(prepared, options),
             **({} if spec.activation == "softmax" else {"activation": spec.activation}),
             **({"assumptions": msgspec.to_builtins(prepared.assumptions)} if prepared.assumptions else {}),
             **({} if (region := fingerprint.input.get("region")) is None else {"region": region}),
         },
     )
+
+
+def _where_image(prepared: Prepared, options: Options) -> dict[str, dict[str, Any]]:
+    """Where the image is and how it was opened, so that viewers find it; nothing of an array."""
+    if not isinstance(prepared.named, str | Path):
+        return {}
+    uri = prepared.image.uri.partition("?")[0]  # what follows in an address may be a secret
+    path = uri if "://" in uri or "::" in uri else str(Path(uri).absolute())
+    names = ("level", "series", "channel", "timepoint", "axes", "pixel_size_nm")
+    chosen: dict[str, Any] = {name: value for name in names if (value := getattr(options, name))}
+    if options.channel == 0:
+        chosen["channel"] = 0
+    return {"image": {"path": path, **chosen}}

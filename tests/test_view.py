@@ -1,0 +1,228 @@
+"""The page: what its server gives, to whom, and that a real browser shows it."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilelab.errors import InputError
+from tilelab.geometry import Box
+from tilelab.io.results.ome_zarr import OmeZarrSink
+from tilelab.io.results.sink import Finished
+from tilelab.io.zarr.layout import Layout
+from tilelab.spec import ClassInfo
+from tilelab.view.gather import Gathering
+from tilelab.view.layers import viewer_state
+from tilelab.view.pyramid import ChunkCache, Level, Pyramid
+from tilelab.view.server import ViewServer
+
+CLASSES = (ClassInfo("matrix", "#000000"), ClassInfo("precipitate", "#3987e5"), ClassInfo("crack", "#c98500"))
+
+
+def write_result(path: Path, labels: np.ndarray, **more) -> None:
+    layout = Layout.fit((1, *labels.shape))
+    sink = OmeZarrSink.create(path, layout, classes=CLASSES, probabilities=(1,), **more)
+    writer = sink.writer(Box((0, 0, 0), (1, *labels.shape)), 0, 1)
+    writer.write(Finished(labels[None], np.where(labels == 1, 255, 0).astype(np.uint8)[None, None], None))
+    writer.close()
+    sink.finalize()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A micrograph of 700 x 900 pixels and its result."""
+    image = np.add.outer(np.arange(700), np.arange(900)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "image.tif", image)
+    labels = ((image // 100) % 3).astype(np.uint8)
+    write_result(
+        tmp_path / "image.ome.zarr", labels, pixel_size_nm=(4.0, 4.0), metadata={"image": {"path": "/gone/image.tif"}}
+    )
+    return tmp_path, image, labels
+
+
+@contextmanager
+def serving(*names, **view):
+    pytest.importorskip("neuroglancer", reason="the page is neuroglancer's")
+    with Gathering(lambda line: None) as gathered:
+        for name in names:
+            gathered.add(str(name))
+        server = ViewServer(gathered.scene(), **view)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def ask(server, path, *, host=None, method="GET", body=None):
+    link = urlsplit(server.url)
+    connection = http.client.HTTPConnection(link.hostname, link.port, timeout=20)
+    try:
+        connection.request(method, path, body=body, headers={"Host": host or link.netloc})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_a_result_lies_on_its_micrograph(files):
+    folder, image, labels = files
+    with serving(folder / "image.ome.zarr") as server:
+        layers = {layer.name: layer for layer in server.scene.layers}
+        assert list(layers) == ["image.tif", "p(precipitate)", "classes"]
+        assert layers["image.tif"].size == layers["classes"].size == (4.0, 4.0, 4.0)
+        assert layers["classes"].names == {1: "precipitate", 2: "crack"}
+        for number, whole in ((0, image), (2, labels)):
+            status, data = ask(server, f"/{server.token}/data/{number}/0/0/1/1")
+            assert status == 200
+            chunk = np.frombuffer(data, whole.dtype).reshape(512, 512)
+            assert np.array_equal(chunk[:188, :388], whole[512:, 512:])
+            assert not chunk[188:].any()
+        array = json.loads(ask(server, f"/{server.token}/data/2/0/.zarray")[1])
+        assert array["shape"] == [1, 700, 900]
+        assert array["dtype"] == "|u1"
+        names = json.loads(ask(server, f"/{server.token}/data/2/names/info")[1])
+        assert names["inline"]["ids"] == ["1", "2"]
+
+
+def test_a_region_of_unknown_size_keeps_its_place(tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", np.arange(300 * 200, dtype=np.uint16).reshape(300, 200))
+    metadata = {"image": {"path": str(tmp_path / "image.tif")}, "region": "50:150,20:120"}
+    write_result(tmp_path / "r.ome.zarr", np.ones((100, 100), np.uint8), origin_px=(50.0, 20.0), metadata=metadata)
+    with Gathering(lambda line: None) as gathered:
+        gathered.add(str(tmp_path / "r.ome.zarr"))
+        labels = gathered.scene().layers[-1]
+        scale, move = labels.zarr_attributes(units=False)["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+        assert scale["scale"] == [1.0, 1.0, 1.0]
+        assert move["translation"] == [0.0, 50.0, 20.0]
+
+
+def test_others_get_nothing(files):
+    folder, *_ = files
+    with serving(folder / "image.ome.zarr") as server:
+        good = f"/{server.token}/data/0/.zattrs"
+        assert ask(server, good)[0] == 200
+        assert ask(server, good, host="localhost:80")[0] == 200
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1@evil.example"):
+            assert ask(server, good, host=host)[0] == 403
+        wrong = server.token[:-1] + ("a" if server.token[-1] != "a" else "b")
+        for path in (
+            "/",
+            f"/{wrong}/data/0/.zattrs",
+            "/v/page/",
+            f"/{server.token}/",
+            f"/{server.token}/v/page/../../../../etc/passwd",
+            f"/{server.token}/v/page/%2e%2e/server.py",
+            f"/{server.token}/data/../image.tif",
+            f"/{server.token}/data/0/0/0/9/9",
+            f"/{server.token}/data/9/.zattrs",
+            f"/{server.token}/data/0/99/.zarray",
+        ):
+            assert ask(server, path)[0] == 404, path
+        assert ask(server, f"/{server.token}/state/page", method="POST", body=b"{")[0] == 400
+        assert ask(server, f"/{server.token}/state/page", method="PUT", body=b"{}")[0] == 501
+        assert ask(server, f"/{server.token}/v/page/")[0] == 200
+
+
+def test_a_view_is_kept_without_its_addresses(files):
+    from tilelab.cli.view import _without_sources
+
+    folder, *_ = files
+    with serving(folder / "image.ome.zarr") as server:
+        state = viewer_state(server.scene, "http://127.0.0.1:1/x/data")
+        state["layers"][2]["selectedAlpha"] = 0.9
+        body = json.dumps({"s": state | {"position": [1, 2, 0]}, "pg": "", "g": 1, "c": "page"}).encode()
+        assert ask(server, f"/{server.token}/state/page", method="POST", body=body)[0] == 200
+        kept = _without_sources(server.state)
+        assert "127.0.0.1" not in json.dumps(kept)
+    with serving(folder / "image.ome.zarr", state=kept) as server:
+        begun = server.begin_state("http://127.0.0.1:2/y/data")
+        assert begun["position"] == [1, 2, 0]
+        assert begun["layers"][2]["selectedAlpha"] == 0.9
+        assert begun["layers"][2]["source"][0]["url"].startswith("http://127.0.0.1:2/y/data/2")
+
+
+def test_labels_and_images_are_told_apart(tmp_path):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:20, 8:20] = 2
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    tifffile.imwrite(tmp_path / "stack.tif", np.random.default_rng(0).integers(0, 65535, (5, 40, 50), np.uint16))
+    said = []
+    with Gathering(said.append) as gathered:
+        gathered.add(str(tmp_path / "labels.tif"), image=str(tmp_path / "stack.tif"))
+        kinds = [(layer.kind, layer.pyramid.levels[0].shape) for layer in gathered.scene().layers]
+    assert kinds == [("image", (5, 40, 50)), ("labels", (1, 64, 64))]
+    assert any("labels" in line for line in said)
+    with Gathering(said.append) as gathered, pytest.raises(InputError, match=r"does not exist|no such"):
+        gathered.add(str(tmp_path / "nothing.tif"))
+
+
+@given(st.tuples(st.integers(1, 3), st.integers(1, 2500), st.integers(1, 2500)), st.booleans(), st.data())
+@settings(max_examples=20, deadline=None)
+def test_chunks_are_the_pixels(shape, is_labels, data):
+    whole = (np.indices(shape).sum(axis=0) % 5).astype(np.uint8)
+    level = Level(shape, (1.0, 1.0, 1.0), lambda box: whole[box.slices])
+    pyramid = Pyramid.of([level], whole.dtype, ChunkCache(1 << 20), labels=is_labels, flat=True)
+    assert max(pyramid.levels[-1].shape[1:]) <= 1024
+    number = data.draw(st.integers(0, len(pyramid.levels) - 1))
+    expected = whole
+    for _ in range(number):
+        expected = pyramid._halve(expected, (1, 2, 2))
+    assert pyramid.levels[number].shape == expected.shape
+    index = tuple(data.draw(st.integers(0, (n - 1) // c)) for n, c in zip(expected.shape, pyramid.chunk, strict=True))
+    chunk = pyramid.read_chunk(number, index)
+    assert chunk.shape == pyramid.chunk
+    start = [i * c for i, c in zip(index, pyramid.chunk, strict=True)]
+    part = expected[tuple(slice(s, s + c) for s, c in zip(start, pyramid.chunk, strict=True))]
+    assert np.array_equal(chunk[tuple(slice(0, n) for n in part.shape)], part)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright to drive a browser")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+def test_a_browser_shows_it(files):
+    from playwright.sync_api import sync_playwright
+
+    folder, *_ = files
+    flags = "--no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    flags += "--disable-sync --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"
+    with serving(folder / "image.ome.zarr") as server, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=flags.split())
+        try:
+            page = browser.new_page(viewport={"width": 900, "height": 600})
+            outside = []
+            page.on("request", lambda r: r.url.startswith(("http", "ws")) and outside.append(urlsplit(r.url).netloc))
+            with page.expect_response(lambda r: "/data/2/0/0/0/0" in r.url or "/data/2/0/0/1/0" in r.url):
+                page.goto(server.url)
+            page.get_by_text("precipitate").first.wait_for(timeout=60_000)
+            found = set()
+            for _ in range(40):
+                page.wait_for_timeout(500)
+                found = _colors(page.screenshot())
+                if found >= {"blue", "orange"}:
+                    break
+            assert found >= {"blue", "orange"}
+            assert set(outside) == {urlsplit(server.url).netloc}
+        finally:
+            browser.close()
+
+
+def _colors(png: bytes) -> set[str]:
+    """Which of the classes' colours fill some of the middle of a picture."""
+    import io
+
+    from PIL import Image
+
+    r, _, b = np.moveaxis(np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.int16)[100:500, 50:550], 2, 0)
+    share = {"blue": ((b - r) > 30).mean(), "orange": ((r - b) > 30).mean()}
+    return {name for name, part in share.items() if part > 0.05}

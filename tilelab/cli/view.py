@@ -1,0 +1,105 @@
+"""`tilelab view RESULT|IMAGE...`: look at it in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP
+from tilelab.cli.screen import say
+from tilelab.cli.trust_words import OUTSIDE_HELP
+from tilelab.errors import InputError
+from tilelab.machine.disk import write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    add = parser.add_argument
+    add("named", nargs="+", metavar="RESULT|IMAGE", help="results, images and label images, shown over each other")
+    add("--image", metavar="IMAGE", help="the micrograph of a result that does not say which, or of labels")
+    add("--level", type=int, default=0, metavar="N", help="resolution level of images (0, the finest)")
+    add("--series", metavar="N", help=SERIES_HELP)
+    add("--channel", type=int, metavar="N", help="channel of images that have several")
+    add("--timepoint", type=int, metavar="N", help="time point of images that have several")
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
+    add("--pixel-size", type=_sizes, metavar="NM", help="pixel size of images in nm (per axis, or one for all)")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add("--full-size", action="store_true", help="begin in the middle at full size instead of with the whole")
+    add(
+        "--no-open",
+        action="store_true",
+        help="open no browser, say the link only (of a remote machine: see the README)",
+    )
+    add("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: any that is free)")
+    add("--state", metavar="FILE.json", help="begin with a view that was saved")
+    add("--save-state", metavar="FILE.json", help="save the view when it is left: position, layers, colours")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C."""
+    from tilelab.view.gather import Gathering
+    from tilelab.view.server import ViewServer, client_folder
+
+    client_folder()
+    names = ("level", "series", "channel", "timepoint", "axes", "allow_outside")
+    choices = {name: getattr(args, name) for name in names} | {"pixel_size_nm": args.pixel_size}
+    begin = None if args.state is None else _read_state(Path(args.state))
+    with Gathering(say, choices) as gathered:
+        for number, name in enumerate(args.named):
+            gathered.add(name, args.image if number == 0 else None)
+        server = ViewServer(gathered.scene(), args.port, state=begin, full_size=args.full_size)
+        serve(server, open_page=not args.no_open, save=args.save_state)
+    return 0
+
+
+def serve(server: Any, *, open_page: bool, save: str | None) -> None:
+    """Say the link, open it, and answer until Ctrl-C."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    server.start()
+    try:
+        print(server.url, flush=True)
+        say("the page is there until Ctrl-C")
+        if open_page:
+            webbrowser.open(server.url)
+        while server.wait(3600.0):
+            continue
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    finally:
+        server.stop()
+        if save is not None:
+            state = server.state or server.begin_state("")
+            write_text(Path(save), json.dumps(_without_sources(state), indent=1) + "\n")
+
+
+def _without_sources(state: dict[str, Any]) -> dict[str, Any]:
+    """A state without addresses, which die with their server."""
+    layers = [{key: v for key, v in layer.items() if key != "source"} for layer in state.get("layers", ())]
+    return state | {"layers": layers}
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no saved view: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(la, dict) for la in state.get("layers", ())):
+        raise InputError(f"{path} is no saved view")
+    return state
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas between") from None

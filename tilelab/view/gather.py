@@ -1,0 +1,252 @@
+"""From what the user named to what is shown: images, label images and results, aligned."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tilelab.errors import InputError
+from tilelab.io.images.formats import open_stored
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.io.images.view import AsLabels
+from tilelab.io.label_source import find_labels, look_like_labels
+from tilelab.io.results.drawing import visible_colors
+from tilelab.io.results.result import LevelImage, Result, ResultInfo, read_result
+from tilelab.io.results.sink import partial_path
+from tilelab.io.storage.place import as_place, remote_place
+from tilelab.spec import ClassInfo
+from tilelab.view.layers import Layer, Scene
+from tilelab.view.pyramid import ChunkCache, Pyramid, stored_levels
+
+Note = Callable[[str], None]
+Triple = tuple[float, float, float]
+
+
+class Gathering:
+    """Layers as they are found; a context that closes what it opened.
+
+    choices: of `open_image` (level apart), for images that are named.
+    """
+
+    def __init__(self, note: Note, choices: Mapping[str, Any] | None = None) -> None:
+        self.layers: list[Layer] = []
+        self.cache = ChunkCache()
+        self._note, self._choices = note, dict(choices or {})
+        self._sizes: list[tuple[float, ...] | None] = []
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Gathering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def scene(self) -> Scene:
+        """All that was added.
+
+        Raises:
+            InputError: nothing was.
+        """
+        if not self.layers:
+            raise InputError("there is nothing to show")
+        known = [size is not None for size in self._sizes]
+        if any(known) and not all(known):
+            self._note("not all have a pixel size: those without are shown as if the first layer's were theirs")
+        order = sorted(self.layers, key=lambda layer: ("image", "probability", "labels").index(layer.kind))
+        return Scene(f"{order[0].name} - tilelab", tuple(order), any(known))
+
+    def add(self, name: str, image: str | None = None) -> None:
+        """Whatever is at `name`: a result with the micrograph it was made of (or `image`), an image, or labels.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        result = _result_at(name)
+        if result is None:
+            if image is not None:
+                self.add_image(image, self._choices)
+            self._add_stored(name)
+            return
+        if image is not None:
+            self.add_image(image, self._choices)
+        elif (source := recorded_image(result)) is not None:
+            self.add_image(source[0], source[1])
+        else:
+            self._note(f"{name} does not say where its micrograph is: show it with --image")
+        self.add_result(result)
+
+    def add_image(self, name: str, choices: Mapping[str, Any]) -> None:
+        """An image in grey, each of its levels."""
+        chosen = dict(choices)
+        level = int(chosen.pop("level", 0) or 0)
+        images = self._open_levels(name, chosen, None, level)
+        first = images[0]
+        self._tell(first)
+        channels = first.shape[first.axes.index("c")] if "c" in first.axes else 1
+        flat = first.chunks[first.axes.index("z")] == 1 if "z" in first.axes else True
+        for channel in range(min(channels, 8)):
+            pyramid = Pyramid.of(stored_levels(images, channel), first.dtype, self.cache, flat=flat)
+            title = Path(str(name)).name + (f" channel {channel}" if channels > 1 else "")
+            self._put(Layer(title, "image", pyramid, (1.0, 1.0, 1.0), shown=channel == 0), first)
+
+    def add_result(self, result: Result, *, lasting: bool = True) -> None:
+        """Classes and probabilities of a result; not `lasting` while it is being written."""
+        info = result.info
+        colors = class_colors(info.classes)
+        names = {i: known.name for i, known in enumerate(info.classes) if i}
+        for at, index in enumerate(info.probabilities if result.probabilities else ()):
+            known = info.classes[index]
+            pyramid = self._of_levels(result.probabilities, at, labels=False, lasting=lasting)
+            layer = Layer(
+                f"p({known.name})", "probability", pyramid, (1.0,) * 3, colors={0: colors[index]}, shown=False
+            )
+            self._put(layer, result.probabilities[0], info)
+        if result.labels:
+            pyramid = self._of_levels(result.labels, 0, labels=True, lasting=lasting)
+            self._put(
+                Layer("classes", "labels", pyramid, (1.0,) * 3, colors=colors, names=names), result.labels[0], info
+            )
+
+    def _of_levels(self, images: Sequence[LevelImage], channel: int, *, labels: bool, lasting: bool) -> Pyramid:
+        levels = stored_levels(images, channel)
+        return Pyramid.of(levels, images[0].dtype, self.cache, labels=labels, lasting=lasting)
+
+    def _add_stored(self, name: str) -> None:
+        """An image, or labels, with what names and colours they have; and labels beside an OME-Zarr image."""
+        choices = {key: value for key, value in self._choices.items() if key != "level"}
+        try:
+            found = find_labels(name, choices.get("series"), choices.get("channel"), labels=None)
+        except InputError as error:
+            if "classes and probabilities" not in str(error):
+                raise
+            choices["channel"] = 0  # of a result that was written as TIFF
+            found = find_labels(name, choices.get("series"), 0, labels=None)
+        told = found.label
+        if told is None and not found.beside:
+            with open_image(name, **choices) as image:
+                if (guess := look_like_labels(image)) is not None:
+                    self._note(str(guess))
+                    told = {}
+        if told is None:
+            self.add_image(name, self._choices)
+        else:
+            self._add_labels(name, Path(str(name)).name, told, choices)
+        for beside in found.beside:
+            path = f"{name}/labels/{beside}"
+            self._add_labels(path, beside, find_labels(path, None, None, labels=True).label or {}, {})
+
+    def _add_labels(self, path: str, name: str, told: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+        images = self._open_levels(path, dict(choices), "integers", 0)
+        first = images[0]
+        self._tell(first)
+        if first.dtype.kind not in "iu":
+            raise InputError(f"{path} holds {first.dtype}, which are no labels")
+        colors, names = read_label_texts(told)
+        pyramid = Pyramid.of(stored_levels(images), first.dtype, self.cache, labels=True)
+        self._put(Layer(name, "labels", pyramid, (1.0,) * 3, colors=colors, names=names), first)
+
+    def _open_levels(self, name: str, chosen: dict[str, Any], kind: AsLabels | None, level: int) -> list[Image]:
+        """The image at `name` from `level` on, every coarser level that it has (a region has one)."""
+        count = 1
+        if chosen.get("region") is None:
+            series = chosen.get("series")
+            source = open_stored(name, 0, None if series is None else str(series))
+            if source is not None:
+                count = len(source.levels) or 1
+                source.close()
+        return [
+            self._closing.enter_context(open_image(name, level=number, as_labels=kind, **chosen))
+            for number in range(level, max(count, level + 1))
+        ]
+
+    def _tell(self, image: Image) -> None:
+        for said in image.assumptions:
+            self._note(str(said))
+
+    def _put(self, layer: Layer, image: Image, info: ResultInfo | None = None) -> None:
+        """Give a layer its place: by pixel sizes where they are known, else by its extent beside the first layer."""
+        nm = image.pixel_size_nm
+        spatial = image.axes.replace("c", "")
+        origin_px = info.origin_px if info is not None else image.origin_px
+        origin = _three(origin_px, spatial, 0.0) if origin_px else (0.0, 0.0, 0.0)
+        if nm is not None:
+            size = _three(nm, spatial, nm[-1])
+        elif self.layers:
+            first, shape = self.layers[0], layer.pyramid.levels[0].shape
+            whole = first.pyramid.levels[0].shape
+            part = any(origin) or (info is not None and "region" in info.metadata)
+            fits = not part and any(s != w for s, w in zip(shape, whole, strict=True))
+            size = tuple(  # type: ignore[assignment]
+                s * (w / n if fits else 1.0) for s, w, n in zip(first.size, whole, shape, strict=True)
+            )
+        else:
+            size = (1.0, 1.0, 1.0)
+        if nm is not None and self.layers and all(known is None for known in self._sizes):
+            self.layers = [_scaled(known, layer, size) for known in self.layers]
+        taken = {known.name for known in self.layers}
+        name, number = layer.name, 2
+        while name in taken:
+            name, number = f"{layer.name} ({number})", number + 1
+        self.layers.append(replace(layer, name=name, size=size, origin=origin))
+        self._sizes.append(nm)
+
+
+def _scaled(known: Layer, layer: Layer, size: Triple) -> Layer:
+    """A layer of unknown pixel size beside one that has one: of the same extent, or the same pixels."""
+    extents = zip(layer.pyramid.levels[0].shape, known.pyramid.levels[0].shape, strict=True)
+    z, y, x = (s * (n / k if not any(layer.origin) else 1.0) for s, (n, k) in zip(size, extents, strict=True))
+    return replace(known, size=(z, y, x))
+
+
+def _three(values: Sequence[float], axes: str, missing: float) -> Triple:
+    at = dict(zip(axes, values, strict=True))
+    return (at.get("z", missing), at["y"], at["x"])
+
+
+def class_colors(classes: Sequence[ClassInfo]) -> dict[int, str]:
+    """The colour of every class but the background, black ones made visible."""
+    shown = visible_colors([known.color for known in classes])
+    return {i: f"#{r:02x}{g:02x}{b:02x}" for i, (r, g, b) in enumerate(shown)}
+
+
+def read_label_texts(told: Mapping[str, Any]) -> tuple[dict[int, str], dict[int, str]]:
+    """Colours and names of labels that ``image-label`` states; what is no number or colour is left out."""
+    colors: dict[int, str] = {}
+    names: dict[int, str] = {}
+    for entry in told.get("colors") or ():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            r, g, b = (int(v) & 255 for v in entry["rgba"][:3])
+            colors[int(entry["label-value"])] = f"#{r:02x}{g:02x}{b:02x}"
+    for entry in told.get("properties") or ():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if (value := int(entry["label-value"])) and entry.get("name"):
+                names[value] = str(entry["name"])
+    return colors, names
+
+
+def _result_at(name: str) -> Result | None:
+    """The result at `name`, finished or (a local one) not; None for anything else."""
+    place = as_place(name)
+    for path in (place, partial_path(place)):
+        with contextlib.suppress(InputError, OSError):
+            return read_result(path)
+    return None
+
+
+def recorded_image(result: Result) -> tuple[str, dict[str, Any]] | None:
+    """Where the image of a result is, and how it was opened; beside the result where it is no longer at its path."""
+    told = result.info.metadata.get("image")
+    if not isinstance(told, dict) or not isinstance(told.get("path"), str):
+        return None
+    path, choices = told["path"], {key: value for key, value in told.items() if key != "path"}
+    beside = os.path.join(str(result.path.parent), os.path.basename(path))  # noqa: PTH118, PTH119 - may be a store's
+    if remote_place(path) is not None or Path(path).exists():
+        return path, choices
+    if remote_place(beside) is None and Path(beside).exists():
+        return beside, choices
+    return None

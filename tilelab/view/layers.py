@@ -1,0 +1,199 @@
+"""What is shown over each other: layers, each a pyramid with its place, its colours and its names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from tilelab.geometry import Box
+from tilelab.view.pyramid import Pyramid
+
+Kind = Literal["image", "labels", "probability"]
+_CONTRAST = (0.3, 99.7)
+_LOOK = 512
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    name: as it is shown; no two of a scene have the same.
+    size: of a pixel of the finest level on (z, y, x), in nanometres or, in a scene without, in pixels.
+    origin: where the first pixel lies, in pixels of its own.
+    colors: of labels, or under 0 of a probability.
+    names: of labels.
+    shown: from the start.
+    """
+
+    name: str
+    kind: Kind
+    pyramid: Pyramid
+    size: tuple[float, float, float]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    colors: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
+    shown: bool = True
+
+    def contrast(self) -> tuple[float, float]:
+        """Intensities that are black and white: percentiles of the middle of the finest and of the coarsest level."""
+        found = []
+        for level in {id(level): level for level in (self.pyramid.levels[0], self.pyramid.levels[-1])}.values():
+            z, y, x = level.shape
+            start = (z // 2, max(0, (y - _LOOK) // 2), max(0, (x - _LOOK) // 2))
+            block = level.read(Box(start, (z // 2 + 1, min(y, start[1] + _LOOK), min(x, start[2] + _LOOK))))
+            finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block.ravel()
+            found += [] if not finite.size else [float(v) for v in np.percentile(finite, _CONTRAST)]
+        low, high = (min(found), max(found)) if found else (0.0, 1.0)
+        return (low, high) if high > low else (low, low + 1.0)
+
+    def zarr_attributes(self, units: bool) -> dict[str, Any]:
+        """OME-NGFF 0.4: a pixel's place is that of its centre."""
+        unit = {"unit": "nanometer"} if units else {}
+        datasets = [
+            {
+                "path": str(number),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [s * t for s, t in zip(self.size, level.step, strict=True)]},
+                    {
+                        "type": "translation",
+                        "translation": [
+                            s * (o + (t - 1) / 2) for s, o, t in zip(self.size, self.origin, level.step, strict=True)
+                        ],
+                    },
+                ],
+            }
+            for number, level in enumerate(self.pyramid.levels)
+        ]
+        axes = [{"name": a, "type": "space", **unit} for a in "zyx"]
+        return {"multiscales": [{"version": "0.4", "name": self.name, "axes": axes, "datasets": datasets}]}
+
+    def zarr_array(self, level: int) -> dict[str, Any]:
+        """The ``.zarray`` of a level."""
+        dtype = self.pyramid.dtype
+        return {
+            "zarr_format": 2,
+            "shape": list(self.pyramid.levels[level].shape),
+            "chunks": list(self.pyramid.chunk),
+            "dtype": f"{'|' if dtype.itemsize == 1 else '<'}{dtype.kind}{dtype.itemsize}",
+            "compressor": None,
+            "filters": None,
+            "order": "C",
+            "fill_value": 0,
+            "dimension_separator": "/",
+        }
+
+    def segment_properties(self) -> dict[str, Any]:
+        """Names of the labels, as neuroglancer takes them."""
+        values = {"id": "label", "type": "label", "values": list(self.names.values())}
+        return {
+            "@type": "neuroglancer_segment_properties",
+            "inline": {"ids": [str(i) for i in self.names], "properties": [values]},
+        }
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Layers from the bottom to the top.
+
+    title: of the page.
+    units: sizes are nanometres.
+    """
+
+    title: str
+    layers: tuple[Layer, ...]
+    units: bool
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        """Of the pixel that a step of the position is, on (z, y, x): the finest of any layer."""
+        z, y, x = (min(layer.size[a] for layer in self.layers) for a in range(3))
+        return z, y, x
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Begin and end of all layers on (z, y, x), in steps of `size`."""
+        low, high = [], []
+        for a, size in enumerate(self.size):
+            ends = [
+                (la.origin[a] * la.size[a] / size, (la.origin[a] + la.pyramid.levels[0].shape[a]) * la.size[a] / size)
+                for la in self.layers
+            ]
+            low.append(min(begin for begin, _ in ends))
+            high.append(max(end for _, end in ends))
+        return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def viewer_state(scene: Scene, base: str, *, full_size: bool = False) -> dict[str, Any]:
+    """What neuroglancer is to show.
+
+    Args:
+        scene: what there is.
+        base: address under which the server gives the layers' data.
+        full_size: begin with a pixel of the image on each of the screen, in the middle, instead of the whole.
+    """
+    low, high = scene.bounds
+    z, y, x = ((a + b) / 2 for a, b in zip(low, high, strict=True))
+    deep = high[0] - low[0] > 1
+    whole = max((high[2] - low[2]) / 1100, (high[1] - low[1]) / 800)
+    dimensions = {a: [s * 1e-9, "m"] if scene.units else [s, ""] for a, s in zip("xyz", scene.size[::-1], strict=True)}
+    layers = [_layer_state(layer, f"{base}/{number}") for number, layer in enumerate(scene.layers)]
+    chosen = next((la.name for la in scene.layers if la.kind == "labels"), scene.layers[0].name)
+    return {
+        "title": scene.title,
+        "dimensions": dimensions,
+        "position": [x, y, z if not deep else float(int(z)) + 0.5],
+        "crossSectionScale": 1.0 if full_size else max(whole * 1.05, 0.05),
+        "projectionScale": max(b - a for a, b in zip(low, high, strict=True)) * 1.2,
+        "layers": layers,
+        "showSlices": False,
+        "showAxisLines": deep,
+        "selectedLayer": {"layer": chosen, "visible": True, "size": 320},
+        "layout": "4panel" if deep and all(layer.pyramid.chunk[0] > 1 for layer in scene.layers) else "xy",
+    }
+
+
+def _layer_state(layer: Layer, address: str) -> dict[str, Any]:
+    source: list[dict[str, Any]] = [{"url": f"{address}/|zarr2:"}]
+    state: dict[str, Any] = {"name": layer.name, "visible": layer.shown}
+    if layer.kind == "labels":
+        if layer.names:
+            source.append({"url": f"{address}/names/|neuroglancer-precomputed:"})
+        return state | {
+            "type": "segmentation",
+            "source": source,
+            "tab": "segments" if layer.names else "rendering",
+            "segments": [str(i) for i in layer.names],
+            "segmentColors": {str(i): color for i, color in layer.colors.items() if i},
+            "selectedAlpha": 0.45,
+            "notSelectedAlpha": 0,
+        }
+    if layer.kind == "probability":
+        shader = (
+            f'#uicontrol vec3 color color(default="{layer.colors.get(0, "#ffffff")}")\n'
+            "#uicontrol float least slider(min=0, max=1, default=0.05)\n"
+            "void main() {\n  float p = toNormalized(getDataValue());\n"
+            "  emitRGBA(vec4(color, p < least ? 0.0 : p));\n}\n"
+        )
+        return state | {"type": "image", "source": source, "shader": shader, "opacity": 0.7, "tab": "rendering"}
+    low, high = layer.contrast()
+    room = (high - low) / 2
+    shader = "#uicontrol invlerp contrast\nvoid main() {\n  emitGrayscale(contrast());\n}\n"
+    window = [max(low - room, 0.0) if layer.pyramid.dtype.kind == "u" else low - room, high + room]
+    return state | {
+        "type": "image",
+        "source": source,
+        "shader": shader,
+        "shaderControls": {"contrast": {"range": [low, high], "window": window}},
+        "opacity": 1,
+        "tab": "rendering",
+    }
+
+
+def keep_view(fresh: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """A state that was kept, with the sources of a `fresh` one; layers that are not there any more go."""
+    before = {la["name"]: la for la in kept.get("layers", ()) if isinstance(la, dict) and "name" in la}
+    layers = [la | before.get(la["name"], {}) | {"source": la["source"]} for la in fresh["layers"]]
+    return {**fresh, **kept, "layers": layers, "title": fresh["title"]}
