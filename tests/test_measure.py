@@ -594,3 +594,17 @@ def test_a_parquet_table_is_that_of_csv(discs: Path) -> None:
     assert list(found) == list(told)
     assert found["class"] == told["class"]
     np.testing.assert_allclose(found["perimeter_nm"], np.array(told["perimeter_nm"], float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 1, 1), (3, 20, 1)])
+@pytest.mark.parametrize("value", [0, 1])
+def test_the_smallest_and_the_emptiest(tmp_path: Path, shape: tuple[int, ...], value: int) -> None:
+    np.save(tmp_path / "l.npy", np.full(shape, value, np.uint8))
+    command = ["measure", str(tmp_path / "l.npy"), "-o", str(tmp_path / "t.csv"), "--json", str(tmp_path / "s.json")]
+    command += ["--axes", "zyx"[-len(shape) :], "--pictures", str(tmp_path / "p"), "--fill-holes"]
+    assert main([*command, "--objects", str(tmp_path / "o.ome.zarr")]) == 0
+    table = table_of(tmp_path / "t.csv")
+    assert table["object"] == ["1"] * value
+    assert "touches_border" in table
+    with open_image(tmp_path / "o.ome.zarr", as_labels="integers") as image:
+        assert (image[...] == value).all()

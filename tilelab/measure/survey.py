@@ -29,6 +29,7 @@ from tilelab.measure.piecework import Intensities
 from tilelab.measure.reading import Away, Grey, Question, Size, judge_counts, prepare
 from tilelab.measure.shapes import centres, classes_of, measure_intensities, measure_shapes
 from tilelab.measure.sizes import parse_size
+from tilelab.measure.spool import RECORD
 from tilelab.spec import ClassInfo, default_colors
 from tilelab.text import size_text
 
@@ -77,7 +78,8 @@ class Survey:
         """The table of objects in the order of their numbers, some tens of thousands at a time."""
         first = 0
         names = np.array([info.name for info in self.classes])
-        for records in self.objects.records():
+        nothing = np.empty(0, RECORD)  # a table without rows has a head
+        for records in self.objects.records() if self.objects.count else [nothing]:
             labels = classes_of(records)
             last = first + len(records)
             table: dict[str, Array] = {"object": np.arange(first + 1, last + 1), "class": names[labels]}
