@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 from scipy import ndimage, spatial
 
+import tilelab
 from tests.result_files import make_result
 from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
@@ -331,7 +332,7 @@ def test_a_folder_is_measured_together(discs: Path, capsys: pytest.CaptureFixtur
 
 
 def test_from_python(discs: Path) -> None:
-    survey: Survey = measure(discs, Question(only=("1",), min_size="50000nm2"))
+    survey: Survey = tilelab.measure.measure(discs, Question(min_size="9px"), only=("1",), min_size="50000nm2")
     assert survey.size_nm == (1.0, 5.0, 5.0)
     assert survey.table()["area_px"].min() >= 2000
     assert len(survey.fractions) == 3

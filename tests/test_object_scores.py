@@ -135,3 +135,13 @@ def test_the_command_scores_objects_and_leaves_out(tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert "boundary F" in out
     assert "PQ" in out
+
+
+def test_objects_of_volumes_are_matched_across_slices() -> None:
+    truth = np.zeros((6, 20, 20), np.uint8)
+    truth[1:5, 2:8, 2:8] = truth[0:3, 12:18, 12:18] = 1
+    labels = truth.copy()
+    labels[3] = 0  # one is cut in two, of which neither is more than half of it
+    (score,) = match_objects(ArrayPlanes(labels), ArrayPlanes(truth), (1,), connectivity=3, grid=(1, 7))
+    assert (score.true, score.found, score.matched.tolist()) == (2, 3, [1] * 10)
+    assert score.panoptic_quality == pytest.approx(1 / 2.5)

@@ -44,6 +44,8 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "measure":  # a room: tilelab.measure.measure(...)
+        return import_module("tilelab.measure")
     if name not in _HOMES:
         raise AttributeError(f"module 'tilelab' has no attribute {name!r}")
     return getattr(import_module(f"tilelab.{_HOMES[name]}"), name)

@@ -128,6 +128,7 @@ def measure(
     image: Any = None,
     progress: Callable[[int, int], None] | None = None,
     client: Any = None,
+    **wishes: Any,
 ) -> Survey:
     """Measure the classes and objects of a result or label image of any size; close what it returns.
 
@@ -137,11 +138,12 @@ def measure(
         image: the micrograph, for intensities under the objects: anything that `open_image` takes.
         progress: called with pixels done and in all.
         client: of a Dask cluster whose workers read and find the pieces of objects; they see the same files.
+        wishes: fields of `Question`, instead of those of `question`: ``measure(path, min_size="50px", part=1.0)``.
 
     Raises:
         InputError: something cannot be read, or the micrograph has another size.
     """
-    question = question or Question()
+    question = replace(question or Question(), **wishes)
     labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
     grey: Image | None = None
     try:
