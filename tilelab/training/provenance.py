@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.machine.version import __version__
+from tilelab.models.encoders import find_weights
 from tilelab.spec import METADATA_KEY
 from tilelab.training.recipe import BaseRecipe
 
@@ -33,9 +34,10 @@ def describe_training(
         "validated_on": validated_on,
     }
     network: Any = recipe.network  # type: ignore[attr-defined]  # both kinds of recipe have one
-    start = getattr(network, "checkpoint", "") or network.weights
-    if start:
+    if start := getattr(network, "checkpoint", ""):
         record["began_with"] = read_ancestor(root / start)
+    elif network.weights:
+        record["began_with"] = read_ancestor(find_weights(network.weights, network.encoder, root))
     return record
 
 

@@ -16,9 +16,6 @@ from tilelab.evaluation.label_map import LabelMap
 from tilelab.geometry import Window
 from tilelab.spec import Activation
 
-IMAGENET = "imagenet"
-"""Weights of this name come with a package, not as a file."""
-
 
 def check(condition: bool, message: str) -> None:
     """Refuse a recipe with `message`, which names the key."""
@@ -57,6 +54,11 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             not self.neighbours or self.channels == wanted,
             f"channels must be {wanted} with neighbours = {self.neighbours}, not {self.channels}",
         )
+
+    @property
+    def encoder(self) -> str:
+        """Its name, where the architecture has one of its own."""
+        return self.architecture.partition(":")[2]
 
 
 class PlainEncoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

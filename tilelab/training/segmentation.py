@@ -13,7 +13,7 @@ from torch import nn
 
 from tilelab.errors import ResumeError
 from tilelab.models.build import initialise
-from tilelab.models.encoders import load_checkpoint_weights, load_encoder_weights, packaged_weights
+from tilelab.models.encoders import find_weights, load_checkpoint_weights, load_encoder_weights
 from tilelab.models.measure import measure_network
 from tilelab.spec import ModelSpec, Normalization
 from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
@@ -24,7 +24,6 @@ from tilelab.training.losses import weighted_sum
 from tilelab.training.pairs import check_images, measure_normalization, open_set
 from tilelab.training.provenance import DIGEST, describe_training, stated
 from tilelab.training.recipe import Recipe, RecipeError
-from tilelab.training.sections import IMAGENET
 from tilelab.training.validate import validate
 
 _SAID = 4
@@ -105,9 +104,9 @@ class Segmentation:
             note(str(guess))
         if len(self.assumptions) > _SAID:
             note(f"assumed: the like of other images too, {len(self.assumptions)} in all")
-        weights, encoder = self.recipe.network.weights, self.recipe.network.architecture.partition(":")[2]
+        weights = self.recipe.network.weights
         if weights:
-            file = packaged_weights(encoder) if weights == IMAGENET else self.root / weights
+            file = find_weights(weights, self.recipe.network.encoder, self.root)
             note(f"{weights}: {load_encoder_weights(self.network, file)}")
         start = self.recipe.network.checkpoint
         if start:
