@@ -16,6 +16,7 @@ from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
+from tilelab.io.images.emd import emd_axes
 from tilelab.io.images.hdf5_links import files_outside
 from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.several import FLAG, choose
@@ -118,13 +119,16 @@ class Hdf5Source(Source):
             if _is_bigdataviewer(dataset) or _IMARIS.fullmatch(dataset.name)
             else None
         )
+        emd = emd_axes(dataset)
+        known = emd.letters if emd is not None else known
         self.axes, guesses = _axes(self.uri, dataset, self.shape) if known is None else (known, ())
         self.assumptions += guesses
         self.rgb = self.axes.endswith("s")
         self.levels = (self.shape,)
-        self.scale_nm, self.offset_px, guesses = (
-            _scale(self.uri, dataset, self.axes) if velox is None else (_velox_scale(velox), {}, ())
-        )
+        if emd is not None or velox is not None:
+            self.scale_nm, guesses = emd.scale_nm if emd is not None else _velox_scale(velox or {}), ()
+        else:
+            self.scale_nm, self.offset_px, guesses = _scale(self.uri, dataset, self.axes)
         self.assumptions += guesses
         compression = _check_filters(h5py, dataset, self.uri)
         self.chunks = tuple(dataset.chunks or (1,) * len(self.shape))

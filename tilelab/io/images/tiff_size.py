@@ -16,6 +16,7 @@ from tilelab.io.images.units import length_nm, resolution_nm
 _RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _PRINTED_UNITS = ("inch", "inches", "in", "cm", "mm")
 _TESCAN, _FIBICS = 50431, 51023
+_OLYMPUS = 33560
 _GATAN_UNIT, _GATAN_SCALE = 65003, 65009  # of x; y and z follow
 _ZEISS_WIDTH = 1024
 """Pixels in a line of the frame that SmartSEM's pixel size is of, however many are stored."""
@@ -160,9 +161,10 @@ def _fibics(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:  # noqa
     return Stated(known_lengths(sizes), width=width or None)
 
 
-def _olympus(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:  # noqa: ARG001
+def _olympus(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:
     """Olympus and EMSIS TEM cameras (iTEM), in metres."""
-    meta = tiff.sis_metadata
+    tag = page.tags.get(_OLYMPUS)
+    meta = tiff.sis_metadata if tag is None or not isinstance(tag.value, dict) else tag.value
     if meta is None:
         return Stated()
     return Stated(known_lengths({"y": length_nm(meta["pixelsizey"], "m"), "x": length_nm(meta["pixelsizex"], "m")}))
