@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +164,6 @@ def test_a_set_without_its_companion(tmp_path: Path) -> None:
     (tmp_path / "a" / "set.companion.ome").unlink()
     with pytest.raises(InputError, match=r"set\.companion\.ome describes, which is missing"):
         open_image(tmp_path / "a" / "z0.ome.tif")
-
-
-@pytest.mark.parametrize("suffix", [".ome.zarr.zip", ".ozx"])
-def test_a_zipped_zarr_is_to_be_unpacked(tmp_path: Path, suffix: str) -> None:
-    with zipfile.ZipFile(tmp_path / f"a{suffix}", "w") as packed:
-        packed.writestr("zarr.json", "{}")
-    with pytest.raises(InputError, match="is a Zarr in a zip file: unpack it first, `unzip"):
-        open_image(tmp_path / f"a{suffix}")
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def emd_axes(dataset: Any) -> EmdAxes | None:
     group = dataset.parent
     if _GROUP not in group.attrs:
         return None
-    letters, sizes = "", {}
+    letters = ""
+    sizes: dict[str, float] = {}
     for i, length in enumerate(dataset.shape):
         vector = group.get(f"dim{i + 1}")
         name, unit = ("", "") if vector is None else (_text(vector.attrs.get(key)) for key in ("name", "units"))

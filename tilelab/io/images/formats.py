@@ -7,7 +7,6 @@ that the core does not (``pip install tilelab[formats]``).
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import remote_place
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.io.storage.remote_path import SCHEMES, RemotePath
+from tilelab.io.storage.zip_path import ZipPath
 
 Reader = Callable[..., Source]
 """Opens a path at a resolution level; those that `chooses` take the image of several as well."""
@@ -131,7 +131,7 @@ def find_reader(path: str) -> Reader | None:
 
         return ReadoutSource
     if head.startswith(_ZIP):
-        _refuse_zip(path)
+        return _zip_reader(path)
     if head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<") and _is_companion(Path(path)):
         from tilelab.io.images.tiff import TiffSource
 
@@ -149,17 +149,14 @@ def _is_companion(path: Path) -> bool:
         return b"<OME" in file.read(4096)
 
 
-def _refuse_zip(path: str) -> None:
-    """Refuse a Zarr in a zip file, which is unpacked in a moment and read much faster so."""
-    try:
-        with zipfile.ZipFile(path) as packed:
-            names = packed.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise InputError(f"{path} is a damaged zip file: {error}") from error
-    if any(name.rpartition("/")[2] in _ZARR_PARTS for name in names):
-        folder = Path(path).with_suffix("").name.removesuffix(".zarr") + ".zarr"
-        raise InputError(f"{path} is a Zarr in a zip file: unpack it first, `unzip {Path(path).name} -d {folder}`")
-    raise InputError(f"{path} is a zip file: unpack it first")
+def _zip_reader(path: str) -> Reader:
+    """The reader for a Zarr in a zip file; others are refused."""
+    top = ZipPath.root(path)
+    if not any(key.rpartition("/")[2] in _ZARR_PARTS for key in top.member_names()):
+        raise InputError(f"{path} is a zip file: unpack it first")
+    from tilelab.io.images.zarr import ZippedZarrSource
+
+    return ZippedZarrSource
 
 
 def _volume_reader(path: str, file: LocalFile) -> Reader | None:

@@ -1,4 +1,4 @@
-"""What OME-NGFF (OME-Zarr 0.1 to 0.5) says of a group: axes, levels, scales, labels."""
+"""What OME-NGFF (OME-Zarr 0.1 to 0.6) says of a group: axes, levels, scales, labels."""
 
 from __future__ import annotations
 
@@ -85,12 +85,16 @@ def _parse(image: dict[str, Any], version: str) -> Multiscale:
     paths = tuple(str(dataset["path"]) for dataset in datasets)
     if not paths:
         raise ValueError("no levels are listed")
-    axes = image.get("axes", list(_OLD_AXES))
+    systems, told = image.get("coordinateSystems"), image.get("coordinateTransformations")
+    if systems and "axes" not in image:  # 0.6: the levels lead to one system, the image's own steps on to others
+        axes, told = _own_system(systems, datasets[0])["axes"], None
+    else:
+        axes = image.get("axes", list(_OLD_AXES))
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
     letters = "".join(_letter(axis) for axis in named)
     units = {a: str(axis["unit"]) for a, axis in zip(letters, named, strict=True) if axis.get("unit")}
     count = len(letters)
-    common, shifted = _transformation(image.get("coordinateTransformations"), count)
+    common, shifted = _transformation(told, count)
     scales: list[tuple[float, ...] | None] = []
     translations: list[tuple[float, ...] | None] = []
     for dataset in datasets:
@@ -108,6 +112,14 @@ def _parse(image: dict[str, Any], version: str) -> Multiscale:
     )
 
 
+def _own_system(systems: list[dict[str, Any]], dataset: dict[str, Any]) -> dict[str, Any]:
+    """The coordinate system in which the levels of an image are."""
+    steps = dataset.get("coordinateTransformations") or [{}]
+    output = steps[-1].get("output")
+    name = output.get("name") if isinstance(output, dict) else output
+    return next((system for system in systems if system.get("name") == name), systems[0])
+
+
 def _letter(axis: Mapping[str, Any]) -> str:
     """One letter for an axis: its name where that is one, else by its type."""
     name = str(axis["name"]).lower()
@@ -120,7 +132,7 @@ def _transformation(steps: Any, axes: int) -> tuple[tuple[float, ...] | None, tu
     """The scale among coordinate transformations, None without one, and the translation after it."""
     scale: tuple[float, ...] | None = None
     shift = (0.0,) * axes
-    for step in steps or []:
+    for step in [inner for outer in steps or [] for inner in outer.get("transformations", [outer])]:
         for kind in ("scale", "translation"):
             if step["type"] != kind or kind not in step:
                 continue

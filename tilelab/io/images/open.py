@@ -4,6 +4,7 @@ What a path is, is decided by its first bytes, not by its name:
 
     file      TIFF, BigTIFF, OME-TIFF; PNG; JPEG; BMP; .npy; HDF5 (``file.h5`` or ``file.h5::/path/in/file``); MRC;
               microscopes' own: DM3, DM4, SER, EMI, EMD, CZI, LIF, ND2
+              Zarr and OME-Zarr in a zip file (.ozx)
     folder    Zarr 2 and 3, OME-Zarr; N5; neuroglancer precomputed; a folder of image files, one slice each
 
 and in Python any array with ``shape``, ``dtype`` and slicing (NumPy, Dask, Zarr, xarray, h5py, ...).

@@ -22,6 +22,7 @@ from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Address, Place, as_place
+from tilelab.io.storage.zip_path import ZipPath
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
 from tilelab.io.zarr.presence import Presence, check_keys, check_presence, count_chunks
 from tilelab.io.zarr.remote_chunks import open_reader
@@ -137,6 +138,20 @@ class ZarrSource(Source):
 
     def close(self) -> None:
         self._reader.clear()
+
+
+class ZippedZarrSource(ZarrSource):
+    """The same in a zip file: OME-Zarr's ``.ozx``, or any Zarr that was zipped, with or without its folder.
+
+    Raises:
+        InputError: as `ZarrSource`; the zip file is damaged.
+    """
+
+    def __init__(self, path: str, level: int = 0, series: str | None = None) -> None:
+        top = ZipPath.root(path)
+        while not is_zarr(top) and len(inside := list(top.iterdir())) == 1:
+            top = inside[0]
+        super().__init__(top, level, series)
 
 
 def _written_here(group: GroupNode | None) -> bool:

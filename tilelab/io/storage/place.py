@@ -11,10 +11,11 @@ from urllib.parse import unquote, urlsplit
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.remote_path import SCHEMES, RemotePath
 from tilelab.io.storage.stored_file import StoredFile, Version
+from tilelab.io.storage.zip_path import ZipPath
 
 
 class Place(Protocol):
-    """A file or folder, used like a `pathlib.Path`; `LocalPath` and `RemotePath` are the two kinds.
+    """A file or folder, used like a `pathlib.Path`: a `LocalPath`, `RemotePath` or `ZipPath`.
 
     What is not described here is as in `pathlib`.  Methods raise FileNotFoundError for what is missing and OSError for
     everything else, with a ``strerror`` for people.
@@ -116,7 +117,7 @@ def as_place(uri: Address) -> Place:
     Raises:
         InputError: it is an address of an unknown kind.
     """
-    if isinstance(uri, LocalPath | RemotePath):
+    if isinstance(uri, LocalPath | RemotePath | ZipPath):
         return uri
     text = os.fspath(uri) if isinstance(uri, os.PathLike) else str(uri)
     if "://" not in text:

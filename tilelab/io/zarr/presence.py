@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tilelab.errors import InputError
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.remote_path import RemotePath
+from tilelab.io.storage.zip_path import ZipPath
 from tilelab.io.zarr.metadata import ArrayNode
 
 MOST_LISTED = 2**16
@@ -121,7 +122,7 @@ def _keys(path: Place) -> Iterator[str]:
     """What lies below an array, by names that could be of chunks; folders of a local one in no order."""
     if isinstance(path, RemotePath):
         return (key[len(path.key) :].strip("/") for key in path.store.keys(path.key))
-    return _local_keys(str(path), "", nested=True)
+    return path.member_names() if isinstance(path, ZipPath) else _local_keys(str(path), "", nested=True)
 
 
 def _local_keys(folder: str, before: str, *, nested: bool) -> Iterator[str]:
