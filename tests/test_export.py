@@ -237,7 +237,7 @@ def test_requests_that_cannot_be_met(checkpoint: Path, samples: list[Sample], tm
         export_model(checkpoint, tmp_path / "n.onnx", samples, precision="bf16")
     with pytest.raises(ModelError, match="--calibrate"):
         export_model(checkpoint, tmp_path / "n.onnx", samples, precision="int8")
-    with pytest.raises(ModelError, match=r"no file .*gone.onnx"):
+    with pytest.raises(ModelError, match=r"no model file .*gone.onnx"):
         export_model(tmp_path / "gone.onnx", tmp_path / "n.onnx", samples)
 
 

@@ -200,7 +200,7 @@ def test_what_is_refused(source: Path, samples: list[Sample], tmp_path: Path) ->
     refused("hold fp32, fp16, int8, not bf16", precision="bf16")
     refused("has its size fixed", place=Place(free_size=True))
     refused("pins its tile", place=Place(tile=64))
-    refused("does not describe its model", save_conv(tmp_path / "bare.onnx"))
+    refused("does not say how intensities are normalised", save_conv(tmp_path / "bare.onnx"))
     half = export_model(source, tmp_path / "half.onnx", samples, precision="fp16").path
     refused("holds fp16: export int8 from the fp32 file", half, precision="int8")
     refused("would overwrite what shall be exported", name="m.onnx", force=True)

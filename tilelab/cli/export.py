@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from tilelab.cli.screen import say
+from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
 from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
-from tilelab.errors import EngineError, InputError
-from tilelab.geometry import WINDOWS
+from tilelab.errors import EngineError, InputError, ModelError
 from tilelab.io.storage.claims import Write, claim
 from tilelab.spec import PRECISIONS, ModelSpec, parse_precision
 from tilelab.text import size_text
 
 if TYPE_CHECKING:
+    from tilelab.engines.overrides import SpecOverrides
+    from tilelab.exporting.export import Place
     from tilelab.exporting.parity import Sample
     from tilelab.exporting.source import CheckpointSource, OnnxSource
     from tilelab.io.images.image import Image
@@ -45,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _ABOUT
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a .safetensors checkpoint of `tilelab train`, or "
-                        "an .onnx with a description, as this command writes it")  # fmt: skip
+                        "any .onnx; what it does not say of itself, the flags below do")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write: .onnx, "
                         ".xml, .engine or .pt2")  # fmt: skip
     parser.add_argument("--precision", metavar="P", help=f"arithmetic of the file ({', '.join(PRECISIONS)}; default: "
@@ -67,11 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare.add_argument("--like", type=Path, metavar="IMAGES", help="image or folder that the network was trained on: "
                          "FILE remembers what they look like, and infer says of an image that is unlike them "
                          "(default with --data: the recipe's)")  # fmt: skip
-    tiles = parser.add_argument_group("tiles (default: as the source says)")
-    tiles.add_argument("--tile", type=int, metavar="PX", help="tile size")
-    tiles.add_argument("--overlap", type=int, metavar="PX", help="overlap")
-    tiles.add_argument("--window", choices=WINDOWS, help="blending window")
-    tiles.add_argument("--free-size", action="store_true", help="leave height and width free, in .onnx and .xml")
+    parser.add_argument("--free-size", action="store_true", help="leave height and width free, in .onnx and .xml")
     compiled = parser.add_argument_group("compiled files (.engine, .pt2)")
     compiled.add_argument("--device", default="auto", metavar="D", help="compile for this: cuda:N, or cpu for .pt2 "
                           "(default: the first GPU, else the CPU)")  # fmt: skip
@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                           "slower (%(default)s)")  # fmt: skip
     compiled.add_argument("--timing-cache", type=Path, metavar="FILE", help="where TensorRT keeps what it timed "
                           "(default: in the user's cache folder)")  # fmt: skip
+    add_spec_arguments(parser)
 
 
 def _compatibilities() -> tuple[str, ...]:
@@ -105,14 +106,23 @@ def run(args: argparse.Namespace) -> int:
 
     precision = None if args.precision is None else parse_precision(args.precision)
     _claim(args)
-    source = open_network(args.source, trust=args.trust)
+    overrides = overrides_from_args(args)
+    if args.tile == "auto":
+        raise ModelError("--tile auto is measured for an image by `tilelab infer`: give --tile N here")
+    checkpoint = args.source.suffix == ".safetensors"
+    place = _square_place(overrides) if checkpoint else Place()
+    if checkpoint:
+        overrides = replace(overrides, tile=None, overlap=None, window=None)
+    source = open_network(args.source, overrides, trust=args.trust)
+    for line in source.notes:
+        say(line)
     with _BuildBar() as bar:
         done = export_model(
             source,
             args.output,
             lambda spec: gather_samples(source, spec, args),
             precision=precision,
-            place=Place(tile=args.tile, overlap=args.overlap, window=args.window, free_size=args.free_size),
+            place=replace(place, free_size=args.free_size),
             request=Request(
                 calibration=_calibration(args.calibrate, source.spec.neighbours),
                 device=args.device,
@@ -137,6 +147,20 @@ def run(args: argparse.Namespace) -> int:
         f"  tile {size_text(spec.tile)}{size}, overlap {size_text(spec.overlap)}; permits {', '.join(spec.precisions)}"
     )
     return 0
+
+
+def _square_place(given: SpecOverrides) -> Place:
+    """How a checkpoint's network is to be tiled; its tiles are squares."""
+    from tilelab.exporting.export import Place
+
+    sides = {}
+    for flag, value in (("tile", given.tile), ("overlap", given.overlap)):
+        if isinstance(value, float):
+            raise ModelError(f"--{flag} {value:.0%} is not for checkpoints: give pixels")
+        if value is not None and len(set(value)) > 1:
+            raise ModelError(f"--{flag} {size_text(value)}: tiles of a checkpoint are squares, give one number")
+        sides[flag] = None if value is None else value[0]
+    return Place(tile=sides["tile"], overlap=sides["overlap"], window=given.window)
 
 
 def _claim(args: argparse.Namespace) -> None:

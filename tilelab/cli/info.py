@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(documents, indent=1))
     else:
-        _show([document for document in documents if document["kind"] != "error"])
+        show([document for document in documents if document["kind"] != "error"])
         for failure in failures[1:]:
             print(f"tilelab: error: {failure}", file=sys.stderr)
     if failures:
@@ -104,7 +104,7 @@ def examine(
     }
 
 
-def _show(documents: list[dict[str, Any]]) -> None:
+def show(documents: list[dict[str, Any]]) -> None:
     """Print documents for people."""
     from rich.console import Console
     from rich.table import Table

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "score a segmentation against the truth",
     "train": "train a model from a recipe",
     "pretrain": "train an encoder on images in one folder per class",
+    "describe": "write what there is to say of a network into a copy of its file",
     "export": "turn a trained checkpoint into an engine file",
     "demo": "segment a drawn sample with a bundled model and score it",
     "doctor": "say which engines and devices work here, and why others do not",

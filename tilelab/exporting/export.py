@@ -290,11 +290,11 @@ class _Gate:
 
 
 def _other_sizes(spec: ModelSpec) -> list[int]:
-    """The smallest size allowed, an odd multiple of the stride below the tile, and one above."""
-    least = 0 if spec.tile_min is None else spec.tile_min[0]
+    """The smallest size that is promised, an odd multiple of the stride below the tile, and one above."""
+    least = [] if spec.tile_min is None else [spec.tile_min[0]]
     side, stride = spec.tile[0], spec.stride
     return [
-        least,
-        max(least, (side // stride // 2 | 1) * stride),
+        *least,
+        max([2 * stride, *least, (side // stride // 2 | 1) * stride]),  # one stride leaves no room for an overlap
         side + (stride if side // stride % 2 == 0 else 2 * stride),
     ]

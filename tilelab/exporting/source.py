@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from tilelab.engines.base import Engine
-from tilelab.engines.files.onnx import read_onnx
-from tilelab.engines.outputs import choose_ports
-from tilelab.engines.overrides import SpecOverrides, override_spec, resolve_spec
-from tilelab.engines.registry import load_engine
+from tilelab.engines.files.onnx import embed_spec
+from tilelab.engines.overrides import SpecOverrides, override_spec
+from tilelab.engines.registry import load_engine, read_model
 from tilelab.errors import EngineError, ModelError
+from tilelab.exporting.describe import copy_onnx, settle_outputs
 from tilelab.geometry import Window
 from tilelab.spec import ModelSpec, Precision
 
@@ -28,6 +29,7 @@ class NetworkSource(Protocol):
         spec: what it says of itself.
         precision: the arithmetic of the network as it is here.
         recipe: that it was trained by, where known.
+        notes: one line each, for the user.
     """
 
     @property
@@ -38,6 +40,8 @@ class NetworkSource(Protocol):
     def precision(self) -> Precision: ...
     @property
     def recipe(self) -> Recipe | None: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def place(
         self, tile: int | None = None, overlap: int | None = None, window: Window | None = None, *, free_size: bool
@@ -62,30 +66,38 @@ class NetworkSource(Protocol):
         ...
 
 
-def open_network(path: Path, *, trust: bool = False) -> CheckpointSource | OnnxSource:
-    """A checkpoint or an ONNX file; with `trust`, the module that a checkpoint may name is imported.
+def open_network(
+    path: Path, overrides: SpecOverrides | None = None, *, trust: bool = False
+) -> CheckpointSource | OnnxSource:
+    """A checkpoint or an ONNX file, under what the user says of it.
+
+    Args:
+        path: of either, or of something that leads to an ONNX file.
+        overrides: what the user says; a file that does not describe itself needs it.
+        trust: import the module that a checkpoint may name.
 
     Raises:
-        ModelError: missing, broken, of another format, or without a description.
+        ModelError: missing, broken, of another format, or something is missing (the message names every flag).
         EngineError: it needs torch, which is not installed.
     """
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}: give a checkpoint of `tilelab train` or an .onnx of tilelab export")
-    if path.suffix == ".safetensors":
-        return CheckpointSource(path, trust=trust)
-    if path.suffix == ".onnx":
-        return OnnxSource(path)
-    raise ModelError(
-        f"cannot export {path}: give a .safetensors checkpoint of `tilelab train` or an .onnx of tilelab export"
-    )
+    if path.suffix == ".safetensors" and path.is_file():
+        return CheckpointSource(path, overrides, trust=trust)
+    file = read_model(path)
+    if file.format != "onnx":
+        raise ModelError(
+            f"cannot export {path}: give a .safetensors checkpoint of `tilelab train`, an .onnx, or what leads to one"
+        )
+    return OnnxSource(path, overrides)
 
 
 class CheckpointSource:
     """A trained network; `network` is its torch module, in evaluation mode."""
 
+    notes: tuple[str, ...] = ()
+
     precision: Precision = "fp32"
 
-    def __init__(self, path: Path, *, trust: bool = False) -> None:
+    def __init__(self, path: Path, overrides: SpecOverrides | None = None, *, trust: bool = False) -> None:
         try:
             import torch
         except ModuleNotFoundError:
@@ -97,7 +109,7 @@ class CheckpointSource:
         loaded = load_checkpoint(path)
         self.network: Any = load_network(loaded, trust=trust)
         self.recipe: Recipe | None = loaded.header.recipe
-        spec = loaded.header.spec
+        spec = override_spec(loaded.header.spec, overrides)
         self.spec = msgspec.structs.replace(
             spec,
             precisions=("fp32",),
@@ -159,22 +171,21 @@ class OnnxSource:
     recipe: Recipe | None = None
     threads: int | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, overrides: SpecOverrides | None = None) -> None:
         self.path = path
-        self.file = read_onnx(path)
-        if self.file.description is None:
-            raise ModelError(
-                f"{path} does not describe its model, so nothing made of it would: export it from its checkpoint"
-            )
-        if len(self.file.files) > 1:
-            raise ModelError(f"{path} keeps its weights in another file: put them into it (onnx.save) first")
-        self.spec = resolve_spec(self.file)
+        self.file = read_model(path)
+        self._given = overrides or SpecOverrides()
+        engine = self._load(self._given)
+        try:
+            self.spec = settle_outputs(engine, self._given)
+            self.notes = tuple(map(str, (*engine.warnings, *engine.assumptions)))
+        finally:
+            engine.close()
         if not self.spec.plain:
             raise ModelError(
                 f"{path} gives labels, maps, several outputs or such of another size than its tile: export takes one "
                 "output of logits or probabilities; `tilelab infer` runs the file as it is"
             )
-        self.input: str = choose_ports(self.file).source.name
 
     @property
     def precision(self) -> Precision:
@@ -193,22 +204,18 @@ class OnnxSource:
 
     def reference(self, spec: ModelSpec) -> Engine:
         """The file in ONNX Runtime, in fp32 or, where it is quantised, in int8."""
-        overrides = SpecOverrides(overlap=spec.overlap, window=spec.window)
+        return self._load(replace(self._given, tile=spec.tile, overlap=spec.overlap, window=spec.window))
+
+    def _load(self, given: SpecOverrides) -> Engine:
         return load_engine(
             self.path,
             engine="onnxruntime",
             device="cpu",
             precision="int8" if self.precision == "int8" else "fp32",
-            batch=None,
-            tile=spec.tile,
-            spec_overrides=overrides,
+            spec_overrides=given,
         )
 
     def write_onnx(self, spec: ModelSpec, path: Path) -> None:
         """A copy with another description."""
-        import shutil
-
-        from tilelab.engines.files.onnx import embed_spec
-
-        shutil.copyfile(self.path, path)
+        copy_onnx(self.file, path)
         embed_spec(path, spec)
