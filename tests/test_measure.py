@@ -27,6 +27,7 @@ from tilelab.geometry import Box
 from tilelab.io import open_image
 from tilelab.kernels.objects.parting import find_lines, squared_distances
 from tilelab.kernels.objects.runs import reference_label
+from tilelab.kernels.objects.sums import PAIRS
 from tilelab.kernels.pyramid import halve_mode
 from tilelab.measure import Question, measure
 from tilelab.measure.components import ArrayPlanes, find_objects
@@ -37,7 +38,7 @@ from tilelab.measure.layers import measure_layer
 from tilelab.measure.neighbours import nearest_distances
 from tilelab.measure.opening import Opened, open_square
 from tilelab.measure.parting import Parted
-from tilelab.measure.shapes import measure_shapes
+from tilelab.measure.shapes import STEPS, measure_shapes
 from tilelab.measure.sizes import parse_size
 from tilelab.measure.spool import RECORD
 from tilelab.measure.survey import Survey
@@ -609,3 +610,16 @@ def test_the_smallest_and_the_emptiest(tmp_path: Path, shape: tuple[int, ...], v
     assert "touches_border" in table
     with open_image(tmp_path / "o.ome.zarr", as_labels="integers") as image:
         assert (image[...] == value).all()
+
+
+@settings(max_examples=25)
+@given(images(), st.integers(1, 3))
+def test_pairs_are_those_of_shifted_masks(classes: Any, connectivity: int) -> None:
+    """In all 13 directions, for objects that touch others of their class, and across every border of a block."""
+    numbers, records = find(classes, connectivity=min(connectivity, classes.ndim), grid=(2, 3))
+    numbers = numbers.reshape((-1, *classes.shape[-2:]))
+    padded = np.pad(numbers, 1)
+    for column, (dz, dy, dx) in enumerate(STEPS):
+        partner = padded[1 + dz :, 1 + dy :, 1 + dx :][: numbers.shape[0], : numbers.shape[1], : numbers.shape[2]]
+        pairs = np.bincount(numbers[(numbers == partner) & (numbers > 0)], minlength=len(records) + 1)[1:]
+        np.testing.assert_array_equal(records["sums"][:, PAIRS + column], pairs)

@@ -25,6 +25,9 @@ from tilelab.kernels.objects.sums import (
 )
 
 _AXES = ("z", "y", "x")
+STEPS = ((0, 0, 1), *((0, 1, -dx) for dx in (-1, 0, 1)))
+STEPS += tuple((1, -dy, -dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
+"""From a pixel to its partner (z, y, x), for each column of pairs."""
 _SECOND = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
@@ -139,9 +142,7 @@ def boundary(sums: Array, scale: Array, flat: bool) -> Float64:
 @cache
 def _directions(scale: tuple[float, float, float], flat: bool) -> tuple[tuple[int, float], ...]:
     """Column of each direction's pairs, and what a line of that direction that enters adds to the boundary."""
-    steps = [(0, 0, 1), *((0, 1, dx) for dx in (-1, 0, 1))]
-    if not flat:
-        steps += [(1, dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    steps = STEPS[: 4 if flat else 13]
     vectors = np.array(steps) * scale
     lengths = np.linalg.norm(vectors, axis=1)
     units = vectors / lengths[:, None]
