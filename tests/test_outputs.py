@@ -147,6 +147,12 @@ def test_a_description_with_outputs_needs_no_flags(tmp_path: Path) -> None:
     assert engine.assumptions == ()
     result = tilelab.read_result(infer(PLANE, engine, tmp_path / "r.ome.zarr").path)
     assert list(result.maps) == ["offsets"]
+    other = load_engine(path, spec_overrides=SpecOverrides(output="sem_logits,centre"))
+    assert [(o.name, o.kind) for o in other.spec.outputs] == [("sem_logits", "logits"), ("centre", "map")]
+    alone = load_engine(path, spec_overrides=SpecOverrides(output="offsets"))
+    assert (alone.spec.classified, alone.spec.values) == (False, 2)
+    embed_spec(path, make_spec((64, 64)))  # as earlier files do: one output, without its name
+    assert load_engine(path).assumptions[0].taken == "sem_logits"
 
 
 class Says(BaseEngine):

@@ -28,7 +28,9 @@ def examine_result(path: Place) -> dict[str, Any]:
         "labels": info.labels,
         "probabilities": [info.classes[index].name for index in info.probabilities],
         "logits": info.logits,
-        **({"maps": {known.output: known.channels for known in info.kept_maps}} if info.kept_maps else {}),
+        **(
+            {"maps": {known.output or known.name: known.channels for known in info.kept_maps}} if info.kept_maps else {}
+        ),
         **_disk_bytes(path),
         **({} if (loss := find_loss(path)) is None else {"damaged": loss}),
         "metadata": info.metadata,

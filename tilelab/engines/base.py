@@ -94,13 +94,14 @@ class Engine(Protocol):
     def on_device(self) -> DeviceEngine | None: ...
 
     def run(self, tiles: Float32, out: Float32) -> None:
-        """Compute the logits of one batch into `out`; blocks, and releases the GIL while computing.
+        """Compute what the network gives for one batch into `out`; blocks, and releases the GIL while computing.
 
         The caller owns both arrays and alternates between a few of them, so an engine can bind them without a copy.
 
         Args:
             tiles: float32, C-contiguous, ``(batch, spec.channels, *tile)``, normalised.
-            out: float32, C-contiguous, ``(batch, spec.values, *tile)``, overwritten.
+            out: float32, C-contiguous, ``(batch, spec.values, *spec.core)``, overwritten: the channels of all outputs
+                that the description lists, on the pixels of the tile or, where it has a halo, of its core.
 
         Raises:
             EngineError: the device failed or ran out of memory; the message names the sizes.

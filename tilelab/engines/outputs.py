@@ -121,6 +121,8 @@ def _choose(file: ModelFile, names: str | None) -> tuple[list[Port], tuple[Assum
             "between (the first has the classes, the others are kept as maps)"
         )
     chosen, taken, because = evident
+    if spec is not None:  # it describes one output and does not name it
+        chosen, taken = chosen[:1], chosen[0].name
     return chosen, (Assumption(what=f"the outputs of {file.path}", taken=taken, because=because, flag=FLAG),)
 
 

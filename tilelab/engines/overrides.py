@@ -111,7 +111,7 @@ def resolve_spec(
     """
     given = overrides or SpecOverrides()
     ports = choose_ports(file, given.output, given.output_is, given.axes)
-    own = file.spec
+    own = _as_chosen(file, ports)
     try:
         spec = _infer_spec(file, ports, given, any_tile) if own is None else override_spec(own, given)
     except _IMPOSSIBLE as error:
@@ -119,6 +119,19 @@ def resolve_spec(
     _check_ports(file, spec, ports)
     read_meaning(file, ports.targets[0], spec, given.first_is)
     return spec
+
+
+def _as_chosen(file: ModelFile, ports: Ports) -> ModelSpec | None:
+    """The model's own description, of those of its outputs that are used."""
+    own = file.spec
+    if own is None or (not any(output.name for output in own.outputs) and len(ports.targets) == 1):
+        return own
+    known = {output.name: output for output in own.outputs}
+    outputs = tuple(
+        known.get(port.name) or Output(name=port.name, kind=kind, channels=(_fixed(port.shape[1:2]) or (1,))[0])
+        for port, kind in zip(ports.targets, ports.kinds, strict=True)
+    )
+    return msgspec.structs.replace(own, outputs=outputs)
 
 
 def override_spec(spec: ModelSpec, overrides: SpecOverrides | None) -> ModelSpec:

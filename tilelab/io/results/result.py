@@ -183,7 +183,7 @@ def read_result(path: Address) -> Result:
         )
 
     logits = images("logits")
-    maps = {known.output: images(f"maps/{known.name}")[0] for known in info.kept_maps}
+    maps = {known.output or known.name: images(f"maps/{known.name}")[0] for known in info.kept_maps}
     return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None, maps)
 
 
