@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left at OUT")
     parser.add_argument("--report", metavar="FILE.json", help="write the run report")
     parser.add_argument("--overview", metavar="FILE.png", help="draw the image with the segmentation over it")
+    parser.add_argument("--page", metavar="FILE.html", help="write a page: picture, areas, times, what was assumed")
     parser.add_argument(
         "--dry-run", action="store_true", help="rehearse on a small part of the image, say what to expect, keep nothing"
     )
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             raise OutputError(f"{flag} is for many images, one was given: leave it out, or give a folder, -o FOLDER/")
     (args.image,) = args.images
     options = replace(options, stack=one_stack(args.image, args.out, options))
-    claim_run(args.image, args.model, args.out, options, overview=args.overview, report=args.report)
+    claim_run(args.image, args.model, args.out, options, overview=args.overview, report=args.report, page=args.page)
     if args.dry_run:
         return _rehearse(args, options)
     _stop_politely()
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         options=options,
         overview=args.overview,
+        page=args.page,
         progress=None if args.quiet else ProgressBar(),
         note=say,
     )
@@ -92,7 +94,12 @@ def _infer_many(args: argparse.Namespace, options: Options) -> int:
     from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
     from tilelab.run.batch.many import PAGE, Batch, Outcome
 
-    for flag, given in (("--report", args.report), ("--overview", args.overview), ("--dry-run", args.dry_run)):
+    for flag, given in (
+        ("--report", args.report),
+        ("--overview", args.overview),
+        ("--page", args.page),
+        ("--dry-run", args.dry_run),
+    ):
         if given:
             raise OutputError(f"{flag} is for one image; of many the folder holds a report and a picture each")
     began, notes = time.perf_counter(), Notes()

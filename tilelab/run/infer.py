@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tilelab.run.cluster.crew import Crew
     from tilelab.run.plan.plan import Plan
     from tilelab.run.prepare import Prepared
+    from tilelab.run.sheet import Sheet
 
 Turn = Callable[["Plan"], contextlib.AbstractContextManager[None]]
 _FILES = (".tif", ".tiff", ".png")
@@ -69,6 +70,7 @@ def infer(
     *,
     options: Options | None = None,
     overview: str | Path | None = None,
+    page: str | Path | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
     **words: Any,
@@ -83,6 +85,7 @@ def infer(
             ``.png``, or ``.precomputed`` (neuroglancer); or ``s3://.../NAME.ome.zarr``, ``gs://...``.
         options: everything else.
         overview: PNG to draw, the image with the segmentation over it.
+        page: HTML file to write: picture, areas, times, what was assumed, all in one.
         progress: told how far the run is.
         note: called with one line for each thing the user should know.
         words: options by their names, and what there is to say of the model: ``tile=512, mean=128, std=33``; see
@@ -95,14 +98,23 @@ def infer(
     """
     began, progress = time.perf_counter(), progress or Silent()
     options = with_words(options or Options(), words)
-    target = claim_run(image, model, out, options, overview=overview)
+    target = claim_run(image, model, out, options, overview=overview, page=page)
     check_options(target, options)
     work = work_path(target)
     options = _choose_tile(model, image, options, note, target, work)
     with contextlib.ExitStack() as opened:
         options, engine, crew = _open_engine(model, image, options, note, opened)
         return segment(
-            image, engine, target, options, overview=overview, progress=progress, note=note, crew=crew, began=began
+            image,
+            engine,
+            target,
+            options,
+            overview=overview,
+            page=page,
+            progress=progress,
+            note=note,
+            crew=crew,
+            began=began,
         )
 
 
@@ -113,6 +125,7 @@ def segment(
     options: Options,
     *,
     overview: str | Path | None = None,
+    page: str | Path | None = None,
     progress: Progress,
     note: Callable[[str], None],
     crew: Crew | None = None,
@@ -123,7 +136,7 @@ def segment(
     """What `infer` does once the place is claimed and the engine is loaded.
 
     Args:
-        image, options, overview, progress, note: as for `infer`.
+        image, options, overview, page, progress, note: as for `infer`.
         engine: loaded, and left open.
         target: of the result.
         crew: workers that do the units.
@@ -158,12 +171,17 @@ def segment(
         if overview is not None:
             _draw_overview(prepared.image, target, work, overview, note)
             clock.mark("overview")
+        sheet = None if page is None else _draw_sheet(prepared.image, target, work, note)
+        if sheet is not None:
+            clock.mark("page")
         if finished is not None:
             finished(prepared, work)
         if not done and work != target:
             convert_result(work, target, options)
             clock.mark("convert")
         report = make_report(prepared, execution, target, clock, memory, None if crew is None else crew.summary)
+        if sheet is not None and page is not None:
+            sheet.write(Path(page), report.document())
         return Run(target, report.document(), already_finished=done)
 
 
@@ -175,6 +193,7 @@ def claim_run(
     *,
     overview: str | Path | None = None,
     report: str | Path | None = None,
+    page: str | Path | None = None,
 ) -> Place:
     """The result's place, when a run may write there and wherever else it is asked to; nothing is opened.
 
@@ -186,7 +205,9 @@ def claim_run(
     if overview is not None and Path(overview).suffix.lower() != ".png":
         raise OutputError(f"--overview {overview}: it is a PNG, name it .png")
     reads = {"the image": image, "the model": model_files(model), "--mask": options.mask}
-    files = [Write(overview, "--overview", "png"), Write(report, "--report", "json")]
+    if page is not None and Path(page).suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"--page {page}: it is a page, name it .html")
+    files = [Write(overview, "--overview", "png"), Write(report, "--report", "json"), Write(page, "--page", "html")]
     for place in (target, work, partial_path(work)):
         claim(reads, [Write(place, "-o", "result" if place == target and place.suffix in _FILES else "folder"), *files])
     return target
@@ -250,6 +271,16 @@ def _draw_overview(image: Image, target: Place, work: Place, overview: str | Pat
     from tilelab.io.results.overview import write_overview
 
     write_overview(image, work, overview)
+
+
+def _draw_sheet(image: Image, target: Place, work: Place, note: Callable[[str], None]) -> Sheet | None:
+    """What the page shows of the result, if that is still there as OME-Zarr."""
+    if not present(work):
+        note(f"no page: it is made when {target} is; --restart makes it anew")
+        return None
+    from tilelab.run.sheet import Sheet
+
+    return Sheet.of(image, work)
 
 
 def load_and_warm_up(model: str | Path | Callable[[Any], Any], options: Options) -> Engine:

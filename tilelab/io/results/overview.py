@@ -6,7 +6,9 @@ the image is read and averaged in strips, the segmentation from the level that i
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,86 @@ def write_thumbnail(image: Image, result: Address, out: Path, *, max_side: int =
         panel.save(unfinished, "JPEG", quality=78)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The parts of a picture, for a page.
+
+    Attributes:
+        plain, painted: the image alone and with the classes over it, JPEG.
+        names: of all classes; `colors` as ``#rrggbb``.
+        areas: share of each class that occurs in the whole result, by index; empty without labels.
+        brightness: for each of them that is in the picture, the share of its pixels in equal steps of brightness.
+        contrast: intensities that are black and white.
+        slice, depth: which slice of how many is drawn.
+    """
+
+    plain: bytes
+    painted: bytes
+    names: tuple[str, ...]
+    colors: tuple[str, ...]
+    areas: dict[int, float]
+    brightness: dict[int, list[float]]
+    contrast: tuple[float, float]
+    slice: int
+    depth: int
+
+    def color(self, index: int) -> str:
+        """Of a class; the background, which is not painted, is plain."""
+        return self.colors[index] if index else "var(--plain)"
+
+
+def draw_layers(image: Image, result: Address, *, max_side: int = 1400) -> Drawn:
+    """Draw an image and a result over it, and count.
+
+    Raises:
+        InputError: `result` is not a result, has neither labels nor probabilities, or a file is corrupt.
+    """
+    opened = read_result(result)
+    depth, height, width = opened.info.layout.shape
+    size = _panel_size(width, height, max_side)
+    grey, contrast = _grey_panel(image, (depth // 2 + 0.5) / depth, size)
+    labels = _read_labels(opened, depth // 2, (2 * size[0], 2 * size[1]))
+    colors = visible_colors([known.color for known in opened.info.classes])
+    panels = [grey.convert("RGB"), grey.convert("RGB")]
+    paint(panels[1], labels, colors)
+    if (nm := opened.info.pixel_size_nm) is not None:
+        for panel in panels:
+            draw_scale_bar(panel, nm[-1] * width / size[0])
+    files = [io.BytesIO(), io.BytesIO()]
+    for panel, file in zip(panels, files, strict=True):
+        panel.save(file, "JPEG", quality=85)
+    brightness = {}
+    pixels, classes = np.asarray(grey).ravel(), labels[::2, ::2].ravel()
+    inside = (pixels > 0) & (pixels < 255)  # beyond lie those that were clipped
+    for i in np.unique(classes[inside]).tolist():
+        counts = np.bincount(pixels[inside & (classes == i)] // 4, minlength=64)
+        smooth = np.convolve(counts, [0.25, 0.5, 0.25], "same")
+        brightness[i] = [float(v) for v in smooth / max(1.0, smooth.sum())]
+    return Drawn(
+        plain=files[0].getvalue(),
+        painted=files[1].getvalue(),
+        names=tuple(known.name for known in opened.info.classes),
+        colors=tuple(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colors),
+        areas=_count_classes(opened),
+        brightness=brightness,
+        contrast=contrast,
+        slice=depth // 2,
+        depth=depth,
+    )
+
+
+def _count_classes(result: Result) -> dict[int, float]:
+    """The share of the pixels of each class that occurs; a chunk is read at a time."""
+    if not result.labels:
+        return {}
+    level, counts = result.labels[0], np.zeros(256, np.int64)
+    for corner in np.ndindex(*(-(-n // c) for n, c in zip(level.shape, level.chunks, strict=True))):
+        start = tuple(i * c for i, c in zip(corner, level.chunks, strict=True))
+        stop = tuple(min(n, at + c) for n, at, c in zip(level.shape, start, level.chunks, strict=True))
+        counts += np.bincount(level.read(Box(start, stop)).ravel(), minlength=256)
+    return {i: int(n) / int(counts.sum()) for i, n in enumerate(counts) if n and i < len(result.info.classes)}
+
+
 def write_left_out(image: Image, foreground: Foreground | None, out: str | Path, *, max_side: int = 1600) -> None:
     """Draw an image, and over it where it is empty; of a stack the middle slice.
 
@@ -131,6 +213,11 @@ def _panel_size(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 def _read_grey(image: Image, depth: float, size: tuple[int, int]) -> Picture.Image:
     """The slice at relative `depth`, averaged down to `size` and stretched in contrast."""
+    return _grey_panel(image, depth, size)[0]
+
+
+def _grey_panel(image: Image, depth: float, size: tuple[int, int]) -> tuple[Picture.Image, tuple[float, float]]:
+    """`_read_grey`, and the intensities that are black and white."""
     extent = dict(zip(image.axes, image.shape, strict=True))
     height, width = extent["y"], extent["x"]
     factor = max(1, min(height // size[1], width // size[0]))
@@ -150,7 +237,7 @@ def _read_grey(image: Image, depth: float, size: tuple[int, int]) -> Picture.Ima
     low, high = np.percentile(grey, _CONTRAST)
     stretched = (grey - low) * (255 / (high - low)) if high > low else np.full_like(grey, 128)
     picture = Picture.fromarray(np.clip(np.rint(stretched), 0, 255).astype(np.uint8))
-    return picture.resize(size, Picture.Resampling.LANCZOS)
+    return picture.resize(size, Picture.Resampling.LANCZOS), (float(low), float(high))
 
 
 def _strip_rows(image: Image, factor: int, width: int) -> int:

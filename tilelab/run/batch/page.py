@@ -10,8 +10,8 @@ from pathlib import Path
 from tilelab.errors import OutputError
 from tilelab.io.results.drawing import visible_colors
 from tilelab.machine.disk import replacing
-from tilelab.run.batch.look import SCRIPT, STYLE
 from tilelab.run.batch.row import Row
+from tilelab.run.look import SCRIPT, STYLE
 from tilelab.spec import ClassInfo
 
 _MARK = '<meta name="generator" content="tilelab">'

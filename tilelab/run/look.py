@@ -1,4 +1,4 @@
-"""How the page of a batch looks and what it does; no part of it comes from elsewhere."""
+"""How the pages of runs look and what they do; no part of it comes from elsewhere."""
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1e2126;--faint:#6b7280;--paper:#f6f7f9;--card:#fff;--line:#e3e6ea;
@@ -43,4 +43,27 @@ const all=[...document.querySelectorAll('article')],main=document.querySelector(
 find.oninput=()=>{const q=find.value.toLowerCase();all.forEach(a=>a.hidden=!a.dataset.name.includes(q))};
 sort.onchange=()=>{const k=sort.value,v=a=>+a.dataset.v.split(',')[k];
 main.append(...(k=='n'?all:[...all].sort((a,b)=>v(b)-v(a))))};
+"""
+
+SHEET = """
+body{max-width:1100px}
+h2{font-size:15px;margin:0 0 8px}
+.look{position:relative;border-radius:10px;overflow:hidden;background:#0d0e10;line-height:0}
+.look img{width:100%}
+#over{position:absolute;left:0;top:0}
+.fade{display:flex;gap:10px;align-items:center;color:var(--faint);margin:10px 0 18px}
+.fade input{flex:1;max-width:320px;padding:0}
+.faint{color:var(--faint);font-size:12px;margin:6px 0 0}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:16px}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
+section table{width:100%;border-collapse:collapse;margin-top:8px}
+section td{padding:2px 0}
+section td:not(:first-child){text-align:right;font-variant-numeric:tabular-nums}
+section.wide{margin-top:16px}
+section.wide td:not(:first-child){text-align:left;overflow-wrap:anywhere}
+section.wide td:first-child{color:var(--faint);width:120px;vertical-align:top}
+svg{width:100%}
+svg polyline{fill:none;stroke-width:1.8}
+svg line{stroke:var(--line)}
+svg text{font-size:10px;fill:var(--faint)}
 """
