@@ -133,7 +133,7 @@ def test_several_outputs_are_evident_or_asked_for(tmp_path: Path) -> None:
     assert chosen.assumptions == ()
 
 
-def test_a_description_with_outputs_needs_no_flags(tmp_path: Path) -> None:
+def test_a_description_with_outputs_needs_no_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = semantic_and_maps(tmp_path / "n.onnx")
     outputs = (
         Output(name="sem_logits", kind="logits"),
@@ -142,6 +142,10 @@ def test_a_description_with_outputs_needs_no_flags(tmp_path: Path) -> None:
     spec = make_spec((64, 64), outputs=outputs, normalization=Normalization(kind="min-max", per="slice", clip=(0, 1)))
     embed_spec(path, spec)
     assert ModelSpec.from_json(spec.to_json()) == spec
+    assert main(["info", str(path)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "uses sem_logits: logits uses offsets: map of 2" in told
+    assert "least and greatest of each slice become 0 and 1, cut off at 0 and 1" in told
     engine = load_engine(path)
     assert engine.spec == spec
     assert engine.assumptions == ()

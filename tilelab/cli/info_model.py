@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -76,6 +77,7 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("neighbours", _neighbours_text(spec["neighbours"])),
         ("classes", classes_text(spec["classes"])),
         ("activation", spec["activation"]),
+        *(("uses", line) for line in _outputs_text(spec["outputs"])),
         ("normalization", _normalization_text(spec["normalization"])),
         ("pixel size", pixel_text(None if size is None else list(zip(spec["axes"], size, strict=True)))),
         ("tile", tile),
@@ -85,6 +87,21 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
     ]
     return rows + [(key.replace("_", " "), plain_text(value)) for key, value in spec["training"].items()]
+
+
+def _outputs_text(outputs: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each output that is used; none for a single one of logits or probabilities as large as its tile."""
+    lines = []
+    for output in outputs:
+        kind = output.get("kind") or "logits or probabilities"
+        words = [f"map of {output.get('channels', 1)}" if kind == "map" else kind]
+        words += [f"in steps of {output['step']}"] if "step" in output else []
+        words += [f"{size_text(output['halo'])} px less at either side"] if "halo" in output else []
+        words += [f"{size_text(f'{s:g}' for s in output['scale'])} of its size"] if "scale" in output else []
+        words += [f"from {', '.join(f'{t:g}' for t in output['thresholds'])} on"] if "thresholds" in output else []
+        lines.append(f"{output.get('name') or 'its output'}: {', '.join(words)}")
+    told = len(outputs) > 1 or {*outputs[0]} & {"halo", "scale", "step", "thresholds"}
+    return lines if told or outputs[0].get("kind") in ("labels", "map") else []
 
 
 def _neighbours_text(count: int) -> str | None:
