@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A test that imports OpenVINO itself would have it report every conversion, each from a process that it forks.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

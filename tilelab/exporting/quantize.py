@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.engines.cpu.onnxruntime import import_onnxruntime
-from tilelab.engines.cpu.openvino import import_openvino, without_telemetry
+from tilelab.engines.cpu.openvino import import_converter, without_telemetry
 from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
 from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.calibration import Tiles
@@ -34,7 +34,7 @@ def quantize_openvino(onnx: Path, spec: ModelSpec, tiles: Tiles) -> Any:
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU, on every import
     try:
-        import_openvino()
+        import_converter()
         with without_telemetry():
             import nncf  # type: ignore[import-untyped,import-not-found,unused-ignore]
             from nncf.quantization.range_estimator import (  # type: ignore[import-untyped,import-not-found,unused-ignore]

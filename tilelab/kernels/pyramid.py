@@ -9,7 +9,7 @@ The ``reference_*`` functions say what the kernels compute, in NumPy, slowly and
 
 from __future__ import annotations
 
-from tilelab.arrays import Array, Bool, UInt8
+from tilelab.arrays import Array, UInt8
 
 from typing import Any
 
@@ -39,22 +39,21 @@ def halve_mode(block: Array, z_factor: int) -> Array:
     return out
 
 
-def cut_chunks(block: Array, chunk: tuple[int, int, int]) -> tuple[Array, Bool]:
-    """Cut a block into chunks that begin at its origin; what the block does not fill is 0.
+def cut_chunk(block: Array, corner: tuple[int, ...], chunk: tuple[int, int, int]) -> Array | None:
+    """One chunk of a block; what the block does not fill is 0.
 
     Args:
-        block: ``(n, z, y, x)`` of any numeric dtype, C-contiguous.
-        chunk: extent of a chunk (z, y, x).
+        block: ``(1, z, y, x)`` of any numeric dtype, C-contiguous.
+        corner: where the chunk begins (z, y, x).
+        chunk: its extent.
 
     Returns:
-        The chunks ``(n, gz, gy, gx, *chunk)`` with gz = ceil(z / chunk z) and so on, and which of them have a non-zero
-        value, bool ``(n, gz, gy, gx)``.
+        ``chunk`` pixels; None where all of them are 0.
     """
-    grid = tuple(-(-size // extent) for size, extent in zip(block.shape[1:], chunk, strict=True))
-    chunks = np.zeros((block.shape[0], *grid, *chunk), block.dtype)
-    occupied = np.zeros((block.shape[0], *grid), np.bool_)
-    _cut(block, chunks, occupied)
-    return chunks, occupied
+    z, y, x = corner
+    whole = all(at + n <= size for at, n, size in zip(corner, chunk, block.shape[1:], strict=True))
+    out = (np.empty if whole else np.zeros)(chunk, block.dtype)
+    return out if _cut(block, z, y, x, out) else None
 
 
 @jit()
@@ -147,23 +146,19 @@ def _mode_zyx(block: Any, out: Any) -> None:
 
 
 @jit()
-def _cut(block: Any, chunks: Any, occupied: Any) -> None:
-    channels, depth, height, width = block.shape
-    cz, cy, cx = chunks.shape[4], chunks.shape[5], chunks.shape[6]
-    for c in range(channels):
-        for z in range(depth):
-            for y in range(height):
-                for gx in range(chunks.shape[3]):
-                    first = gx * cx
-                    n = min(cx, width - first)
-                    source = block[c, z, y, first : first + n]
-                    target = chunks[c, z // cz, y // cy, gx, z % cz, y % cy]
-                    found = False
-                    for x in range(n):
-                        target[x] = source[x]
-                        found |= source[x] != 0
-                    if found:
-                        occupied[c, z // cz, y // cy, gx] = True
+def _cut(block: Any, z0: int, y0: int, x0: int, out: Any) -> bool:
+    occupied = False
+    n = min(out.shape[2], block.shape[3] - x0)
+    for z in range(min(out.shape[0], block.shape[1] - z0)):
+        for y in range(min(out.shape[1], block.shape[2] - y0)):
+            source = block[0, z0 + z, y0 + y, x0 : x0 + n]
+            target = out[z, y]
+            found = False
+            for x in range(n):
+                target[x] = source[x]
+                found |= source[x] != 0
+            occupied |= found
+    return occupied
 
 
 def reference_halve_mean(block: UInt8, z_factor: int) -> UInt8:

@@ -31,6 +31,7 @@ from tilelab.machine.cpu import cpu_features, has_cpu_feature
 from tilelab.spec import METADATA_KEY, Precision
 from tilelab.text import explain, size_text
 
+_CONVERTER = "openvino.tools.ovc"
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16", "u8": "uint8", "u16": "uint16"}
 _DTYPES |= {"i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u32": "uint32", "boolean": "bool"}
@@ -52,26 +53,31 @@ def without_telemetry() -> Iterator[None]:
 
 def import_openvino() -> Any:
     """The library, without its telemetry; its converter of other formats, half of its import, comes when it is used."""
-    converter = "openvino.tools.ovc"
-    absent = "openvino" not in sys.modules and converter not in sys.modules
+    absent = "openvino" not in sys.modules and _CONVERTER not in sys.modules
     if absent:
-        sys.modules[converter] = None  # type: ignore[assignment]
+        sys.modules[_CONVERTER] = None  # type: ignore[assignment]
     try:
         with without_telemetry():
             import openvino
     finally:
         if absent:
-            del sys.modules[converter]
+            del sys.modules[_CONVERTER]
     if absent:
 
         def find(name: str) -> Any:
             if name != "convert_model":
                 raise AttributeError(f"module 'openvino' has no attribute {name!r}")
-            with without_telemetry():
-                return import_module(converter).convert_model
+            return import_converter().convert_model
 
         openvino.__getattr__ = find
     return openvino
+
+
+def import_converter() -> Any:
+    """OpenVINO's converter; it has to be there before others import it, with its telemetry."""
+    import_openvino()
+    with without_telemetry():
+        return import_module(_CONVERTER)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from tilelab.io.storage.decode import usable_cpus
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Layout
-from tilelab.io.zarr.levels import Cascade, make_level
+from tilelab.io.zarr.levels import Cascade, make_level, push_all
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode, halved
 
@@ -63,11 +63,11 @@ def write_pyramid(
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(root, error) from error
-    with ThreadPoolExecutor(usable_cpus(), "tilelab-zstd") as pool:
+    with ThreadPoolExecutor(usable_cpus(), "tilelab-shards") as pool:
         for box, rows in _units(image, layout, channels):
-            cascade = Cascade(arrays[: layout.aligned], layout, box, 1, reduce, scratch, pool.map)
+            cascade = Cascade(arrays[: layout.aligned], layout, box, 1, reduce, scratch)
             for block in _read_rows(image, box, rows):
-                cascade.push(block)
+                push_all([(cascade, block)], pool.map)
                 if progress is not None:
                     progress(block.size)
     for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:

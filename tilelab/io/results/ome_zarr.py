@@ -40,7 +40,7 @@ from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Extent, Layout
-from tilelab.io.zarr.levels import Cascade, Halve, make_level
+from tilelab.io.zarr.levels import Cascade, Halve, make_level, push_all
 from tilelab.io.zarr.sharded_array import output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.machine.disk import flush_tree, replace_folder
@@ -323,7 +323,7 @@ class ZarrUnitWriter:
         first, last = box.start[sweep_axis], box.stop[sweep_axis]
         if not first <= start <= last or (start % layout.grain[sweep_axis] and start != last):
             raise ValueError(f"a unit cannot begin at {start}: it is not a multiple of {layout.grain[sweep_axis]}")
-        self._pool = ThreadPoolExecutor(sink.threads, "tilelab-zstd") if sink.threads > 1 else None
+        self._pool = ThreadPoolExecutor(sink.threads, "tilelab-shards") if sink.threads > 1 else None
         self._start = self._position = start
         self._stop = box.stop[sweep_axis]
         self._grain = layout.grain[sweep_axis]
@@ -331,16 +331,15 @@ class ZarrUnitWriter:
         self._cross = tuple(n for a, n in enumerate(box.shape) if a != sweep_axis)
         rest = Box(tuple(start if a == sweep_axis else b for a, b in enumerate(box.start)), box.stop)
         self._outputs = {f"maps/{known.name}": known.output for known in sink.info.kept_maps}
-        encode = map if self._pool is None else self._pool.map
         self._cascades = {
-            what: Cascade(arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch, encode)
+            what: Cascade(arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch)
             for what in sink.info.whats
             if (arrays := sink.info.arrays(sink.partial, what))
         }
 
     def write(self, rows: Finished) -> int:
         """Append `rows`; returns the position up to which all levels are on disk.  See `UnitWriter.write`."""
-        count = 0
+        count, blocks = 0, []
         for what, cascade in self._cascades.items():
             output = self._outputs.get(what)
             given: Array | None = getattr(rows, what) if output is None else (rows.maps or {}).get(output)
@@ -351,7 +350,8 @@ class ZarrUnitWriter:
             cross = tuple(n for a, n in enumerate(block.shape[1:]) if a != self._axis)
             if block.shape[0] != cascade.channels or cross != self._cross or self._position + count > self._stop:
                 raise ValueError(f"{what} of shape {given.shape} do not continue the unit at {self._position}")
-            cascade.push(block)
+            blocks.append((cascade, block))
+        push_all(blocks, map if self._pool is None else self._pool.map)
         self._position += count
         return self._durable
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import product
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import product, repeat
+from typing import Any
 
 import numpy as np
 
 from tilelab.arrays import Array, UInt8
-from tilelab.geometry import Box
+from tilelab.geometry import Box, boxes
 from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census
-from tilelab.io.zarr.layout import Extent, Layout
+from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
-from tilelab.kernels.pyramid import cut_chunks
+from tilelab.kernels.pyramid import cut_chunk
 
 Halve = Callable[[UInt8, int], UInt8]
-Encode = Callable[[Callable[[Array], bytes], Iterable[Array]], Iterable[bytes]]
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map`, or that of a pool of threads."""
+_Shard = tuple[ShardedArray, tuple[int, ...], list[bytes | None]]
+"""Where it is, and its chunks."""
 
 
 class Cascade:
@@ -31,7 +36,8 @@ class Cascade:
                  level 1: a row of chunks --full--> ...
 
     A unit begins and ends at multiples of the grain (or with the image), so whenever the rows reach one, every level
-    has just completed its shards, counted in `stored`, and holds nothing.
+    has just completed its shards, counted in `stored`, and holds nothing.  Channels and columns of shards share
+    nothing: threads may do them at the same time, and a column's rows stay in a core's cache.
     """
 
     def __init__(
@@ -42,46 +48,103 @@ class Cascade:
         sweep_axis: int,
         halve: Halve | None,
         scratch: Place,
-        encode: Encode,
     ) -> None:
         """Begin at the first row of `box` (z, y, x), the unit or what remains of it, with one of `arrays` per level."""
         self.channels = arrays[0].channels
-        self._levels = [_Level(array, layout, layout.level_box(box, i), sweep_axis) for i, array in enumerate(arrays)]
-        self._halve = halve
-        self._z_factor = layout.z_factor
-        self._scratch = scratch
-        self._encode = encode
+        self._waits, self._scratch = arrays[0].path.waits, scratch
+        extent = tuple(max(1, box.shape[a]) if a == sweep_axis else layout.grain[a] for a in range(3))
+        self._columns = [
+            _Column(arrays, layout, box, part, channel, sweep_axis, halve)
+            for channel, part in product(range(self.channels), boxes(box.shape, extent))
+        ]
         self.stored = Census()
 
+    def pushes(self, block: Array) -> list[Callable[[], None]]:
+        """What is to be done to append rows ``(n, z, y, x)``, in any order or at the same time; they are copied."""
+        return [partial(column.push, block[column.where]) for column in self._columns]
+
+    def write(self, each: Each = map) -> None:
+        """Write the shards that are complete."""
+        ready = [shard for column in self._columns for shard in column.take_shards()]
+        written: list[Census] = []  # appending is atomic
+
+        def write(shard: _Shard) -> None:
+            array, index, chunks = shard
+            written.append(array.write_shard(index, chunks, self._scratch))
+
+        if self._waits:
+            for_each(write, ready, threads=False, requests=True)
+        else:
+            deque(each(write, ready), maxlen=0)
+        self.stored += sum(written, Census())
+
+
+def push_all(given: Sequence[tuple[Cascade, Array]], each: Each = map) -> None:
+    """Append rows ``(n, z, y, x)`` to each of some cascades and write what is complete then; the rows are copied."""
+    deque(each(lambda push: push(), [push for cascade, block in given for push in cascade.pushes(block)]), maxlen=0)
+    for cascade, _ in given:
+        cascade.write(each)
+
+
+class _Column:
+    """One channel of one column of shards, at all aligned levels.
+
+    where: it lies in blocks ``(n, z, y, x)`` of the whole unit.
+    """
+
+    def __init__(
+        self,
+        arrays: tuple[ShardedArray, ...],
+        layout: Layout,
+        unit: Box,
+        part: Box,
+        channel: int,
+        sweep_axis: int,
+        halve: Halve | None,
+    ) -> None:
+        """Of the `part` of a `unit`, whose positions count from the unit's."""
+        cross = (slice(None) if a == sweep_axis else s for a, s in enumerate(part.slices))
+        self.where = (slice(channel, channel + 1), *cross)
+        start, stop = (tuple(o + n for o, n in zip(unit.start, end, strict=True)) for end in (part.start, part.stop))
+        box = Box(start, stop)
+        self._levels = [
+            _Level(array, layout, layout.level_box(box, i), channel, sweep_axis) for i, array in enumerate(arrays)
+        ]
+        self._halve = halve
+        self._z_factor = layout.z_factor
+
     def push(self, block: Array, at: int = 0) -> None:
-        """Append rows ``(n, z, y, x)`` to level `at`; they are copied."""
+        """Append rows ``(1, z, y, x)`` to level `at`."""
         level = self._levels[at]
         count = block.shape[1 + level.axis]
         done = 0
         while done < count:
             done += level.fill(block, done)
             if level.full:
-                rows = level.take(self._encode)
-                if level.shard_complete:
-                    self.stored += level.write(self._scratch)
+                rows = level.compress()
                 if self._halve is not None and at + 1 < len(self._levels):
                     self.push(self._halve(rows, self._z_factor), at + 1)
 
+    def take_shards(self) -> list[_Shard]:
+        """The shards that are complete, of all levels; they are held no longer."""
+        return [shard for level in self._levels for shard in level.take_shards()]
+
 
 class _Level:
-    """One level of a unit: a row of chunks as pixels, and the compressed chunks of its unfinished shards."""
+    """One level of a column: a row of chunks as pixels, and the compressed chunks of its unfinished shards."""
 
-    def __init__(self, array: ShardedArray, layout: Layout, box: Box, axis: int) -> None:
+    def __init__(self, array: ShardedArray, layout: Layout, box: Box, channel: int, axis: int) -> None:
         self.axis = axis
-        self._array = array
+        self._array, self._channel = array, channel
         self._chunk = layout.chunk
         self._box = box
         self._position = box.start[axis]  # of the buffer's first row
         self._filled = 0
         extent = list(box.shape)
         extent[axis] = min(extent[axis], layout.chunk[axis])
-        self._buffer = np.empty((array.channels, *extent), array.dtype)
+        self._buffer = np.empty((1, *extent), array.dtype)
         self._shards: dict[tuple[int, ...], list[bytes | None]] = {}
+        self._complete: list[_Shard] = []
 
     def fill(self, block: Array, first: int) -> int:
         """Copy rows of `block` from `first` on, as many as the buffer takes; returns their number."""
@@ -96,41 +159,33 @@ class _Level:
         at = self._position + self._filled
         return self._filled == self._buffer.shape[1 + self.axis] or at == self._box.stop[self.axis]
 
-    @property
-    def shard_complete(self) -> bool:
-        """Whether the rows taken so far end with a shard, or with the unit."""
-        return self._position % self._array.shard_zyx[self.axis] == 0 or self._position == self._box.stop[self.axis]
-
-    def take(self, encode: Encode) -> Array:
+    def compress(self) -> Array:
         """Compress the buffered rows and empty the buffer; returns the rows, valid until it is filled again."""
         rows = np.ascontiguousarray(self._rows(self._buffer, 0, self._filled))
-        chunks, occupied = cut_chunks(rows, self._chunk)
         origin = list(self._box.start)
         origin[self.axis] = self._position
-        base = tuple(o // c for o, c in zip(origin, self._chunk, strict=True))
-        where = np.argwhere(occupied)
-        for at, encoded in zip(where, encode(encode_chunk, (chunks[tuple(i)] for i in where)), strict=True):
-            index, slot = _locate(
-                self._array, self._chunk, int(at[0]), [b + int(i) for b, i in zip(base, at[1:], strict=True)]
-            )
-            self._shards.setdefault(index, [None] * math.prod(self._array.shard_grid))[slot] = encoded
+        grid = tuple(s // c for s, c in zip(self._array.shard_zyx, self._chunk, strict=True))
+        for corner in product(*map(range, repeat(0), rows.shape[1:], self._chunk)):
+            chunk = cut_chunk(rows, corner, self._chunk)
+            if chunk is not None:
+                at = [(o + n) // c for o, n, c in zip(origin, corner, self._chunk, strict=True)]
+                (z, in_z), (y, in_y), (x, in_x) = map(divmod, at, grid)
+                shard = self._shards.setdefault((self._channel, z, y, x), [None] * math.prod(grid))
+                shard[(in_z * grid[1] + in_y) * grid[2] + in_x] = encode_chunk(chunk)
         self._position += self._filled
         self._filled = 0
+        if self._position % self._array.shard_zyx[self.axis] == 0 or self._position == self._box.stop[self.axis]:
+            self._complete += [(self._array, index, chunks) for index, chunks in self._shards.items()]
+            self._shards = {}
         return rows
 
-    def write(self, scratch: Place) -> Census:
-        """Write the shards that are complete now, which are all; returns what was written."""
-        shards, self._shards = self._shards, {}
-        written: list[Census] = []  # appending is atomic
-
-        def write(index: tuple[int, ...]) -> None:
-            written.append(self._array.write_shard(index, shards.pop(index), scratch))
-
-        for_each(write, list(shards), threads=False, requests=self._array.path.waits)
-        return sum(written, Census())
+    def take_shards(self) -> list[_Shard]:
+        """The shards that are complete, which are held no longer."""
+        complete, self._complete = self._complete, []
+        return complete
 
     def _rows(self, block: Array, first: int, count: int) -> Array:
-        """`count` rows of ``(n, z, y, x)`` on the sweep axis, a view."""
+        """`count` rows of ``(1, z, y, x)`` on the sweep axis, a view."""
         part = slice(first, first + count)
         return block[:, part] if self.axis == 0 else block[:, :, part]
 
@@ -154,16 +209,9 @@ def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve
             start = tuple(f * a for f, a in zip(factor, first, strict=True))
             stop = tuple(min(n, f * b) for n, f, b in zip(limit, factor, last, strict=True))
             rows = halve(finer.read_channel(channel, Box(start, stop)), layout.z_factor)
-            pieces, occupied = cut_chunks(rows, chunk)
-            for gx in np.flatnonzero(occupied):
-                chunks[(gz * grid[1] + gy) * grid[2] + int(gx)] = encode_chunk(pieces[0, 0, 0, gx])
+            for gx in range(-(-rows.shape[3] // chunk[2])):
+                piece = cut_chunk(rows, (0, 0, gx * chunk[2]), chunk)
+                if piece is not None:
+                    chunks[(gz * grid[1] + gy) * grid[2] + gx] = encode_chunk(piece)
         written += coarser.write_shard((channel, *at), chunks, scratch)
     return written
-
-
-def _locate(array: ShardedArray, chunk: Extent, channel: int, at: list[int]) -> tuple[tuple[int, ...], int]:
-    """Which shard ``(c, z, y, x)`` holds the chunk at grid position `at` (z, y, x), and at which place."""
-    grid = [s // c for s, c in zip(array.shard_zyx, chunk, strict=True)]
-    shard = (channel, *(i // g for i, g in zip(at, grid, strict=True)))
-    z, y, x = (i % g for i, g in zip(at, grid, strict=True))
-    return shard, (z * grid[1] + y) * grid[2] + x
