@@ -33,6 +33,16 @@ def test_the_page_names_every_example() -> None:
     assert set(re.findall(r"\]\((\w+\.py)\)", page)) == {path.name for path in EXAMPLES.glob("*.py")}
 
 
+def test_measure_objects(run, tmp_path: Path) -> None:
+    said = run("measure_objects.py")
+    truth = np.bincount(draw_superalloy((900, 1000))[1].ravel()) / 900_000
+    shares = [float(share) / 100 for share in re.findall(r"^\w+ +([\d.]+)%", said, re.MULTILINE)]
+    np.testing.assert_allclose(shares, truth, atol=1e-4)
+    count = int(re.findall(r"^(\d+) objects in", said, re.MULTILINE)[0])
+    with tilelab.open_image(tmp_path / "objects.ome.zarr", as_labels="integers") as image:
+        assert image[:, :].max() == count
+
+
 def test_infer_and_read(run, tmp_path: Path) -> None:
     said = run("infer_and_read.py")
     areas = {name: float(area) for name, area in re.findall(r"^(\S+) .*? ([\d.]+) um2", said, re.MULTILINE)}
