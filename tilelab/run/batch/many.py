@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tilelab.run.prepare import Prepared
 
 TABLE, PAGE = "summary.csv", "summary.html"
+_MANY_KINDS, _FEW_OF_A_KIND = 8, 4
 _FIRST_LOOK, _LOOK = 16, 256  # images of which one kind after the other is done
 
 
@@ -249,7 +250,7 @@ class Batch:
 
     def _in_order(self) -> Generator[tuple[str, Options]]:
         """The images with their tiles, those of one kind together; a thread looks at the next ones meanwhile."""
-        images = iter(self.names)
+        images, said = iter(self.names), False
         with ThreadPoolExecutor(1, "tilelab-scout") as scout:
             chosen = scout.submit(self._choose, list(islice(images, _FIRST_LOOK)))
             while found := chosen.result():
@@ -257,6 +258,12 @@ class Batch:
                 kinds: dict[Any, list[tuple[str, Options]]] = {}
                 for image, options in found:
                     kinds.setdefault((options.model, options.batch), []).append((image, options))
+                if len(kinds) > _MANY_KINDS and len(found) < _FEW_OF_A_KIND * len(kinds) and not said:
+                    said = True
+                    self.note(
+                        f"{len(found)} images of {len(kinds)} sizes: each size takes an engine of its own, as it does "
+                        "alone; with --tile N one does for all, which is faster"
+                    )
                 yield from chain.from_iterable(kinds.values())
 
     def _choose(self, images: list[str]) -> list[tuple[str, Options]]:
