@@ -30,6 +30,7 @@ from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.io.storage.local_file import LocalFile
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.storage.stored_file import StoredFile
+from tilelab.io.zarr.presence import Presence, check_presence
 
 _JPEG = (6, 7, 34892, 33007)
 _RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 6, 3, 0, 1
@@ -325,6 +326,7 @@ def _set_pages(layout: TiffLayout, series: tifffile.TiffPageSeries) -> None:
             )
         pages.append(_locate(layout, page))
     layout.pages = tuple(pages)
+    _count_pieces(layout)
     if layout.stack_offset is not None:
         end, size = layout.stack_offset + count * layout.page_bytes, pages[0].file.size
         if end > size:
@@ -336,6 +338,15 @@ def _set_pages(layout: TiffLayout, series: tifffile.TiffPageSeries) -> None:
     layout.chunks = (1,) * len(layout.lead) + tuple(min(piece[i], layout.page_shape[i]) for i in layout.inner)
     if layout.piece_bytes > LARGE_BYTES:
         layout.warnings += (whole_piece_warning(layout.path, layout.piece_bytes),)
+
+
+def _count_pieces(layout: TiffLayout) -> None:
+    """Say how many strips and tiles are absent, which TIFF allows; refuses an image without any."""
+    stored = [page for page in layout.pages if not page.bare]
+    expected = sum(len(page.counts) for page in stored)
+    found = sum(int((page.counts > 0).sum()) for page in stored)
+    if layout.stack_offset is None and found < expected:
+        layout.warnings += check_presence(layout.path, Presence(expected, found, complete=True), "strips or tiles", "0")
 
 
 def _missing(layout: TiffLayout) -> str:
@@ -354,9 +365,11 @@ def _locate(layout: TiffLayout, page: tifffile.TiffPage | tifffile.TiffFrame) ->
         layout.files[path] = LocalFile(path)
     file = layout.files[path]
     offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
+    counts = np.where(offsets[: len(counts)] > 0, counts[: len(offsets)], 0) if len(offsets) == len(counts) else counts
     number, needed, found = int(page.index) + 1, math.prod(layout.grid), min(len(offsets), len(counts))
     ends = offsets[:found] + counts[:found]
     bare = bool(page.keyframe.is_final) and found > 0 and bool((offsets[1:found] == ends[:-1]).all())
+    bare = bare and bool((offsets[:found] > 0).all())
     if bare:
         end, what = int(offsets[0]) + layout.page_bytes, "it"
     elif found < needed:

@@ -81,8 +81,8 @@ def check_keys(node: ArrayNode, presence: Presence) -> None:
         )
 
 
-def check_presence(uri: str, presence: Presence, what: str = "chunks") -> tuple[str, ...]:
-    """What to say of pieces that are absent.
+def check_presence(uri: str, presence: Presence, what: str = "chunks", fill: str = "the fill value") -> tuple[str, ...]:
+    """What to say of pieces that are absent, and read as `fill`.
 
     Raises:
         InputError: nothing is there, or next to nothing of what the metadata say.
@@ -96,7 +96,7 @@ def check_presence(uri: str, presence: Presence, what: str = "chunks") -> tuple[
             f"{uri} is damaged, or not copied as a whole: its metadata say {presence.expected} {what}, "
             f"{presence.found} are stored"
         )
-    return (f"{uri}: {presence} {what} are stored, the others read as the fill value",)
+    return (f"{uri}: {presence} {what} are stored, the others read as {fill}",)
 
 
 def count_files(folder: str, is_piece: Callable[[str], bool], expected: int, *, nested: bool = False) -> Presence:
