@@ -19,7 +19,7 @@ from tilelab.io.images.axes import guess_axes, named_axes
 from tilelab.io.images.emd import emd_axes
 from tilelab.io.images.hdf5_links import files_outside
 from tilelab.io.images.optional import one_line, require
-from tilelab.io.images.several import FLAG, choose
+from tilelab.io.images.several import FLAG, SeveralImagesError, choose
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.images.stated import bigdataviewer_sizes, without_unit
 from tilelab.io.images.units import length_nm
@@ -68,7 +68,7 @@ class Hdf5Source(Source):
         self._lock = threading.Lock()
         self._file: LocalFile | None = None
         try:
-            dataset = _find_dataset(h5py, self._h5, file, member, series)
+            dataset, self.series = _find_dataset(h5py, self._h5, file, member, series)
             self.uri = f"{file}::{dataset.name}"
             self.outside = files_outside(h5py, dataset, Path(file).parent)
             self._take_facts(h5py, dataset)
@@ -168,8 +168,11 @@ class Hdf5Source(Source):
         return str(presence)
 
 
-def _find_dataset(h5py: Any, opened: Any, file: str, member: str, series: str | None) -> Any:
-    """The dataset that `member` names, or the only image below it, or of several the one that `series` names."""
+def _find_dataset(h5py: Any, opened: Any, file: str, member: str, series: str | None) -> tuple[Any, tuple[str, ...]]:
+    """The dataset that `member` names, or the only image below it, or of several the one that `series` names.
+
+    And what there is to say of each of several.
+    """
     try:
         node = opened[member or "/"]
     except (KeyError, ValueError) as error:
@@ -177,7 +180,7 @@ def _find_dataset(h5py: Any, opened: Any, file: str, member: str, series: str | 
     if isinstance(node, h5py.Dataset):
         if node.shape is None or len(node.shape) < 2:
             raise InputError(f"{file}::{node.name} is no image: its shape is {node.shape}")
-        return node
+        return node, ()
     if not isinstance(node, h5py.Group):
         raise InputError(f"{file}::{member} is a data type, not an image")
     found = _images(h5py, node)
@@ -186,15 +189,16 @@ def _find_dataset(h5py: Any, opened: Any, file: str, member: str, series: str | 
     names = [str(dataset.name) for dataset in found]
     if series is not None and not series.isdecimal():
         series = f"/{series.lstrip('/')}"
-    taken = choose(file, series, names, [_listing([dataset]) for dataset in found])
+    shown = tuple(_listing([dataset]) for dataset in found)
+    taken = choose(file, series, names, shown)
     if taken is not None:
-        return found[taken]
+        return found[taken], shown
     if len(found) > 1:
-        raise InputError(
+        raise SeveralImagesError(
             f"{file} has several datasets: choose one as {file}::{found[0].name}, or with {FLAG}; it has "
             f"{_listing(found)}"
         )
-    return found[0]
+    return found[0], shown
 
 
 def _images(h5py: Any, group: Any) -> list[Any]:

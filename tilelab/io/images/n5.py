@@ -15,7 +15,7 @@ from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.io.images.axes import guess_axes
 from tilelab.io.images.optional import read_json
-from tilelab.io.images.several import FLAG, choose
+from tilelab.io.images.several import FLAG, SeveralImagesError, choose
 from tilelab.io.images.source import check_level
 from tilelab.io.images.stated import bigdataviewer_sizes, known_lengths, without_unit
 from tilelab.io.images.tensorstore import StoredVolume
@@ -49,7 +49,7 @@ class N5Source(StoredVolume):
 
     def __init__(self, path: str, level: int = 0, series: str | None = None) -> None:
         self.uri = path
-        datasets, group = _find_image(LocalPath(path), series)
+        datasets, group, self.series = _find_image(LocalPath(path), series)
         check_level(path, level, len(datasets))
         documents = [read_json(dataset / _ATTRIBUTES) for dataset in datasets]
         shapes = [_dimensions(dataset, document) for dataset, document in zip(datasets, documents, strict=True)]
@@ -88,15 +88,15 @@ def _is_block(name: str, grid: list[int]) -> bool:
     return len(parts) == len(grid) and all(p.isdecimal() and int(p) < n for p, n in zip(parts, grid, strict=True))
 
 
-def _find_image(path: LocalPath, series: str | None) -> tuple[list[LocalPath], LocalPath | None]:
-    """The datasets of all levels of the image that `path` is or holds, and the group that they are in."""
+def _find_image(path: LocalPath, series: str | None) -> tuple[list[LocalPath], LocalPath | None, tuple[str, ...]]:
+    """The datasets of all levels of the image that `path` is or holds, the group that they are in, all of several."""
     if _is_dataset(path):
         parent = path.parent
-        return [path], parent if path.name.startswith("s") and (parent / "s0").is_dir() else None
+        return [path], parent if path.name.startswith("s") and (parent / "s0").is_dir() else None, ()
     levels = _levels(path)
     if levels:
         choose(str(path), series, [path.name], [path.name])
-        return levels, path
+        return levels, path, ()
     found = _images(path)
     if not found:
         raise InputError(f"{path} is N5 but holds no dataset: give the container, a group or a dataset")
@@ -106,11 +106,14 @@ def _find_image(path: LocalPath, series: str | None) -> tuple[list[LocalPath], L
     if len(found) > 1:
         names = [str(folder.relative_to(path)) for folder in found[:_LISTED]]
         more = f" and {len(found) - len(names)} more" if len(found) > len(names) else ""
-        raise InputError(
+        raise SeveralImagesError(
             f"{path} has several images: give one, e.g. {found[0]}, or name it with {FLAG}; it has "
             f"{', '.join(names)}{more}"
         )
-    return (_levels(found[0]), found[0]) if not _is_dataset(found[0]) else ([found[0]], None)
+    shown = tuple(every)
+    if _is_dataset(found[0]):
+        return [found[0]], None, shown
+    return _levels(found[0]), found[0], shown
 
 
 def _is_dataset(path: LocalPath) -> bool:

@@ -24,6 +24,7 @@ from tilelab.io.images.bar import known_bar, leave_out_bar
 from tilelab.io.images.formats import local_path, open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import Region, crop
+from tilelab.io.images.several import SeveralImagesError
 from tilelab.io.images.view import AsLabels, SourceImage, plausible_sizes
 from tilelab.io.storage.outside import check_outside
 
@@ -146,7 +147,11 @@ def describe(
     Raises:
         InputError: as `open_image`.
     """
-    source = open_stored(uri, 0, None if series is None else str(series))
+    try:
+        source = open_stored(uri, 0, None if series is None else str(series))
+    except SeveralImagesError as error:  # all are listed, and the first is described
+        first = describe(uri, axes=axes, series="0", allow_outside=allow_outside)
+        return {key: value for key, value in first.items() if key != "image"} | {"error": str(error)}
     if source is None:
         return _describe_slices(local_path(uri), axes, allow_outside)
     try:

@@ -11,6 +11,10 @@ FLAG = "--series"
 _LISTED = 12
 
 
+class SeveralImagesError(InputError):
+    """A file or folder holds several images, and none of them is taken for granted."""
+
+
 def choose(uri: str, series: str | None, names: Sequence[str], shown: Sequence[str]) -> int | None:
     """The place in `names` that `series` means; None where nothing was said.
 

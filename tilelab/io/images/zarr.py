@@ -16,7 +16,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import named_axes
 from tilelab.io.images.ngff import Multiscale, count_multiscales, find_multiscale, ome_attributes
-from tilelab.io.images.several import FLAG, choose, guessed, listing
+from tilelab.io.images.several import FLAG, SeveralImagesError, choose, guessed, listing
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
 from tilelab.io.storage.decode import LARGE_BYTES, for_each
 from tilelab.io.storage.files import hash_stats
@@ -297,7 +297,7 @@ def _no_image(path: Place, node: GroupNode | None) -> InputError:
     if not names:
         return InputError(f"{path} is a Zarr group without an image")
     images = listing([_image_text(path / str(name), str(name)) for name in names])
-    return InputError(
+    return SeveralImagesError(
         f"{path} is a Zarr group of several images, {images}: name one, e.g. {path / str(names[0])}, or with {FLAG}"
     )
 
