@@ -72,6 +72,7 @@ def examine(
     """
     from tilelab.engines.registry import bundled_models
     from tilelab.io.images.open import describe
+    from tilelab.io.images.stated import described_by_bigdataviewer
     from tilelab.io.storage.place import as_place, remote_place
 
     told: dict[str, Any] = {"axes": axes, "series": series, "allow_outside": allow_outside}
@@ -86,7 +87,7 @@ def examine(
             }
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
-    if named or here.suffix.lower() in _MODEL_SUFFIXES:
+    if named or (here.suffix.lower() in _MODEL_SUFFIXES and described_by_bigdataviewer(here) is None):
         return {"path": path, "kind": "model", **examine_model(path)}
     if here.suffix == CHECKPOINT and here.is_file():
         return {"path": path, "kind": "checkpoint", **examine_checkpoint(here, trust)}

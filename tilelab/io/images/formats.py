@@ -138,8 +138,10 @@ def find_reader(path: str) -> Reader | None:
         return TiffSource
     if Path(path).name in _ZARR_PARTS:
         raise InputError(f"{path} is a part of {Path(path).parent}: give that folder")
-    if Path(path).suffix.lower() == ".xml" and (described := described_by_bigdataviewer(Path(path))) is not None:
-        raise InputError(f"{path} describes {described}: give that")
+    if Path(path).suffix.lower() == ".xml" and described_by_bigdataviewer(Path(path)) is not None:
+        from tilelab.io.images.bigdataviewer import open_bigdataviewer
+
+        return open_bigdataviewer
     raise InputError(f"{path} is of an unknown format: known are {KNOWN_FORMATS}")
 
 

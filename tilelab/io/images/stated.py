@@ -125,7 +125,7 @@ def stated_beside(image: Path) -> Stated:
 
 def bigdataviewer_sizes(container: Path, setup: int) -> dict[str, float]:
     """Nanometres per pixel that the XML of BigDataViewer beside `container` states for one of its setups."""
-    for document in _spim_data(container.absolute().parent):
+    for document in spim_data(container.absolute().parent):
         loader = document.find("SequenceDescription/ImageLoader")
         named = [part.text or "" for part in loader] if loader is not None else []
         if not any((container.absolute().parent / name.strip()).absolute() == container.absolute() for name in named):
@@ -140,12 +140,12 @@ def bigdataviewer_sizes(container: Path, setup: int) -> dict[str, float]:
 
 def described_by_bigdataviewer(path: Path) -> str | None:
     """The file or folder that an XML of BigDataViewer describes; None for another file."""
-    loader = next((d.find("SequenceDescription/ImageLoader") for d in _spim_data(path.parent, path)), None)
+    loader = next((d.find("SequenceDescription/ImageLoader") for d in spim_data(path.parent, path)), None)
     names = [part.text.strip() for part in loader if part.text] if loader is not None else []
     return str(path.parent / names[0]) if names else None
 
 
-def _spim_data(folder: Path, only: Path | None = None) -> Iterator[ET.Element]:
+def spim_data(folder: Path, only: Path | None = None) -> Iterator[ET.Element]:
     """The BigDataViewer documents in a folder, or the one that is named."""
     try:
         paths = [only] if only is not None else sorted(folder.glob("*.xml"))[:_MOST_FILES]
