@@ -70,6 +70,7 @@ def examine(
     Raises:
         TilelabError: it is none of these, or broken.
     """
+    from tilelab.engines.packages.bioimage import is_package
     from tilelab.engines.registry import bundled_models
     from tilelab.io.images.open import describe
     from tilelab.io.images.stated import described_by_bigdataviewer
@@ -87,7 +88,8 @@ def examine(
             }
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
-    if named or (here.suffix.lower() in _MODEL_SUFFIXES and described_by_bigdataviewer(here) is None):
+    stored = here.suffix.lower() in _MODEL_SUFFIXES and described_by_bigdataviewer(here) is None
+    if named or stored or is_package(here):
         return {"path": path, "kind": "model", **examine_model(path)}
     if here.suffix == CHECKPOINT and here.is_file():
         return {"path": path, "kind": "checkpoint", **examine_checkpoint(here, trust)}

@@ -26,6 +26,8 @@ from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_o
 from tilelab.engines.meaning import read_meaning
 from tilelab.engines.outputs import choose_ports
 from tilelab.engines.overrides import SpecOverrides, resolve_spec
+from tilelab.engines.packages import bioimage
+from tilelab.engines.packages.bioimage import is_package
 from tilelab.engines.packages.checkpoint import is_checkpoint, read_checkpoint
 from tilelab.errors import EngineError, ModelError
 from tilelab.machine import nvidia
@@ -41,6 +43,7 @@ ENGINES = {
     "onnxruntime-tensorrt": ("tilelab.engines.cuda.onnxruntime_tensorrt", ("onnx",)),
     "onnxruntime-rtx": ("tilelab.engines.cuda.onnxruntime_rtx", ("onnx",)),
     "aotinductor": ("tilelab.engines.aotinductor", ("aotinductor",)),
+    "torchscript": ("tilelab.engines.cpu.torchscript", ("torchscript",)),
 }
 # What `auto` tries, fastest first: GPUs, then CPUs as measured on U-Nets.  A fixed order: the choice must not change
 # between a run and its continuation.  Last, and so only when asked for, what builds for minutes when first loaded.
@@ -55,6 +58,7 @@ RANKING: tuple[tuple[str, str, Precision], ...] = (
     ("openvino", "cpu", "fp32"),
     ("onnxruntime", "cpu", "int8"),
     ("onnxruntime", "cpu", "fp32"),
+    ("torchscript", "cpu", "fp32"),
     *((name, "cuda", p) for name in ("onnxruntime-tensorrt", "onnxruntime-rtx") for p in ("fp16", "fp32")),
 )
 _SUFFIXES = {
@@ -166,6 +170,8 @@ def read_model(model: str | Path) -> ModelFile:
     path = locate_model(model)
     if is_checkpoint(path):
         return read_checkpoint(path)
+    if is_package(path):
+        return bioimage.read_package(path)
     if path.is_dir() or path.suffix.lower() not in _SUFFIXES:
         raise foreign_model(path, tuple(_SUFFIXES))
     kind = _SUFFIXES[path.suffix.lower()]

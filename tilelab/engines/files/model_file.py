@@ -112,7 +112,7 @@ class ModelFile:
     Attributes:
         path: the file.
         format: ``onnx``, ``openvino`` (an IR, .xml with .bin), ``tensorrt`` (a plan) or ``aotinductor`` (a .pt2);
-            ``function`` where it is no file at all.
+            ``torchscript`` in a package; ``function`` where it is no file at all.
         files: all it consists of: the file itself first, then those that hold its weights.
         inputs, outputs: of the network, weights excluded.
         precision: the arithmetic the file itself prescribes: int8 when its activations are quantised, otherwise the
@@ -126,7 +126,7 @@ class ModelFile:
     """
 
     path: Path
-    format: Literal["onnx", "openvino", "tensorrt", "aotinductor", "function"]
+    format: Literal["onnx", "openvino", "tensorrt", "aotinductor", "torchscript", "function"]
     files: tuple[Path, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
