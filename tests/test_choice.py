@@ -161,3 +161,21 @@ def test_curves_ascend_and_older_descriptions_stay_as_they_were():
     curved = msgspec.structs.replace(SPEC, seams=Seams(overlap=(0, 64), labels=(1.0, 0.1)))
     assert ModelSpec.from_json(curved.to_json()) == curved
     assert curved.seams.per_pixel(63) == 1.0
+
+
+def test_an_export_measures_how_far_tiles_are_from_the_whole(drawn, monkeypatch):
+    pytest.importorskip("torch", reason="extra `train` is not installed")
+    from tilelab.engines.registry import locate_model
+    from tilelab.exporting import seams as module
+    from tilelab.exporting.parity import Sample
+    from tilelab.io.images.open import open_image
+
+    monkeypatch.setattr(module, "_STEPS", (0, 64))
+    samples = [Sample("a", open_image(drawn[:420, :420], axes="yx"))]
+    found = module.measure_file(locate_model("superalloy"), samples)
+    assert found.overlap[:2] == (0, 64)
+    assert found.labels[0] > 2 * found.labels[1] > 0
+    assert 1 >= found.probabilities[0] >= found.probabilities[-1] >= 0
+    shifted = module.measure_file(locate_model("superalloy-pmcanet"), samples)
+    assert shifted.overlap == ()
+    assert 0 <= shifted.shifted < 0.2

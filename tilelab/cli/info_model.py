@@ -84,6 +84,7 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("overlap", f"{size_text(spec['overlap'])}, {spec['window']} window"),
         ("stride", spec["stride"]),
         ("sees", "the whole tile" if field is None else f"{field} px around each pixel"),
+        ("seams", _seams_text(spec.get("seams"))),
         ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
     ]
     return rows + [(key.replace("_", " "), plain_text(value)) for key, value in spec["training"].items()]
@@ -102,6 +103,16 @@ def _outputs_text(outputs: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"{output.get('name') or 'its output'}: {', '.join(words)}")
     told = len(outputs) > 1 or {*outputs[0]} & {"halo", "scale", "step", "thresholds"}
     return lines if told or outputs[0].get("kind") in ("labels", "map") else []
+
+
+def _seams_text(seams: dict[str, Any] | None) -> str | None:
+    """What was measured of tiles against the whole image, or against other tiles."""
+    if not seams:
+        return None
+    if seams.get("shifted") is not None:
+        return f"{seams['shifted']:.2%} of the labels change when the tiles lie half a step further"
+    known = zip(seams["overlap"], seams["labels"], strict=True)
+    return "labels that differ for each px of a seam: " + ", ".join(f"{n:g} at overlap {o}" for o, n in known)
 
 
 def _neighbours_text(count: int) -> str | None:

@@ -53,7 +53,7 @@ class PlannedChoice:
 
     Attributes:
         computed_per_pixel: pixels of tiles for each of the image.
-        labels_as_whole: share of labels expected as of the whole image at once; None where that is not known.
+        labels_as_whole: share of labels that is to be expected as of the whole image at once, at least.
         rate: of the engine at that tile, relative to its fastest.
         memory: bytes beside the engine.
         seconds: relative to the first.
@@ -62,7 +62,7 @@ class PlannedChoice:
     tile: tuple[int, ...]
     overlap: tuple[int, ...]
     computed_per_pixel: float
-    labels_as_whole: float | None
+    labels_as_whole: float
     rate: float
     memory: int
     seconds: float
@@ -187,7 +187,7 @@ def _choices(candidates: Sequence[Candidate]) -> tuple[PlannedChoice, ...]:
             one.tiling.tile,
             one.tiling.overlap,
             one.computed,
-            None if one.wrong is None else 1 - one.wrong,
+            1 - one.wrong,
             one.rate,
             one.memory_bytes,
             one.cost / candidates[0].cost,
@@ -240,10 +240,10 @@ def as_text(plan: PlanDocument) -> str:
 
 
 def _choice_text(one: PlannedChoice) -> str:
-    agrees = "" if one.labels_as_whole is None else f", labels {one.labels_as_whole:.4f} as of the whole"
     return (
-        f"tile {size_text(one.tile)}, overlap {size_text(one.overlap)}: {one.computed_per_pixel:.2f} computed{agrees}, "
-        f"engine at {one.rate:.2f}, {format_bytes(one.memory)}, takes {one.seconds:.2f}"
+        f"tile {size_text(one.tile)}, overlap {size_text(one.overlap)}: {one.computed_per_pixel:.2f} computed, labels "
+        f"{one.labels_as_whole:.4f} as of the whole, engine at {one.rate:.2f}, {format_bytes(one.memory)}, takes "
+        f"{one.seconds:.2f}"
     )
 
 

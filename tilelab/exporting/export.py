@@ -15,6 +15,7 @@ from tilelab.engines.registry import ENGINES, RANKING, availability, load_engine
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.exporting.home import learn_home
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity, compare
+from tilelab.exporting.seams import measure_file
 from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
 from tilelab.exporting.write import FORMATS, Format, Request, Writing
 from tilelab.geometry import Window
@@ -105,6 +106,8 @@ def export_model(
             gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
             passed = gate.pass_all(spec, require)
             spec = msgspec.structs.replace(spec, precisions=passed)
+            if spec.axes == "yx" and spec.plain and gate.file.device is None:
+                spec = msgspec.structs.replace(spec, seams=measure_file(partial, images, source.threads))
             if trained:
                 spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images))
             written.describe(spec)

@@ -215,7 +215,7 @@ def compare(
         if difference[at] > worst:
             worst, place = float(difference[at]), (sample.name, int(at[0]), int(at[1]), int(at[2]))
         scale = max(scale, float(np.abs(expected).max()))
-        labels = [_labels(logits, candidate.spec) for logits in (expected, got)]
+        labels = [labels_of(logits, candidate.spec) for logits in (expected, got)]
         changed += int((labels[0] != labels[1]).sum())
         pixels += labels[0].size
         if sample.truth is not None:
@@ -236,7 +236,8 @@ def compare(
     )
 
 
-def _labels(logits: Float32, spec: ModelSpec) -> UInt8:
+def labels_of(logits: Float32, spec: ModelSpec) -> UInt8:
+    """The class of every pixel, of logits ``(K, y, x)``."""
     highest: UInt8 = logits.argmax(axis=0).astype(np.uint8)
     if spec.activation == "softmax":
         return highest

@@ -28,7 +28,6 @@ from tilelab.run.plan.choice import (
     choose_tiling,
     exact_overlap,
     is_free,
-    usual_seams,
 )
 from tilelab.run.plan.rates import Rates, Remembered
 from tilelab.run.plan.request import ImageFacts
@@ -220,7 +219,7 @@ def replace_seams(spec: ModelSpec, options: Options, note: Callable[[str], None]
     if options.model.overlap is None:
         check_strict((assumed,), options.strict)
         note(str(assumed))
-    return msgspec.structs.replace(spec, seams=usual_seams(_UNKNOWN_FIELD))
+    return msgspec.structs.replace(spec, seams=None, receptive_field=_UNKNOWN_FIELD)
 
 
 def _as_begun(options: Options, spec: ModelSpec, begun: KnownFingerprint) -> Options | None:

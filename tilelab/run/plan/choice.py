@@ -9,7 +9,7 @@ workers or threads, so that the bytes do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,10 +23,13 @@ from tilelab.run.plan.request import ImageFacts, Request, Written
 from tilelab.spec import ModelSpec, Seams
 
 TOLERANCE = 5e-4  # share of labels that may differ from those of the whole image at once
+MARGIN = 4.0  # of images that are unlike those a curve was measured on: enlarged, inverted, of poor contrast
 WHOLE = 640 * 640  # pixels of an image that is one tile: it has no seams, and several would be no faster
 FILL = 2.0  # tiles' worth of time at the beginning and the end of a run, when not all cores have one
 CLEAR = 0.05  # a loaded engine's tile is kept when the best one gains less
 _LEAST, _MOST, _RATIO = 192, 2304, 1.12  # sides that are looked at, px
+_RELAXED = 1.5
+_LEAST_OVERLAP = 64  # px, or all that a pixel sees: images are not always like those a curve was measured on
 _PLANS = 400  # candidates whose memory is planned, cheapest first
 _ACTIVATIONS = 640  # bytes a pixel of a tile that an engine holds on each core, about, of a U-Net
 _GPU_PIXELS = 8 * 512 * 512  # in a batch on a GPU: fewer leave it idle, more only take memory
@@ -47,7 +50,7 @@ class Candidate:
 
     Attributes:
         computed: pixels computed for each of the image, what is inferred twice at the borders of lanes included.
-        wrong: share of labels expected to differ from those of the whole image at once; None where that is not known.
+        wrong: share of labels expected to differ from those of the whole image at once, at most.
         rate: of the engine, relative to its fastest known.
         memory_bytes: planned, beside the engine; 0 where it was not planned because others were better.
         cost: pixels over the rate: what is compared.
@@ -55,7 +58,7 @@ class Candidate:
 
     tiling: Tiling
     computed: float
-    wrong: float | None
+    wrong: float
     rate: float
     memory_bytes: int
     cost: float
@@ -86,7 +89,7 @@ def usual_seams(receptive_field: int) -> Seams:
 
 def is_free(spec: ModelSpec) -> bool:
     """Whether a model leaves its tile to us, and says enough to choose one."""
-    known = spec.seams is not None or spec.receptive_field is not None
+    known = (spec.seams is not None and bool(spec.seams.overlap)) or spec.receptive_field is not None
     return spec.axes == "yx" and not spec.tile_fixed and spec.plain and known
 
 
@@ -122,26 +125,23 @@ def choose_tiling(
         PlanError: none fits the memory.
     """
     found = _candidates(image, spec, machine, exact=exact, overlap=overlap, square=square, batch=batch)
-    agreeing = [c for c in found if c.wrong is None or c.wrong <= TOLERANCE]
-    found = agreeing or [min(found, key=lambda c: (c.wrong or 0.0, c.cost))]
-    planned: list[Candidate] = []
-    reason: PlanError | None = None
-    for candidate in sorted(found, key=lambda c: (c.cost, c.tiling.tile)):
-        best = min((c.cost for c in planned), default=math.inf)
-        if candidate.cost > best * (1 + CLEAR) or len(planned) >= _PLANS:
-            break
+    streams = 1 if machine.gpu else machine.cores
+
+    def plan_one(candidate: Candidate) -> Candidate:
         tiling = candidate.tiling
         used = msgspec.structs.replace(spec, tile=tiling.tile, overlap=tiling.overlap)
-        streams = 1 if machine.gpu else machine.cores
         request = Request.of(image, used, written, batch=tiling.batch, streams=streams, masked=masked)
-        try:
-            plan = make_plan(request, memory_limit=memory_limit or usual_memory_limit(request))
-        except PlanError as error:
-            reason = reason or error
-            continue
-        planned.append(_with_plan(candidate, plan, small=math.prod(image.shape) <= WHOLE))
+        plan = make_plan(request, memory_limit=memory_limit or usual_memory_limit(request))
+        return _with_plan(candidate, plan, small=math.prod(image.shape) <= WHOLE)
+
+    found.sort(key=lambda c: (c.cost, c.tiling.tile))
+    tolerance, most = TOLERANCE, max(c.wrong for c in found)
+    planned, reason = _plan_some([c for c in found if c.wrong <= tolerance], plan_one)
+    while not planned and tolerance < most:  # the best that this model and memory allow
+        tolerance *= _RELAXED
+        planned, reason = _plan_some([c for c in found if c.wrong <= tolerance], plan_one)
     if not planned:
-        if memory_limit is None and reason is not None:
+        if memory_limit is None:
             return [min(found, key=lambda c: math.prod(c.tiling.tile))]  # the run plans with what there is
         raise reason or PlanError("no tile fits the memory: raise --memory")
     planned.sort(key=lambda c: (c.cost, c.tiling.tile))
@@ -149,6 +149,33 @@ def choose_tiling(
         at_hand = [c for c in planned if c.tiling.tile == tuple(loaded) and c.cost <= planned[0].cost * (1 + CLEAR)]
         planned = at_hand[:1] + [c for c in planned if c not in at_hand[:1]]
     return planned
+
+
+def _plan_some(
+    ordered: Sequence[Candidate], plan_one: Callable[[Candidate], Candidate]
+) -> tuple[list[Candidate], PlanError | None]:
+    """The cheapest of `ordered` that fit the memory, as they are planned; and why the first that does not, does not."""
+    planned: list[Candidate] = []
+    reason: PlanError | None = None
+    best = math.inf
+    for candidate in ordered[:_PLANS]:
+        if candidate.cost > best * (1 + CLEAR):
+            break
+        try:
+            planned.append(plan_one(candidate))
+        except PlanError as error:
+            reason = reason or error
+            continue
+        best = min(best, planned[-1].cost)
+    return planned, reason
+
+
+def known_seams(spec: ModelSpec) -> Seams:
+    """The curve by which overlaps are chosen: what was measured and a margin, else the usual one."""
+    if spec.seams is None or not spec.seams.overlap:
+        assert spec.receptive_field is not None  # noqa: S101 - `is_free`
+        return usual_seams(spec.receptive_field)
+    return msgspec.structs.replace(spec.seams, labels=tuple(MARGIN * share for share in spec.seams.labels))
 
 
 def wrong_share(seams: Seams, overlap: int, tiles: Sequence[int], size: Sequence[int]) -> float:
@@ -185,10 +212,7 @@ def _candidates(
 ) -> list[Candidate]:
     """Every fitted tiling, before memory is thought of."""
     planes, *size = image.shape
-    seams = spec.seams
-    if seams is None:
-        assert spec.receptive_field is not None  # noqa: S101 - `is_free`
-        seams = usual_seams(spec.receptive_field)
+    seams = known_seams(spec)
     small = planes * math.prod(size) <= WHOLE
     most = _MOST**2 if machine.gpu else machine.memory_bytes // 4 // machine.cores // _ACTIVATIONS
     found = []
@@ -231,7 +255,10 @@ def exact_overlap(spec: ModelSpec) -> int:
 
 def _overlaps(spec: ModelSpec, seams: Seams, *, exact: bool) -> list[int]:
     """Overlaps worth a look: those that were measured, in the model's strides."""
-    return [exact_overlap(spec)] if exact else sorted({-(-o // spec.stride) * spec.stride for o in seams.overlap})
+    if exact:
+        return [exact_overlap(spec)]
+    known = sorted({-(-o // spec.stride) * spec.stride for o in seams.overlap})
+    return [o for o in known if o >= _LEAST_OVERLAP] or known[-1:]
 
 
 def _least(spec: ModelSpec) -> tuple[int, ...]:
