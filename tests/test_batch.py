@@ -259,6 +259,8 @@ def test_a_folder_is_a_stack_only_where_that_was_said_or_is_evident(
         tilelab.infer(stack, MODEL, tmp_path / "strict.ome.zarr", options=Options(strict=True))
     said = Options(strict=True, stack=True)
     assert not tilelab.infer(stack, MODEL, tmp_path / "said.ome.zarr", options=said).report["assumptions"]
+    assert main(["infer", str(stack), *FLAGS, "-o", str(tmp_path / "into")]) == 0
+    assert list(table(tmp_path / "into")) == ["stack"]
     assert main(["infer", str(stack), "--no-stack", *FLAGS, "-o", str(tmp_path / "each")]) == 0
     assert len(table(tmp_path / "each")) == 4
 

@@ -42,7 +42,7 @@ def name_many(words: list[str], out: str | None, options: Options) -> bool:
 
 
 def are_many(words: list[str], out: str | None, options: Options) -> bool:
-    """Whether many results are to be written: of `name_many`, or of one image into a folder.
+    """Whether results go into a folder: those of `name_many`, or one, as `out` names a folder.
 
     Raises:
         OutputError: there are many, and `out` is no folder.
@@ -55,7 +55,9 @@ def are_many(words: list[str], out: str | None, options: Options) -> bool:
             f"{' '.join(words[:3])}{' ...' if len(words) > 3 else ''} are many images, {what}: give a folder, -o FOLDER"
             + ("" if len(words) > 1 else ", or say with --stack that they are slices of one")
         )
-    return many or (out is not None and not out.endswith(SUFFIXES) and (os.path.isdir(out) or out.endswith("/")))  # noqa: PTH112
+    if many or out is None or out.endswith(SUFFIXES):
+        return many
+    return os.path.isdir(out) or out.endswith("/") or holds_images_quietly(words[0])  # noqa: PTH112
 
 
 def says_stack(words: list[str], out: str | None, options: Options) -> bool:
