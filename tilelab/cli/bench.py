@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from tilelab.engines.base import Engine
+from tilelab.engines.cpu.matrix_product import best_product
 from tilelab.errors import TilelabError
 from tilelab.machine.cpu import core_count
 from tilelab.run.plan.estimate import calibrate
+from tilelab.spec import Precision
 from tilelab.text import size_text
 
 WIDTH, TILE, CLASSES = 8192, 512, 3
@@ -101,11 +104,15 @@ def measure_codec(seconds: float) -> list[dict[str, Any]]:
 
 
 def measure_engines(model: str, seconds: float) -> list[dict[str, Any]]:
-    """Every engine and precision that can run `model` here, in megapixels of tiles; overlap costs come on top."""
+    """Every engine and precision that can run `model` here, in megapixels of tiles; overlap costs come on top.
+
+    Beside it what share that is of the machine's best matrix product in the same precision.
+    """
     from tilelab.engines.registry import ENGINES, load_engine
     from tilelab.spec import PRECISIONS
 
     rows = []
+    limits: dict[Precision, float | None] = {}
     for name in ENGINES:
         for precision in PRECISIONS:
             try:
@@ -115,7 +122,8 @@ def measure_engines(model: str, seconds: float) -> list[dict[str, Any]]:
                 continue
             per_tile = calibrate(engine, seconds)
             pixels = int(np.prod(engine.tile))
-            said = "".join(f"; {warning}" for warning in engine.warnings)
+            said = _roofline(engine, precision, pixels / per_tile, limits, seconds)
+            said += "".join(f"; {warning}" for warning in engine.warnings)
             rows.append(
                 _row(
                     f"{name} {precision}",
@@ -127,6 +135,22 @@ def measure_engines(model: str, seconds: float) -> list[dict[str, Any]]:
             )
             engine.close()
     return rows
+
+
+def _roofline(
+    engine: Engine, precision: Precision, pixels_per_s: float, limits: dict[Precision, float | None], seconds: float
+) -> str:
+    """The share of the machine's best matrix product, in words; nothing where the work of the network is not known.
+
+    limits: operations per second that were measured already.
+    """
+    work = engine.spec.training.get("macs_per_pixel")
+    if engine.device != "cpu" or not isinstance(work, int | float):
+        return ""
+    if precision not in limits:
+        limits[precision] = best_product(precision, seconds / 2)
+    limit = limits[precision]
+    return f"; {2 * work * pixels_per_s / limit:.0%} of the best product's {limit / 1e9:.0f} GFLOP/s" if limit else ""
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:

@@ -32,7 +32,7 @@ from tilelab.spec import METADATA_KEY, Precision
 from tilelab.text import explain, size_text
 
 _CONVERTER = "openvino.tools.ovc"
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16", "u8": "uint8", "u16": "uint16"}
 _DTYPES |= {"i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u32": "uint32", "boolean": "bool"}
 
@@ -190,7 +190,7 @@ class OpenvinoEngine(FileEngine):
 
     def __init__(self, request: LoadRequest) -> None:
         super().__init__(request)
-        hint = _HINTS[request.precision]
+        hint = HINTS[request.precision]
         path = request.file.path
         try:
             model = _core().read_model(path)
