@@ -548,3 +548,14 @@ def test_a_short_object_is_an_error_of_one_line(s3):
     stream = file.stream()
     stream.seek(-2, os.SEEK_END)
     assert stream.read() == b"45"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_object_that_changes_while_it_is_read_is_an_error(s3, many):
+    place = RemotePath.parse(f"s3://data/changing{many}")
+    place.write_bytes(bytes(range(256)) * 100)
+    file = place.open_file()
+    assert (file.size, file.read(10, 3)) == (25600, bytes([10, 11, 12]))
+    place.write_bytes(bytes(25600))
+    with pytest.raises(InputError, match="has changed since it was opened"):
+        file.fetch([(0, 4), (20000, 4)]) if many else file.read(10, 3)

@@ -49,6 +49,11 @@ class RemoteFile:
         """Bytes; raises as `stat`."""
         return self.stat.size
 
+    @property
+    def _tag(self) -> str:
+        """The store's tag of what was opened, which every answer must bear; empty before anything is known of it."""
+        return "" if self._stat is None else self._stat.tag
+
     def version(self) -> Version:
         """Size, and the store's tag (or time where there is none); raises as `stat`."""
         return self.stat.version
@@ -73,7 +78,7 @@ class RemoteFile:
         if not ranges:
             return
         try:
-            found = self._store.get_ranges(self._key, ranges)
+            found = self._store.get_ranges(self._key, ranges, self._tag)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read at byte {ranges[0][0]}: {error.strerror}") from None
         self._ahead.update(zip(ranges, found, strict=True))
@@ -92,7 +97,7 @@ class RemoteFile:
         data = self._ahead.pop((offset, count), None)
         if data is None:
             try:
-                data = self._store.get_range(self._key, offset, count)
+                data = self._store.get_range(self._key, offset, count, self._tag)
             except OSError as error:
                 raise InputError(f"{self.path} cannot be read at byte {offset}: {error.strerror}") from None
         if len(data) != count:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
 from tilelab.errors import TilelabError
+from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.remote_access import Access, clean_uri, open_access
 from tilelab.io.storage.remote_errors import RemoteError, Trouble, diagnose
 from tilelab.io.storage.stored_file import Version
@@ -19,6 +22,7 @@ T = TypeVar("T")
 
 _FIRST_WAIT_SECONDS = 0.25
 _FIRST_TRIES = 3  # while the host has never answered: a wrong name is said soon
+_APART = 2**20  # bytes between two ranges that come in one request, as obstore has it
 _PAGE = 1000  # objects in one listing or deletion
 
 
@@ -67,22 +71,47 @@ class RemoteStore:
 
         return self._try(lambda: bytes(obstore.get(self._access.store, key).bytes()))
 
-    def get_range(self, key: str, start: int, count: int) -> bytes:
-        """`count` bytes from `start`, fewer at the object's end."""
+    def get_range(self, key: str, start: int, count: int, tag: str = "") -> bytes:
+        """`count` bytes from `start`, fewer at the object's end; with a `tag`, of the object that has it.
+
+        Raises:
+            RemoteError: the object has changed.
+        """
         import obstore
 
         if count == 0:
             return b""
-        return self._try(lambda: bytes(obstore.get_range(self._access.store, key, start=start, length=count)))
 
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Several ``(start, count)`` at once; neighbouring ones in one request."""
-        import obstore
+        def part() -> bytes:
+            result = obstore.get(self._access.store, key, options={"range": (start, start + count)})
+            found = Stat.of(result.meta)
+            if tag and found.tag != tag:
+                raise RemoteError(errno.ESTALE, "it has changed since it was opened")
+            return bytes(result.bytes())
 
-        starts, ends = [a for a, _ in ranges], [a + n for a, n in ranges]
-        return self._try(
-            lambda: [bytes(b) for b in obstore.get_ranges(self._access.store, key, starts=starts, ends=ends)]
-        )
+        return self._try(part)
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]], tag: str = "") -> list[bytes]:
+        """Several ``(start, count)`` at once; neighbouring ones in one request; raises as `get_range`."""
+        spans: list[list[int]] = []  # first byte, and the one after the last
+        for start, count in sorted(ranges):
+            if spans and start <= spans[-1][1] + _APART:
+                spans[-1][1] = max(spans[-1][1], start + count)
+            else:
+                spans.append([start, start + count])
+        data: dict[int, bytes] = {}
+
+        def fetch(span: list[int]) -> None:
+            data[span[0]] = self.get_range(key, span[0], span[1] - span[0], tag)
+
+        for_each(fetch, spans, requests=True)
+        firsts = [first for first, _ in spans]
+
+        def cut(start: int, count: int) -> bytes:
+            first = firsts[bisect_right(firsts, start) - 1]
+            return data[first][start - first : start - first + count]
+
+        return [cut(*part) for part in ranges]
 
     def get_tail(self, key: str, count: int | None = None) -> tuple[bytes, Stat]:
         """The last `count` bytes; all when there are fewer, or for None."""
