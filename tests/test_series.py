@@ -16,6 +16,7 @@ import zarr
 from tests.image_files import Array, pixels
 from tilelab.cli.main import main
 from tilelab.errors import InputError
+from tilelab.geometry import Box
 from tilelab.io import describe, open_image
 
 SHAPE = (40, 60)
@@ -179,3 +180,25 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     np.testing.assert_array_equal(open_image(tmp_path / "c.ome.tif")[...], two)
     assert main(["info", str(tmp_path / "a.tif"), "--series", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["shape"] == [30, 50]
+
+
+def test_of_several_masks_and_training_images(tmp_path: Path) -> None:
+    from tilelab import infer, read_result
+    from tilelab.training.pairs import open_pairs
+    from tilelab.training.sections import Data
+
+    image, mask = pixels(SHAPE, "uint8"), np.zeros(SHAPE, "uint8")
+    mask[: SHAPE[0] // 2] = 1
+    plain: dict[str, Any] = {"photometric": "minisblack"}
+    pages(tmp_path / "masks.tif", (np.ones((8, 9), "uint8"), plain), (mask, plain))
+    pages(tmp_path / "images.tif", (np.ones((8, 9), "uint8"), plain), (image, plain))
+    words: dict[str, Any] = {"tile": 32, "overlap": 8, "normalization": "mean-std"}
+    run = infer(
+        tmp_path / "images.tif", "identity:3", tmp_path / "r.ome.zarr",
+        series="1", mask=tmp_path / "masks.tif", mask_series="1", **words,
+    )  # fmt: skip
+    assert not read_result(run.path).labels[0][SHAPE[0] // 2 :].any()
+    data = Data("images.tif", "masks.tif", series="1", mask_series="1")
+    (pair,) = open_pairs(data, tmp_path, 2)
+    np.testing.assert_array_equal(pair.mask.read(Box((0, 0), SHAPE)), mask)
+    np.testing.assert_array_equal(pair.image[...], image)

@@ -66,6 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
     add("--skip-empty", action="store_true", help=EMPTY_HELP)
     add("--mask-axes", metavar="LETTERS", help="the same as --axes for the mask")
+    add("--mask-series", metavar="N", help="the same as --series for the mask")
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     add(
         "--nan",
@@ -141,6 +142,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         intensity_range=args.range,
         mask=args.mask,
         mask_axes=args.mask_axes,
+        mask_series=args.mask_series,
         skip_empty=args.skip_empty,
         nan=args.nan,
         symmetries=args.tta,

@@ -12,6 +12,7 @@ from typing import Any
 
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError, ModelError
+from tilelab.io.images.bar import leave_out_bar
 from tilelab.io.images.image import Image
 from tilelab.io.images.mask import open_mask
 from tilelab.io.images.region import crop
@@ -103,6 +104,8 @@ def _open(image: Any, options: Options) -> Image:
         image = copy.copy(image)
         image.pixel_size_nm = given_pixel_size(options.pixel_size_nm, image.axes.replace("c", ""), image.uri)
         image.assumptions = tuple(a for a in image.assumptions if a.flag != "--pixel-size")
+    if options.bar:
+        image = leave_out_bar(image, options.bar)
     return image if options.region is None else crop(image, options.region)
 
 
@@ -207,7 +210,9 @@ def open_its_mask(volume: Volume, options: Options) -> Volume | None:
     Raises:
         InputError: it cannot be read or has another size, or the image is too large to be looked at.
     """
-    mask = None if options.mask is None else open_mask(options.mask, volume, options.mask_axes, options.allow_outside)
+    mask = None
+    if options.mask is not None:
+        mask = open_mask(options.mask, volume, options.mask_axes, options.allow_outside, options.mask_series)
     if not options.skip_empty:
         return mask
     from tilelab.io.images.foreground import Both, find_foreground

@@ -38,7 +38,7 @@ class Options:
         fit: find the scale, polarity and contrast at which the image is most like what the model was trained on.
         intensity_range: raw intensities that are black and white for a model trained on another dtype.
         mask: image that is nonzero where the result is wanted.
-        mask_axes: `axes` of the mask.
+        mask_axes, mask_series: `axes` and `series` of the mask.
         skip_empty: leave out what a look at the image finds empty (resin, black borders); labels there are 0.
         nan: value of pixels that are NaN or infinite; None where the result is wanted is an error.
         symmetries: average over the 8 symmetries of the square (8 times the work).
@@ -81,6 +81,7 @@ class Options:
     intensity_range: tuple[float, float] | None = None
     mask: str | Path | None = None
     mask_axes: str | None = None
+    mask_series: str | None = None
     skip_empty: bool = False
     nan: float | None = None
     symmetries: bool = False

@@ -165,7 +165,13 @@ def _open_job(
         for said in (*source.notes, *assumptions):
             note(str(said))
         plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams, engine.gpu_room)
-        own = replace(_for_rehearsal(options), device=options.device, mask=options.mask, mask_axes=options.mask_axes)
+        own = replace(
+            _for_rehearsal(options),
+            device=options.device,
+            mask=options.mask,
+            mask_axes=options.mask_axes,
+            mask_series=options.mask_series,
+        )
         with prepare(source.image, engine, own) as prepared:
             for said in prepared.assumptions:
                 if said not in assumptions:
@@ -249,6 +255,8 @@ def _for_rehearsal(options: Options) -> Options:
         region=None,
         mask=None,
         mask_axes=None,
+        mask_series=None,
+        bar=None,
         skip_empty=False,
         pixel_size_nm=None,
         ignore_pixel_size=True,

@@ -155,8 +155,8 @@ def open_set(
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     room = _KEPT_PIXELS
     for name, image_path, mask_path in matched:
-        labels = open_labels(mask_path, mapping, data.mask_axes)
-        image = match_rows(open_image(image_path, axes=data.axes, bar=None), labels.shape[1])
+        labels = open_labels(mask_path, mapping, data.mask_axes, series=data.mask_series)
+        image = match_rows(open_image(image_path, axes=data.axes, series=data.series, bar=None), labels.shape[1])
         if may_be_bar(labels.shape[1] - image.shape[-2], labels.shape[1]):
             labels.keep_rows(image.shape[-2])
         start, stop = _check_pair(image, labels, data, neighbours, (image_path, mask_path))

@@ -108,6 +108,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         training says so.  Empty: the stored values are the classes.
     axes, mask_axes
         What the stored axes of images and masks mean, of ``t c z y x s``, where they do not say.
+    series, mask_series
+        Which of several images in each file of images and masks, by number from 0 or by name.
     planes
         First plane and the one after the last, of each stack.
     limit
@@ -121,6 +123,8 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mask_axes: str | None = None
     planes: tuple[int, int] | None = None
     limit: int = 0
+    series: str | None = None
+    mask_series: str | None = None
 
     def __post_init__(self) -> None:
         check(self.limit >= 0, f"limit must be at least 0, not {self.limit}")

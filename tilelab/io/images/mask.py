@@ -14,25 +14,33 @@ from tilelab.geometry import Box
 from tilelab.io.images.axes import FLAG
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import RegionImage, crop
+from tilelab.io.images.several import FLAG as SERIES_FLAG
 from tilelab.io.images.volume import Volume
 from tilelab.text import size_text
 
 _SMALL = 2**24
+_FLAGS = {FLAG: "--mask-axes", SERIES_FLAG: "--mask-series"}
 
 
-def open_mask(mask: str | Path, volume: Volume, axes: str | None = None, allow_outside: bool = False) -> Volume:
+def open_mask(
+    mask: str | Path,
+    volume: Volume,
+    axes: str | None = None,
+    allow_outside: bool = False,
+    series: str | None = None,
+) -> Volume:
     """Open a mask for `volume`; one plane stands for every slice of a stack.
 
-    `axes` are those that it is stored with, where it does not say.  Where `volume` is a region of an image, the mask
-    may be of the region or of that image.
+    `axes` are those that it is stored with, where it does not say, `series` is which of several images it
+    is.  Where `volume` is a region of an image, the mask may be of the region or of that image.
 
     Raises:
         InputError: it cannot be read, or has another size.
     """
     from tilelab.io.images.open import open_image
 
-    image = open_image(mask, axes=axes, allow_outside=allow_outside)
-    image.assumptions = tuple(replace(a, flag="--mask-axes") for a in image.assumptions if a.flag == FLAG)
+    image = open_image(mask, axes=axes, series=series, allow_outside=allow_outside)
+    image.assumptions = tuple(replace(a, flag=_FLAGS[a.flag]) for a in image.assumptions if a.flag in _FLAGS)
     if isinstance(volume.image, RegionImage):
         image = _same_region(image, volume.image)
     opened = Volume(image)

@@ -31,6 +31,7 @@ from tilelab.text import size_text
 _MOST_STATS = 1024
 _MOST_REMOTE_STATS = 64
 _SAMPLED_SIZES = 16
+_FIELDS_OF = {"plate": "wells", "well": "images"}
 
 
 class ZarrSource(Source):
@@ -209,7 +210,11 @@ def _several(path: Place, node: ArrayNode | GroupNode | None) -> tuple[tuple[str
         members = _numbered(path, attributes)
         shown = tuple(_image_text(path / name, name) for name in members)
         return (members, shown, "it is the first series") if len(members) > 1 else ((), (), "")
-    if any(key in attributes for key in ("plate", "well", "labels")):
+    for kind, key in _FIELDS_OF.items():
+        if kind in attributes:
+            fields = tuple(str(place.relative_to(path)) for place in _fields(path, attributes[kind], key))
+            return fields, fields, ""
+    if "labels" in attributes:
         return (), (), ""
     names = tuple(_members(node))
     return (names, tuple(_image_text(path / name, name) for name in names), "") if len(names) > 1 else ((), (), "")
@@ -287,11 +292,15 @@ def _no_image(path: Place, node: GroupNode | None) -> InputError:
             return InputError(f"{path} does not exist")
         return InputError(f"{path} is no Zarr: it has no zarr.json, .zarray or .zgroup")
     attributes = ome_attributes(node)
-    for kind, what, images in (("plate", "a plate of wells", "wells"), ("well", "a well of fields", "images")):
+    for kind, images in _FIELDS_OF.items():
         if kind in attributes:
             there = _fields(path, attributes[kind], images)
-            lead = f"name a field of it, e.g. {there[0]}" if there else "and none of its fields is there"
-            return InputError(f"{path} is {what}, {len(there)} fields, not an image: {lead}")
+            what = f"{path} is a {kind} of {len(there)} fields, not an image"
+            if not there:
+                return InputError(f"{what}, and none of its fields is there")
+            every = "/".join("*" for _ in there[0].relative_to(path).parts)
+            lead = f"name a field of it, e.g. {there[0]} (or with {FLAG}), or all with '{path}/{every}'"
+            return SeveralImagesError(f"{what}: {lead}")
     labels = attributes.get("labels")
     names = list(labels) if isinstance(labels, list) else _members(node)
     if not names:
