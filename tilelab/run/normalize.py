@@ -31,8 +31,7 @@ def normalization_constants(
 ) -> tuple[Float32, Float32, dict[str, Any]]:
     """`mean` and `gain` such that the network's input is ``(raw - mean) * gain``.
 
-    Statistics are those of all pixels, where there are fewer than `EXACT_PIXELS` of them; of larger ones, and of floats
-    in a small image, as before from blocks spread evenly.
+    Statistics are those of all pixels where there are at most `EXACT_PIXELS` of them, else of blocks spread evenly.
 
     Args:
         volume: the image.

@@ -47,10 +47,9 @@ def read_checkpoint(path: Path) -> ModelFile:
     """
     digest = hashlib.sha256(f"{__version__} {digest_of(path)}".encode()).hexdigest()
     name = f"{path.stem}.onnx"
-    folder, made = kept(digest, lambda scratch: _export(path, scratch / name))
+    folder, _ = kept(digest, lambda scratch: _export(path, scratch / name))
     found = next(folder.glob("*.onnx"))
-    line = f"{path} was exported to {found}" + ("" if made else ", as before")
-    return replace(read_onnx(found), notes=(line,))
+    return replace(read_onnx(found), notes=(f"{path} was exported to {found}",))
 
 
 def _export(path: Path, onnx: Path) -> None:
