@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import threading
 import webbrowser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError
 from tilelab.machine.disk import write_text
+from tilelab.spec import PRECISIONS
+
+if TYPE_CHECKING:
+    from tilelab.view.gather import Gathering
+    from tilelab.view.live import Live
+    from tilelab.view.server import ViewServer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--pixel-size", type=_sizes, metavar="NM", help="pixel size of images in nm (per axis, or one for all)")
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    group = parser.add_argument_group("before the run: what is looked at is segmented, and `infer` does the rest")
+    model = group.add_argument
+    model("--model", "-m", metavar="M", help="segment the image where it is looked at")
+    model("-o", "--out", metavar="OUT", help="the result that grows (default as for infer), NAME.ome.zarr")
+    model("--ignore-pixel-size", action="store_true", help="as for infer")
+    model("--rescale", action="store_true", help="as for infer")
+    model("--engine", default="auto", metavar="NAME", help="as for infer")
+    model("--device", default="auto", metavar="D", help="as for infer")
+    model("--precision", default="auto", choices=("auto", *PRECISIONS), help="as for infer")
     add("--full-size", action="store_true", help="begin in the middle at full size instead of with the whole")
     add(
         "--no-open",
@@ -47,18 +63,46 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.view.server import ViewServer, client_folder
 
     client_folder()
+    _check(args)
     names = ("level", "series", "channel", "timepoint", "axes", "allow_outside")
     choices = {name: getattr(args, name) for name in names} | {"pixel_size_nm": args.pixel_size}
     begin = None if args.state is None else _read_state(Path(args.state))
     with Gathering(say, choices) as gathered:
-        for number, name in enumerate(args.named):
-            gathered.add(name, args.image if number == 0 else None)
-        server = ViewServer(gathered.scene(), args.port, state=begin, full_size=args.full_size)
-        serve(server, open_page=not args.no_open, save=args.save_state)
+        live = _model_at_work(args, gathered) if args.model is not None else contextlib.nullcontext()
+        with live as growing:
+            for number, name in enumerate(args.named if args.model is None else args.named[1:]):
+                gathered.add(name, args.image if number == 0 else None)
+            whole = args.model is None and not args.full_size
+            server = ViewServer(gathered.scene(), args.port, state=begin, full_size=not whole)
+            serve(server, open_page=not args.no_open, save=args.save_state)
+            if growing is not None:
+                say(growing.told_at_end())
     return 0
 
 
-def serve(server: Any, *, open_page: bool, save: str | None) -> None:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse flags that have no meaning."""
+    if args.model is not None:
+        return
+    for flag in ("out", "ignore_pixel_size", "rescale"):
+        if getattr(args, flag):
+            raise InputError(f"--{flag.replace('_', '-')} is for what a model makes: give --model, or leave it out")
+
+
+def _model_at_work(args: argparse.Namespace, gathered: Gathering) -> contextlib.AbstractContextManager[Live | None]:
+    """The model that segments what is looked at."""
+    from tilelab.run.options import Options
+    from tilelab.view.live import open_live
+
+    names = ("level", "series", "channel", "timepoint", "axes", "allow_outside", "ignore_pixel_size", "rescale")
+    options = Options(
+        **{name: getattr(args, name) for name in (*names, "engine", "device", "precision")},
+        pixel_size_nm=args.pixel_size,
+    )
+    return open_live(args.named[0], args.model, args.out, options, gathered, say)
+
+
+def serve(server: ViewServer, *, open_page: bool, save: str | None) -> None:
     """Say the link, open it, and answer until Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -72,16 +72,9 @@ def execute(
         Interrupted: Ctrl-C.
     """
     unfinished = partial_path(work)
+    journal = journal_of(prepared, work)
     try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        split = {"extents": [c.extent for c in prepared.plan.units.cuts]}
-        journal = open_journal(unfinished, prepared.fingerprint, split)
-    except OSError as error:
-        raise OutputError(f"cannot write {unfinished}: {error.strerror or error}") from error
-    try:
-        plan = _begun_plan(prepared.plan, journal, options)
-        sink = _sink(prepared, plan, work, options)
-        _trust(journal, plan, sink, note)
+        plan, sink = take_up(prepared, journal, work, options, note)
         done = _tiles_done(plan, journal.positions)
         if journal.positions:
             note(f"continuing {target}: {done / plan.tiles:.0%} was finished by an earlier run")
@@ -96,15 +89,46 @@ def execute(
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None
     except TilelabError:
-        if not journal.records:  # nothing was finished, so nothing is lost
-            journal.close()
-            with contextlib.suppress(OSError):
-                unfinished.remove_tree()
+        drop_empty(journal, unfinished)
         raise
     finally:
         journal.close()
         progress.stop()
     return Execution(plan, stalls)
+
+
+def journal_of(prepared: Prepared, work: Place) -> Journal:
+    """The journal of the result at `work`, taken up or begun; the caller closes it.
+
+    Raises:
+        OutputError: another run has it, or the place cannot be written.
+        ResumeError: it is another job's.
+    """
+    unfinished = partial_path(work)
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        split = {"extents": [c.extent for c in prepared.plan.units.cuts]}
+        return open_journal(unfinished, prepared.fingerprint, split)
+    except OSError as error:
+        raise OutputError(f"cannot write {unfinished}: {error.strerror or error}") from error
+
+
+def take_up(
+    prepared: Prepared, journal: Journal, work: Place, options: Options, note: Callable[[str], None]
+) -> tuple[Plan, OmeZarrSink]:
+    """The plan of the run that began the result, and its sink; what is left of that run is looked at."""
+    plan = _begun_plan(prepared.plan, journal, options)
+    sink = _sink(prepared, plan, work, options)
+    _trust(journal, plan, sink, note)
+    return plan, sink
+
+
+def drop_empty(journal: Journal, unfinished: Place) -> None:
+    """Remove an unfinished result of which nothing was finished: nothing is lost."""
+    if not journal.records:
+        journal.close()
+        with contextlib.suppress(OSError):
+            unfinished.remove_tree()
 
 
 def _begun_plan(plan: Plan, journal: Journal, options: Options) -> Plan:

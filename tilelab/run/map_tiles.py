@@ -206,7 +206,7 @@ class _Task:
                 "map_tiles needs a description that does"
             )
         job = Job.of(volume, self.request(volume), *constants, open_its_mask(volume, self.options), self.options.nan)
-        rows = _KeptRows(job.frame.sweep_axis)
+        rows = KeptRows(job.frame.sweep_axis)
         try:
             with shared.whole_units:
                 make_sweep(job, shared.engine, box).run(rows)
@@ -219,7 +219,7 @@ class _Task:
         return Volume(open_source(Window(self.shape, regions, pieces), self.options, self.spec).image)
 
 
-class _KeptRows:
+class KeptRows:
     """A unit's writer that keeps everything."""
 
     def __init__(self, sweep_axis: int) -> None:

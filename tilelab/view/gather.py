@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tilelab.errors import InputError
 from tilelab.io.images.formats import open_stored
 from tilelab.io.images.image import Image
@@ -20,8 +22,8 @@ from tilelab.io.results.result import LevelImage, Result, ResultInfo, read_resul
 from tilelab.io.results.sink import partial_path
 from tilelab.io.storage.place import as_place, remote_place
 from tilelab.spec import ClassInfo
-from tilelab.view.layers import Layer, Scene
-from tilelab.view.pyramid import ChunkCache, Pyramid, stored_levels
+from tilelab.view.layers import Kind, Layer, Scene
+from tilelab.view.pyramid import ChunkCache, Level, Pyramid, stored_levels
 
 Note = Callable[[str], None]
 Triple = tuple[float, float, float]
@@ -111,6 +113,23 @@ class Gathering:
             self._put(
                 Layer("classes", "labels", pyramid, (1.0,) * 3, colors=colors, names=names), result.labels[0], info
             )
+
+    def add_levels(
+        self, levels: Sequence[Level], info: ResultInfo, *, probability: int | None, near: Image, flat: bool
+    ) -> None:
+        """Labels that are made while they are looked at, or the probability of a class, on the pixels of `near`."""
+        colors = class_colors(info.classes)
+        kind: Kind = "labels" if probability is None else "probability"
+        pyramid = Pyramid.of(
+            levels, np.dtype(np.uint8), self.cache, labels=probability is None, flat=flat, lasting=False, few=True
+        )
+        if probability is None:
+            names = {i: known.name for i, known in enumerate(info.classes) if i}
+            self._put(Layer("classes", kind, pyramid, (1.0,) * 3, colors=colors, names=names), near, info)
+            return
+        name = f"p({info.classes[probability].name})"
+        layer = Layer(name, kind, pyramid, (1.0,) * 3, colors={0: colors[probability]}, shown=False)
+        self._put(layer, near, info)
 
     def _of_levels(self, images: Sequence[LevelImage], channel: int, *, labels: bool, lasting: bool) -> Pyramid:
         levels = stored_levels(images, channel)

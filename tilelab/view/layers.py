@@ -150,6 +150,7 @@ def viewer_state(scene: Scene, base: str, *, full_size: bool = False) -> dict[st
         "layers": layers,
         "showSlices": False,
         "showAxisLines": deep,
+        "prefetch": all(layer.pyramid.lasting for layer in scene.layers),
         "selectedLayer": {"layer": chosen, "visible": True, "size": 320},
         "layout": "4panel" if deep and all(layer.pyramid.chunk[0] > 1 for layer in scene.layers) else "xy",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,13 @@ from tilelab.io.images.image import Image
 Extent = tuple[int, int, int]
 _SCREEN = 1024  # a level that is no larger needs no coarser one
 _CACHE_BYTES = 256 << 20
+
+asker_gone: ContextVar[Callable[[], bool]] = ContextVar("asker_gone", default=lambda: False)
+"""Whether whoever asked for the chunk that is read does not want it any more."""
+
+
+class NotWanted(ConnectionError):
+    """What was asked for is not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,16 @@ class Pyramid:
         labels: bool = False,
         flat: bool = False,
         lasting: bool = True,
+        few: bool = False,
     ) -> Pyramid:
-        """Of the levels that there are; `flat`: reading across slices is dear, so chunks are one slice thick."""
+        """Of the levels that there are.
+
+        Args:
+            stored: levels, finest first.
+            dtype, cache, labels, lasting: of the pyramid.
+            flat: reading across slices is dear, so chunks are one slice thick.
+            few: pixels are dear: coarser levels, which would be asked for first, are not made.
+        """
         planes = flat or stored[0].shape[0] == 1
         chunk = (1, 512, 512) if planes else (64, 64, 64)
         pyramid = cls((), dtype, chunk, labels, cache, lasting)
@@ -91,7 +107,7 @@ class Pyramid:
             Level(level.shape, level.step, pyramid._cached(n, level.read, level.shape))
             for n, level in enumerate(stored)
         ]
-        while max(levels[-1].shape[1:]) > _SCREEN:
+        while not few and max(levels[-1].shape[1:]) > _SCREEN:
             last = levels[-1]
             times = (1 if planes or last.shape[0] <= chunk[0] else 2, 2, 2)
             shape = tuple(-(-n // t) for n, t in zip(last.shape, times, strict=True))

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from tilelab.errors import InputError, OutputError, TilelabError
 from tilelab.machine.version import __version__
 from tilelab.view.layers import Scene, viewer_state
+from tilelab.view.pyramid import asker_gone
 
 _HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html", ".wasm": "application/wasm"}
@@ -133,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if (path := self._path()) is None:
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(ConnectionError):
             if path.startswith("v/page/"):
                 self._client(path.removeprefix("v/page/"))
             elif path == "events/page":
@@ -210,6 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         scene = self.server.scene
         try:
             if found := _CHUNK.fullmatch(path):
+                asker_gone.set(self._gone)
                 number, level, z, y, x = map(int, found.groups())
                 pyramid = scene.layers[number].pyramid
                 block = pyramid.read_chunk(level, (z, y, x))
@@ -227,6 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json(documents[found[2]]())
         except IndexError:
             pass
+        except ConnectionError:
+            self.close_connection = True
+            return None
         except (TilelabError, OSError) as error:
             return self._send(str(error).encode(), "text/plain; charset=utf-8", status=HTTPStatus.INTERNAL_SERVER_ERROR)
         return self._refuse(HTTPStatus.NOT_FOUND)

@@ -1,0 +1,113 @@
+"""What a page makes before the run: the bytes of `infer`, kept for it, and only what was looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+import tifffile
+from tiny_models import save_conv
+
+from tilelab import infer
+from tilelab.engines.overrides import SpecOverrides
+from tilelab.errors import ModelError, OutputError
+from tilelab.geometry import Box
+from tilelab.io.results.result import read_result
+from tilelab.run.options import Options
+from tilelab.view.gather import Gathering
+from tilelab.view.live import open_live
+from tilelab.view.pyramid import NotWanted, asker_gone
+
+OPTIONS = Options(model=SpecOverrides(overlap=(16, 16), mean=(128.0,), std=(40.0,)), device="cpu")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An image of four shards, and a model that sees its neighbourhood."""
+    pixels = np.random.default_rng(0).integers(0, 255, (2300, 2200), np.uint8)
+    tifffile.imwrite(tmp_path / "image.tif", pixels, tile=(256, 256))
+    model = save_conv(tmp_path / "model.onnx", (128, 128))
+    return tmp_path, tmp_path / "image.tif", model
+
+
+@contextlib.contextmanager
+def looking(image, model, out):
+    with (
+        Gathering(lambda line: None) as gathered,
+        open_live(str(image), str(model), str(out), OPTIONS, gathered, lambda line: None) as live,
+    ):
+        yield gathered.scene(), live
+
+
+def same_files(one, other):
+    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
+    return [str(name) for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
+
+
+def test_what_is_looked_at_has_the_bytes_of_infer_and_is_kept_for_it(files):
+    folder, image, model = files
+    whole = infer(image, model, folder / "whole.ome.zarr", options=OPTIONS)
+    labels = read_result(whole.path).labels[0]
+    with looking(image, model, folder / "seen.ome.zarr") as (scene, live):
+        layer = scene.layers[-1]
+        assert [la.name for la in scene.layers if la.kind == "labels"] == ["classes"]
+        chunk = layer.pyramid.read_chunk(0, (0, 1, 2))
+        assert np.array_equal(chunk[0], labels[512:1024, 1024:1536])
+        assert live.computed == 1
+        layer.pyramid.read_chunk(0, (0, 1, 2))
+        assert live.computed == 1  # looked at again, nothing is computed
+        corner = Box((0, 2048, 2048), (1, 2300, 2200))
+        assert np.array_equal(live.read("labels", corner)[0], labels[2048:, 2048:])
+        for _ in range(300):  # it is written after it was given
+            if live.units_done:
+                break
+            time.sleep(0.1)
+        assert live.units_done == 1
+        with pytest.raises(OutputError, match="another run"):
+            infer(image, model, folder / "seen.ome.zarr", options=OPTIONS)
+    assert not (folder / "seen.ome.zarr").exists()
+    with looking(image, model, folder / "seen.ome.zarr") as (_, live):
+        assert np.array_equal(live.read("labels", corner)[0], labels[2048:, 2048:])
+        assert live.computed == 0  # it was on the disk
+    said = []
+    done = infer(image, model, folder / "seen.ome.zarr", options=OPTIONS, note=said.append)
+    assert any("continuing" in line for line in said)
+    assert same_files(whole.path, done.path) == []
+
+
+def test_nothing_is_left_of_nothing_and_a_finished_result_is_shown(files):
+    folder, image, model = files
+    with looking(image, model, folder / "r.ome.zarr") as (scene, live):
+        scene.layers[-1].pyramid.read_chunk(0, (0, 0, 0))
+        assert live.units_done == 0
+        assert "none is kept" in live.told_at_end()
+    assert not any(folder.glob("r.ome.zarr*"))
+    infer(image, model, folder / "r.ome.zarr", options=OPTIONS)
+    with looking(image, model, folder / "r.ome.zarr") as (scene, live):
+        assert live is None
+        assert scene.layers[-1].kind == "labels"
+    with pytest.raises(ModelError, match=r"\.ome\.zarr"), looking(image, model, folder / "r.png"):
+        pass
+
+
+def test_who_has_gone_costs_nothing(files):
+    folder, image, model = files
+    with looking(image, model, folder / "r.ome.zarr") as (_, live):
+        found = []
+
+        def ask():
+            asker_gone.set(lambda: True)
+            try:
+                live.read("labels", Box((0, 0, 0), (1, 100, 100)))
+            except NotWanted:
+                found.append("gone")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join(30)
+        assert found == ["gone"]
+        assert live.computed == 0
