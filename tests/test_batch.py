@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,17 @@ def test_a_folder_gives_a_result_a_picture_and_a_row_each_and_failures_cost_thei
     assert page.count("<article") == page.count("data:image/jpeg") == 9
     assert "http" not in page  # nothing comes from elsewhere
     assert "9 of 12 images done" in said
+
+
+def test_the_page_of_very_many_shows_the_pictures_beside_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilelab.run.batch.page._MOST_INSIDE", 1)
+    list(tilelab.infer_many([folder / "m1.tif", folder / "m2.tif"], MODEL, tmp_path / "a b", options=OPTIONS))
+    page = (tmp_path / "a b" / "summary.html").read_text()
+    shown = re.findall(r"src='([^']+)'", page)
+    assert sorted(shown) == ["overviews/m1.jpg", "overviews/m2.jpg"]
+    assert all((tmp_path / "a b" / name).is_file() for name in shown)
 
 
 def test_results_have_the_bytes_of_single_runs_whatever_the_number_under_way(folder: Path, tmp_path: Path) -> None:

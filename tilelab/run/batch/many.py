@@ -7,6 +7,7 @@ the engine busy.  What differs between them is their own: a result, a picture, a
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tilelab.run.prepare import Prepared
 
 TABLE, PAGE = "summary.csv", "summary.html"
+_TABLE_SECONDS = 60.0  # from one writing of the table to the next, while images end
 _MANY_KINDS, _FEW_OF_A_KIND = 8, 4
 _FIRST_LOOK, _LOOK = 16, 256  # images of which one kind after the other is done
 
@@ -121,6 +123,7 @@ class Batch:
     note: Callable[[str], None]
     rows: dict[str, Row]
     classes: tuple[Any, ...] = ()
+    written: float = 0.0  # when the table was, on the monotonic clock
 
     @classmethod
     def of(
@@ -172,7 +175,7 @@ class Batch:
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from error
         check_options(claim_run(None, "", self.target(next(iter(self.names))), self.options), self.options)
-        self.summarize()
+        self._write_table()  # so that names stay, whatever becomes of this run
         with contextlib.ExitStack() as stack:
             stack.callback(self.summarize)
             if is_distributed(self.options):
@@ -239,12 +242,18 @@ class Batch:
     def _ended(self, outcome: Outcome) -> Outcome:
         if not isinstance(outcome.failure, Interrupted):
             self.rows[outcome.name] = outcome.row
+        if time.monotonic() - self.written > _TABLE_SECONDS:
+            self._write_table()
         return outcome
+
+    def _write_table(self) -> None:
+        write_table(self.folder / TABLE, list(self.rows.values()))
+        self.written = time.monotonic()
 
     def summarize(self) -> None:
         """Write the table and the page as far as they are known."""
+        self._write_table()
         rows = list(self.rows.values())
-        write_table(self.folder / TABLE, rows)
         pictures = {row.name: self.picture(row.name) for row in rows if row.status == "done"}
         write_page(self.folder / PAGE, rows, pictures, self.classes)
 

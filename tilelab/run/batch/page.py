@@ -6,6 +6,7 @@ import base64
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from tilelab.errors import OutputError
 from tilelab.io.results.drawing import visible_colors
@@ -14,6 +15,8 @@ from tilelab.run.batch.row import Row
 from tilelab.run.look import SCRIPT, STYLE
 from tilelab.spec import ClassInfo
 
+_MOST_INSIDE = 2000
+"""Pictures that a page holds itself, about 40 kB each; of more it shows those in the folder beside it."""
 _MARK = '<meta name="generator" content="tilelab">'
 
 
@@ -23,7 +26,7 @@ def write_page(path: Path, rows: Sequence[Row], pictures: Mapping[str, Path], cl
     Args:
         path: of the file.
         rows: one an image.
-        pictures: JPEG by name of the row; those that are missing are left out.
+        pictures: JPEG by name of the row, in a folder beside the page; those that are missing are left out.
         classes: of the model, background first.
 
     Raises:
@@ -83,7 +86,7 @@ def _page(title: str, rows: Sequence[Row], pictures: Mapping[str, Path], colors:
     yield "".join(f"<option value='{i}'>{_text(name)}</option>" for i, name in enumerate(names))
     yield "</select></nav><main>"
     for row in done:
-        yield _card(row, pictures.get(row.name), names, colors)
+        yield _card(row, _source(pictures.get(row.name), len(done) <= _MOST_INSIDE), names, colors)
     yield f"</main><script>{SCRIPT}</script></body></html>\n"
 
 
@@ -113,12 +116,18 @@ def _color(name: str, names: Sequence[str], colors: Mapping[str, str]) -> str:
     return "var(--plain)" if names and name == names[0] else colors.get(name, "#888888")
 
 
-def _card(row: Row, picture: Path | None, names: Sequence[str], colors: Mapping[str, str]) -> str:
+def _source(picture: Path | None, inside: bool) -> str:
+    """A picture as an address: of itself, or of many its path from the page."""
+    if picture is None or not picture.is_file():
+        return ""
+    if not inside:
+        return _text(quote(f"{picture.parent.name}/{picture.name}"))
+    return f"data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def _card(row: Row, source: str, names: Sequence[str], colors: Mapping[str, str]) -> str:
     values = ",".join(f"{row.areas.get(name, 0):.5f}" for name in names)
-    drawn = "<div class=none>no picture</div>"
-    if picture is not None and picture.is_file():
-        pixels = base64.b64encode(picture.read_bytes()).decode()
-        drawn = f"<img alt='' loading=lazy src='data:image/jpeg;base64,{pixels}'>"
+    drawn = f"<img alt='' loading=lazy src='{source}'>" if source else "<div class=none>no picture</div>"
     extent, size = row.extent, row.pixel_size_nm
     facts = [" &times; ".join(str(extent[a]) for a in "xyz" if a in extent) + " px"]
     facts += [f"{size[-1]:g} nm/px"] if size is not None else []
