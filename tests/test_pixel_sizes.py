@@ -26,6 +26,10 @@ FIBICS = (
 )
 TESCAN = b"\0\1\2[MAIN]\r\nDevice=S8000\r\nPixelSizeX=5e-09\r\nPixelSizeY=6e-09\r\nImageStripSize=8\r\n\0"
 FEI = "[Scan]\nPixelWidth=1.5e-9\nPixelHeight=1.5e-9\n[Image]\nResolutionX={}\n[PrivateFei]\nDatabarHeight=8\n"
+FEI_XML = (
+    '<?xml version="1.0"?><Metadata><BinaryResult><PixelSize><X unit="m" unitPrefixPower="1">2.5e-9</X>'
+    '<Y unit="m">3e-9</Y></PixelSize></BinaryResult></Metadata>'
+)
 FEI_BEAM = "[IRBeam]\nHFW=1.6e-7\nVFW=1.2e-7\n[Image]\nResolutionX=80\nResolutionY=60\n"
 
 
@@ -73,6 +77,8 @@ TIFFS: dict[str, tuple[dict[str, Any], Expected, str]] = {
     "zeiss, cut": (zeiss(700), (8.5211, 8.5211), "states that of a frame 1024 pixels wide"),
     "zeiss, micrometres": (zeiss(1024, frame="Pixel Size = 1.2 µm"), (1200, 1200), ""),
     "fei": (tag(34682, FEI.format(W)), (1.5, 1.5), ""),
+    "fei, xml": (tag(34683, FEI_XML), (3, 2.5), "not square"),
+    "fei, ion beam": (tag(34682, FEI.format(W).replace("[Scan]", "[IScan]")), (1.5, 1.5), ""),
     "fei, resized": (tag(34682, FEI.format(160)), (1.5, 1.5), "but of an image 160 pixels wide, and this one has 80"),
     "fei, infrared": (tag(34682, FEI_BEAM), (2, 2), ""),
     "tescan": (tag(50431, TESCAN), (6, 5), "are not square: 6 nm high, 5 nm wide"),

@@ -142,7 +142,10 @@ def find_reader(path: str) -> Reader | None:
         from tilelab.io.images.bigdataviewer import open_bigdataviewer
 
         return open_bigdataviewer
-    raise InputError(f"{path} is of an unknown format: known are {KNOWN_FORMATS}")
+    raise InputError(
+        f"{path} is of an unknown format: known are {KNOWN_FORMATS}; save it as TIFF with the program that wrote "
+        "it, or with Fiji, which reads most"
+    )
 
 
 def _is_companion(path: Path) -> bool:

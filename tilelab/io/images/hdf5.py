@@ -18,6 +18,8 @@ from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
 from tilelab.io.images.emd import emd_axes
 from tilelab.io.images.hdf5_links import files_outside
+from tilelab.io.images.imaris import DATASET as IMARIS
+from tilelab.io.images.imaris import finest, imaris_scale, imaris_size
 from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.several import FLAG, SeveralImagesError, choose
 from tilelab.io.images.source import Source, check_level, whole_piece_warning
@@ -34,7 +36,6 @@ from tilelab.text import size_text
 _LISTED = 8
 _BIGDATAVIEWER = re.compile(r"/t\d+/s(\d+)/(\d+)/cells")
 _VELOX = re.compile(r"/Data/Image/[^/]+/Data")
-_IMARIS = re.compile(r"/DataSet/ResolutionLevel \d+/TimePoint \d+/Channel \d+/Data")
 _SLOTS = 12_421  # a prime, as HDF5 asks for
 
 
@@ -102,7 +103,7 @@ class Hdf5Source(Source):
             self._h5.close()
 
     def _take_facts(self, h5py: Any, dataset: Any) -> None:
-        self.shape = _imaris_size(dataset) or tuple(int(n) for n in dataset.shape)
+        self.shape = imaris_size(dataset) or tuple(int(n) for n in dataset.shape)
         stored = dataset.dtype
         if stored.kind not in "biufc":
             raise InputError(f"{self.uri} holds {stored}, not numbers")
@@ -116,7 +117,7 @@ class Hdf5Source(Source):
             "yxt"
             if velox is not None
             else "zyx"
-            if _is_bigdataviewer(dataset) or _IMARIS.fullmatch(dataset.name)
+            if _is_bigdataviewer(dataset) or IMARIS.fullmatch(dataset.name)
             else None
         )
         emd = emd_axes(dataset)
@@ -127,6 +128,8 @@ class Hdf5Source(Source):
         self.levels = (self.shape,)
         if emd is not None or velox is not None:
             self.scale_nm, guesses = emd.scale_nm if emd is not None else _velox_scale(velox or {}), ()
+        elif (imaris := imaris_scale(dataset, self.shape)) is not None:
+            self.scale_nm, guesses = imaris, ()
         else:
             self.scale_nm, self.offset_px, guesses = _scale(self.uri, dataset, self.axes)
         self.assumptions += guesses
@@ -183,7 +186,7 @@ def _find_dataset(h5py: Any, opened: Any, file: str, member: str, series: str | 
         return node, ()
     if not isinstance(node, h5py.Group):
         raise InputError(f"{file}::{member} is a data type, not an image")
-    found = _images(h5py, node)
+    found = finest(_images(h5py, node))
     if not found:
         raise InputError(f"{file}{f'::{member}' if member else ''} has no dataset that could be an image")
     names = [str(dataset.name) for dataset in found]
@@ -237,17 +240,6 @@ def _axes(uri: str, dataset: Any, shape: tuple[int, ...]) -> tuple[str, tuple[As
             keys = []
         return named_axes(uri, keys, shape)
     return guess_axes(uri, shape)
-
-
-def _imaris_size(dataset: Any) -> tuple[int, ...] | None:
-    """What of a dataset of Imaris is the image, which is stored in whole chunks; None of others."""
-    if dataset.ndim != 3 or not _IMARIS.fullmatch(dataset.name):
-        return None
-    try:
-        stated = [int(b"".join(dataset.parent.attrs[f"ImageSize{axis}"])) for axis in "ZYX"]
-    except (KeyError, ValueError, TypeError):
-        return None
-    return tuple(min(n, size) if n > 0 else size for n, size in zip(stated, map(int, dataset.shape), strict=True))
 
 
 def _velox_metadata(dataset: Any) -> dict[str, Any] | None:

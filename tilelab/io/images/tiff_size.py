@@ -15,7 +15,7 @@ from tilelab.io.images.units import length_nm, resolution_nm
 
 _RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _PRINTED_UNITS = ("inch", "inches", "in", "cm", "mm")
-_TESCAN, _FIBICS = 50431, 51023
+_FEI_XML, _TESCAN, _FIBICS = 34683, 50431, 51023
 _OLYMPUS = 33560
 _GATAN_UNIT, _GATAN_SCALE = 65003, 65009  # of x; y and z follow
 _ZEISS_WIDTH = 1024
@@ -33,7 +33,7 @@ def stated_pixels(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: str, b
         path: of the file.
         beside: look at files beside it too.
     """
-    for read in (_ome, _imagej, _fei, _zeiss, _tescan, _fibics, _olympus, _gatan):
+    for read in (_ome, _imagej, _fei, _fei_xml, _zeiss, _tescan, _fibics, _olympus, _gatan):
         try:
             stated = read(tiff, page)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, ZeroDivisionError):
@@ -105,6 +105,19 @@ def _fei(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:  # noqa: A
         bar_said="FEI's DatabarHeight says so",
         height=_whole(image.get("ResolutionY")),
     )
+
+
+def _fei_xml(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:  # noqa: ARG001
+    """Thermo Fisher's newer description: the pixel size of the stored image with its unit."""
+    text = _text(page, _FEI_XML)
+    if "<PixelSize" not in text or "<!DOCTYPE" in text:
+        return Stated()
+    root = ET.fromstring(text[text.index("<") :])  # noqa: S314 - without entities it is harmless
+    sizes: dict[str, float | None] = {}
+    for part in root.iterfind(".//BinaryResult/PixelSize/*"):
+        name = part.tag.rpartition("}")[2].lower()
+        sizes[{"width": "x", "height": "y"}.get(name, name)] = length_nm(part.text, part.get("unit", "m"))
+    return Stated(known_lengths({a: sizes.get(a) for a in "yx"}))
 
 
 def _zeiss(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:
