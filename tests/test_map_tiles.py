@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused(unet):
         map_tiles(array, unet, chunks=(5,))
     with pytest.raises(ModelError, match="not 'logits'"):
         map_tiles(array, unet, output="logits")
-    with pytest.raises(ModelError, match="does not resample"):
+    with pytest.raises(ModelError, match="neither resamples nor inverts"):
         map_tiles(array, unet, options=Options(rescale=True))
     with pytest.raises(ModelError, match="no class"):
         map_tiles(array, unet, options=Options(probabilities=("nonsense",)), output="probabilities")

@@ -292,7 +292,6 @@ def test_flags_that_would_be_believed_are_refused(tmp_path: Path) -> None:
         ("net.h5", "keras.models.load_model"),
         ("net.keras", "keras.models.load_model"),
         ("net.pb", "tf2onnx.convert --graphdef net.pb"),
-        ("net.safetensors", "tilelab export net.safetensors -o net.onnx"),
         ("saved/", "tf2onnx.convert --saved-model saved --output saved.onnx"),
         ("folder/", "is a folder, not a model file: give .*n.onnx"),
     ],
