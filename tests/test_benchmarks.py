@@ -178,6 +178,45 @@ def test_page_plots_and_headline(document: dict, tmp_path: Path) -> None:
     assert readme.read_text() == once
 
 
+def test_no_table_contradicts_another(document: dict, tmp_path: Path) -> None:
+    """Seconds times MP/s are the image, wherever both stand; a time is the same on the page and in the README."""
+    page.write_page(document, tmp_path / "page.md", {})
+    text = (tmp_path / "page.md").read_text()
+    found = {name: section["found"] for name, section in document["sections"].items()}
+    tables = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row for row in tables}
+    pixels = np.prod(found["precision"]["image"]) / 1e6
+    for row in found["precision"]["rows"]:
+        if "missing" in row:
+            continue
+        _, seconds, speed, bare, computed, *_ = cells[f"{row['engine']} {row['precision']}"]
+        assert float(speed) == pytest.approx(pixels / row["seconds"]["process"], abs=0.01)
+        assert float(seconds) == pytest.approx(row["seconds"]["process"], abs=0.1)
+        assert float(bare) * float(computed) == pytest.approx(row["bare_megapixels_per_s"], rel=0.05, abs=0.05)
+        assert float(computed) == pytest.approx(30 * TOY.tile**2 / 1e6 / pixels, abs=0.01)
+    size = found["peers"]["sizes"][-1]
+    ours = "\n".join(headline.headline(document))
+    for name in HERE:
+        measured = found["peers"]["rows"][name]["sizes"][size]
+        assert f"{measured['seconds']:.1f} ({measured['megapixels_per_s']:.2f})" in text
+        assert measured["seconds"] * measured["megapixels_per_s"] == pytest.approx(128 * 136 / 1e6)
+        assert f"| {measured['seconds']:.0f} |" in ours
+
+
+def test_the_headline_names_the_peer_at_its_best(document: dict) -> None:
+    other = json.loads(json.dumps(document))
+    rows = other["sections"]["peers"]["found"]["rows"]
+    size = other["sections"]["peers"]["found"]["sizes"][-1]
+    for name, seconds in (("MONAI gaussian", 8.0), ("MONAI gaussian, bf16 channels-last", 2.0)):
+        rows[name] = json.loads(json.dumps(rows[HERE[0]]))
+        rows[name]["sizes"][size]["seconds"] = seconds
+    rows[HERE[0]]["sizes"][size]["seconds"] = 1.0
+    lines = headline.headline(other)
+    assert "times MONAI at its best (bf16 channels-last)" in lines[0]
+    (ours,) = (line for line in lines if line.startswith(f"| **{HERE[0]}**"))
+    assert "| 8.00 | 2.00 |" in ours
+
+
 def test_no_machine_paths_in_results(document: dict, bench: Workbench) -> None:
     text = json.dumps([section["commands"] for section in document["sections"].values()])
     assert "tilelab infer" in text
@@ -303,7 +342,7 @@ def test_simulated_workers_share_the_work(document: dict) -> None:
 def test_planning_takes_the_same_memory_for_a_petabyte() -> None:
     small = measure_planning("1 TB", (1000, 31_623, 31_623), 256)
     large = measure_planning("1 PB", (10_000, 316_228, 316_228), 256)
-    assert large["units"] > 50 * small["units"]
+    assert large["units"] > 30 * small["units"]
     assert large["held"] < 2 * small["held"]
     assert large["peak"] < 1 << 20
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -100,6 +101,11 @@ def run_tilelab(image: Path, model: Path, words: list[str]) -> dict[str, Any]:
     return result
 
 
+def computed_per_pixel(report: dict[str, Any]) -> float:
+    """Pixels that the engine computed for each one of the image."""
+    return float(report["tiles"]["inferred"] * math.prod(report["tile"]) / (report["megapixels"] * 1e6))
+
+
 def measure(image: Path, model: Path, words: list[str], repeats: int) -> dict[str, Any]:
     """Bare and tilelab in turns."""
     from tilelab.engines.registry import read_spec
@@ -128,6 +134,7 @@ def measure(image: Path, model: Path, words: list[str], repeats: int) -> dict[st
         "image": report["shape"],
         "engine": report["engine"],
         "tiles": report["tiles"],
+        "computed": computed_per_pixel(report),
         "seconds": walls,
         "ratio": walls["tilelab"] / walls["bare"],
         "ratio_without_start": walls["tilelab_sweep"] / walls["bare_loop"],

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.bench.quality import compare_labels, labels_of
 from benchmarks.bench.workbench import Workbench
-from benchmarks.measure.efficiency import measure, run_bare, run_tilelab
+from benchmarks.measure.efficiency import computed_per_pixel, measure, run_bare, run_tilelab
 from tilelab.io.images.open import open_image
 
 LADDER = (
@@ -68,6 +68,7 @@ def measure_precisions(bench: Workbench) -> dict[str, Any]:
             row |= {
                 "seconds": report["seconds"] | {"process": run.outcome.seconds},
                 "megapixels_per_s": report["megapixels"] / run.outcome.seconds,
+                "computed": computed_per_pixel(report),
                 "bare_megapixels_per_s": _bare_rate(bench, model, report),
                 "agreement": compare_labels(labels, labels_of(first), classes)["agreement"],
                 "mean_iou": compare_labels(labels, truth, classes)["mean_iou"],

@@ -72,13 +72,21 @@ def bytes_per_pixel(row: dict[str, Any]) -> float | None:
     return float((last - first) / (large - small) if large > small else last / large)
 
 
-def speedup(found: dict[str, Any], name: str, size: str) -> str:
-    """How many times MONAI's speed, with ``~`` where either is an estimate; ``-`` when unknown."""
+def speedup(found: dict[str, Any], name: str, size: str, base: str = YARDSTICK) -> str:
+    """How many times the speed of `base`, with ``~`` where either is an estimate; ``-`` when unknown."""
     one, mark = measured_or_estimated(found["rows"].get(name, {"sizes": {}, "missing": "-"}), size)
-    base, other = measured_or_estimated(found["rows"].get(YARDSTICK, {"sizes": {}, "missing": "-"}), size)
-    if one is None or base is None:
+    other, unsure = measured_or_estimated(found["rows"].get(base, {"sizes": {}, "missing": "-"}), size)
+    if one is None or other is None:
         return "-"
-    return f"{'~' if mark or other else ''}{base['seconds'] / one['seconds']:.2f}"
+    return f"{'~' if mark or unsure else ''}{other['seconds'] / one['seconds']:.2f}"
+
+
+def best_peer(found: dict[str, Any], size: str) -> str:
+    """The fastest of the yardstick's own variants, whatever its precision; the yardstick where no other is known."""
+    rows = found["rows"]
+    known = {name: measured_or_estimated(row, size)[0] for name, row in rows.items() if name.startswith(YARDSTICK)}
+    seconds = {name: entry["seconds"] for name, entry in known.items() if entry is not None}
+    return min(seconds, key=lambda name: seconds[name], default=YARDSTICK)
 
 
 def _speeds(found: dict[str, Any]) -> list[list[str]]:
