@@ -1,0 +1,107 @@
+"""A result in napari: on its micrograph, visible, named, painted on, and its corrections kept."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from test_view import CLASSES, write_result
+
+from tilelab.errors import InputError
+from tilelab.view.corrections import find_corrected, keep_corrections
+from tilelab.view.napari import get_reader, read_layers
+
+
+@pytest.fixture
+def result(tmp_path):
+    """A result of 4 nm beside its micrograph, which states no pixel size."""
+    image = np.random.default_rng(0).integers(0, 1000, (600, 500), np.uint16)
+    tifffile.imwrite(tmp_path / "image.tif", image)
+    labels = (np.indices(image.shape).sum(axis=0) // 90 % 3).astype(np.uint8)
+    metadata = {"image": {"path": str(tmp_path / "image.tif")}}
+    write_result(tmp_path / "r.ome.zarr", labels, pixel_size_nm=(4.0, 4.0), metadata=metadata)
+    return tmp_path / "r.ome.zarr", image, labels
+
+
+def test_layers_lie_on_each_other(result):
+    path, image, labels = result
+    assert get_reader(str(path.parent)) is None
+    assert get_reader([str(path)]) is None
+    reader = get_reader(str(path))
+    assert reader is not None
+    (raw, at, kind), (_, hidden, _), (classes, own, last) = reader(str(path))
+    assert (kind, last) == ("image", "labels")
+    assert np.array_equal(np.asarray(raw), image)
+    assert np.array_equal(raw[10:20, 5], image[10:20, 5])
+    assert np.array_equal(classes, labels)
+    assert at["scale"] == own["scale"] == (4.0, 4.0)
+    assert at["units"] == own["units"] == ("nm", "nm")
+    assert own["features"]["class"] == [known.name for known in CLASSES]
+    assert hidden["visible"] is False
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_crops_hold_every_correction(data):
+    shape = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 40), st.integers(1, 40)))
+    before = np.zeros(shape, np.uint8)
+    after = data.draw(arrays.arrays(np.uint8, shape, elements=st.integers(0, 1)))
+    covered = np.zeros(shape, bool)
+    for z, y, x in find_corrected(before, after, 16):
+        crop = after[z, y : y + 16, x : x + 16]
+        assert crop.shape == (min(16, shape[1]), min(16, shape[2]))
+        covered[z, y : y + 16, x : x + 16] = True
+    assert covered[before != after].all()
+    assert bool(find_corrected(before, after, 16)) == bool((before != after).any())
+
+
+def test_corrections_are_pairs(tmp_path):
+    image = np.arange(300 * 300, dtype=np.uint16).reshape(300, 300)
+    before = np.zeros((300, 300), np.uint8)
+    after = before.copy()
+    after[290:295, 5:9] = 2
+    assert keep_corrections(tmp_path, "a", image, before, before) == []
+    (written,) = keep_corrections(tmp_path, "a", image, before, after)
+    assert np.array_equal(tifffile.imread(written), image[44:, :256])
+    assert np.array_equal(tifffile.imread(tmp_path / "labels" / written.name), after[44:, :256])
+    with pytest.raises(InputError, match="shape"):
+        keep_corrections(tmp_path, "a", image, before[:9], after)
+
+
+def test_the_manifest_names_what_there_is():
+    import re
+    from importlib import import_module, resources
+
+    text = (resources.files("tilelab") / "napari.yaml").read_text()
+    named = re.findall(r"python_name: (\S+):(\S+)", text)
+    assert len(named) == 3
+    for module, function in named:
+        assert callable(getattr(import_module(module), function))
+    assert set(re.findall(r"command: (\S+)", text)) == set(re.findall(r"id: (\S+)", text))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("napari") is None, reason="no napari")
+def test_napari_shows_and_takes_paint(result, tmp_path, monkeypatch):
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    from napari.layers import Image, Labels
+
+    from tilelab.view.napari import keep_layers, segment_layer
+
+    path, *_ = result
+    (raw, at, _), *_, (classes, own, _) = read_layers(str(path))
+    image, labels = Image(raw, **at), Labels(classes, **own)
+    assert np.allclose(image.extent.world, labels.extent.world)
+    assert labels.editable
+    assert np.allclose(labels.get_color(1)[:3], np.array([0x39, 0x87, 0xE5]) / 255, atol=0.01)
+    labels.brush_size = 9
+    labels.paint((300, 250), 2)
+    assert len(keep_layers(image, labels, tmp_path / "c")) == 1
+    data, place, kind = segment_layer(image, "identity:3")
+    assert kind == "labels"
+    assert data.shape == image.data.shape
+    assert tuple(place["scale"]) == tuple(image.scale)
