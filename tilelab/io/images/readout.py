@@ -118,6 +118,10 @@ class ReadoutSource(Source):
             tuple({**sizes, "y": int(each["size_y"]), "x": int(each["size_x"])}[a] for a in self._order)
             for each in levels
         )
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        there = sum(path.stat().st_size for path in self._paths())
+        if kind in ("dm", "ser") and self.dtype.kind != "b" and needed > there:
+            raise InputError(f"{self.uri} is damaged: its pixels take {needed} bytes, it has {there}")
         self._bare = self._find_bare(kind, samples)
         if self._bare:
             self.chunks = (1,) * len(self.shape)
@@ -145,9 +149,11 @@ class ReadoutSource(Source):
             swap |= details.get("byte_order", "little-endian") != "little-endian"
             if entry["kind"] == "container":
                 name = str(entry["name"])
-            elif entry.get("image") == self._image and entry["kind"] == "image" and entry["size"] == frames * nbytes:
+            elif (
+                entry.get("image") == self._image and entry["kind"] == "image" and entry.get("size") == frames * nbytes
+            ):
                 starts += [(name, entry["offset"] + i * nbytes) for i in range(frames)]
-            elif entry.get("image") == self._image and entry["kind"] == "plane" and entry["size"] == nbytes:
+            elif entry.get("image") == self._image and entry["kind"] == "plane" and entry.get("size") == nbytes:
                 starts.append((name, entry["offset"] + _SER_HEADER))
         if len(starts) != frames or swap or sys.byteorder != "little":
             return []
@@ -203,13 +209,17 @@ class ReadoutSource(Source):
         return self._kept.get((t, c, z), nbytes, decode, keep=not whole)[slice(*y), slice(*x)]
 
     def fingerprint(self) -> dict[str, str]:
-        path = Path(self._path)
-        beside = sorted(path.parent.glob(f"{path.stem}_*.ser")) if path.suffix.lower() == ".emi" else []
         found: dict[str, str] = {}
-        for i, each in enumerate((path, *beside)):
+        for i, each in enumerate(self._paths()):
             with closing(LocalFile(str(each))) as file:
                 found |= {f"{i}.{key}" if i else key: value for key, value in hash_file(file).items()}
         return found | {"image": str(self._image)}
+
+    def _paths(self) -> list[Path]:
+        """The file, and those beside it that hold the pixels of a .emi."""
+        path = Path(self._path)
+        beside = sorted(path.parent.glob(f"{path.stem}_*.ser")) if path.suffix.lower() == ".emi" else []
+        return [path, *beside]
 
     def close(self) -> None:
         self._kept.clear()
