@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from tilelab.cli.screen import say
 from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
 from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
-from tilelab.errors import EngineError, InputError, ModelError
+from tilelab.errors import EngineError, InputError, ModelError, OutputError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.spec import PRECISIONS, ModelSpec, parse_precision
+from tilelab.machine.disk import MARK
+from tilelab.spec import PRECISIONS, ModelSpec, Precision, parse_precision
 from tilelab.text import size_text
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ The suffix of FILE is its format:
   .onnx    for ONNX Runtime, OpenVINO and, as a source, for the others (fp32, fp16, int8)
   .xml     OpenVINO, with a .bin beside it (fp32, fp16, int8)
   .engine  TensorRT, for the GPU of this machine (fp32, fp16, int8)
+  .zip     a package of bioimage.io with the .onnx in it (fp32, fp16, int8), checked by bioimageio.spec
   .pt2     AOTInductor, for the GPU or CPU of this machine; from a checkpoint (fp32, fp16, bf16)
 
 --precision is the arithmetic that the file holds.  Engines may compute an fp32 .onnx or .xml in less (bf16 on CPUs,
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a .safetensors checkpoint of `tilelab train`, or "
                         "any .onnx; what it does not say of itself, the flags below do")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write: .onnx, "
-                        ".xml, .engine or .pt2")  # fmt: skip
+                        ".xml, .engine, .pt2 or .zip")  # fmt: skip
     parser.add_argument("--precision", metavar="P", help=f"arithmetic of the file ({', '.join(PRECISIONS)}; default: "
                         "that of SOURCE)")  # fmt: skip
     parser.add_argument("--require", action="append", default=[], metavar="P", help="fail unless engines here reach "
@@ -82,6 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                           "slower (%(default)s)")  # fmt: skip
     compiled.add_argument("--timing-cache", type=Path, metavar="FILE", help="where TensorRT keeps what it timed "
                           "(default: in the user's cache folder)")  # fmt: skip
+    package = parser.add_argument_group("packages (.zip)")
+    package.add_argument("--author", action="append", default=[], metavar="NAME", help="who made the network; as often "
+                         "as there are")  # fmt: skip
+    package.add_argument("--license", metavar="SPDX", help="of the network, CC-BY-4.0 for example")
+    package.add_argument("--about", metavar="TEXT", help="a sentence on what it is for")
     add_spec_arguments(parser)
 
 
@@ -116,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
     source = open_network(args.source, overrides, trust=args.trust)
     for line in source.notes:
         say(line)
+    if args.output.suffix == ".zip":
+        return _export_package(source, replace(place, free_size=args.free_size), precision, args)
     with _BuildBar() as bar:
         done = export_model(
             source,
@@ -146,6 +156,40 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"  tile {size_text(spec.tile)}{size}, overlap {size_text(spec.overlap)}; permits {', '.join(spec.precisions)}"
     )
+    return 0
+
+
+def _export_package(
+    source: CheckpointSource | OnnxSource, place: Place, precision: Precision | None, args: argparse.Namespace
+) -> int:
+    """Export to ONNX, and pack that for bioimage.io."""
+    from tilelab.exporting.export import export_model
+    from tilelab.exporting.package_file import Credits, write_package
+    from tilelab.exporting.write import Request
+
+    license = args.license or source.spec.training.get("license") or source.spec.training.get("licence")  # noqa: A001
+    missing = [flag for flag, value in (("--author NAME", args.author), ("--license SPDX", license)) if not value]
+    if missing:
+        raise ModelError(f"a package names who made it and under which licence: give {' and '.join(missing)}")
+    if args.output.exists() and not args.force:
+        raise OutputError(f"{args.output} exists: give another name or --force")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", suffix=MARK, dir=args.output.parent) as folder:
+        onnx = Path(folder) / "weights.onnx"
+        done = export_model(
+            source,
+            onnx,
+            lambda spec: gather_samples(source, spec, args),
+            precision=precision,
+            place=place,
+            request=Request(calibration=_calibration(args.calibrate, source.spec.neighbours)),
+            require=[parse_precision(text) for text in args.require],
+            trained=_trained(source, args),
+            report=lambda line: print(line, flush=True),
+        )
+        sample = gather_samples(source, done.spec, args)[0]
+        write_package(onnx, args.output, sample, Credits(tuple(args.author), str(license), args.about or ""), say)
+    print(f"wrote {args.output} ({args.output.stat().st_size / 1e6:.2f} MB): a package of bioimage.io")
     return 0
 
 
