@@ -16,6 +16,9 @@ from hypothesis import HealthCheck, settings
 # A test that imports OpenVINO itself would have it report every conversion, each from a process that it forks.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
+# What an earlier run measured decides nothing here.
+os.environ["TILELAB_CACHE"] = ""
+
 # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import msgspec
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilelab
+from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import read_spec
 from tilelab.errors import PlanError
@@ -161,6 +163,23 @@ def test_curves_ascend_and_older_descriptions_stay_as_they_were():
     curved = msgspec.structs.replace(SPEC, seams=Seams(overlap=(0, 64), labels=(1.0, 0.1)))
     assert ModelSpec.from_json(curved.to_json()) == curved
     assert curved.seams.per_pixel(63) == 1.0
+
+
+def test_a_plan_tells_what_it_chose_from_and_how_long_it_takes(drawn, tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "a.tif", np.tile(drawn, (2, 2)))
+    words = ["plan", str(tmp_path / "a.tif"), "-m", "superalloy", "--precision", "fp32"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    run = tilelab.infer(tmp_path / "a.tif", "superalloy", tmp_path / "a.ome.zarr", options=Options(precision="fp32"))
+    assert run.report["seconds"]["wall"] / 8 < told["seconds"] < 8 * run.report["seconds"]["wall"]  # others run, too
+    assert told["choices"][0]["tile"] == told["engine"]["tile"] == list(run.report["tile"])
+    assert all(one["seconds"] >= 1 and one["labels_as_whole"] >= 1 - TOLERANCE for one in told["choices"])
+    computed = told["tiles"] * math.prod(told["engine"]["tile"]) / (4 * drawn.size)
+    assert told["computed_per_pixel"] == pytest.approx(computed)
+    assert main([*words, "--no-calibration", "--tile", "256"]) == 0
+    text = capsys.readouterr().out
+    assert "pixels computed for each of the image" in text
+    assert "choices" not in text
 
 
 def test_an_export_measures_how_far_tiles_are_from_the_whole(drawn, monkeypatch):

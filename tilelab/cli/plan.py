@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import dataclass
 from itertools import islice
 
@@ -27,7 +28,7 @@ from tilelab.run.autotile import Choice, choose_work
 from tilelab.run.idle import idle_flags, refuse_idle
 from tilelab.run.intensities import glance
 from tilelab.run.options import Options, load
-from tilelab.run.plan.estimate import calibrate, sample_tiles, seconds_per_tile, stored_bytes
+from tilelab.run.plan.estimate import calibrate, overhead_seconds, sample_tiles, seconds_per_tile, stored_bytes
 from tilelab.run.plan.plan import Plan
 from tilelab.spec import ModelSpec
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.overview is not None:
         claim({"the image": args.images[0]}, [Write(args.overview, "--overview", "png")])
     images, notes = gather_images(args.images, options.stack) if many else (args.images, [])
-    choice = choose_work(args.model, images[0], options, say)
+    choice = choose_work(args.model, images[0], options, say, measure=args.speed is None and not args.no_calibration)
     with _Planner.of(args, choice) as planner:
         if not many:
             document = planner.examine(images[0])
@@ -83,7 +84,8 @@ class _Planner:
     choice: Choice
     engine: Engine | None
     spec: ModelSpec
-    seconds: float | None
+    load_seconds: float
+    seconds: float | None = None
 
     @classmethod
     def of(cls, args: argparse.Namespace, choice: Choice) -> _Planner:
@@ -91,10 +93,12 @@ class _Planner:
         from tilelab.engines.registry import read_spec
 
         options = choice.options
+        began = time.perf_counter()
         engine = load(args.model, options) if args.speed is None else None
+        load_seconds = time.perf_counter() - began
         spec = read_spec(args.model, options.model) if engine is None else engine.spec
         assert spec is not None  # noqa: S101 - it is only None without overrides
-        return cls(args, choice, engine, spec, None)
+        return cls(args, choice, engine, spec, load_seconds)
 
     def __enter__(self) -> _Planner:
         return self
@@ -133,15 +137,19 @@ class _Planner:
                 if self.seconds is None:
                     self.seconds = calibrate(engine)
                 per_tile = self.seconds * plan.request.symmetries
+            overhead, workers = 0.0, options.workers or 1
             if per_tile is not None:
                 per_tile *= wanted
+                if engine is not None:
+                    overhead = overhead_seconds(plan, engine, per_tile, self.load_seconds, workers)
             return examine_plan(
                 plan,
                 engine,
                 per_tile,
                 notes,
                 assumptions,
-                workers=options.workers or 1,
+                workers=workers,
+                overhead=overhead,
                 price=args.price,
                 stored=stored_bytes(opened.image),
                 samples=sample_tiles(volume, plan),

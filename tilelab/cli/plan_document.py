@@ -123,6 +123,7 @@ def examine_plan(
     assumptions: tuple[Assumption, ...] = (),
     *,
     workers: int = 1,
+    overhead: float = 0.0,
     price: float | None = None,
     stored: int | None = None,
     samples: Samples | None = None,
@@ -137,12 +138,13 @@ def examine_plan(
         notes: for the user.
         assumptions: of image and model.
         workers: how many share the work.
+        overhead: seconds beside those of the tiles.
         price: of one worker for an hour.
         stored: bytes of the image as it is stored.
         samples: tiles that were looked at.
         candidates: tilings that were compared, the chosen first.
     """
-    seconds = None if per_tile is None else expected_seconds(plan, per_tile, workers)
+    seconds = None if per_tile is None else expected_seconds(plan, per_tile, workers) + overhead
     hours = None if seconds is None else seconds * workers / 3600
     return PlanDocument(
         image=PlannedImage(plan.source.shape, plan.source.chunks, plan.pixels / 1e6),

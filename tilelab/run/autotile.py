@@ -20,6 +20,7 @@ from tilelab.errors import EngineError, ModelError
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.machine.cpu import physical_core_count
 from tilelab.machine.memory import total_memory
+from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.journal.fingerprint import KnownFingerprint
 from tilelab.run.options import Options, load
 from tilelab.run.plan.choice import (
@@ -74,6 +75,8 @@ def choose_work(
     note: Callable[[str], None],
     begun: KnownFingerprint | None = None,
     loaded: tuple[int, ...] | None = None,
+    *,
+    measure: bool = True,
 ) -> Choice:
     """Choose tile, overlap and batch, where neither the model nor the user does.
 
@@ -84,6 +87,7 @@ def choose_work(
         note: told what was measured.
         begun: fingerprint of a result that is to be continued, whose tiles are taken as they are.
         loaded: tile of an engine that is there already, which is preferred where it is nearly as good.
+        measure: whether the engine may be loaded and timed, where a run is long enough to gain by it.
 
     Raises:
         TilelabError: the model or the image cannot be read, or no tile fits the memory.
@@ -109,7 +113,7 @@ def choose_work(
         spec = replace_seams(spec, options, note)
     if not is_free(spec):
         return Choice(replace(options, auto_tile=False))
-    return _choose(model, image, options, spec, note, loaded)
+    return _choose(model, image, options, spec, note, loaded, measure=measure)
 
 
 def _choose(
@@ -119,6 +123,8 @@ def _choose(
     spec: ModelSpec,
     note: Callable[[str], None],
     loaded: tuple[int, ...] | None,
+    *,
+    measure: bool,
 ) -> Choice:
     """The choice for a model that leaves one."""
     from tilelab.run.opening import open_source
@@ -146,7 +152,8 @@ def _choose(
 
     found = candidates()
     work = found[0].computed * math.prod(facts.shape) * (8 if options.symmetries else 1)
-    if not measured and not gpu and (options.auto_tile or work >= _WORTH) and identity_outputs(model) is None:
+    here = not gpu and not is_distributed(options) and identity_outputs(model) is None
+    if not measured and here and (options.auto_tile or (measure and work >= _WORTH)):
         measured = _measure(model, options, spec, min(math.prod(facts.shape[1:]), max(_pixels(c) for c in found)))
         remembered.write(measured)
         found = candidates()

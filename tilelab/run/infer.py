@@ -221,11 +221,11 @@ def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Pl
     Raises:
         TilelabError: image and model do not fit, or a limit would be exceeded.
     """
-    from tilelab.run.autotile import choose_tile
+    from tilelab.run.autotile import choose_work
     from tilelab.run.opening import open_source
     from tilelab.run.prepare import expected_streams, plan_image
 
-    options = choose_tile(model, image, options or Options(), lambda line: None)  # noqa: ARG005
+    options = choose_work(model, image, options or Options(), lambda line: None, measure=False).options  # noqa: ARG005
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
     with open_source(image, options, spec) as opened:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import msgspec
@@ -30,7 +30,8 @@ CLEAR = 0.05  # a loaded engine's tile is kept when the best one gains less
 _LEAST, _MOST, _RATIO = 192, 2304, 1.12  # sides that are looked at, px
 _RELAXED = 1.5
 _LEAST_OVERLAP = 64  # px, or all that a pixel sees: images are not always like those a curve was measured on
-_PLANS = 400  # candidates whose memory is planned, cheapest first
+_PLANES = 8  # of a stack that are planned
+_PLANS = 200  # candidates whose memory is planned, cheapest first
 _ACTIVATIONS = 640  # bytes a pixel of a tile that an engine holds on each core, about, of a U-Net
 _GPU_PIXELS = 8 * 512 * 512  # in a batch on a GPU: fewer leave it idle, more only take memory
 
@@ -126,13 +127,15 @@ def choose_tiling(
     """
     found = _candidates(image, spec, machine, exact=exact, overlap=overlap, square=square, batch=batch)
     streams = 1 if machine.gpu else machine.cores
+    planes = image.shape[0]
+    few = replace(image, shape=(min(planes, _PLANES), *image.shape[1:]))  # the others are cut as these are
 
     def plan_one(candidate: Candidate) -> Candidate:
         tiling = candidate.tiling
         used = msgspec.structs.replace(spec, tile=tiling.tile, overlap=tiling.overlap)
-        request = Request.of(image, used, written, batch=tiling.batch, streams=streams, masked=masked)
+        request = Request.of(few, used, written, batch=tiling.batch, streams=streams, masked=masked)
         plan = make_plan(request, memory_limit=memory_limit or usual_memory_limit(request))
-        return _with_plan(candidate, plan, small=math.prod(image.shape) <= WHOLE)
+        return _with_plan(candidate, plan, planes / few.shape[0], small=math.prod(image.shape) <= WHOLE)
 
     found.sort(key=lambda c: (c.cost, c.tiling.tile))
     tolerance, most = TOLERANCE, max(c.wrong for c in found)
@@ -183,8 +186,8 @@ def wrong_share(seams: Seams, overlap: int, tiles: Sequence[int], size: Sequence
     return seams.per_pixel(overlap) * sum((n - 1) / s for n, s in zip(tiles, size, strict=True))
 
 
-def _with_plan(candidate: Candidate, plan: Plan, *, small: bool) -> Candidate:
-    """The candidate at the cost of its plan, which may infer tiles twice."""
+def _with_plan(candidate: Candidate, plan: Plan, times: float, *, small: bool) -> Candidate:
+    """The candidate at the cost of so many `times` its plan, which may infer tiles twice."""
     pixels = math.prod(candidate.tiling.tile)
     return Candidate(
         candidate.tiling,
@@ -192,11 +195,11 @@ def _with_plan(candidate: Candidate, plan: Plan, *, small: bool) -> Candidate:
         candidate.wrong,
         candidate.rate,
         plan.memory_bytes,
-        _cost(plan.tiles, pixels, candidate.rate, small=small),
+        _cost(times * plan.tiles, pixels, candidate.rate, small=small),
     )
 
 
-def _cost(tiles: int, pixels: int, rate: float, *, small: bool) -> float:
+def _cost(tiles: float, pixels: int, rate: float, *, small: bool) -> float:
     return (tiles + (0.0 if small else FILL)) * pixels / rate
 
 

@@ -19,6 +19,10 @@ from tilelab.run.plan.plan import Plan
 from tilelab.run.plan.share_out import expected_tiles
 
 _SAMPLES = 8
+# Processor time of the host's stages, measured with an engine that copies, in seconds: per number that is blended, per
+# pixel that is read, per byte that is written; and what a process takes to begin, and a level that is made at the end.
+_CUT_AND_BLEND, _READ, _WRITE = 1.0e-9, 4.0e-9, 7.0e-9
+_IMPORTS, _LEVELS = 0.4, 0.05
 _SAMPLE_SECONDS = 0.5
 _ENOUGH = 1000  # batches timed
 
@@ -60,6 +64,27 @@ def expected_seconds(plan: Plan, per_tile: float, workers: int) -> float:
     return per_tile * expected_tiles(
         plan.lattice, plan.units.cuts, plan.layout.grain, plan.frame.sweep_axis, max(1, workers)
     )
+
+
+def overhead_seconds(plan: Plan, engine: Engine, per_tile: float, load_seconds: float, workers: int) -> float:
+    """What a run takes beside the time of its tiles, where that was measured: start, host, idle cores at the end.
+
+    Args:
+        plan: of the run.
+        engine: that was measured.
+        per_tile: its seconds for a tile, all its streams busy.
+        load_seconds: that loading it took.
+        workers: how many share the work.
+    """
+    layout, written = plan.layout, plan.request.written
+    kinds = written.labels + len(written.probabilities) + 4 * written.floats
+    computed = plan.tiles * math.prod(plan.lattice.read) * plan.spec.values
+    host = (computed * _CUT_AND_BLEND + plan.pixels * (_READ + kinds * _WRITE)) / workers
+    start = _IMPORTS + load_seconds + _LEVELS * (layout.levels - layout.aligned)
+    if engine.device != "cpu":  # the host works meanwhile
+        return start + max(0.0, host - per_tile * plan.tiles / workers)
+    idle = -plan.tiles % engine.streams if workers == 1 else 0
+    return start + host / max(1, engine.streams) + idle * per_tile
 
 
 def sample_tiles(volume: Volume, plan: Plan) -> Samples:
