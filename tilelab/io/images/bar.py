@@ -122,7 +122,8 @@ def bar_rows(strip: Array, height: int) -> int:
     if not len(level):
         return 0
     begins = flat_from + int(level[0])
-    first = flat_from if begins - flat_from < 4 else begins  # JPEG blurs an edge
+    blurred = begins - flat_from <= 8 and (np.abs(flat[flat_from:begins] - flat[begins]) <= 2 * _NEAR).all()
+    first = flat_from if blurred else begins  # JPEG blurs an edge, within a block
     bar, above = levels[first:], levels[max(0, 2 * first - len(levels)) : first]
     if not _LEAST_ROWS <= len(bar) <= _HIGHEST * height or len(above) < _LEAST_ROWS:
         return 0
