@@ -7,10 +7,12 @@ import re
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image as Picture
 
 from tilelab import infer
 from tilelab.cli.main import main
 from tilelab.errors import OutputError
+from tilelab.io.results.drawing import spell
 from tilelab.io.results.result import read_result
 
 
@@ -46,3 +48,21 @@ def test_a_page_replaces_pages_alone(image, tmp_path):
     assert main([*words, "--page", str(tmp_path / "page.html")]) == 0
     assert main([*words, "--page", str(tmp_path / "page.html"), "--restart"]) == 0
     assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
+
+
+def test_the_overview_has_the_size_and_kind_that_was_asked_for(image, tmp_path):
+    words = ["infer", str(image), "-m", "identity:3", "-o", str(tmp_path / "r.ome.zarr"), "-q"]
+    for name, kind, size in (("a.jpg", "JPEG", 300), ("b.png", "PNG", 900)):
+        assert main([*words, "--overview", str(tmp_path / name), "--overview-size", str(size)]) == 0
+        with Picture.open(tmp_path / name) as picture:
+            assert picture.format == kind
+            assert size <= picture.width <= size + 60
+    assert main([*words, "--overview", str(tmp_path / "c.gif")]) == 2
+
+
+def test_letters_that_the_font_lacks_are_spelt():
+    assert spell("\N{GREEK SMALL LETTER GAMMA}\N{PRIME} phase") == "gamma' phase"
+    assert spell(
+        "\N{GREEK CAPITAL LETTER OMEGA}, pr\N{LATIN SMALL LETTER E WITH ACUTE}cipit\N{LATIN SMALL LETTER E WITH ACUTE}"
+    ) == ("Omega, precipite")
+    assert spell("4 nm/px") == "4 nm/px"

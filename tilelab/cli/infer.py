@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left at OUT")
     parser.add_argument("--report", metavar="FILE.json", help="write the run report")
-    parser.add_argument("--overview", metavar="FILE.png", help="draw the image with the segmentation over it")
+    parser.add_argument("--overview", metavar="FILE", help="draw the image with the segmentation over it, PNG or JPEG")
+    parser.add_argument(
+        "--overview-size", type=parse_count, default=1600, metavar="PX", help="longer side of that picture (1600)"
+    )
     parser.add_argument("--page", metavar="FILE.html", help="write a page: picture, areas, times, what was assumed")
     parser.add_argument(
         "--dry-run", action="store_true", help="rehearse on a small part of the image, say what to expect, keep nothing"
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         options=options,
         overview=args.overview,
+        overview_size=args.overview_size,
         page=args.page,
         progress=None if args.quiet else ProgressBar(),
         note=say,

@@ -17,7 +17,7 @@ from tilelab.engines.base import Engine
 from tilelab.engines.registry import model_files, read_spec
 from tilelab.errors import OutputError
 from tilelab.io.results.sink import partial_path
-from tilelab.io.storage.claims import Write, claim
+from tilelab.io.storage.claims import Kind, Write, claim
 from tilelab.io.storage.place import Address, Place
 from tilelab.machine.memory import resident_memory
 from tilelab.run.cluster.devices import is_distributed
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tilelab.run.sheet import Sheet
 
 Turn = Callable[["Plan"], contextlib.AbstractContextManager[None]]
+OVERVIEW_PX = 1600
 _FILES = (".tif", ".tiff", ".png")
 
 # What needs Numba is imported in the functions: `infer` loads the engine meanwhile.
@@ -70,6 +71,7 @@ def infer(
     *,
     options: Options | None = None,
     overview: str | Path | None = None,
+    overview_size: int = OVERVIEW_PX,
     page: str | Path | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
@@ -84,7 +86,7 @@ def infer(
         out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
             ``.png``, or ``.precomputed`` (neuroglancer); or ``s3://.../NAME.ome.zarr``, ``gs://...``.
         options: everything else.
-        overview: PNG to draw, the image with the segmentation over it.
+        overview: PNG or JPEG to draw, the image with the segmentation over it; `overview_size` pixels at most a side.
         page: HTML file to write: picture, areas, times, what was assumed, all in one.
         progress: told how far the run is.
         note: called with one line for each thing the user should know.
@@ -110,6 +112,7 @@ def infer(
             target,
             options,
             overview=overview,
+            overview_size=overview_size,
             page=page,
             progress=progress,
             note=note,
@@ -125,6 +128,7 @@ def segment(
     options: Options,
     *,
     overview: str | Path | None = None,
+    overview_size: int = OVERVIEW_PX,
     page: str | Path | None = None,
     progress: Progress,
     note: Callable[[str], None],
@@ -136,7 +140,7 @@ def segment(
     """What `infer` does once the place is claimed and the engine is loaded.
 
     Args:
-        image, options, overview, page, progress, note: as for `infer`.
+        image, options, overview, overview_size, page, progress, note: as for `infer`.
         engine: loaded, and left open.
         target: of the result.
         crew: workers that do the units.
@@ -169,7 +173,7 @@ def segment(
                 execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
         if overview is not None:
-            _draw_overview(prepared.image, target, work, overview, note)
+            _draw_overview(prepared.image, target, work, overview, overview_size, note)
             clock.mark("overview")
         sheet = None if page is None else _draw_sheet(prepared.image, target, work, note)
         if sheet is not None:
@@ -202,15 +206,28 @@ def claim_run(
     """
     target = output_path(image, out)
     work = work_path(target)
-    if overview is not None and Path(overview).suffix.lower() != ".png":
-        raise OutputError(f"--overview {overview}: it is a PNG, name it .png")
+    drawn: Kind = "png"
+    if overview is not None:
+        drawn = check_picture(overview)
     reads = {"the image": image, "the model": model_files(model), "--mask": options.mask}
     if page is not None and Path(page).suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"--page {page}: it is a page, name it .html")
-    files = [Write(overview, "--overview", "png"), Write(report, "--report", "json"), Write(page, "--page", "html")]
+    files = [Write(overview, "--overview", drawn), Write(report, "--report", "json"), Write(page, "--page", "html")]
     for place in (target, work, partial_path(work)):
         claim(reads, [Write(place, "-o", "result" if place == target and place.suffix in _FILES else "folder"), *files])
     return target
+
+
+def check_picture(overview: str | Path) -> Kind:
+    """The kind of picture that a name means.
+
+    Raises:
+        OutputError: none.
+    """
+    suffix = Path(overview).suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise OutputError(f"--overview {overview}: it is a PNG or a JPEG, name it .png or .jpg")
+    return "png" if suffix == ".png" else "jpeg"
 
 
 def plan(image: Any, model: str | Path, *, options: Options | None = None) -> Plan:
@@ -263,14 +280,16 @@ def _open_engine(
     return crew.options, crew.engine, crew
 
 
-def _draw_overview(image: Image, target: Place, work: Place, overview: str | Path, note: Callable[[str], None]) -> None:
+def _draw_overview(
+    image: Image, target: Place, work: Place, overview: str | Path, size: int, note: Callable[[str], None]
+) -> None:
     """Draw the image with the segmentation over it, if that is still there as OME-Zarr."""
     if not present(work):
         note(f"no overview: it is drawn when {target} is made; --restart makes it anew")
         return
     from tilelab.io.results.overview import write_overview
 
-    write_overview(image, work, overview)
+    write_overview(image, work, overview, max_side=size)
 
 
 def _draw_sheet(image: Image, target: Place, work: Place, note: Callable[[str], None]) -> Sheet | None:

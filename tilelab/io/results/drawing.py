@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +78,8 @@ def draw_scale_bar(panel: Picture.Image, nm_per_pixel: float) -> None:
 
 def frame(panel: Picture.Image, names: Sequence[tuple[str, Color]], facts: str) -> Picture.Image:
     """Put a panel on paper, with a legend below it on the left and `facts` on the right (or below, if narrow)."""
-    font = _font(_TEXT)
+    font, facts = _font(_TEXT), spell(facts)
+    names = [(spell(name), color) for name, color in names]
     swatch = _TEXT - 3
     entries = [(name, color, swatch + 8 + math.ceil(font.getlength(name))) for name, color in names]
     rows: list[list[tuple[str, Color, int]]] = [[]]
@@ -180,6 +182,21 @@ def _words(text: str, size: int) -> Picture.Image:
         x = round(font.getlength(plain[: text.index(_MICRO)]) - left) + int(columns[0])
         draw.rectangle((x, -top - size, x + thickness, -top + below), 255)
     return mask.reduce(fine)
+
+
+def spell(text: str) -> str:
+    """`text` in letters that Pillow's font has: Greek ones by their names, others without their accents."""
+    return "".join(c if c.isascii() or c in (_MICRO, "\N{MIDDLE DOT}") else _spell_letter(c) for c in text)
+
+
+def _spell_letter(c: str) -> str:
+    name = unicodedata.name(c, "")
+    if name.startswith("GREEK ") and " LETTER " in name:
+        letter = name.partition(" LETTER ")[2].split(" ")[0]
+        return letter.capitalize() if "CAPITAL" in name else letter.lower()
+    if c in "\N{PRIME}\N{RIGHT SINGLE QUOTATION MARK}":
+        return "'"
+    return unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
 
 
 def _font(size: int) -> Any:

@@ -26,6 +26,7 @@ from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import replacing
 
+JPEG_SUFFIXES = (".jpg", ".jpeg")
 _STRIP_BYTES = 2**23
 _LEAST_SIDE = 1024
 """A smaller image is enlarged, so that contours and words stay fine."""
@@ -42,7 +43,7 @@ def write_overview(image: Image, result: Address, out: str | Path, *, max_side: 
     Args:
         image: what was segmented; its first channel is shown.
         result: the OME-Zarr folder.
-        out: the PNG, replaced if it exists; it appears whole or not at all.
+        out: the PNG, or by its name the JPEG, replaced if it exists; it appears whole or not at all.
         max_side: pixels of the drawn image's longer side.
 
     Returns:
@@ -72,7 +73,10 @@ def write_overview(image: Image, result: Address, out: str | Path, *, max_side: 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
-            picture.save(unfinished, "PNG")
+            if path.suffix.lower() in JPEG_SUFFIXES:
+                picture.save(unfinished, "JPEG", quality=90)
+            else:
+                picture.save(unfinished, "PNG")
     except OSError as error:
         raise output_error(path, error) from error
     return path

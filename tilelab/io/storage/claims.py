@@ -20,12 +20,17 @@ from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Address, remote_place
 from tilelab.io.storage.remote_path import RemotePath
 
-Kind = Literal["html", "json", "text", "png", "model", "any", "result", "folder", "into"]
+Kind = Literal["html", "json", "text", "png", "jpeg", "model", "any", "result", "folder", "into"]
 _NO_IMAGES = (".onnx", ".xml", ".bin", ".engine", ".plan", ".pt2")  # models: no slice, whatever folder they lie in
 _STORES = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")  # Zarr 3 and 2, N5, precomputed
 _LONGEST = 255 - 40
 """Bytes of a name that leave room for what is put around it while it is written."""
-_BEGINS: dict[str, tuple[bytes, ...]] = {"json": (b"{", b"["), "png": (b"\x89PNG",), "html": (b"<!doctype html",)}
+_BEGINS: dict[str, tuple[bytes, ...]] = {
+    "json": (b"{", b"["),
+    "png": (b"\x89PNG",),
+    "jpeg": (b"\xff\xd8",),
+    "html": (b"<!doctype html",),
+}
 
 
 @dataclass(frozen=True, slots=True)
