@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tilelab
-from tilelab.engines.registry import read_model
+from tests.tiny_models import make_spec, save_conv
+from tilelab.engines.registry import read_model, read_spec
 from tilelab.errors import ModelError
 
 _IMAGE = np.random.default_rng(0).integers(0, 256, (150, 130), np.uint8)
@@ -88,3 +96,92 @@ def test_a_saved_model_too(tmp_path: Path) -> None:
     (tmp_path / "net" / "saved_model.pb").write_bytes(b"")
     with pytest.raises(ModelError, match=r"tf2onnx\.convert --saved-model net"):
         read_model(tmp_path / "net")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(_Quiet, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def test_a_pinned_address_is_fetched_once(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = save_conv(tmp_path / "served" / "net.onnx", spec=make_spec())
+    digest = hashlib.sha256(net.read_bytes()).hexdigest()
+    said: list[str] = []
+    address = f"{server}/net.onnx#sha256={digest}"
+    run = tilelab.infer(_IMAGE, address, tmp_path / "a.ome.zarr", note=said.append)
+    assert any("was fetched to" in line for line in said)
+    direct = tilelab.infer(_IMAGE, net, tmp_path / "b.ome.zarr")
+    assert np.array_equal(*(tilelab.read_result(r.path).labels[0][...] for r in (run, direct)))
+    monkeypatch.setenv("HF_ENDPOINT", server)
+    hub = tmp_path / "served" / "owner" / "net" / "resolve" / "v1"
+    hub.mkdir(parents=True)
+    net.rename(hub / "mine.onnx")
+    assert read_model(address).notes[0].endswith("as before")  # though it is gone
+    (tmp_path / "cache").rename(tmp_path / "old")
+    assert read_model(f"hf://owner/net@v1/mine.onnx#sha256={digest}").path.name == "mine.onnx"
+
+
+def test_what_is_not_pinned_or_not_there_is_refused(server: str, tmp_path: Path, cache: Path) -> None:
+    save_conv(tmp_path / "served" / "net.onnx")
+    pin = "#sha256=" + "0" * 64
+    for address, match in (
+        (f"{server}/net.onnx", "not encrypted: say what it must be"),
+        (f"{server}/net.onnx{pin}", "is not what was pinned: its sha256 is"),
+        (f"{server}/gone.onnx{pin}", "404"),
+        (f"{server}/net.onnx#sha256=12", "64 hexadecimal digits"),
+        ("hf://owner/net.onnx", "is not hf://OWNER"),
+        ("https://127.0.0.1:1/net.pt2", "machine code"),
+        ("https://127.0.0.1:1/net.onnx", "cannot be fetched"),
+    ):
+        with pytest.raises(ModelError, match=match):
+            read_model(address)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_czann_runs_as_it_says(tmp_path: Path, single: bool) -> None:
+    net = save_conv(tmp_path / "net.onnx", (64, 64), classes=1 if single else 3, end="Sigmoid" if single else "Softmax")
+    told = {
+        "FormatVersion": "2.1.0",
+        "Id": "4b3b5b6e-0000-4000-8000-000000000000",
+        "Type": f"{'Single' if single else 'Multi'}ClassSemanticSegmentation",
+        "InputShape": [64, 64, 1],
+        "OutputShape": [64, 64, 1 if single else 3],
+        "MinOverlap": [16, 16],
+        "Classes": ["cell"] if single else ["resin", "cell", "nucleus"],
+        "ModelName": "drawn",
+        "Scaling": [4e-9, 5e-9],
+    }
+    packed = tmp_path / "drawn.czann"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("model.json", json.dumps(told))
+        archive.write(net, "model.model")
+    spec = read_spec(packed)
+    assert spec is not None
+    assert [c.name for c in spec.classes] == (["background", "cell"] if single else told["Classes"])
+    assert (spec.name, spec.tile, spec.overlap) == ("drawn", (64, 64), (16, 16))
+    assert spec.pixel_size_nm == pytest.approx((5, 4))
+    run = tilelab.infer(_IMAGE, packed, tmp_path / "a.ome.zarr")
+    direct = tilelab.infer(_IMAGE, net, tmp_path / "b.ome.zarr", mean=0, std=255, overlap=16)
+    assert np.array_equal(*(tilelab.read_result(r.path).labels[0][...] for r in (run, direct)))
+    told["Type"] = "ObjectDetection"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("model.json", json.dumps(told))
+        archive.write(net, "model.model")
+    with pytest.raises(ModelError, match="for ObjectDetection"):
+        read_model(packed)
+    packed.write_bytes(b"PK")
+    with pytest.raises(ModelError, match=r"not a \.czann that can be read"):
+        read_model(packed)

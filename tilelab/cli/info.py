@@ -25,7 +25,7 @@ from tilelab.cli.trust_words import OUTSIDE_HELP, TRUST_HELP
 from tilelab.errors import InputError, TilelabError
 from tilelab.io.storage.remote_access import clean_uri
 
-_MODEL_SUFFIXES = (".onnx", ".xml", ".engine", ".plan", ".pt2")
+_MODEL_SUFFIXES = (".onnx", ".xml", ".engine", ".plan", ".pt2", ".czann")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +77,8 @@ def examine(
     from tilelab.io.storage.place import as_place, remote_place
 
     told: dict[str, Any] = {"axes": axes, "series": series, "allow_outside": allow_outside}
+    if _is_model_address(path):
+        return {"path": clean_uri(path), "kind": "model", **examine_model(path)}
     if (place := remote_place(path)) is not None:
         try:
             return {"path": str(place), "kind": "result", **examine_result(place)}
@@ -105,6 +107,14 @@ def examine(
         "kind": "image",
         **describe(path, **told),
     }
+
+
+def _is_model_address(path: str) -> bool:
+    """Whether an address leads to a model, by its name."""
+    from tilelab.engines.packages.address import is_address
+
+    name = path.partition("#")[0].partition("?")[0]
+    return is_address(path) and name.lower().endswith((*_MODEL_SUFFIXES, ".zip"))
 
 
 def show(documents: list[dict[str, Any]]) -> None:

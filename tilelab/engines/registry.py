@@ -26,7 +26,8 @@ from tilelab.engines.loading import Availability, FileEngine, LoadRequest, try_o
 from tilelab.engines.meaning import read_meaning
 from tilelab.engines.outputs import choose_ports
 from tilelab.engines.overrides import SpecOverrides, resolve_spec
-from tilelab.engines.packages import bioimage
+from tilelab.engines.packages import bioimage, czann
+from tilelab.engines.packages.address import fetch_model, is_address
 from tilelab.engines.packages.bioimage import is_package
 from tilelab.engines.packages.checkpoint import is_checkpoint, read_checkpoint
 from tilelab.errors import EngineError, ModelError
@@ -88,9 +89,9 @@ def load_engine(
     """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
 
     Args:
-        model: path of an .onnx, .xml, .engine, .plan or .pt2 file, or of a checkpoint of `tilelab train` (which is
-            exported first), name of a bundled model, ``identity`` or ``identity:K``; or a torch module, or any other
-            function of batches (see `load_function`).
+        model: path of an .onnx, .xml, .engine, .plan or .pt2 file, of a checkpoint of `tilelab train` (exported
+            first), a package of bioimage.io or a .czann; the address of one of these; name of a bundled model,
+            ``identity`` or ``identity:K``; or a torch module, or any other function of batches (see `load_function`).
         engine: ``auto`` or one of `ENGINES`.
         device: ``auto``, or a kind of device (``cpu``), or one of several of a kind (``cuda:1``).
         precision: ``auto`` (fp32, or a faster one that the model permits) or one of `PRECISIONS`; one that the model
@@ -167,7 +168,13 @@ def read_model(model: str | Path) -> ModelFile:
     Raises:
         ModelError: missing, broken, or of an unknown format.
     """
+    if is_address(model):
+        path, lines, believed = fetch_model(str(model))
+        fetched = read_model(path)
+        return replace(fetched, notes=(*lines, *fetched.notes), assumptions=(*believed, *fetched.assumptions))
     path = locate_model(model)
+    if path.suffix.lower() == czann.SUFFIX and path.is_file():
+        return czann.read_czann(path)
     if is_checkpoint(path):
         return read_checkpoint(path)
     if is_package(path):
