@@ -252,7 +252,7 @@ def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZ
             "model": spec.name or spec.architecture,
             "fingerprint": fingerprint.document(),
             "normalization": prepared.normalization,
-            **_where_image(prepared, options),
+            **_where_image(prepared, work, options),
             **({} if spec.activation == "softmax" else {"activation": spec.activation}),
             **({"assumptions": msgspec.to_builtins(prepared.assumptions)} if prepared.assumptions else {}),
             **({} if (region := fingerprint.input.get("region")) is None else {"region": region}),
@@ -261,12 +261,19 @@ def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZ
     )
 
 
-def _where_image(prepared: Prepared, options: Options) -> dict[str, dict[str, Any]]:
-    """Where the image is and how it was opened, so that viewers find it; nothing of an array."""
+def _where_image(prepared: Prepared, work: Place, options: Options) -> dict[str, dict[str, Any]]:
+    """Where the image is and how it was opened, so that viewers find it; nothing of an array.
+
+    On a disk it is told from the result's folder: the bytes do not depend on where both are, and tell nobody.
+    """
     if not isinstance(prepared.named, str | Path):
         return {}
     uri = prepared.image.uri.partition("?")[0]  # what follows in an address may be a secret
-    path = uri if "://" in uri or "::" in uri else str(Path(uri).absolute())
+    path = uri
+    if "://" not in uri and "::" not in uri:
+        path = str(Path(uri).absolute())
+        with contextlib.suppress(ValueError):  # another drive
+            path = path if work.waits else Path(os.path.relpath(path, str(work.parent))).as_posix()
     names = ("level", "series", "channel", "timepoint", "axes", "pixel_size_nm")
     chosen: dict[str, Any] = {name: value for name in names if (value := getattr(options, name))}
     if options.channel == 0:

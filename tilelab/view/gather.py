@@ -264,6 +264,8 @@ def recorded_image(result: Result) -> tuple[str, dict[str, Any]] | None:
         return None
     path, choices = told["path"], {key: value for key, value in told.items() if key != "path"}
     beside = os.path.join(str(result.path.parent), os.path.basename(path))  # noqa: PTH118, PTH119 - may be a store's
+    if remote_place(path) is None and remote_place(str(result.path)) is None:
+        path = os.path.normpath(os.path.join(str(result.path.parent), path))  # noqa: PTH118 - an absolute one stays
     if remote_place(path) is not None or Path(path).exists():
         return path, choices
     if remote_place(beside) is None and Path(beside).exists():
