@@ -110,7 +110,7 @@ def test_results_have_the_bytes_of_single_runs_whatever_the_number_under_way(fol
         for outcome in found:
             if outcome.run is None:
                 continue
-            alone = tmp_path / "alone.ome.zarr"
+            alone = tmp_path / "alone" / "r.ome.zarr"
             tilelab.infer(outcome.image, MODEL, alone, options=OPTIONS)
             assert files_of(alone) == files_of(Path(str(outcome.run.path)))
             shutil.rmtree(alone)
@@ -130,7 +130,7 @@ def test_images_of_several_sizes_get_the_tiles_that_they_get_alone(
     for outcome in found:
         if outcome.run is not None:
             tiles.add(tuple(outcome.run.report["tile"]))
-            alone = tmp_path / "alone.ome.zarr"
+            alone = tmp_path / "alone" / "r.ome.zarr"
             tilelab.infer(outcome.image, "superalloy", alone)
             assert files_of(alone) == files_of(Path(str(outcome.run.path)))
             shutil.rmtree(alone)
@@ -179,7 +179,7 @@ def test_a_kill_is_taken_up(folder: Path, tmp_path: Path) -> None:
     rows = table(out)
     assert sum(row["status"] == "done" for row in rows.values()) == 100
     assert not [*out.glob("*.partial")]
-    alone = tmp_path / "alone.ome.zarr"
+    alone = tmp_path / "alone" / "r.ome.zarr"
     tilelab.infer(folder / "m20.tif", MODEL, alone, options=OPTIONS)
     assert files_of(alone) == files_of(out / "m20.ome.zarr")
 
