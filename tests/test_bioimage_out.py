@@ -19,6 +19,7 @@ from tilelab.cli.main import main  # noqa: E402
 from tilelab.engines.packages.bioimage import read_package  # noqa: E402
 from tilelab.engines.registry import read_spec  # noqa: E402
 from tilelab.errors import ModelError  # noqa: E402
+from tilelab.exporting.package_check import check_package  # noqa: E402
 from tilelab.exporting.package_file import Credits, validate, write_package  # noqa: E402
 from tilelab.exporting.parity import Sample  # noqa: E402
 from tilelab.io.images.open import open_image  # noqa: E402
@@ -69,12 +70,14 @@ def test_a_package_says_what_the_description_says(tmp_path: Path, name: str, act
     net = save_unet(tmp_path / "net.onnx", ("h", "w"), classes=3 - sigmoid, channels=channels, spec=spec)
     sample = Sample("noise", open_image(_IMAGE, axes="yx"))
     write_package(net, tmp_path / "ours.zip", sample, _BY)
+    assert check_package(tmp_path / "ours.zip").passed
     own = read_spec(tmp_path / "ours.zip")
     assert own == spec
     theirs = msgspec.json.decode(
         read_package(without_ours(tmp_path / "ours.zip", tmp_path / "theirs")).description or ""
     )
     assert theirs["activation"] == activation
+    assert check_package(tmp_path / "theirs").passed
     assert len(theirs["classes"]) == 3
     assert theirs["overlap"] == list(spec.overlap)
     for key, value in msgspec.to_builtins(norm).items():
@@ -126,3 +129,16 @@ def test_bioimageio_spec_finds_it_valid(tmp_path: Path) -> None:
     (tmp_path / "bioimageio.yaml").write_text("format_version: 0.5.4\ntype: model\n")
     with pytest.raises(ModelError, match="no valid package"):
         validate(tmp_path / "bioimageio.yaml", tmp_path / "b.zip")
+
+
+def test_a_package_that_gives_something_else_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = make_spec((64, 64), tile_fixed=False, stride=16)
+    net = save_unet(tmp_path / "net.onnx", ("h", "w"), spec=spec)
+    write_package(net, tmp_path / "ours.zip", Sample("noise", open_image(_IMAGE, axes="yx")), _BY)
+    assert main(["info", "--check", str(tmp_path / "ours.zip")]) == 0
+    assert "as its makers say" in capsys.readouterr().out
+    folder = without_ours(tmp_path / "ours.zip", tmp_path / "theirs")
+    np.save(folder / "test_output.npy", np.load(folder / "test_output.npy") + np.float32(0.01))
+    assert main(["info", "--check", str(folder)]) == 2
+    assert "NOT what its makers say" in capsys.readouterr().err
+    assert main(["info", "--check", str(net)]) == 2

@@ -150,9 +150,8 @@ def run(args: argparse.Namespace) -> int:
     opset = f", opset {file.opset}" if file.opset else ""
     print(f"wrote {done.path} ({file.size_bytes / 1e6:.2f} MB): {file.format}{opset}, {file.precision}")
     print(f"  input {'; '.join(map(str, file.inputs))}; output {'; '.join(map(str, file.outputs))}")
-    size = (
-        " (fixed)" if spec.tile_fixed else f", or any multiple of {spec.stride} from {size_text(spec.tile_min or ())}"
-    )
+    least = "" if spec.tile_min is None else f" from {size_text(spec.tile_min)}"
+    size = " (fixed)" if spec.tile_fixed else f", or any multiple of {spec.stride}{least}"
     print(
         f"  tile {size_text(spec.tile)}{size}, overlap {size_text(spec.overlap)}; permits {', '.join(spec.precisions)}"
     )

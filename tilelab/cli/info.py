@@ -22,7 +22,7 @@ from tilelab.cli.info_result import examine_result, result_rows
 from tilelab.cli.info_words import Rows
 from tilelab.cli.terminal import drawn, printable
 from tilelab.cli.trust_words import OUTSIDE_HELP, TRUST_HELP
-from tilelab.errors import InputError, TilelabError
+from tilelab.errors import InputError, ModelError, TilelabError
 from tilelab.io.storage.remote_access import clean_uri
 
 _MODEL_SUFFIXES = (".onnx", ".xml", ".engine", ".plan", ".pt2", ".czann")
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", metavar="N", help="which of several images in a file or folder, by number or name")
     parser.add_argument("--allow-outside", action="store_true", help=OUTSIDE_HELP)
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    parser.add_argument("--check", action="store_true", help="run a package of bioimage.io on its test tensors")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one document for each PATH")
 
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     failures: list[TilelabError] = []
     for path in args.paths:
         try:
-            documents.append(examine(path, args.axes, args.series, allow_outside=args.allow_outside, trust=args.trust))
+            document = examine(path, args.axes, args.series, allow_outside=args.allow_outside, trust=args.trust)
+            documents.append(document | _checked(path, document["kind"]) if args.check else document)
         except TilelabError as error:
             failures.append(error)
             documents.append({"path": clean_uri(path), "kind": "error", "error": str(error)})
@@ -107,6 +109,24 @@ def examine(
         "kind": "image",
         **describe(path, **told),
     }
+
+
+def _checked(path: str, kind: str) -> dict[str, Any]:
+    """The outcome of a package's test.
+
+    Raises:
+        InputError: it is no package.
+        ModelError: it has no test tensors, or does not give what its makers say.
+    """
+    from tilelab.engines.packages.bioimage import is_package
+    from tilelab.exporting.package_check import check_package
+
+    if kind != "model" or not is_package(Path(path)):
+        raise InputError(f"--check is for packages of bioimage.io, {path} is none: leave it out")
+    check = check_package(Path(path))
+    if not check.passed:
+        raise ModelError(f"{path} gives {check}")
+    return {"check": str(check)}
 
 
 def _is_model_address(path: str) -> bool:

@@ -85,6 +85,7 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("stride", spec["stride"]),
         ("sees", "the whole tile" if field is None else f"{field} px around each pixel"),
         ("seams", _seams_text(spec.get("seams"))),
+        ("check", model.get("check")),
         ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
     ]
     return rows + [(key.replace("_", " "), plain_text(value)) for key, value in spec["training"].items()]

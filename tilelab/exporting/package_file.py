@@ -20,6 +20,7 @@ from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.packages.kept import digest_of
 from tilelab.engines.registry import load_engine, read_model
 from tilelab.errors import ModelError
+from tilelab.exporting.package_check import probabilities
 from tilelab.exporting.parity import Sample
 from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
@@ -118,11 +119,9 @@ def _test(onnx: Path, file: ModelFile, spec: ModelSpec, sample: Sample) -> tuple
         engine.run(np.ascontiguousarray(tile[None], np.float32), out)
     finally:
         engine.close()
-    with np.errstate(over="ignore"):
-        powers = np.exp(out - out.max(axis=1, keepdims=True)) if spec.activation == "softmax" else np.exp(-out)
-    made = powers / powers.sum(axis=1, keepdims=True) if spec.activation == "softmax" else 1 / (1 + powers)
+    made = probabilities(out, spec.activation, axis=1)
     given = np.ascontiguousarray(grey[None] if not _is_raw(file) else grey[None].astype(raw.dtype))
-    return raw, given, made.astype(np.float32)
+    return raw, given, made
 
 
 def _is_raw(file: ModelFile) -> bool:
