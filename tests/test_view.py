@@ -16,6 +16,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilelab import infer
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.results.ome_zarr import OmeZarrSink
@@ -151,6 +152,24 @@ def test_a_view_is_kept_without_its_addresses(files):
         assert begun["position"] == [1, 2, 0]
         assert begun["layers"][2]["selectedAlpha"] == 0.9
         assert begun["layers"][2]["source"][0]["url"].startswith("http://127.0.0.1:2/y/data/2")
+
+
+def test_results_of_every_kind_have_names_and_their_micrograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 300), np.uint8)
+    tifffile.imwrite(tmp_path / "image.tif", pixels)
+    for kind in ("ome.zarr", "ome.tif", "png", "precomputed"):
+        run = infer(tmp_path / "image.tif", "identity:3", tmp_path / f"r.{kind}")
+        with Gathering(lambda line: None) as gathered:
+            gathered.add(str(run.path))
+            scene = gathered.scene()
+            layers = {layer.name: layer for layer in scene.layers}
+            assert {"image.tif", "classes"} <= set(layers), kind
+            assert not scene.units
+            classes = layers["classes"]
+            assert list(classes.names) == [1, 2], kind
+            assert classes.size == layers["image.tif"].size == (1.0, 1.0, 1.0)
+            found = classes.pyramid.read_chunk(0, (0, 0, 0))[0, :200, :300]
+            assert np.array_equal(found, np.ceil(pixels.astype(float) * 3 / 256).clip(1) - 1), kind
 
 
 def test_labels_and_images_are_told_apart(tmp_path):

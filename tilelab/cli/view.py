@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-open",
         action="store_true",
-        help="open no browser, say the link only (of a remote machine: see the README)",
+        help="open no browser, say the link only; of another machine: ssh -L PORT:127.0.0.1:PORT",
     )
     add("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: any that is free)")
     add("--state", metavar="FILE.json", help="begin with a view that was saved")

@@ -20,7 +20,7 @@ from tilelab.io.label_source import find_labels, look_like_labels
 from tilelab.io.results.drawing import visible_colors
 from tilelab.io.results.result import LevelImage, Result, ResultInfo, read_result
 from tilelab.io.results.sink import partial_path
-from tilelab.io.storage.place import as_place, remote_place
+from tilelab.io.storage.place import Place, as_place, remote_place
 from tilelab.spec import ClassInfo
 from tilelab.view.layers import Kind, Layer, Scene
 from tilelab.view.pyramid import ChunkCache, Level, Pyramid, stored_levels
@@ -69,18 +69,29 @@ class Gathering:
             InputError: it cannot be read.
         """
         result = _result_at(name)
-        if result is None:
-            if image is not None:
-                self.add_image(image, self._choices)
-            self._add_stored(name)
-            return
+        info = _info_of_file(name) if result is None else result.info
         if image is not None:
             self.add_image(image, self._choices)
-        elif (source := recorded_image(result)) is not None:
-            self.add_image(source[0], source[1])
+        elif info is not None:
+            source = recorded_image(info, as_place(name).parent)
+            if source is not None:
+                self.add_image(source[0], source[1])
+            else:
+                self._note(f"{name} does not say where its micrograph is: show it with --image")
+        if result is not None:
+            self.add_result(result)
+        elif info is not None and info.labels:
+            self._add_file(name, info)
         else:
-            self._note(f"{name} does not say where its micrograph is: show it with --image")
-        self.add_result(result)
+            self._add_stored(name)
+
+    def _add_file(self, name: str, info: ResultInfo) -> None:
+        """The classes of a result that was written as a file of another kind."""
+        tiff = name.lower().endswith((".tif", ".tiff"))
+        images = self._open_levels(name, {"channel": 0} if tiff else {}, "integers", 0)
+        colors, names = class_colors(info.classes), {i: known.name for i, known in enumerate(info.classes) if i}
+        pyramid = Pyramid.of(stored_levels(images), images[0].dtype, self.cache, labels=True)
+        self._put(Layer("classes", "labels", pyramid, (1.0,) * 3, colors=colors, names=names), images[0], info)
 
     def add_image(self, name: str, choices: Mapping[str, Any]) -> None:
         """An image in grey, each of its levels."""
@@ -90,7 +101,8 @@ class Gathering:
         first = images[0]
         self._tell(first)
         channels = first.shape[first.axes.index("c")] if "c" in first.axes else 1
-        flat = first.chunks[first.axes.index("z")] == 1 if "z" in first.axes else True
+        cut = dict(zip(first.axes, first.chunks, strict=True))
+        flat = cut.get("z", 1) == 1 < cut["y"]  # chunks of one pixel mean that any region costs just itself
         for channel in range(min(channels, 8)):
             pyramid = Pyramid.of(stored_levels(images, channel), first.dtype, self.cache, flat=flat)
             title = Path(str(name)).name + (f" channel {channel}" if channels > 1 else "")
@@ -189,17 +201,17 @@ class Gathering:
 
     def _put(self, layer: Layer, image: Image, info: ResultInfo | None = None) -> None:
         """Give a layer its place: by pixel sizes where they are known, else by its extent beside the first layer."""
-        nm = image.pixel_size_nm
+        nm = image.pixel_size_nm if info is None or info.pixel_size_nm is not None else None
         spatial = image.axes.replace("c", "")
-        origin_px = info.origin_px if info is not None else image.origin_px
-        origin = _three(origin_px, spatial, 0.0) if origin_px else (0.0, 0.0, 0.0)
+        origin_px, named = (image.origin_px, spatial) if info is None else (info.origin_px, info.axes)
+        origin = _three(origin_px, named, 0.0) if origin_px else (0.0, 0.0, 0.0)
         if nm is not None:
             size = _three(nm, spatial, nm[-1])
         elif self.layers:
             first, shape = self.layers[0], layer.pyramid.levels[0].shape
             whole = first.pyramid.levels[0].shape
             part = any(origin) or (info is not None and "region" in info.metadata)
-            fits = not part and any(s != w for s, w in zip(shape, whole, strict=True))
+            fits = layer.kind != "image" and not part and shape[0] == whole[0]
             size = tuple(  # type: ignore[assignment]
                 s * (w / n if fits else 1.0) for s, w, n in zip(first.size, whole, shape, strict=True)
             )
@@ -257,15 +269,29 @@ def _result_at(name: str) -> Result | None:
     return None
 
 
-def recorded_image(result: Result) -> tuple[str, dict[str, Any]] | None:
-    """Where the image of a result is, and how it was opened; beside the result where it is no longer at its path."""
-    told = result.info.metadata.get("image")
+def _info_of_file(name: str) -> ResultInfo | None:
+    """What a result that was written as a file or volume of another kind says of itself; None of anything else."""
+    from tilelab.io.results.png import read_png_info
+    from tilelab.io.results.precomputed import read_precomputed_info
+    from tilelab.io.results.tiff import read_tiff_info
+
+    if remote_place(name) is not None:
+        return None
+    readers = {".png": read_png_info, ".tif": read_tiff_info, ".tiff": read_tiff_info}
+    with contextlib.suppress(InputError):
+        return readers.get(Path(name).suffix.lower(), read_precomputed_info)(name)
+    return None
+
+
+def recorded_image(info: ResultInfo, folder: Place) -> tuple[str, dict[str, Any]] | None:
+    """Where the image of a result in `folder` is, and how it was opened; in the folder where it left its path."""
+    told = info.metadata.get("image")
     if not isinstance(told, dict) or not isinstance(told.get("path"), str):
         return None
     path, choices = told["path"], {key: value for key, value in told.items() if key != "path"}
-    beside = os.path.join(str(result.path.parent), os.path.basename(path))  # noqa: PTH118, PTH119 - may be a store's
-    if remote_place(path) is None and remote_place(str(result.path)) is None:
-        path = os.path.normpath(os.path.join(str(result.path.parent), path))  # noqa: PTH118 - an absolute one stays
+    beside = os.path.join(str(folder), os.path.basename(path))  # noqa: PTH118, PTH119 - may be a store's
+    if remote_place(path) is None and remote_place(str(folder)) is None:
+        path = os.path.normpath(os.path.join(str(folder), path))  # noqa: PTH118 - an absolute one stays
     if remote_place(path) is not None or Path(path).exists():
         return path, choices
     if remote_place(beside) is None and Path(beside).exists():

@@ -11,7 +11,7 @@ import msgspec
 
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
-from tilelab.io.results.result import Result, parse_info, read_result
+from tilelab.io.results.result import Result, ResultInfo, parse_info, read_result
 from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import replacing
@@ -69,7 +69,12 @@ def check_png(shape: tuple[int, ...], out: str | Path) -> None:
 
 
 def read_png_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of the result that `write_png` made a file of.
+    """The metadata of the result that `write_png` made a file of; see `read_png_info`."""
+    return read_png_info(path).metadata
+
+
+def read_png_info(path: str | Path) -> ResultInfo:
+    """What the result said of itself that `write_png` made a file of.
 
     Raises:
         InputError: the file was not made by `write_png`.
@@ -81,7 +86,7 @@ def read_png_metadata(path: str | Path) -> dict[str, Any]:
                 length = int.from_bytes(head[:4], "big")
                 data = file.read(length + 4)[:length]
                 if head[4:] == b"iTXt" and data.startswith(_KEYWORD):
-                    return parse_info(data.removeprefix(_KEYWORD), path).metadata
+                    return parse_info(data.removeprefix(_KEYWORD), path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     raise InputError(f"{path} was not made by tilelab")

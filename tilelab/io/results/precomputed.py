@@ -77,14 +77,19 @@ def is_precomputed(path: Path) -> bool:
 
 
 def read_precomputed_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of the result that `write_precomputed` made a volume of.
+    """The metadata of the result that `write_precomputed` made a volume of; see `read_precomputed_info`."""
+    return read_precomputed_info(path).metadata
+
+
+def read_precomputed_info(path: str | Path) -> ResultInfo:
+    """What the result said of itself that `write_precomputed` made a volume of.
 
     Raises:
         InputError: it was not made by `write_precomputed`.
     """
     description = Path(path) / _DESCRIPTION
     try:
-        return parse_info(description.read_bytes(), path).metadata
+        return parse_info(description.read_bytes(), path)
     except OSError as error:
         raise InputError(f"{path} was not made by tilelab") from error
 
