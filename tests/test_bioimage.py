@@ -37,6 +37,7 @@ def tensor_04(name: str, **more: Any) -> dict[str, Any]:
 
 def axes_05(halo: int = 0, channels: tuple[str, ...] = ("channel0",), **size: Any) -> list[dict[str, Any]]:
     space = [{"type": "space", "id": a, "unit": "nanometer", "scale": 4.0, **size} for a in "yx"]
+    del space[1]["id"]  # x need not be said
     if halo:
         space = [axis | {"halo": halo} for axis in space]
     return [{"type": "batch"}, {"type": "channel", "channel_names": list(channels)}, *space]

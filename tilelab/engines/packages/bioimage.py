@@ -226,7 +226,7 @@ def _tensor_05(item: dict[str, Any]) -> Tensor:
     axes = []
     for stored in item["axes"]:
         kind = stored["type"]
-        letter = {"batch": "b", "channel": "c", "time": "t", "index": "i"}.get(kind) or str(stored.get("id", kind))
+        letter = {"batch": "b", "channel": "c", "time": "t", "index": "i"}.get(kind) or str(stored.get("id", "x"))
         size = stored.get("size")
         axis = Axis(letter, halo=int(stored.get("halo") or 0))
         if kind == "channel":
@@ -263,7 +263,10 @@ def _network(package: Package, wanted: str | None) -> ModelFile:
     kinds = [kind for kind in WEIGHTS if kind in stored and wanted in (None, kind)]
     if not kinds:
         there = ", ".join(stored) or "none"
-        raise ModelError(f"{package.path} has weights for {there}: tilelab runs {' and '.join(WEIGHTS)}")
+        raise ModelError(
+            f"{package.path} has weights for {there}: tilelab runs {' and '.join(WEIGHTS)}, which "
+            "`bioimageio add-weights` (pip install bioimageio.core) makes of others"
+        )
     entry = stored[kinds[0]]
     path = package.file(str(entry["source"]))
     stated = entry.get("sha256")
