@@ -87,6 +87,15 @@ def test_a_loaded_engine_is_kept_where_it_is_nearly_as_good():
     assert kept[0].tiling.tile == other.tiling.tile
 
 
+def test_a_model_that_never_agrees_is_no_slower_and_no_worse_than_with_its_own_tiles():
+    rough = msgspec.structs.replace(SPEC, seams=Seams(overlap=(0, 64, 128, 160), labels=(8.0, 5.0, 3.0, 2.0)))
+    best = choose_tiling(plane(9958, 9959), rough, WRITTEN, MACHINE)[0]
+    assert best.wrong > TOLERANCE
+    own = Request.of(plane(9958, 9959), rough, WRITTEN, streams=2)  # 512 and 128
+    assert best.computed < make_plan(own).computed_per_pixel
+    assert best.wrong < 4 * 3.0 * 2 / (512 - 128) * 1.01
+
+
 def test_symmetries_have_square_tiles():
     best = choose_tiling(plane(700, 3000), SPEC, WRITTEN, MACHINE, square=True)[0]
     assert best.tiling.tile[0] == best.tiling.tile[1]

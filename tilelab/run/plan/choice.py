@@ -140,7 +140,9 @@ def choose_tiling(
     found.sort(key=lambda c: (c.cost, c.tiling.tile))
     tolerance, most = TOLERANCE, max(c.wrong for c in found)
     planned, reason = _plan_some([c for c in found if c.wrong <= tolerance], plan_one)
-    while not planned and tolerance < most:  # the best that this model and memory allow
+    if not planned:  # at least as near to the whole image as with the model's own tiles, which nobody would call wrong
+        tolerance = max(tolerance, _own_wrong(image, spec) / _RELAXED)
+    while not planned and tolerance < most:
         tolerance *= _RELAXED
         planned, reason = _plan_some([c for c in found if c.wrong <= tolerance], plan_one)
     if not planned:
@@ -171,6 +173,13 @@ def _plan_some(
             continue
         best = min(best, planned[-1].cost)
     return planned, reason
+
+
+def _own_wrong(image: ImageFacts, spec: ModelSpec) -> float:
+    """What is to be expected of the model's own tile and overlap."""
+    size, overlap = image.shape[1:], min(spec.overlap)
+    tiles = [_axis(n, t, overlap, spec.stride)[0] for n, t in zip(size, spec.tile, strict=True)]
+    return wrong_share(known_seams(spec), overlap, tiles, size)
 
 
 def known_seams(spec: ModelSpec) -> Seams:
