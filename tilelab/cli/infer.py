@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment an image, or many."""
+    _announce_export(Path(args.model))
     from tilelab.run.infer import claim_run, infer
 
     options = options_from_args(args)
@@ -85,6 +86,14 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None and not done.already_finished:
         write_text(Path(args.report), json.dumps(done.report, indent=1) + "\n")
     return 0
+
+
+def _announce_export(model: Path) -> None:
+    """Say that a checkpoint becomes a file first, before the half minute that it takes."""
+    from tilelab.engines.packages.checkpoint import is_checkpoint, is_exported
+
+    if is_checkpoint(model) and not is_exported(model):
+        say(f"{model} is a checkpoint: it is exported first, once")
 
 
 def _stop_politely() -> None:

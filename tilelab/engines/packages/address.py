@@ -9,8 +9,6 @@ import hashlib
 import os
 import re
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -76,6 +74,9 @@ def _read(address: str) -> tuple[str, str]:
 
 
 def _download(url: str, shown: str, path: Path, pin: str) -> None:
+    import urllib.error  # takes longer to import than to find a model on the disk
+    import urllib.request
+
     request = urllib.request.Request(url, headers={"User-Agent": f"tilelab/{__version__}"})  # noqa: S310 - see `_ADDRESS`
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer, path.open("wb") as file:  # noqa: S310

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
-from tilelab.engines.packages.kept import digest_of, kept
+from tilelab.engines.packages.kept import digest_of, is_kept, kept
 from tilelab.errors import ModelError
 from tilelab.machine.version import __version__
 from tilelab.spec import METADATA_KEY
@@ -39,17 +39,26 @@ def is_checkpoint(path: Path) -> bool:
     return isinstance(header, dict) and METADATA_KEY in (header.get("__metadata__") or {})
 
 
+def is_exported(path: Path) -> bool:
+    """Whether the ONNX file of a checkpoint is kept already; to make it takes half a minute."""
+    return is_kept(_digest(path))
+
+
 def read_checkpoint(path: Path) -> ModelFile:
     """The ONNX file of a checkpoint, exported where it was not yet.
 
     Raises:
         ModelError: it cannot be exported here; the message is that of `tilelab export`.
     """
-    digest = hashlib.sha256(f"{__version__} {digest_of(path)}".encode()).hexdigest()
     name = f"{path.stem}.onnx"
-    folder, _ = kept(digest, lambda scratch: _export(path, scratch / name))
+    folder, _ = kept(_digest(path), lambda scratch: _export(path, scratch / name))
     found = next(folder.glob("*.onnx"))
     return replace(read_onnx(found), notes=(f"{path} was exported to {found}",))
+
+
+def _digest(path: Path) -> str:
+    """Of a checkpoint and what exports it."""
+    return hashlib.sha256(f"{__version__} {digest_of(path)}".encode()).hexdigest()
 
 
 def _export(path: Path, onnx: Path) -> None:

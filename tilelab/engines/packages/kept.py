@@ -30,6 +30,11 @@ def digest_of(*files: Path) -> str:
     return sha.hexdigest()
 
 
+def is_kept(digest: str) -> bool:
+    """Whether something was made for a digest."""
+    return (cache_folder() / digest[:_DIGITS]).is_dir()
+
+
 def kept(digest: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
     """The folder that `make` once filled for a digest, and whether it was made just now.
 
