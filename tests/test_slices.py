@@ -187,3 +187,36 @@ def test_an_image_beside_its_mask_is_a_plane(tmp_path: Path) -> None:
     with open_image(tmp_path / "pair") as image:
         np.testing.assert_array_equal(image[...], pixels((40, 50), seed=6))
         assert "without s1_mask.tif" in str(image.assumptions[0])
+
+
+def test_a_numbered_folder_is_a_stack_where_neighbours_look_alike(tmp_path: Path) -> None:
+    from tilelab.io.images.alike import ALIKE, likeness
+    from tilelab.io.images.folders import assume_stack, evident_stack, gather_images
+    from tilelab.sample import draw_superalloy
+
+    names = [f"s{i:02}.png" for i in range(6)]
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "apart").mkdir()
+    wide = draw_superalloy((400, 460), 3)[0]
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(names):  # slices that drift, with a noise of their own; micrographs of one specimen
+        slice_ = np.clip(wide[:, 9 * i : 9 * i + 400] + rng.normal(0, 20, (400, 400)), 0, 255)
+        Picture.fromarray(slice_.astype(np.uint8)).save(tmp_path / "stack" / name)
+        Picture.fromarray(draw_superalloy((400, 400), 2 * i)[0]).save(tmp_path / "apart" / name)
+    assert likeness(str(tmp_path / "stack"), names) > ALIKE > likeness(str(tmp_path / "apart"), names)
+    assert "neighbours look alike" in evident_stack(str(tmp_path / "stack")).because
+    assert evident_stack(str(tmp_path / "apart")) is None
+    found, notes = gather_images([str(tmp_path / "apart")], None)
+    assert len(found) == 6
+    assert "neighbours show different things" in notes[0]
+    with pytest.raises(InputError, match="--stack"):
+        assume_stack(tmp_path / "apart")
+
+
+def test_real_micrographs_are_no_stack_and_real_slices_are(real_data: Path) -> None:
+    from tilelab.io.images.alike import ALIKE, likeness
+
+    for name in ("membrane", "superalloy", "axon", "particles", "coating"):
+        folder = real_data / name / "train" / "images"
+        alike = likeness(str(folder), sorted(path.name for path in folder.glob("*.png")))
+        assert (alike > ALIKE) == (name == "membrane"), (name, alike)

@@ -1,6 +1,7 @@
 """Whether a folder, or a pattern of file names, is one stack of slices or images of their own.
 
-A stack is what was said to be one, or what evidently is: names that count without a gap, and one size and type.
+A stack is what was said to be one, or what evidently is: names that count without a gap, one size and type, and
+neighbours that show the same thing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
+from tilelab.io.images.alike import ALIKE, likeness
 from tilelab.io.images.formats import find_reader, local_path
 from tilelab.io.images.open import open_image
 from tilelab.io.images.series import SUFFIXES, are_counted, leave_out
@@ -49,11 +51,17 @@ def assume_stack(path: str | os.PathLike[str]) -> tuple[Assumption, ...]:
             "--stack says that they are slices of one stack; for images of their own give a folder to write to, -o "
             "FOLDER (in Python: stack=True, or tilelab.infer_many)"
         )
-    return (_assumed(folder, names),)
+    alike = likeness(folder, names)
+    if alike is not None and alike < ALIKE:
+        raise InputError(
+            f"{path} holds {len(names)} images; {_unlike(alike)}: --stack says that they are one stack all the same; for "
+            "images of their own give a folder to write to, -o FOLDER (in Python: stack=True, or tilelab.infer_many)"
+        )
+    return (_assumed(folder, names, alike),)
 
 
 def evident_stack(path: str) -> Assumption | None:
-    """That a folder or pattern is one stack: its names count without a gap, all are of one size and type."""
+    """That a folder or pattern is one stack: its names count, all are of one size and type, and neighbours alike."""
     folder, names, _ = list_images(path)
     if len(names) < 2 or not are_counted(names):
         return None
@@ -61,14 +69,22 @@ def evident_stack(path: str) -> Assumption | None:
         open_image(path).close()
     except InputError:
         return None
-    return _assumed(folder, names)
+    alike = likeness(folder, names)
+    return None if alike is not None and alike < ALIKE else _assumed(folder, names, alike)
 
 
-def _assumed(folder: str, names: list[str]) -> Assumption:
+def _unlike(alike: float) -> str:
+    return (
+        f"their names count, but neighbours show different things (correlation {alike:.2f}, of slices {ALIKE} and more)"
+    )
+
+
+def _assumed(folder: str, names: list[str], alike: float | None) -> Assumption:
+    look = "" if alike is None else f", neighbours look alike (correlation {alike:.2f})"
     return Assumption(
         what=f"whether the {len(names)} images in {folder} are one stack",
         taken="one stack",
-        because=f"their names count without a gap, {names[0]} ... {names[-1]}, all are of one size and type",
+        because=f"their names count without a gap, {names[0]} ... {names[-1]}, all are of one size and type{look}",
         flag=FLAGS,
     )
 
@@ -144,7 +160,11 @@ def gather_images(words: list[str], stack: bool | None) -> tuple[list[str], list
                 raise InputError(f"{path} holds no image")
             notes += said
             if stack is None and len(names) > 1:
-                notes.append(f"{path}: {len(names)} images of their own (--stack makes slices of one stack of them)")
+                alike = likeness(folder, names) if are_counted(names) else None
+                why = "" if alike is None or alike >= ALIKE else f"; {_unlike(alike)}"
+                notes.append(
+                    f"{path}: {len(names)} images of their own{why} (--stack makes slices of one stack of them)"
+                )
             found |= dict.fromkeys(os.path.join(folder, name) for name in names)  # noqa: PTH118
     return list(found), notes
 
