@@ -17,7 +17,7 @@ from tilelab.io.images.volume import Volume
 ALIKE = 0.3
 """Correlation from which on two images show the same thing.
 
-Neighbouring slices of a serial-section TEM stack have a median of 0.39 (ISBI 2012), those of thinner ones more; separate
+Neighbouring slices of a serial-section TEM stack have a median of 0.39 (ISBI 2012), thinner ones more; separate
 micrographs of one specimen 0.09 to 0.20 (the sets of NASA, axondeepseg and emps).
 """
 _SIDE = 96  # pixels that the middle of an image is averaged to

@@ -54,7 +54,7 @@ def assume_stack(path: str | os.PathLike[str]) -> tuple[Assumption, ...]:
     alike = likeness(folder, names)
     if alike is not None and alike < ALIKE:
         raise InputError(
-            f"{path} holds {len(names)} images; {_unlike(alike)}: --stack says that they are one stack all the same; for "
+            f"{path} holds {len(names)} images; {_unlike(alike)}: --stack says that they are one stack; for "
             "images of their own give a folder to write to, -o FOLDER (in Python: stack=True, or tilelab.infer_many)"
         )
     return (_assumed(folder, names, alike),)
