@@ -16,8 +16,11 @@ from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import ModelError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.result import read_result
+from tilelab.io.storage.local_path import LocalPath
 from tilelab.run.options import Options
+from tilelab.run.progress import Silent
 from tilelab.view.gather import Gathering
+from tilelab.view.growing import GrowingPage
 from tilelab.view.live import open_live
 from tilelab.view.pyramid import NotWanted, asker_gone
 
@@ -111,3 +114,33 @@ def test_who_has_gone_costs_nothing(files):
         asking.join(30)
         assert found == ["gone"]
         assert live.computed == 0
+
+
+def test_a_page_grows_with_its_run(files):
+    pytest.importorskip("neuroglancer", reason="the page is neuroglancer's")
+    folder, image, model = files
+    opened = []
+    page = GrowingPage(str(image), {}, LocalPath(folder / "r.ome.zarr"), lambda line: None, opened.append)
+    seen = {}
+
+    class Looking(Silent):
+        def advance(self, tiles):
+            (server,) = opened
+            seen["unfinished"] = server.scene.layers[-1].pyramid.read_chunk(0, (0, 0, 0))
+            seen["state"] = server.begin_state("base")
+            seen["version"] = server.version
+
+    try:
+        run = infer(image, model, folder / "r.ome.zarr", options=OPTIONS, progress=page.wrap(Looking()))
+        assert seen["version"] >= 1
+        *_, classes = seen["state"]["layers"]
+        assert classes["source"][0]["url"].startswith(f"base.{seen['version']}/")
+        assert seen["state"]["layers"][0]["source"][0]["url"].startswith("base/0/")  # the image is not read again
+        server = page.finish(str(run.path))
+        assert server is opened[0]
+        assert server.version > seen["version"]
+        labels = read_result(run.path).labels[0]
+        assert np.array_equal(server.scene.layers[-1].pyramid.read_chunk(0, (0, 1, 1))[0], labels[512:1024, 512:1024])
+        assert not seen["unfinished"].any() or np.array_equal(labels[:512, :512], seen["unfinished"][0])
+    finally:
+        page.close()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import threading
 import time
+import webbrowser
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tilelab.cli.many import FORMATS, ManyBar, Notes, are_many, one_stack, say_end
 from tilelab.cli.run_arguments import add_run_arguments, options_from_args, parse_count
@@ -17,7 +21,11 @@ from tilelab.cli.screen import ProgressBar, duration, say, summary
 from tilelab.errors import Interrupted, OutputError
 from tilelab.machine.disk import write_text
 from tilelab.run.options import Options
-from tilelab.run.progress import Silent
+from tilelab.run.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from tilelab.view.growing import GrowingPage
+    from tilelab.view.server import ViewServer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--page", metavar="FILE.html", help="write a page: picture, areas, times, what was assumed")
     parser.add_argument(
+        "--view", action="store_true", help="open a page in the browser at once: the result grows in it"
+    )
+    parser.add_argument("--no-open", action="store_true", help="with --view: say the link only")
+    parser.add_argument(
         "--dry-run", action="store_true", help="rehearse on a small part of the image, say what to expect, keep nothing"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no table")
@@ -54,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Segment an image, or many."""
     _announce_export(Path(args.model))
-    from tilelab.run.infer import claim_run, infer
+    from tilelab.run.infer import claim_run
 
     options = options_from_args(args)
     if are_many(args.images, args.out, options):
@@ -68,6 +80,15 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _rehearse(args, options)
     _stop_politely()
+    with _page(args, options) as page:
+        return _infer_one(args, options, page)
+
+
+def _infer_one(args: argparse.Namespace, options: Options, page: GrowingPage | None) -> int:
+    """Segment an image, in the sight of a page or not."""
+    from tilelab.run.infer import infer
+
+    bar: Progress = Silent() if args.quiet else ProgressBar()
     done = infer(
         args.image,
         args.model,
@@ -76,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         overview=args.overview,
         overview_size=args.overview_size,
         page=args.page,
-        progress=None if args.quiet else ProgressBar(),
+        progress=bar if page is None else page.wrap(bar),
         note=say,
     )
     if done.already_finished:
@@ -85,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         print(summary(done.report), file=sys.stderr)
     if args.report is not None and not done.already_finished:
         write_text(Path(args.report), json.dumps(done.report, indent=1) + "\n")
+    if page is not None:
+        _stay(page.finish(str(done.path)))
     return 0
 
 
@@ -94,6 +117,41 @@ def _announce_export(model: Path) -> None:
 
     if is_checkpoint(model) and not is_exported(model):
         say(f"{model} is a checkpoint: it is exported first, once")
+
+
+@contextlib.contextmanager
+def _page(args: argparse.Namespace, options: Options) -> Iterator[GrowingPage | None]:
+    """The page that was asked for."""
+    if not args.view:
+        if args.no_open:
+            raise OutputError("--no-open is for --view: give that, too, or leave it out")
+        yield None
+        return
+    from tilelab.run.target import output_path, work_path
+    from tilelab.view.growing import GrowingPage
+    from tilelab.view.server import client_folder
+
+    def opened(server: ViewServer) -> None:
+        print(server.url, flush=True)
+        if not args.no_open:
+            webbrowser.open(server.url)
+
+    client_folder()
+    names = ("level", "series", "channel", "timepoint", "axes", "allow_outside", "pixel_size_nm")
+    choices = {name: getattr(options, name) for name in names}
+    page = GrowingPage(args.image, choices, work_path(output_path(args.image, args.out)), say, opened)
+    try:
+        yield page
+    finally:
+        page.close()
+
+
+def _stay(server: ViewServer) -> None:
+    """Let the page stand until Ctrl-C."""
+    say("the page is there until Ctrl-C")
+    with contextlib.suppress(KeyboardInterrupt):
+        while server.wait(3600.0):
+            continue
 
 
 def _stop_politely() -> None:
@@ -111,6 +169,7 @@ def _infer_many(args: argparse.Namespace, options: Options) -> int:
         ("--report", args.report),
         ("--overview", args.overview),
         ("--page", args.page),
+        ("--view", args.view),
         ("--dry-run", args.dry_run),
     ):
         if given:

@@ -109,8 +109,11 @@ class Gathering:
             self._put(Layer(title, "image", pyramid, (1.0, 1.0, 1.0), shown=channel == 0), first)
 
     def add_result(self, result: Result, *, lasting: bool = True) -> None:
-        """Classes and probabilities of a result; not `lasting` while it is being written."""
+        """Classes and probabilities of a result; one that is being written is not `lasting` and lacks coarse levels."""
         info = result.info
+        if not lasting:
+            few = info.layout.aligned
+            result = replace(result, labels=result.labels[:few], probabilities=result.probabilities[:few])
         colors = class_colors(info.classes)
         names = {i: known.name for i, known in enumerate(info.classes) if i}
         for at, index in enumerate(info.probabilities if result.probabilities else ()):

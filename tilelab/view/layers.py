@@ -126,12 +126,13 @@ class Scene:
         return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def viewer_state(scene: Scene, base: str, *, full_size: bool = False) -> dict[str, Any]:
+def viewer_state(scene: Scene, base: str, *, version: int = 0, full_size: bool = False) -> dict[str, Any]:
     """What neuroglancer is to show.
 
     Args:
         scene: what there is.
         base: address under which the server gives the layers' data.
+        version: of layers that change; the page keeps what it has under an address.
         full_size: begin with a pixel of the image on each of the screen, in the middle, instead of the whole.
     """
     low, high = scene.bounds
@@ -139,7 +140,10 @@ def viewer_state(scene: Scene, base: str, *, full_size: bool = False) -> dict[st
     deep = high[0] - low[0] > 1
     whole = max((high[2] - low[2]) / 1100, (high[1] - low[1]) / 800)
     dimensions = {a: [s * 1e-9, "m"] if scene.units else [s, ""] for a, s in zip("xyz", scene.size[::-1], strict=True)}
-    layers = [_layer_state(layer, f"{base}/{number}") for number, layer in enumerate(scene.layers)]
+    layers = [
+        _layer_state(layer, f"{base}.{version}/{n}" if version and not layer.pyramid.lasting else f"{base}/{n}")
+        for n, layer in enumerate(scene.layers)
+    ]
     chosen = next((la.name for la in scene.layers if la.kind == "labels"), scene.layers[0].name)
     return {
         "title": scene.title,

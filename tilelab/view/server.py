@@ -45,7 +45,7 @@ class ViewServer(ThreadingHTTPServer):
         token: that every address begins with.
         state: of the page, as it was last told.
         changed: called with every state of the page.
-        seen: how many pages are looking.
+        version: of what is being written; see `renew`.
     """
 
     daemon_threads = True
@@ -54,11 +54,10 @@ class ViewServer(ThreadingHTTPServer):
     def __init__(self, scene: Scene, port: int = 0, *, state: dict[str, Any] | None = None, **view: Any) -> None:
         self.scene, self.token = scene, secrets.token_urlsafe(24)
         self.state: dict[str, Any] | None = None
-        self.told = 0
+        self.told = self.version = 0
         self.changed: Callable[[dict[str, Any]], None] = lambda state: None  # noqa: ARG005
         self._first, self._view = state, view
         self._news = threading.Condition()
-        self._seen = 0
         self.closing = False
         self.client = client_folder()
         try:
@@ -89,9 +88,15 @@ class ViewServer(ThreadingHTTPServer):
         """The state a page begins with: what it was last told, or a new one."""
         from tilelab.view.layers import keep_view
 
-        fresh = viewer_state(self.scene, base, **self._view)
+        fresh = viewer_state(self.scene, base, version=self.version, **self._view)
         kept = self.state or self._first
         return fresh if kept is None else keep_view(fresh, kept)
+
+    def renew(self, scene: Scene | None = None) -> None:
+        """Have pages ask again for what is being written, or show another scene."""
+        with self._news:
+            self.scene = self.scene if scene is None else scene
+            self.version += 1
 
     def tell(self, state: dict[str, Any]) -> int:
         """Keep what a page shows now."""
@@ -139,8 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._client(path.removeprefix("v/page/"))
             elif path == "events/page":
                 self._events()
-            elif path.startswith("data/"):
-                self._data(path.removeprefix("data/"))
+            elif found := re.fullmatch(r"data(?:\.\d{1,9})?/(.*)", path):
+                self._data(found[1])
             else:
                 self._refuse(HTTPStatus.NOT_FOUND)
 
@@ -186,18 +191,24 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(file.read_bytes(), _TYPES[file.suffix], cache=name != "index.html")
 
     def _events(self) -> None:
-        """Tell the page its state once, and hold the line: when it breaks, the page is gone."""
+        """Tell the page its state, and again when it was renewed; when the line breaks, the page is gone."""
         base = f"http://{self.headers['Host']}/{self.server.token}/data"
         self.close_connection = True
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        for key, state in (("c", {}), ("s", self.server.begin_state(base))):
-            self.wfile.write(f"data: {json.dumps({'k': key, 's': state, 'g': f'begin/{key}'})}\n\n".encode())
-        self.wfile.flush()
+        version = self.server.version
+        self._tell("c", {}, "begin/c")
+        self._tell("s", self.server.begin_state(base), "begin/s")
         while self.server.wait(1.0) and not self._gone():
-            continue
+            if version != self.server.version:
+                version = self.server.version
+                self._tell("s", self.server.begin_state(base), f"begin/{version}")
+
+    def _tell(self, key: str, state: dict[str, Any], generation: str) -> None:
+        self.wfile.write(f"data: {json.dumps({'k': key, 's': state, 'g': generation})}\n\n".encode())
+        self.wfile.flush()
 
     def _gone(self) -> bool:
         """Whether whoever asked has hung up."""
