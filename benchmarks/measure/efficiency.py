@@ -29,8 +29,8 @@ import sys, time
 began = time.perf_counter()
 import numpy as np
 path, name, precision = sys.argv[1:4]
-batch, tile, channels, count, streams = map(int, sys.argv[4:9])
-shape = (batch, channels, tile, tile)
+batch, height, width, channels, count, streams = map(int, sys.argv[4:10])
+shape = (batch, channels, height, width)
 data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
 if name == "openvino":
     from tilelab.engines.cpu.openvino import import_openvino  # as it is, less its telemetry
@@ -77,9 +77,9 @@ print(loaded - began, done - loaded, int(fields["VmHWM"].split()[0]) * 1024)
 """
 
 
-def run_bare(model: Path, engine: dict[str, Any], tile: int, channels: int, batches: int) -> dict[str, float]:
-    """One bare process."""
-    words = [model, engine["name"], engine["precision"], engine["batch"], tile, channels, batches, engine["streams"]]
+def run_bare(model: Path, engine: dict[str, Any], tile: list[int], channels: int, batches: int) -> dict[str, float]:
+    """One bare process, on tiles of this height and width."""
+    words = [model, engine["name"], engine["precision"], engine["batch"], *tile, channels, batches, engine["streams"]]
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", BARE, *map(str, words)], check=True, capture_output=True, text=True)
     wall = time.perf_counter() - began
@@ -117,7 +117,7 @@ def measure(image: Path, model: Path, words: list[str], repeats: int) -> dict[st
     batches = -(-report["tiles"]["inferred"] // report["engine"]["batch"])
     bare = []
     for turn in range(repeats):
-        bare.append(run_bare(model, report["engine"], report["tile"][0], spec.channels, batches))
+        bare.append(run_bare(model, report["engine"], list(report["tile"]), spec.channels, batches))
         if turn + 1 < repeats:
             ours.append(run_tilelab(image, model, words))
 

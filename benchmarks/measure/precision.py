@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -82,10 +83,10 @@ def measure_precisions(bench: Workbench) -> dict[str, Any]:
 def _bare_rate(bench: Workbench, model: Path, report: dict[str, Any]) -> float:
     """Megapixels of tiles per second of the engine alone."""
     scale, engine = bench.scale, report["engine"]
-    tile, channels = report["tile"][0], bench.model.spec.channels
+    tile, channels = list(report["tile"]), bench.model.spec.channels
     batches = max(1, round(16 * scale.seconds) // engine["batch"])
     loops: list[float] = [run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(scale.repeats)]
-    pixels: int = batches * engine["batch"] * tile**2
+    pixels: int = batches * engine["batch"] * math.prod(tile)
     return pixels / 1e6 / statistics.median(loops)
 
 
