@@ -109,6 +109,7 @@ def _batch(text: str) -> int | tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     """Export, check, and print what was written."""
     from tilelab.exporting.export import Place, export_model
+    from tilelab.exporting.samples import planes_of
     from tilelab.exporting.source import open_network
     from tilelab.exporting.write import Request
 
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             precision=precision,
             place=replace(place, free_size=args.free_size),
             request=Request(
-                calibration=_calibration(args.calibrate, source.spec.neighbours),
+                calibration=planes_of(args.calibrate, source.spec.neighbours),
                 device=args.device,
                 batch=args.batch,
                 compatibility=args.hardware_compatibility,
@@ -164,6 +165,7 @@ def _export_package(
     """Export to ONNX, and pack that for bioimage.io."""
     from tilelab.exporting.export import export_model
     from tilelab.exporting.package_file import Credits, write_package
+    from tilelab.exporting.samples import planes_of
     from tilelab.exporting.write import Request
 
     license = args.license or source.spec.training.get("license") or source.spec.training.get("licence")  # noqa: A001
@@ -181,7 +183,7 @@ def _export_package(
             lambda spec: gather_samples(source, spec, args),
             precision=precision,
             place=place,
-            request=Request(calibration=_calibration(args.calibrate, source.spec.neighbours)),
+            request=Request(calibration=planes_of(args.calibrate, source.spec.neighbours)),
             require=[parse_precision(text) for text in args.require],
             trained=_trained(source, args),
             report=lambda line: print(line, flush=True),
@@ -256,20 +258,11 @@ def gather_samples(
 
 def _trained(source: CheckpointSource | OnnxSource, args: argparse.Namespace) -> Sequence[Image]:
     """The images that the network was trained on, as far as they are named."""
-    from tilelab.exporting.samples import training_images
+    from tilelab.exporting.samples import planes_of, training_images
 
     if args.like is not None:
-        return _calibration(args.like, source.spec.neighbours)
+        return planes_of(args.like, source.spec.neighbours)
     return [] if args.data is None or source.recipe is None else training_images(source.recipe, args.data)
-
-
-def _calibration(path: Path | None, neighbours: int) -> Sequence[Image]:
-    if path is None:
-        return ()
-    from tilelab.exporting.samples import find_images, middle_plane
-    from tilelab.io.images.open import open_image
-
-    return [middle_plane(open_image(file, bar=None), neighbours) for file in find_images(path).values()]
 
 
 def _timing_cache(output: Path, device_name: str) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from tilelab.engines.files.onnx import embed_spec
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine, model_files, read_model
 from tilelab.errors import ModelError, OutputError
+from tilelab.exporting.home import learn_home
 from tilelab.exporting.openvino_file import read_network, write_ir
+from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import move_whole, replacing
 from tilelab.spec import ModelSpec
@@ -36,6 +38,8 @@ def describe_model(
     overrides: SpecOverrides,
     *,
     name: str | None = None,
+    trained: Sequence[Image] = (),
+    known: Sequence[Image] = (),
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Described:
@@ -48,6 +52,8 @@ def describe_model(
         output: the file to write, with the suffix of `source`.
         overrides: what there is to say, over what the file says of itself.
         name: of the model; None keeps its own, or that of the file.
+        trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
+        known: others that it is at home with.
         force: replace an existing file.
         report: called with one line for each thing the user should know.
 
@@ -72,6 +78,8 @@ def describe_model(
     try:
         spec = settle_outputs(engine, overrides)
         spec = msgspec.structs.replace(spec, name=name or spec.name)
+        if trained:
+            spec = msgspec.structs.replace(spec, home=learn_home(engine, trained, known))
         for line in (*engine.warnings, *engine.assumptions):
             report(str(line))
     finally:

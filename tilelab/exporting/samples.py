@@ -95,6 +95,17 @@ def find_images(path: Path) -> dict[str, Path]:
     return {name_of(path): path}
 
 
+def planes_of(path: Path | None, neighbours: int = 0) -> list[Image]:
+    """The middle slice of an image, or of each in a folder; none of None.
+
+    Raises:
+        InputError: there is nothing, or it cannot be read.
+    """
+    if path is None:
+        return []
+    return [middle_plane(open_image(file, bar=None), neighbours) for file in find_images(path).values()]
+
+
 def middle_plane(image: Image, neighbours: int = 0) -> Image:
     """The middle slice of a volume, with its neighbours as channels; a plane is itself."""
     return Plane(image, Volume(image).shape[0] // 2, neighbours)

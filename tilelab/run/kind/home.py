@@ -128,7 +128,8 @@ def knows(spec: ModelSpec) -> bool:
 def normalized(pixels: Array, mean: Float32, gain: Float32, tile: tuple[int, ...]) -> Float32:
     """Pixels ``(c, h, w)`` as the network gets them, reflected where the image is smaller than a tile."""
     channels = len(mean)
-    values = (pixels.astype(np.float32) - mean[:, None, None]) * gain[:, None, None]
+    raw = np.nan_to_num(pixels.astype(np.float32), copy=False, posinf=0, neginf=0)
+    values = (raw - mean[:, None, None]) * gain[:, None, None]
     pad = [(0, 0), *((0, max(0, t - n)) for t, n in zip(tile, values.shape[1:], strict=True))]
     return np.pad(np.broadcast_to(values, (channels, *values.shape[1:])), pad, mode="symmetric")
 
