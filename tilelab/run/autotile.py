@@ -186,10 +186,10 @@ def _engine_rates(model: str | Path, options: Options, spec: ModelSpec) -> tuple
 
 
 def _measure(model: str | Path, options: Options, spec: ModelSpec, most: int) -> dict[int, float]:
-    """Tile pixels per second of the engine, by the pixels of a tile, of tiles up to about `most` pixels."""
+    """Tile pixels per second of the engine, by the pixels of a tile, of two tiles at least, and up to about `most` pixels."""
     found: dict[int, float] = {}
     for tile in _MEASURED:
-        if found and math.prod(tile) > 1.5 * most:
+        if len(found) > 1 and math.prod(tile) > 1.5 * most:
             break
         fitted = tuple(-(-n // spec.stride) * spec.stride for n in tile)
         engine = load(model, _with(options, fitted, tuple(0 for _ in fitted), options.batch))
