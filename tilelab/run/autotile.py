@@ -186,7 +186,7 @@ def _engine_rates(model: str | Path, options: Options, spec: ModelSpec) -> tuple
 
 
 def _measure(model: str | Path, options: Options, spec: ModelSpec, most: int) -> dict[int, float]:
-    """Tile pixels per second of the engine, by the pixels of a tile, of two tiles at least, and up to about `most` pixels."""
+    """Tile pixels per second of the engine by the pixels of a tile: of two at least, and up to about `most` pixels."""
     found: dict[int, float] = {}
     for tile in _MEASURED:
         if len(found) > 1 and math.prod(tile) > 1.5 * most:
