@@ -26,6 +26,7 @@ TOLERANCE = 5e-4  # share of labels that may differ from those of the whole imag
 MARGIN = 4.0  # of images that are unlike those a curve was measured on: enlarged, inverted, of poor contrast
 WHOLE = 640 * 640  # pixels of an image that is one tile: it has no seams, and several would be no faster
 FILL = 2.0  # tiles' worth of time at the beginning and the end of a run, when not all cores have one
+_COARSE = 64  # px, that tiles of small images are rounded to: images of many sizes share a few engines
 CLEAR = 0.05  # a loaded engine's tile is kept when the best one gains less
 _LEAST, _MOST, _RATIO = 192, 2304, 1.12  # sides that are looked at, px
 _RELAXED = 1.5
@@ -227,10 +228,12 @@ def _candidates(
     seams = known_seams(spec)
     small = planes * math.prod(size) <= WHOLE
     most = _MOST**2 if machine.gpu else machine.memory_bytes // 4 // machine.cores // _ACTIVATIONS
+    step = math.lcm(_COARSE, spec.stride) if small else 1
+    rounded = [-(-n // step) * step for n in size]
     found = []
     given = [overlap] if overlap is not None else _overlaps(spec, seams, exact=exact)
     for overlap in given:
-        sides = [_sides(n, overlap, spec.stride, least) for n, least in zip(size, _least(spec), strict=True)]
+        sides = [_sides(n, overlap, spec.stride, least) for n, least in zip(rounded, _least(spec), strict=True)]
         pairs = list(_pairs(sides, square=square))
         least_pixels = min(map(math.prod, pairs))
         axes = [{t: _axis(n, t, overlap, spec.stride) for t in {p[a] for p in pairs}} for a, n in enumerate(size)]
