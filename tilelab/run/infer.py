@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tilelab.assumptions import check_strict
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import model_files, read_spec
 from tilelab.errors import OutputError
@@ -168,6 +169,7 @@ def segment(
         clock.mark("start")
         execution = Execution(prepared.plan)
         if not done and (options.restart or not present(work)):
+            prepared = _compare_with_training(prepared, options, note)
             sweep = None if crew is None else crew.sweep_units
             with contextlib.nullcontext() if turn is None else turn(prepared.plan):
                 execution = execute(prepared, target, work, options, progress, note, sweep)
@@ -187,6 +189,21 @@ def segment(
         if sheet is not None and page is not None:
             sheet.write(Path(page), report.document())
         return Run(target, report.document(), already_finished=done)
+
+
+def _compare_with_training(prepared: Prepared, options: Options, note: Callable[[str], None]) -> Prepared:
+    """`prepared` with what has to be assumed of an image that is unlike those of the training.
+
+    Raises:
+        StrictError: nothing may be assumed.
+    """
+    from tilelab.run.kind.suit import look_at_kind
+
+    unlike = look_at_kind(prepared.image, prepared.engine, options, prepared.job.mean, prepared.job.gain)
+    check_strict(unlike, options.strict)
+    for assumption in unlike:
+        note(str(assumption))
+    return replace(prepared, assumptions=prepared.assumptions + unlike)
 
 
 def claim_run(

@@ -12,6 +12,7 @@ from tilelab.arrays import Float32
 from tilelab.assumptions import Assumption
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
+from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.run.kind.home import MOST_PLACES, distance, knows, look
 from tilelab.run.normalize import WHITE
@@ -20,8 +21,9 @@ from tilelab.run.options import Options
 from tilelab.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from tilelab.run.kind.fit import Constants
+    from tilelab.run.kind.fit import Constants, Fit
 
+_WHAT = "the kind of image that {} is"
 _ONE_IN = 25
 """Of so many tiles of an image one is looked at: what it costs is a few percent of the run."""
 
@@ -44,7 +46,7 @@ class Suited:
 
 
 def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, gain: Float32) -> Suited:
-    """Invert the image where that was asked for, compare it with what the model was trained on, and fit it if asked.
+    """Invert the image where that was asked for, and fit it to the model if that was.
 
     Raises:
         ModelError: ``--fit`` was asked of a model that does not know what it was trained on.
@@ -54,47 +56,91 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
         if options.invert or options.fit:
             raise ModelError("--invert and --fit change the whole image alike: leave --statistics slice out")
         return Suited(opened, mean, gain, options.scale, {})
-    given = _constants(Volume(image), options, spec, mean, gain)
-    suited = Suited(opened, mean, gain, options.scale, {})
+    said: dict[str, object] = {}
     if options.invert:
-        inverted = given.inverted()
-        suited = replace(suited, mean=inverted[0], gain=inverted[1], said={"inverted": True})
-    home = spec.home
-    if home is None or not knows(spec) or Volume(image).channels != 1:
-        if options.fit:
-            raise ModelError(
-                "--fit needs a model that knows what it was trained on (tilelab describe MODEL --like IMAGES), and a "
-                "grey image: say what to change with --scale and --invert"
-            )
+        mean, gain = _constants(Volume(image), options, spec, mean, gain).inverted()
+        said = {"inverted": True}
+    suited = Suited(opened, mean, gain, options.scale, said)
+    if not options.fit:
         return suited
-    volume = network_input(Volume(image), spec)
-    try:
-        far = distance(home, look(volume, engine, suited.mean, suited.gain, _worth(volume, engine)))
-    except InputError:
-        return suited  # the run will name what cannot be read
-    if far <= home.limit:
+    if not _can_tell(image, spec):
+        raise ModelError(
+            "--fit needs a model that knows what it was trained on (tilelab describe MODEL --like IMAGES), and a grey "
+            "image: say what to change with --scale and --invert"
+        )
+    found = _compare(image, engine, options, mean, gain)
+    if found is None:
         return suited
-    from tilelab.run.kind.fit import fit_home, raw_intensities, scaled
+    far, best, given = found
+    if not best.changes:
+        return replace(suited, assumptions=(_assume(image, spec, far, best),))
+    from tilelab.run.kind.fit import raw_intensities, scaled
 
-    best = fit_home(image, engine, replace(given, mean=suited.mean, gain=suited.gain), home)
-    what = f"the kind of image that {image.uri} is"
-    unlike = f"it is unlike the {home.images} images of the training (distance {far:.3g}, known ones {home.limit:.3g})"
-    if not options.fit or not best.changes:
-        alike = best.changes and best.distance <= home.limit
-        taken = "the model's" if alike else "the model's, though it may be of another material or instrument"
-        because = f"{unlike}, most like them {best} ({best.distance:.3g})" if best.changes else unlike
-        said = Assumption(what=what, taken=taken, because=because, flag="--fit" if best.changes else "")
-        return replace(suited, assumptions=(said,))
-    mean, gain = best.constants(replace(given, mean=suited.mean, gain=suited.gain), home, raw_intensities(image))
-    said = Assumption(
-        what=what,
+    assert spec.home is not None  # noqa: S101 - it can tell
+    mean, gain = best.constants(given, spec.home, raw_intensities(image))
+    assumed = Assumption(
+        what=_WHAT.format(image.uri),
         taken=f"that of the training images, {best}",
-        because=f"{unlike}, and so changed {best.distance:.3g} from them",
+        because=f"{_unlike(spec, far)}, and so changed {best.distance:.3g} from them",
         flag="--scale and --invert",
     )
-    scale = None if best.scale == 1 else best.scale * (options.scale or 1)
+    scale = options.scale if best.scale == 1 else best.scale * (options.scale or 1)
     changed = replace(opened, image=scaled(image, best.scale))
-    return Suited(changed, mean, gain, scale or options.scale, {"fitted": str(best)}, (said,))
+    return Suited(changed, mean, gain, scale, {**said, "fitted": str(best)}, (assumed,))
+
+
+def look_at_kind(
+    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32
+) -> tuple[Assumption, ...]:
+    """What has to be assumed of an image that is unlike those of the training; one that was fitted has said so.
+
+    Args:
+        image, engine, options: of the run.
+        mean, gain: of its normalisation.
+    """
+    if options.fit or mean.ndim > 1 or not _can_tell(image, engine.spec):
+        return ()
+    found = _compare(image, engine, options, mean, gain)
+    return () if found is None else (_assume(image, engine.spec, found[0], found[1]),)
+
+
+def _can_tell(image: Image, spec: ModelSpec) -> bool:
+    return spec.home is not None and knows(spec) and Volume(image).channels == 1
+
+
+def _compare(
+    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32
+) -> tuple[float, Fit, Constants] | None:
+    """How far an image is from home, and what would bring it closest; None for one that is at home, or unreadable."""
+    home, volume = engine.spec.home, network_input(Volume(image), engine.spec)
+    assert home is not None  # noqa: S101 - it can tell
+    try:
+        far = distance(home, look(volume, engine, mean, gain, _worth(volume, engine)))
+        if far <= home.limit:
+            return None
+        from tilelab.run.kind.fit import fit_home
+
+        given = _constants(Volume(image), options, engine.spec, mean, gain)
+        return far, fit_home(image, engine, given, home), given
+    except InputError:
+        return None  # the run will name what cannot be read
+
+
+def _assume(image: Image, spec: ModelSpec, far: float, best: Fit) -> Assumption:
+    assert spec.home is not None  # noqa: S101 - it can tell
+    alike = best.changes and best.distance <= spec.home.limit
+    return Assumption(
+        what=_WHAT.format(image.uri),
+        taken="the model's" if alike else "the model's, though it may be of another material or instrument",
+        because=_unlike(spec, far) + (f", most like them {best} ({best.distance:.3g})" if best.changes else ""),
+        flag="--fit" if best.changes else "",
+    )
+
+
+def _unlike(spec: ModelSpec, far: float) -> str:
+    assert spec.home is not None  # noqa: S101 - it can tell
+    known = spec.home
+    return f"it is unlike the {known.images} images of the training (distance {far:.3g}, known ones {known.limit:.3g})"
 
 
 def _worth(volume: Volume, engine: Engine) -> int:
