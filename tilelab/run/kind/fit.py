@@ -54,7 +54,7 @@ class Fit:
         return self.scale != 1 or self.invert or self.matched
 
     def __str__(self) -> str:
-        said = [f"at {self.scale:.2g} of its size"] * (self.scale != 1) + ["inverted"] * self.invert
+        said = [f"at {self.scale:.2g} times its size"] * (self.scale != 1) + ["inverted"] * self.invert
         return ", ".join(said + ["with its contrast matched"] * self.matched) or "as it is"
 
     def constants(self, given: Constants, home: Home, seen: Float32) -> tuple[Float32, Float32]:
