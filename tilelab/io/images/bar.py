@@ -150,12 +150,14 @@ def _is_text(bar: Levels, flat: npt.NDArray[np.intp]) -> bool:
 
 def _as_levels(strip: Array) -> Levels | None:
     """Grey levels of 0 to 255; None of a strip of one level, or with pixels that are no number."""
+    if not strip.size:
+        return None
     if strip.dtype == np.uint8:
         return strip.astype(np.int16)
     low, high = float(strip.min()), float(strip.max())
     if not np.isfinite(high - low) or high <= low:
         return None
-    return ((strip.astype(np.float32) - low) * (255 / (high - low))).astype(np.int16)
+    return ((strip.astype(np.float64) - low) * (255 / (high - low))).astype(np.int16)
 
 
 def _count_rows(levels: Levels) -> npt.NDArray[np.intp]:

@@ -28,6 +28,7 @@ import tifffile
 from tilelab.arrays import Array
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
+from tilelab.io.images.tiff_log import collect_notes
 from tilelab.io.results.image_pyramid import halve
 from tilelab.io.results.result import ResultInfo, parse_info, read_info
 from tilelab.io.storage.place import Address, Place, as_place
@@ -103,7 +104,7 @@ def read_tiff_info(path: str | Path) -> ResultInfo:
         InputError: the file was not made by `write_tiff`.
     """
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with collect_notes(), tifffile.TiffFile(path) as tiff:
             found = _COMMENT.search(tiff.ome_metadata or "")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error

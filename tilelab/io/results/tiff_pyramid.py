@@ -16,6 +16,7 @@ import tifffile
 
 from tilelab.arrays import Array
 from tilelab.geometry import Box
+from tilelab.io.images.tiff_log import collect_notes
 from tilelab.io.storage.decode import usable_cpus
 from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
@@ -89,7 +90,7 @@ def write_pyramid_tiff(
 def read_tiff_label(path: str | Path) -> dict[str, Any] | None:
     """What a file of labels that `write_pyramid_tiff` wrote says of them; None of other files."""
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with collect_notes(), tifffile.TiffFile(path) as tiff:
             found = _DESCRIPTION.search(tiff.ome_metadata or "")
         told = None if found is None else parse_json(html.unescape(found[1]).encode())
     except (OSError, ValueError):  # tifffile's own errors are ValueErrors
