@@ -218,7 +218,8 @@ DENIED = """
 import contextlib, io, json, os, sys
 from tilelab.cli import main
 commands = json.loads(sys.argv[1])
-for words in (["infer", "in.tif", "-m", "identity", "-q", "-o", "warm.ome.zarr"], ["eval", "l.tif", "l.tif"]):
+warm = ["infer", "in.tif", "-m", "identity", "-q", "-o", "warm.ome.zarr"], ["eval", "l.tif", "l.tif"]
+for words in (*warm, ["convert", "in.tif", "warm.zarr"], ["convert", "in.tif", "warm.ome.tif"]):
     assert main(words) == 0  # what Python imports may be out of the other user's sight
 os.setgid(65534)
 os.setuid(65534)

@@ -186,7 +186,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("suffix", "asked"), product(REFUSED, ASKED))
+@pytest.mark.parametrize(("suffix", "asked"), list(product(REFUSED, ASKED)))
 def test_every_option_is_written_by_every_format_or_refused_before_anything_runs(
     tmp_path: Path, suffix: str, asked: str
 ) -> None:

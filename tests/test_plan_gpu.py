@@ -104,9 +104,9 @@ def test_workers_plan_for_the_gpu_with_the_least_memory():
     facts = EngineFacts("e", "cuda", "fp16", 8, SPEC.to_json(), "digest", ())
     rooms = [GpuRoom(F16, F16, free << 30) for free in (70, 20, 40)]
     accounts = {f"worker {i}": EngineAccount(facts, 1, (), (), room, "logits") for i, room in enumerate(rooms)}
-    assert RemoteEngine(_agreed(accounts)).gpu_room == rooms[1]
+    assert RemoteEngine(_agreed(accounts), np.copy).gpu_room == rooms[1]
     accounts = {name: account._replace(gpu_room=None) for name, account in accounts.items()}
-    assert RemoteEngine(_agreed(accounts)).gpu_room is None
+    assert RemoteEngine(_agreed(accounts), np.copy).gpu_room is None
 
 
 @settings(max_examples=100)

@@ -241,7 +241,7 @@ def test_a_plan_that_fails_says_why(trt, tmp_path, failure, error, words):
 def test_wrong_batches_and_tiles_are_refused(trt, tmp_path):
     path = built(tmp_path, batch=(1, 2, 4))
     file = read_model(path)
-    request = LoadRequest(file, file.inputs[0], file.outputs[0], file.spec, "cuda:0", "fp32", 5, (32, 32))
+    request = LoadRequest(file, file.inputs[0], file.outputs, file.spec, "cuda:0", "fp32", 5, (32, 32))
     with pytest.raises(ModelError, match=r"takes batches from 1 x 2 x 32 x 32 to 4 x 2 x 32 x 32, not 5 x 2 x 32 x 32"):
         tensorrt.load(request)
     with pytest.raises(ModelError, match="fixes its batch to 2: 3 was asked for"):

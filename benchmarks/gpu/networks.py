@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ def stand_in_for_msgspec() -> None:
 
     module = ModuleType("msgspec")
     module.Struct, module.MsgspecError = Struct, ValueError  # type: ignore[attr-defined]
+    module.json = SimpleNamespace(Decoder=lambda kind: None)  # type: ignore[attr-defined]  # noqa: ARG005
     sys.modules["msgspec"] = module
 
 

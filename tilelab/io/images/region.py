@@ -86,7 +86,7 @@ class RegionImage(Image):
         self.box = box
         self.uri, self.axes, self.dtype = whole.uri, whole.axes, whole.dtype
         self.warnings, self.assumptions = whole.warnings, whole.assumptions
-        self.pixel_size_nm, self.rgb = whole.pixel_size_nm, whole.rgb
+        self.pixel_size_nm, self.rgb, self.neighbours = whole.pixel_size_nm, whole.rgb, whole.neighbours
         self.shape = box.shape
         self.chunks = tuple(min(chunk, n) for chunk, n in zip(whole.chunks, box.shape, strict=True))
         phase = whole.chunk_phase or (0,) * len(box.start)

@@ -14,7 +14,7 @@ from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
-from tilelab.run.kind.home import MOST_PLACES, distance, knows, look
+from tilelab.run.kind.home import BLOCK, MOST_PLACES, distance, knows, look
 from tilelab.run.normalize import WHITE
 from tilelab.run.opening import OpenedImage
 from tilelab.run.options import Options
@@ -23,6 +23,7 @@ from tilelab.spec import ModelSpec
 if TYPE_CHECKING:
     from tilelab.run.kind.fit import Constants, Fit
 
+_LEAST = 3 * BLOCK // 4  # pixels a side
 _WHAT = "the kind of image that {} is"
 _ONE_IN = 25
 """Of so many tiles of an image one is looked at: what it costs is a few percent of the run."""
@@ -66,7 +67,7 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
     if not _can_tell(image, spec):
         raise ModelError(
             "--fit needs a model that knows what it was trained on (tilelab describe MODEL --like IMAGES), and a grey "
-            "image: say what to change with --scale and --invert"
+            f"image of at least {_LEAST} px a side: say what to change with --scale and --invert"
         )
     found = _compare(image, engine, options, mean, gain)
     if found is None:
@@ -105,7 +106,9 @@ def look_at_kind(
 
 
 def _can_tell(image: Image, spec: ModelSpec) -> bool:
-    return spec.home is not None and knows(spec) and Volume(image).channels == 1
+    """Whether an image can be compared: texture takes an image that is not much smaller than what was described."""
+    volume = Volume(image)
+    return spec.home is not None and knows(spec) and volume.channels == 1 and min(volume.shape[1:]) >= _LEAST
 
 
 def _compare(
