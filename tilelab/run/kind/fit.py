@@ -81,7 +81,7 @@ class Constants:
         return (self.black + self.white - self.mean).astype(np.float32), -self.gain
 
 
-def fit_home(image: Image, engine: Engine, given: Constants, home: Home) -> Fit:
+def fit_home(image: Image, engine: Engine, given: Constants, home: Home, *, thorough: bool = True) -> Fit:
     """How `image` comes closest to home; as it is, where nothing brings it clearly closer.
 
     Args:
@@ -89,6 +89,7 @@ def fit_home(image: Image, engine: Engine, given: Constants, home: Home) -> Fit:
         engine: of a model whose `home` this is.
         given: how its intensities are normalised as it is.
         home: of the model.
+        thorough: ask the model of several candidates, not of the likeliest alone.
     """
     seen = _see(Volume(image))
     raw = raw_intensities(image)
@@ -96,7 +97,7 @@ def fit_home(image: Image, engine: Engine, given: Constants, home: Home) -> Fit:
     finer = {scale for one in ranked[:1] for scale in (one.scale / _FINER, one.scale * _FINER)}
     ranked = sorted(ranked + _rank(seen, home, tuple(finer)), key=lambda one: one.distance)
     plain = [Fit(), Fit(matched=True)]
-    tried = plain + [replace(one, matched=m) for one in ranked[:_JUDGED] for m in (False, True)]
+    tried = plain + [replace(one, matched=m) for one in ranked[: _JUDGED if thorough else 1] for m in (False, True)]
     judged = [_judge(one, image, engine, given, home, raw) for one in tried]
     best = min(
         judged, key=lambda one: one.distance * (_NEARLY if one.scale != 1 and abs(math.log2(one.scale)) < 0.3 else 1)

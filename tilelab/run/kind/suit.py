@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LEAST = 3 * BLOCK // 4  # pixels a side
 _WHAT = "the kind of image that {} is"
-_ONE_IN = 25
+_ONE_IN = 60
 """Of so many tiles of an image one is looked at: what it costs is a few percent of the run."""
 
 
@@ -124,7 +124,7 @@ def _compare(
         from tilelab.run.kind.fit import fit_home
 
         given = _constants(Volume(image), options, engine.spec, mean, gain)
-        return far, fit_home(image, engine, given, home), given
+        return far, fit_home(image, engine, given, home, thorough=options.fit), given
     except InputError:
         return None  # the run will name what cannot be read
 
