@@ -169,7 +169,7 @@ def segment(
         clock.mark("start")
         execution = Execution(prepared.plan)
         if not done and (options.restart or not present(work)):
-            prepared = _compare_with_training(prepared, options, note)
+            prepared = _compare_with_training(prepared, options, note, hint=turn is None)
             sweep = None if crew is None else crew.sweep_units
             with contextlib.nullcontext() if turn is None else turn(prepared.plan):
                 execution = execute(prepared, target, work, options, progress, note, sweep)
@@ -191,15 +191,17 @@ def segment(
         return Run(target, report.document(), already_finished=done)
 
 
-def _compare_with_training(prepared: Prepared, options: Options, note: Callable[[str], None]) -> Prepared:
-    """`prepared` with what has to be assumed of an image that is unlike those of the training.
+def _compare_with_training(
+    prepared: Prepared, options: Options, note: Callable[[str], None], *, hint: bool
+) -> Prepared:
+    """`prepared` with what has to be assumed of an image that is unlike those of the training; see `look_at_kind`.
 
     Raises:
         StrictError: nothing may be assumed.
     """
     from tilelab.run.kind.suit import look_at_kind
 
-    unlike = look_at_kind(prepared.image, prepared.engine, options, prepared.job.mean, prepared.job.gain)
+    unlike = look_at_kind(prepared.image, prepared.engine, options, prepared.job.mean, prepared.job.gain, hint)
     check_strict(unlike, options.strict)
     for assumption in unlike:
         note(str(assumption))

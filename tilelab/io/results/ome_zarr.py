@@ -34,7 +34,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.errors import OutputError
 from tilelab.geometry import Box
-from tilelab.io.results.result import ATTRIBUTE, SHARDS, UNFINISHED, MapInfo, ResultInfo, What, read_info
+from tilelab.io.results.result import ATTRIBUTE, SHARDS, UNFINISHED, MapInfo, ResultInfo, What, count_shards, read_info
 from tilelab.io.results.sink import Finished, Stored, partial_path
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
@@ -226,7 +226,9 @@ class OmeZarrSink:
         document = json.loads(self.description.read_bytes())
         if stored is not None:
             files, size = (stored + coarse).sizes
-            document["attributes"][SHARDS] = {"files": files, "bytes": size}
+            # what is on the disk is counted where that is cheap: of a unit that two workers did, both tell
+            here = count_shards(self.partial, self.info) if self.path.renames else {"files": files, "bytes": size}
+            document["attributes"][SHARDS] = here
         root = json.dumps(document, indent=1).encode()
         if not self.path.renames:
             (self.partial / "zarr.json").write_bytes(root)

@@ -91,17 +91,18 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
 
 
 def look_at_kind(
-    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32
+    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32, hint: bool = True
 ) -> tuple[Assumption, ...]:
     """What has to be assumed of an image that is unlike those of the training; one that was fitted has said so.
 
     Args:
         image, engine, options: of the run.
         mean, gain: of its normalisation.
+        hint: look for what would make it alike, which takes longer than a small image does.
     """
     if options.fit or mean.ndim > 1 or not _can_tell(image, engine.spec):
         return ()
-    found = _compare(image, engine, options, mean, gain)
+    found = _compare(image, engine, options, mean, gain, hint)
     return () if found is None else (_assume(image, engine.spec, found[0], found[1]),)
 
 
@@ -112,7 +113,7 @@ def _can_tell(image: Image, spec: ModelSpec) -> bool:
 
 
 def _compare(
-    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32
+    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32, search: bool = True
 ) -> tuple[float, Fit, Constants] | None:
     """How far an image is from home, and what would bring it closest; None for one that is at home, or unreadable."""
     home, volume = engine.spec.home, network_input(Volume(image), engine.spec)
@@ -121,10 +122,11 @@ def _compare(
         far = distance(home, look(volume, engine, mean, gain, _worth(volume, engine)))
         if far <= home.limit:
             return None
-        from tilelab.run.kind.fit import fit_home
+        from tilelab.run.kind.fit import Fit, fit_home
 
         given = _constants(Volume(image), options, engine.spec, mean, gain)
-        return far, fit_home(image, engine, given, home, thorough=options.fit), given
+        best = fit_home(image, engine, given, home, thorough=options.fit) if search else Fit()
+        return far, best, given
     except InputError:
         return None  # the run will name what cannot be read
 
@@ -136,7 +138,7 @@ def _assume(image: Image, spec: ModelSpec, far: float, best: Fit) -> Assumption:
         what=_WHAT.format(image.uri),
         taken="the model's" if alike else "the model's, though it may be of another material or instrument",
         because=_unlike(spec, far) + (f", most like them {best} ({best.distance:.3g})" if best.changes else ""),
-        flag="--fit" if best.changes else "",
+        flag="--fit",
     )
 
 
