@@ -35,7 +35,7 @@ import numpy as np
 
 from tests.image_files import Array, pixels
 
-SECONDS = 30
+SECONDS = 90
 MEMORY = 6 << 30
 PLANE, STACK = (70, 90), (5, 40, 50)
 
