@@ -163,3 +163,8 @@ def test_a_home_is_kept_in_the_description():
     assert "home" not in msgspec.structs.replace(spec, home=None).to_json()
     with pytest.raises(ValueError, match="covariances"):
         Home(mean=(1.0,), covariance=(1.0, 2.0), limit=1, images=1)
+
+
+def test_fit_and_a_scale_contradict_each_other(model, tmp_path):
+    with pytest.raises(ModelError, match="leave --scale and --rescale out"):
+        said(model, drawn(20), tmp_path, fit=True, scale=0.5)

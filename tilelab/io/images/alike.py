@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
+from tilelab.io.storage.files import hash_stats
+from tilelab.io.storage.local_path import LocalPath
 
 ALIKE = 0.3
 """Correlation from which on two images show the same thing.
@@ -35,14 +38,22 @@ def likeness(folder: str, names: Sequence[str]) -> float | None:
     firsts = sorted({i * (len(names) - 1) // _PAIRS for i in range(_PAIRS)} if len(names) > 1 else set())
     found = []
     for i in firsts:
-        try:
-            pair = [_middle(os.path.join(folder, name)) for name in names[i : i + 2]]  # noqa: PTH118
-        except InputError:
+        pair = [os.path.join(folder, name) for name in names[i : i + 2]]  # noqa: PTH118
+        alike = _compare(pair[0], pair[1], hash_stats(map(LocalPath, pair)))
+        if alike is None:
             return None
-        if pair[0] is None or pair[1] is None:
-            return None
-        found.append(_correlate(pair[0], pair[1]))
+        found.append(alike)
     return statistics.median(found) if found else None
+
+
+@lru_cache(64)
+def _compare(first: str, second: str, stats: str) -> float | None:  # noqa: ARG001 - files that changed are read again
+    """The correlation of two images, which a command asks for more than once; None where it cannot be told."""
+    try:
+        one, other = _middle(first), _middle(second)
+    except InputError:
+        return None
+    return None if one is None or other is None else _correlate(one, other)
 
 
 def _middle(path: str) -> Float64 | None:

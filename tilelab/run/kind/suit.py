@@ -18,7 +18,7 @@ from tilelab.run.kind.home import BLOCK, MOST_PLACES, distance, knows, look
 from tilelab.run.normalize import WHITE
 from tilelab.run.opening import OpenedImage
 from tilelab.run.options import Options
-from tilelab.spec import ModelSpec
+from tilelab.spec import Home, ModelSpec
 
 if TYPE_CHECKING:
     from tilelab.run.kind.fit import Constants, Fit
@@ -50,7 +50,7 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
     """Invert the image where that was asked for, and fit it to the model if that was.
 
     Raises:
-        ModelError: ``--fit`` was asked of a model that does not know what it was trained on.
+        ModelError: ``--fit`` was asked of a model that does not know what it was trained on, or beside a scale.
     """
     spec, image = engine.spec, opened.image
     if mean.ndim > 1:
@@ -64,28 +64,30 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
     suited = Suited(opened, mean, gain, options.scale, said)
     if not options.fit:
         return suited
-    if not _can_tell(image, spec):
+    if options.scale is not None or options.rescale:  # who opens the image anew resamples it once
+        raise ModelError("--fit finds the scale: leave --scale and --rescale out")
+    home = _home_of(image, spec)
+    if home is None:
         raise ModelError(
             "--fit needs a model that knows what it was trained on (tilelab describe MODEL --like IMAGES), and a grey "
             f"image of at least {_LEAST} px a side: say what to change with --scale and --invert"
         )
-    found = _compare(image, engine, options, mean, gain)
+    found = _compare(image, engine, options, mean, gain, home)
     if found is None:
         return suited
     far, best, given = found
     if not best.changes:
-        return replace(suited, assumptions=(_assume(image, spec, far, best),))
+        return replace(suited, assumptions=(_assume(image, home, far, best),))
     from tilelab.run.kind.fit import raw_intensities, scaled
 
-    assert spec.home is not None  # noqa: S101 - it can tell
-    mean, gain = best.constants(given, spec.home, raw_intensities(image))
+    mean, gain = best.constants(given, home, raw_intensities(image))
     assumed = Assumption(
         what=_WHAT.format(image.uri),
         taken=f"that of the training images, {best}",
-        because=f"{_unlike(spec, far)}, and so changed {best.distance:.3g} from them",
+        because=f"{_unlike(home, far)}, and so changed {best.distance:.3g} from them",
         flag="--scale and --invert",
     )
-    scale = options.scale if best.scale == 1 else best.scale * (options.scale or 1)
+    scale = None if best.scale == 1 else best.scale
     changed = replace(opened, image=scaled(image, best.scale))
     return Suited(changed, mean, gain, scale, {**said, "fitted": str(best)}, (assumed,))
 
@@ -100,24 +102,24 @@ def look_at_kind(
         mean, gain: of its normalisation.
         hint: look for what would make it alike, which takes longer than a small image does.
     """
-    if options.fit or mean.ndim > 1 or not _can_tell(image, engine.spec):
+    home = _home_of(image, engine.spec)
+    if options.fit or mean.ndim > 1 or home is None:
         return ()
-    found = _compare(image, engine, options, mean, gain, hint)
-    return () if found is None else (_assume(image, engine.spec, found[0], found[1]),)
+    found = _compare(image, engine, options, mean, gain, home, hint)
+    return () if found is None else (_assume(image, home, found[0], found[1]),)
 
 
-def _can_tell(image: Image, spec: ModelSpec) -> bool:
-    """Whether an image can be compared: texture takes an image that is not much smaller than what was described."""
+def _home_of(image: Image, spec: ModelSpec) -> Home | None:
+    """The model's, for an image that can be compared: one that is not much smaller than what was described."""
     volume = Volume(image)
-    return spec.home is not None and knows(spec) and volume.channels == 1 and min(volume.shape[1:]) >= _LEAST
+    return spec.home if knows(spec) and volume.channels == 1 and min(volume.shape[1:]) >= _LEAST else None
 
 
 def _compare(
-    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32, search: bool = True
+    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32, home: Home, search: bool = True
 ) -> tuple[float, Fit, Constants] | None:
     """How far an image is from home, and what would bring it closest; None for one that is at home, or unreadable."""
-    home, volume = engine.spec.home, network_input(Volume(image), engine.spec)
-    assert home is not None  # noqa: S101 - it can tell
+    volume = network_input(Volume(image), engine.spec)
     try:
         far = distance(home, look(volume, engine, mean, gain, _worth(volume, engine)))
         if far <= home.limit:
@@ -131,21 +133,18 @@ def _compare(
         return None  # the run will name what cannot be read
 
 
-def _assume(image: Image, spec: ModelSpec, far: float, best: Fit) -> Assumption:
-    assert spec.home is not None  # noqa: S101 - it can tell
-    alike = best.changes and best.distance <= spec.home.limit
+def _assume(image: Image, home: Home, far: float, best: Fit) -> Assumption:
+    alike = best.changes and best.distance <= home.limit
     return Assumption(
         what=_WHAT.format(image.uri),
         taken="the model's" if alike else "the model's, though it may be of another material or instrument",
-        because=_unlike(spec, far) + (f", most like them {best} ({best.distance:.3g})" if best.changes else ""),
+        because=_unlike(home, far) + (f", most like them {best} ({best.distance:.3g})" if best.changes else ""),
         flag="--fit",
     )
 
 
-def _unlike(spec: ModelSpec, far: float) -> str:
-    assert spec.home is not None  # noqa: S101 - it can tell
-    known = spec.home
-    return f"it is unlike the {known.images} images of the training (distance {far:.3g}, known ones {known.limit:.3g})"
+def _unlike(home: Home, far: float) -> str:
+    return f"it is unlike the {home.images} images of the training (distance {far:.3g}, known ones {home.limit:.3g})"
 
 
 def _worth(volume: Volume, engine: Engine) -> int:
