@@ -16,6 +16,7 @@ from tilelab.engines import registry, selftest
 from tilelab.engines.cpu import onnxruntime as ort
 from tilelab.engines.cpu import openvino as ov
 from tilelab.engines.loading import Availability, FileEngine
+from tilelab.text import install_hint
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_without_engines_it_says_how_to_get_one(monkeypatch, capsys):
     assert main(["doctor"]) == 2
     captured = capsys.readouterr()
     assert "it cannot be imported" in " ".join(captured.out.split())
-    assert captured.err == "tilelab: error: no engine works here: pip install 'tilelab[cpu]'\n"
+    assert captured.err == f"tilelab: error: no engine works here: {install_hint('cpu')}\n"
 
 
 def test_a_library_that_does_not_load_is_a_reason(monkeypatch):
@@ -96,7 +97,7 @@ def test_a_library_that_does_not_load_is_a_reason(monkeypatch):
         ort.probe.cache_clear()
     assert found.version == ""
     assert "onnxruntime cannot be imported" in found.reason
-    assert "pip install tilelab[cpu]" in found.reason
+    assert install_hint("cpu") in found.reason
 
 
 def test_packages_that_cannot_live_together(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from tilelab import infer
 from tilelab.cli import main
 from tilelab.engines.registry import bundled_models
 from tilelab.spec import ModelSpec, Normalization
+from tilelab.text import install_hint
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_networks_need_torch_and_say_so(checkpoint, capsys, monkeypatch):
     for name in (str(checkpoint), "pmcanet:resnet50"):
         assert main(["info", name]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "is a network in torch, which is not installed: pip install 'tilelab[train]'" in line
+        assert f"is a network in torch, which is not installed: {install_hint('train')}" in line
 
 
 def test_a_file_that_is_not_a_checkpoint(tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tilelab.errors import PlanError
@@ -25,6 +27,44 @@ def explain(error: BaseException) -> str:
     line = _CPP_PLACE.sub(" ", (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1])
     # the reason stands at the end, what was done at the beginning
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 3]} ... {line[-2 * _LONGEST // 3 :]}"
+
+
+def install_hint(extra: str) -> str:
+    """``pip install "/src/tilelab[gpu]"``: what adds the packages of `extra`, from where this package came itself."""
+    here = Path(__file__).resolve().parents[1]
+    if (here / "pyproject.toml").is_file():  # a source folder, installed in place or not at all
+        return f'pip install -e "{here}[{extra}]"'
+    return _install_from(_origin(), extra)
+
+
+def _origin() -> dict[str, Any]:
+    """Where pip had the package from (PEP 610), empty where it does not say."""
+    from importlib.metadata import PackageNotFoundError, distribution  # 20 ms, for messages alone
+
+    try:
+        said = distribution("tilelab").read_text("direct_url.json")
+        known = json.loads(said) if said else {}
+    except (PackageNotFoundError, OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("url"), str) else {}
+
+
+def _install_from(origin: dict[str, Any], extra: str) -> str:
+    """The command, given what PEP 610 keeps of an installed package."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    url = str(origin.get("url", ""))
+    vcs = origin.get("vcs_info")
+    local = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
+    if isinstance(vcs, dict) and vcs.get("vcs"):
+        revision = f"@{vcs['commit_id']}" if vcs.get("commit_id") else ""
+        return f'pip install "tilelab[{extra}] @ {vcs["vcs"]}+{url}{revision}"'
+    if local is not None and local.exists():
+        return f'pip install "{local}[{extra}]"'
+    if url and local is None:
+        return f'pip install "tilelab[{extra}] @ {url}"'
+    return f'pip install ".[{extra}]" in the folder of tilelab\'s source'
 
 
 def format_bytes(count: float) -> str:

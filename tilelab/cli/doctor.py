@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tilelab.cli.terminal import drawn
 from tilelab.errors import EngineError
 from tilelab.machine.version import __version__
+from tilelab.text import install_hint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
         show(found, Console(file=drawn(sys.stdout), highlight=False, soft_wrap=False))
     if not any(row["works"] for row in found["engines"]):
-        raise EngineError("no engine works here: pip install 'tilelab[cpu]'")
+        raise EngineError(f"no engine works here: {install_hint('cpu')}")
     return 0
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from tilelab.cli.info_words import Rows
 from tilelab.errors import EngineError, ModelError
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, install_hint
 
 CHECKPOINT = ".safetensors"
 _BASES = ("unet", "unet++", "linknet", "fpn", "pspnet", "pan", "deeplabv3+", "pmcanet", "casenet")
@@ -74,9 +74,7 @@ def _need_torch(name: str) -> None:
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise EngineError(
-            f"{name} is a network in torch, which is not installed: pip install 'tilelab[train]'"
-        ) from None
+        raise EngineError(f"{name} is a network in torch, which is not installed: {install_hint('train')}") from None
 
 
 def _measure(network: Any, channels: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
 from tilelab.errors import Interrupted, OutputError
 from tilelab.io.storage.claims import Kind, Write, claim
+from tilelab.text import install_hint
 
 if TYPE_CHECKING:
     from tilelab.training.loop import StepReport
@@ -45,7 +46,7 @@ def require_torch() -> None:
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise OutputError("training needs torch: install tilelab[train]") from None
+        raise OutputError(f"training needs torch: {install_hint('train')}") from None
 
 
 def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[..., Path]) -> Path:

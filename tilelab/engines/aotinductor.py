@@ -13,6 +13,7 @@ from tilelab.engines.cpu.aotinductor import AotInductorCpuEngine
 from tilelab.engines.files.aotinductor_package import PRECISIONS
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, Target
 from tilelab.machine.nvidia import driver_problem, gpu_count
+from tilelab.text import install_hint
 
 
 @lru_cache(maxsize=1)
@@ -21,7 +22,7 @@ def probe() -> Availability:
     try:
         found = version("torch")
     except PackageNotFoundError:
-        return Availability("", "torch is not installed: pip install tilelab[train]")
+        return Availability("", f"torch is not installed: {install_hint('train')}")
     devices = ["cpu"] if driver_problem() else ["cpu", *(f"cuda:{i}" for i in range(gpu_count()))]
     return Availability(found, targets=tuple(Target(device, p) for device in devices for p in PRECISIONS))
 

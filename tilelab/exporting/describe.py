@@ -21,6 +21,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import move_whole, replacing
 from tilelab.spec import ModelSpec
+from tilelab.text import install_hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def copy_onnx(file: ModelFile, path: Path) -> None:
         import onnx
     except ImportError:
         raise ModelError(
-            f"{file.path} keeps its weights in another file; to put them into it: pip install 'tilelab[export]'"
+            f"{file.path} keeps its weights in another file; to put them into it: {install_hint('export')}"
         ) from None
     try:
         onnx.save(onnx.load(file.path), path)

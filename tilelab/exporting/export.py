@@ -24,6 +24,7 @@ from tilelab.io.storage.claims import Write, claim
 from tilelab.machine import nvidia
 from tilelab.machine.disk import move_whole, remove_entry, work_folder
 from tilelab.spec import Home, ModelSpec, Precision
+from tilelab.text import install_hint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +213,7 @@ class _Gate:
         held = self.file.precision
         engines = availability_of(self.file.format)
         if not engines:
-            raise EngineError("nothing to check the export with: pip install 'tilelab[cpu]'")
+            raise EngineError(f"nothing to check the export with: {install_hint('cpu')}")
         wanted, passed, native = set(require), {held: None}, False
         for engine in engines:
             for precision, device in self._arithmetic(engine).items():

@@ -29,6 +29,7 @@ from tilelab.machine.disk import MARK, replacing
 from tilelab.machine.version import __version__
 from tilelab.run.normalize import normalization_constants
 from tilelab.spec import ModelSpec
+from tilelab.text import install_hint
 
 FORMAT = "0.5.4"
 DOCUMENT = "bioimageio.yaml"
@@ -89,7 +90,7 @@ def validate(path: Path, name: Path) -> str:
     try:
         library: Any = importlib.import_module("bioimageio.spec")
     except ImportError:
-        return f"{name} was not checked by bioimageio.spec, which is not installed: pip install 'tilelab[bioimageio]'"
+        return f"{name} was not checked by bioimageio.spec, which is not installed: {install_hint('bioimageio')}"
     found = library.load_description(path, perform_io_checks=True)
     summary = found.validation_summary
     if isinstance(found, library.InvalidDescr):

@@ -17,7 +17,7 @@ from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.calibration import Tiles
 from tilelab.exporting.openvino_file import read_network
 from tilelab.spec import ModelSpec
-from tilelab.text import explain
+from tilelab.text import explain, install_hint
 
 
 def quantize_openvino(onnx: Path, spec: ModelSpec, tiles: Tiles) -> Any:
@@ -41,7 +41,7 @@ def quantize_openvino(onnx: Path, spec: ModelSpec, tiles: Tiles) -> Any:
                 RangeEstimatorParametersSet,
             )
     except ImportError as error:
-        raise EngineError(f"int8 for OpenVINO needs NNCF ({explain(error)}): pip install 'tilelab[export]'") from error
+        raise EngineError(f"int8 for OpenVINO needs NNCF ({explain(error)}): {install_hint('export')}") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
     network = read_network(onnx)
     network.reshape([1, spec.channels, *spec.tile])

@@ -16,6 +16,7 @@ from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.describe import copy_onnx, settle_outputs
 from tilelab.geometry import Window
 from tilelab.spec import ModelSpec, Precision
+from tilelab.text import install_hint
 
 if TYPE_CHECKING:
     from tilelab.training.recipe import Recipe
@@ -101,7 +102,7 @@ class CheckpointSource:
         try:
             import torch
         except ModuleNotFoundError:
-            raise EngineError("exporting a checkpoint needs torch: pip install 'tilelab[train]'") from None
+            raise EngineError(f"exporting a checkpoint needs torch: {install_hint('train')}") from None
         from tilelab.training.checkpoint import load_checkpoint, load_network
 
         self.path = path

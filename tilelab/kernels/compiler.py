@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.errors import EngineError
+from tilelab.text import install_hint
 
 __all__ = ["COMPILER", "SIMULATED", "cache_folder", "cuda", "float32", "int32", "is_fault", "jit", "libdevice"]
 __all__ += ["typeof", "types", "uint32", "uint64"]
@@ -77,7 +78,7 @@ def _choose() -> tuple[str, str]:
         problems.append(f"numba-cuda: {error}")
         raise EngineError(
             f"the GPU path needs numba-cuda-mlir, which does not load ({'; '.join(problems)}): "
-            "pip install 'tilelab[gpu]'"
+            + install_hint("gpu")
         ) from error
     return "numba-cuda", "numba.cuda"
 

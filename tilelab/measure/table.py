@@ -11,6 +11,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.errors import OutputError
 from tilelab.machine.disk import replacing
+from tilelab.text import install_hint
 
 Columns = dict[str, Array]
 SUFFIXES = (".csv", ".parquet")
@@ -89,5 +90,5 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError as error:
-        raise OutputError(f"{path} needs pyarrow, which is not installed: pip install 'tilelab[tables]'") from error
+        raise OutputError(f"{path} needs pyarrow, which is not installed: {install_hint('tables')}") from error
     return arrow, parquet

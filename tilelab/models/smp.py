@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tilelab.errors import ModelError
+from tilelab.text import install_hint
 
 # Detection operators that torchvision describes whether its compiled library could be loaded or not.
 _SIGNATURES = (
@@ -44,5 +45,5 @@ def import_smp() -> Any:
     try:
         import segmentation_models_pytorch as smp
     except ModuleNotFoundError as error:
-        raise ModelError(f"{error.name} is missing: install tilelab[train]") from error
+        raise ModelError(f"{error.name} is missing: {install_hint('train')}") from error
     return smp

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from tilelab.errors import InputError, OutputError, TilelabError
 from tilelab.machine.version import __version__
+from tilelab.text import install_hint
 from tilelab.view.layers import Scene, viewer_state
 from tilelab.view.pyramid import asker_gone
 
@@ -126,7 +127,7 @@ def client_folder() -> Path:
     for place in (found.submodule_search_locations or ()) if found else ():
         if (client := Path(place) / "static" / "client").joinpath("index.html").is_file():
             return client
-    raise InputError("the page is neuroglancer's: pip install 'tilelab[view]'")
+    raise InputError(f"the page is neuroglancer's: {install_hint('view')}")
 
 
 class _Handler(BaseHTTPRequestHandler):

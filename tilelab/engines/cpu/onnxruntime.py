@@ -21,7 +21,7 @@ from tilelab.engines.loading import (
 from tilelab.errors import EngineError
 from tilelab.machine.cpu import cpu_features
 from tilelab.machine.memory import resident_memory
-from tilelab.text import explain, size_text
+from tilelab.text import explain, install_hint, size_text
 
 _FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
 
@@ -42,7 +42,7 @@ def probe() -> Availability:
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
-        return Availability("", f"onnxruntime cannot be imported ({explain(error)}): pip install tilelab[cpu]")
+        return Availability("", f"onnxruntime cannot be imported ({explain(error)}): {install_hint('cpu')}")
     lacks = "ONNX Runtime has no {} arithmetic on the CPU: use openvino"
     targets = (
         Target("cpu", "fp32"),

@@ -29,7 +29,7 @@ from tilelab.engines.loading import (
 from tilelab.errors import EngineError, ModelError
 from tilelab.machine.cpu import cpu_features, has_cpu_feature
 from tilelab.spec import METADATA_KEY, Precision
-from tilelab.text import explain, size_text
+from tilelab.text import explain, install_hint, size_text
 
 _CONVERTER = "openvino.tools.ovc"
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -95,7 +95,7 @@ def probe() -> Availability:
         core = _core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError as error:
-        return Availability("", f"openvino cannot be imported ({explain(error)}): pip install tilelab[cpu]")
+        return Availability("", f"openvino cannot be imported ({explain(error)}): {install_hint('cpu')}")
     except RuntimeError as error:
         return Availability(openvino.__version__, f"openvino finds no CPU device: {explain(error)}")
     reasons = {"bf16": "", "fp16": ""}

@@ -24,6 +24,7 @@ from tilelab.engines.packages.kept import digest_of, kept
 from tilelab.engines.packages.processing import normalization_words
 from tilelab.errors import ModelError
 from tilelab.spec import Activation, ModelSpec, OutputKind
+from tilelab.text import install_hint
 
 DOCUMENTS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
 _MAP: OutputKind = "map"
@@ -149,7 +150,7 @@ def open_package(path: Path) -> Package:
     try:
         import yaml
     except ImportError:
-        raise ModelError(f"{path} is a package of bioimage.io: to read it, pip install 'tilelab[bioimageio]'") from None
+        raise ModelError(f"{path} is a package of bioimage.io: to read it, {install_hint('bioimageio')}") from None
     folder, name = _unpacked(path)
     try:
         document = yaml.safe_load((folder / name).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """What a path or array is, decided by its first bytes and not by its name, and the reader for it.
 
 Readers are imported when one of their images is met: those of HDF5, MRC, N5 and neuroglancer precomputed need packages
-that the core does not (``pip install tilelab[formats]``).
+that the core does not (extra ``formats``).
 """
 
 from __future__ import annotations

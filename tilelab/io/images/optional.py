@@ -8,6 +8,7 @@ from typing import Any
 
 from tilelab.errors import InputError
 from tilelab.io.zarr.documents import parse_json
+from tilelab.text import install_hint
 
 
 def require(module: str, what: str) -> Any:
@@ -20,7 +21,7 @@ def require(module: str, what: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise InputError(
-            f"reading {what} needs {module}, which cannot be imported ({error}): pip install tilelab[formats]"
+            f"reading {what} needs {module}, which cannot be imported ({error}): {install_hint('formats')}"
         ) from error
 
 

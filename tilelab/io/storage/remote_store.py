@@ -17,6 +17,7 @@ from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.remote_access import Access, clean_uri, open_access
 from tilelab.io.storage.remote_errors import RemoteError, Trouble, diagnose
 from tilelab.io.storage.stored_file import Version
+from tilelab.text import install_hint
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class RemoteStore:
         try:
             self._access: Access = open_access(root)
         except ImportError:
-            raise TilelabError("remote stores need obstore: pip install 'tilelab[remote]'") from None
+            raise TilelabError(f"remote stores need obstore: {install_hint('remote')}") from None
         except ValueError as error:
             raise TilelabError(str(error)) from None
         except Exception as error:  # noqa: BLE001 - obstore's texts may quote settings

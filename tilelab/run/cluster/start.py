@@ -14,6 +14,7 @@ from tilelab.errors import ClusterError
 from tilelab.machine.memory import DEFAULT_LIMIT, available_memory
 from tilelab.run.cluster.devices import worker_slots
 from tilelab.run.options import Options
+from tilelab.text import install_hint
 
 CONNECT_SECONDS = 10
 START_SECONDS = 120
@@ -44,7 +45,7 @@ def start_client(options: Options) -> Iterator[tuple[Any, Options]]:
         import distributed
     except ImportError as error:
         raise ClusterError(
-            "several workers need dask.distributed, which is not installed: pip install 'tilelab[cluster]'"
+            f"several workers need dask.distributed, which is not installed: {install_hint('cluster')}"
         ) from error
     with contextlib.ExitStack() as stack:
         if options.scheduler is None:
