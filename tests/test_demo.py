@@ -23,7 +23,7 @@ def test_the_demo_segments_what_it_draws_and_scores_it_honestly(tmp_path: Path, 
     image, truth = draw_superalloy((640, 640), seed=3)
     sample = tmp_path / "demo" / "sample-640-3.tif"
     np.testing.assert_array_equal(tifffile.imread(sample), image)
-    result = read_result(tmp_path / "demo" / "sample.ome.zarr")
+    result = read_result(tmp_path / "demo" / "sample.superalloy.ome.zarr")
     assert [info.name for info in result.info.classes] == [info.name for info in CLASSES]
     scores = score_confusion(count_confusion(result.labels[0][:, :], truth)[:3, :3])
     match = re.search(r"mean IoU (\d\.\d{3})", out)

@@ -169,6 +169,21 @@ def test_files_pair_whatever_their_names_and_take_namesakes_out_of_folders(tmp_p
     assert notes == []
 
 
+def test_a_result_that_is_named_after_its_model_pairs_with_its_image_alone(tmp_path):
+    for name in (
+        "pred/a.superalloy.ome.zarr",
+        "pred/b.axon.png",
+        "pred/b.superalloy.png",
+        "truth/a.tif",
+        "truth/b.tif",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    pairs, notes = find_pairs(tmp_path / "pred", tmp_path / "truth")
+    assert [(p.name, p.truth.name) for p in pairs] == [("a.superalloy", "a.tif")]
+    assert len(notes) == 3  # which of two models is meant for b, nobody said
+
+
 def test_nothing_to_pair_is_an_error(tmp_path):
     one = save_png(tmp_path / "pred" / "one.png", blobs(0))
     save_png(tmp_path / "truth" / "two.png", blobs(0))

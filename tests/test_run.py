@@ -24,6 +24,7 @@ from tilelab.engines.registry import load_engine
 from tilelab.errors import Interrupted, ModelError, OutputError, PlanError, ResumeError
 from tilelab.io.results.result import read_result
 from tilelab.run.options import Options
+from tilelab.run.target import output_path
 
 HERE = Path(__file__).parent
 
@@ -211,12 +212,41 @@ def tilelab_command(*words, cwd):
     )
 
 
+@pytest.mark.parametrize(
+    ("image", "model", "name"),
+    [
+        ("a/big.tif", "superalloy", "big.superalloy"),
+        ("a/big.ome.tif", "nets/mine.onnx", "big.mine"),
+        ("big.v2.ome.zarr", "identity:3", "big.v2.identity-3"),
+        ("em.h5::/raw", "runs/mito/best.safetensors", "em.mito"),
+        ("s3://lab/em/volume.zarr", "https://a.example/net.onnx?token=1#sha256=2", "volume.net"),
+        ("slices/*.tif", "./best.onnx", "slices.best"),
+        ("stack/", "a b/häut chen.onnx", "stack.häut-chen"),
+        ("big.tif", lambda tiles: tiles, "big.lambda"),
+    ],
+)
+def test_the_default_name_carries_image_and_model(image, model, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("slices").mkdir()
+    assert str(output_path(image, None, model)) == f"{name}.ome.zarr"
+
+
+def test_what_was_begun_under_the_earlier_default_name_is_pointed_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.ome.zarr.partial/.tilelab").mkdir(parents=True)
+    np.save("a.npy", np.zeros((64, 70), np.uint8))
+    said = []
+    tilelab.infer("a.npy", "identity", tile=64, overlap=16, note=said.append)
+    assert any("-o a.ome.zarr continues it" in line for line in said)
+    assert Path("a.identity.ome.zarr/zarr.json").is_file()
+
+
 def test_the_command_line_from_start_to_report(picture, tmp_path):
     done = tilelab_command(
         "infer", picture, "--model", "identity", "--report", "r.json", "--overview", "o.png", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "big.ome.zarr" / "zarr.json").exists()
+    assert (tmp_path / "big.identity.ome.zarr" / "zarr.json").exists()
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["tiles"]["inferred"] == report["tiles"]["lattice"] > 100
     assert report["megapixels"] == pytest.approx(4500 * 2300 / 1e6)

@@ -79,7 +79,7 @@ def test_what_infers_plans_describes_and_scores_brings_nothing_of_training_along
         ["plan", "drawn.tif", "--model", "superalloy"],
         ["infer", "drawn.tif", "--model", "superalloy", "-q", "--overview", "look.png"],
         ["infer", "drawn.tif", "--model", "superalloy", "-q", "-o", "drawn.ome.tif"],
-        ["eval", "drawn.ome.zarr", "truth.tif"],
+        ["eval", "drawn.superalloy.ome.zarr", "truth.tif"],
     ]
     said = run_python(RUNNER, json.dumps(commands), *HEAVY, folder=tmp_path)
     assert json.loads(said.splitlines()[-1]) == {"import": []} | {command[0]: [] for command in commands}

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise PlanError(f"--size is at least {_LEAST} and --seed at least 0, not {args.size} and {args.seed}")
     folder = Path(args.folder)
     image, truth = folder / f"sample-{args.size}-{args.seed}.tif", folder / f"truth-{args.size}-{args.seed}.tif"
-    result, picture = folder / "sample.ome.zarr", folder / "overview.png"
+    result, picture = folder / f"sample.{_MODEL}.ome.zarr", folder / "overview.png"
     claim({}, [Write(folder, "--folder", "into")])
     if folder.is_dir():
         files = [Write(folder / "report.json", "--folder", "json"), Write(picture, "--folder", "png")]
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         "\n"
         "Next, with your own micrograph and, if you have it, its true labels:\n"
         f"  {command} infer IMAGE --model {_MODEL} --overview picture.png\n"
-        f"  {command} eval RESULT.ome.zarr TRUTH"
+        f"  {command} eval IMAGE.{_MODEL}.ome.zarr TRUTH"
     )
     return 0
 

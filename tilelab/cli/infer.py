@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--out",
         metavar="OUT",
-        help="NAME.ome.zarr (default), .ome.tif, .png, .precomputed; of many images a folder, which gets a result and "
-        "a picture each, summary.csv and summary.html",
+        help="NAME.ome.zarr (default: IMAGE.MODEL.ome.zarr), .ome.tif, .png, .precomputed; of many images a folder, "
+        "which gets a result and a picture each, summary.csv and summary.html",
     )
     parser.add_argument("--format", choices=FORMATS, help="of the results in a folder (ome.zarr)")
     parser.add_argument(
@@ -139,7 +139,7 @@ def _page(args: argparse.Namespace, options: Options) -> Iterator[GrowingPage | 
     client_folder()
     names = ("level", "series", "channel", "timepoint", "axes", "allow_outside", "pixel_size_nm")
     choices = {name: getattr(options, name) for name in names}
-    page = GrowingPage(args.image, choices, work_path(output_path(args.image, args.out)), say, opened)
+    page = GrowingPage(args.image, choices, work_path(output_path(args.image, args.out, args.model)), say, opened)
     try:
         yield page
     finally:

@@ -232,7 +232,7 @@ def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Any]]:
         if len(labels) > 1:
             raise InputError(f"{result} holds {len(labels)} label images, --image {image} is one: give a folder")
         return labels, dict.fromkeys(labels, image)
-    images = match_names(set(labels), list_files(image))
+    images = match_names(set(labels), list_files(image), results=True)
     if lacking := sorted(set(labels) - set(images)):
         raise InputError(f"{image} has no image of {lacking[0]} ({len(lacking)} lack theirs)")
     return labels, dict(images)

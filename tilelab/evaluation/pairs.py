@@ -39,8 +39,9 @@ class Pair:
 def find_pairs(prediction: Path, truth: Path, image: Path | None = None) -> tuple[list[Pair], list[str]]:
     """Pair files, or the files of folders by their names without suffix.
 
-    A name that has no partner is tried again without an ending such as ``_mask`` or ``.labels``.  A file paired with a
-    folder takes its namesake out of it.
+    A name that has no partner is tried again without an ending such as ``_mask`` or ``.labels``, and that of a result
+    without its model's (``big.superalloy`` is of ``big``).  A file paired with a folder takes its namesake out
+    of it.
 
     Args:
         prediction: file or folder (an OME-Zarr is a file in this sense).
@@ -56,12 +57,14 @@ def find_pairs(prediction: Path, truth: Path, image: Path | None = None) -> tupl
     single = [is_file(path) for path in (prediction, truth)]
     if all(single):
         name = name_of(prediction)
-        images = {} if image is None else {name: image} if is_file(image) else match_names({name}, list_files(image))
+        images = {} if image is None else {name: image}
+        if image is not None and not is_file(image):
+            images = match_names({name}, list_files(image), results=True)
         return [Pair(name, prediction, truth, images.get(name))], []
     predictions = {name_of(prediction): prediction} if single[0] else list_files(prediction)
     truths = {name_of(truth): truth} if single[1] else list_files(truth)
-    found = match_names(set(predictions), truths)
-    images = {} if image is None or is_file(image) else match_names(set(found), list_files(image))
+    found = match_names(set(predictions), truths, results=True)
+    images = {} if image is None or is_file(image) else match_names(set(found), list_files(image), results=True)
     if image is not None and is_file(image) and len(found) == 1:
         images = dict.fromkeys(found, image)
     pairs = [Pair(name, predictions[name], found[name], images.get(name)) for name in sorted(found)]
@@ -110,20 +113,28 @@ def list_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def match_names(names: set[str], files: dict[str, Path]) -> dict[str, Path]:
-    """The file of each name that has one: the same name, or else the only one that is the same without its ending."""
+def match_names(names: set[str], files: dict[str, Path], *, results: bool = False) -> dict[str, Path]:
+    """The file of each name that has one: the same name, or else the only one that is the same without its ending.
+
+    Names of `results` may end in that of a model.
+    """
     found = {name: files[name] for name in names if name in files}
-    free = {name: path for name, path in files.items() if name not in found}
-    by_core: dict[str, list[Path]] = {}
-    for name, path in free.items():
-        by_core.setdefault(_core(name), []).append(path)
-    wanting: dict[str, list[str]] = {}
-    for name in names - set(found):
-        wanting.setdefault(_core(name), []).append(name)
-    for core, claimants in wanting.items():
-        if len(claimants) == len(by_core.get(core, [])) == 1:
-            found[claimants[0]] = by_core[core][0]
+    for core_of in (_core, _without_model) if results else (_core,):
+        by_core: dict[str, list[Path]] = {}
+        for name in files.keys() - {name_of(path) for path in found.values()}:
+            by_core.setdefault(_core(name), []).append(files[name])
+        wanting: dict[str, list[str]] = {}
+        for name in names - set(found):
+            wanting.setdefault(core_of(name), []).append(name)
+        for core, claimants in wanting.items():
+            if len(claimants) == len(by_core.get(core, [])) == 1:
+                found[claimants[0]] = by_core[core][0]
     return found
+
+
+def _without_model(name: str) -> str:
+    """The core of ``big.superalloy``, as results are called, is that of ``big``."""
+    return _core(name.rpartition(".")[0])
 
 
 def _core(name: str) -> str:

@@ -26,6 +26,7 @@ from tilelab.run.options import Options, load, with_words
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.target import (
     asks_for_probabilities,
+    begun_before,
     begun_fingerprint,
     check_format,
     check_options,
@@ -84,7 +85,7 @@ def infer(
         image: path or URI of anything `open_image` reads, an `Image`, a NumPy or Dask array.
         model: path of a model, name of a bundled one, a loaded engine (which is then the caller's to close), or a torch
             module or any other function of batches.
-        out: result to write: ``.ome.zarr`` (default, named after the image, in the current folder), ``.ome.tif`` or
+        out: result to write: ``.ome.zarr`` (default ``IMAGE.MODEL.ome.zarr``, in the current folder), ``.ome.tif`` or
             ``.png``, or ``.precomputed`` (neuroglancer); or ``s3://.../NAME.ome.zarr``, ``gs://...``.
         options: everything else.
         overview: PNG or JPEG to draw, the image with the segmentation over it; `overview_size` pixels at most a side.
@@ -103,6 +104,8 @@ def infer(
     options = with_words(options or Options(), words)
     target = claim_run(image, model, out, options, overview=overview, page=page)
     check_options(target, options)
+    if out is None and (earlier := begun_before(target, model)) is not None:
+        note(f"{partial_path(earlier)} was begun under the name that results had before: -o {earlier} continues it")
     work = work_path(target)
     options = _choose_tile(model, image, options, note, target, work)
     with contextlib.ExitStack() as opened:
@@ -223,7 +226,7 @@ def claim_run(
     Raises:
         OutputError: it would overwrite what it reads, or something that is there, or cannot write.
     """
-    target = output_path(image, out)
+    target = output_path(image, out, model)
     work = work_path(target)
     drawn: Kind = "png"
     if overview is not None:

@@ -127,7 +127,7 @@ def dry_run(
     Raises:
         TilelabError: what the real job would meet: something does not fit, cannot be read or written.
     """
-    target = output_path(image, out)
+    target = output_path(image, out, model)
     check_options(target, options)
     checked: list[str] = []
     with contextlib.ExitStack() as opened:

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tilelab.errors import InputError, OutputError
@@ -27,8 +27,12 @@ from tilelab.run.plan.plan import Plan
 SUFFIXES = (".ome.zarr", ".zarr", ".ome.tif", ".ome.tiff", ".tif", ".tiff", ".png", ".precomputed")
 
 
-def output_path(image: Any, out: Address | None) -> Place:
-    """Where the result goes: `out`, or a name made from the image's, in the current folder.
+_ANYONE = ("best", "last", "model", "weights", "rdf", "bioimageio")
+"""What files of models are called whose folder has the name."""
+
+
+def output_path(image: Any, out: Address | None, model: object = None) -> Place:
+    """Where the result goes: `out`, or ``IMAGE.MODEL.ome.zarr``, named after both, in the current folder.
 
     Raises:
         OutputError: the format is unknown, or cannot be written there, or the result would overwrite the image.
@@ -39,24 +43,38 @@ def output_path(image: Any, out: Address | None) -> Place:
     if out is None:
         if source is None:
             raise OutputError("an array has no name to derive the output's from: give one")
-        stem = source.name
+        stem = source.name if source.name not in ("", "..") else source.resolve().name
         if is_pattern(str(source)):
             stem = re.split(r"[*?\[]", stem)[0].strip("_-. ") or source.parent.resolve().name
-        for suffix in (".ome.zarr", ".zarr", ".ome.tiff", ".ome.tif"):
-            stem = stem.removesuffix(suffix)
-        stem = stem.rpartition(".")[0] or stem
-        target: Place = LocalPath(f"{stem}.ome.zarr")
-        if source.resolve() == target.resolve():
-            target = LocalPath(f"{stem}.labels.ome.zarr")
-        return target
+        kind = next((s for s in (".ome.zarr", ".ome.tiff", ".ome.tif") if stem.lower().endswith(s)), Path(stem).suffix)
+        return LocalPath(f"{stem[: len(stem) - len(kind)] or stem}.{model_name(model)}.ome.zarr")
     if (remote := remote_place(out)) is not None:
         return _check_remote(remote, source)
-    target = LocalPath(str(out)).expanduser()
+    target: Place = LocalPath(str(out)).expanduser()
     if not target.name.endswith(SUFFIXES):
         raise OutputError(f"{target} is of an unknown format: name it .ome.zarr, .ome.tif, .png or .precomputed")
     if source is not None and source.resolve() == target.resolve():
         raise OutputError(f"{target} is the input: choose another output")
     return target
+
+
+def begun_before(target: Place, model: object) -> Place | None:
+    """The result, begun and not finished, that an earlier version gave the name of the image alone."""
+    earlier = target.with_name(f"{target.name.removesuffix(f'.{model_name(model)}.ome.zarr')}.ome.zarr")
+    return earlier if (partial_path(earlier) / FOLDER).is_dir() else None
+
+
+def model_name(model: object) -> str:
+    """What a model is called in the names of results: its file without suffix; a function's or an engine's own name."""
+    if isinstance(model, str | Path):
+        words = str(model).partition("?")[0].partition("#")[0].replace("\\", "/").rstrip("/").split("/")
+        name = PurePosixPath(words[-1]).stem
+        if name.lower() in _ANYONE and len(words) > 1 and words[-2] not in ("", ".", ".."):
+            name = words[-2]
+    else:
+        spec = getattr(model, "spec", None)
+        name = getattr(spec, "name", "") or getattr(model, "__name__", "") or type(model).__name__
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.")[:60] or "model"
 
 
 def _check_remote(target: Place, source: Place | None) -> Place:
