@@ -1,8 +1,9 @@
 """Tiled inference for electron micrographs of any size.
 
     >>> import tilelab
-    >>> run = tilelab.infer("big.tif", "superalloy")          # doctest: +SKIP
-    >>> labels = tilelab.read_result(run.path).labels[0]      # doctest: +SKIP
+    >>> run = tilelab.infer("sample.tif", "superalloy", "look.ome.zarr", tile=256, overlap=64, device="cpu")
+    >>> run.labels[100:102, 200:203].shape  # lazy; np.asarray(run.labels) reads it whole
+    (2, 3)
 
 Everything else is found in the modules; names here are imported when they are first used.
 """
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from tilelab.io.images.open import open_image as open_image
     from tilelab.io.results.result import read_result as read_result
     from tilelab.run.batch.many import infer_many as infer_many
-    from tilelab.run.infer import infer as infer
-    from tilelab.run.infer import plan as plan
+    from tilelab.run.call import infer as infer
+    from tilelab.run.call import plan as plan
     from tilelab.run.map_tiles import map_tiles as map_tiles
     from tilelab.run.options import Options as Options
     from tilelab.spec import ModelSpec as ModelSpec
@@ -32,12 +33,12 @@ _HOMES = {
     "Options": "run.options",
     "SpecOverrides": "engines.overrides",
     "TilelabError": "errors",
-    "infer": "run.infer",
+    "infer": "run.call",
     "infer_many": "run.batch.many",
     "load_engine": "engines.registry",
     "map_tiles": "run.map_tiles",
     "open_image": "io.images.open",
-    "plan": "run.infer",
+    "plan": "run.call",
     "read_result": "io.results.result",
 }
 __all__ = sorted([*_HOMES, "__version__"])

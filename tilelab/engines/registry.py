@@ -88,6 +88,11 @@ def load_engine(
 ) -> Engine:
     """Load a model for one batch shape, on the fastest engine that is asked for, permitted and working here.
 
+    >>> engine = tilelab.load_engine("superalloy", device="cpu", tile=(256, 256))
+    >>> logits = np.empty((engine.batch, 3, 256, 256), np.float32)
+    >>> engine.run(np.zeros((engine.batch, 1, 256, 256), np.float32), logits)
+    >>> engine.close()
+
     Args:
         model: path of an .onnx, .xml, .engine, .plan or .pt2 file, of a checkpoint of `tilelab train` (exported
             first), a package of bioimage.io or a .czann; the address of one of these; name of a bundled model,

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from tilelab.io.storage.claims import Kind, Write, claim
 from tilelab.io.storage.place import Address, Place
 from tilelab.machine.memory import resident_memory
 from tilelab.run.cluster.devices import is_distributed
+from tilelab.run.made import Run
 from tilelab.run.options import Options, load, with_words
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.target import (
@@ -50,20 +51,6 @@ OVERVIEW_PX = 1600
 _FILES = (".tif", ".tiff", ".png")
 
 # What needs Numba is imported in the functions: `infer` loads the engine meanwhile.
-
-
-@dataclass
-class Run:
-    """A finished run.
-
-    path: of the result.
-    report: everything worth keeping: what was run on what, how long each part took, versions.
-    already_finished: the result was there, nothing was computed.
-    """
-
-    path: Place
-    report: dict[str, Any] = field(repr=False)
-    already_finished: bool = False
 
 
 def infer(

@@ -25,7 +25,7 @@ from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.sink import Finished
 from tilelab.run.normalize import normalization_constants, sample_boxes
 from tilelab.run.opening import open_its_mask, open_source
-from tilelab.run.options import Options
+from tilelab.run.options import Options, with_words
 from tilelab.run.plan.buffers import seen_range
 from tilelab.run.plan.request import ImageFacts, Request, Written
 from tilelab.run.prepare import probability_classes
@@ -47,8 +47,14 @@ def map_tiles(
     output: Literal["labels", "probabilities"] = "labels",
     options: Options | None = None,
     chunks: Sequence[int] | None = None,
+    **words: Any,
 ) -> dask.array.Array:
     """Segment a Dask array lazily.
+
+    >>> array = dask.array.asarray(tilelab.open_image("sample.tif"))
+    >>> labels = tilelab.map_tiles(array, "superalloy", tile=256, overlap=64, device="cpu")
+    >>> labels.shape, labels[:8, :8].compute().dtype
+    ((300, 400), dtype('uint8'))
 
     Args:
         array: ``(y, x)``, ``(z, y, x)`` or with a channel axis, as `infer` takes it.
@@ -57,6 +63,7 @@ def map_tiles(
         options: of `infer`; what concerns files, memory and workers has no meaning here.
         chunks: of the result, on its spatial axes.  Every block computes the tiles at its border anew, so large ones
             are better; by default at most 8192 x 8192 pixels, or 256 x 512 x 512 for a 3-D model.
+        words: as for `infer`.
 
     Returns:
         uint8 ``(y, x)`` or ``(z, y, x)``, for probabilities with a leading channel axis: ``round(255 p)``.
@@ -64,7 +71,7 @@ def map_tiles(
     Raises:
         TilelabError: array, model and options do not fit.
     """
-    options = options or Options()
+    options = with_words(options or Options(), words)
     _check(array, output, options)
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides

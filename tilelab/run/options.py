@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,10 @@ def with_words(options: Options, said: dict[str, Any]) -> Options:
     for word, value in said.items():
         name = _OF_MODEL.get(word, word)
         if word not in ours and name not in of_model:
-            known = ", ".join(sorted(ours | of_model | set(_OF_MODEL)))
-            raise TypeError(f"infer() has no argument {word!r}: there are {known}")
+            known = sorted(ours | of_model | set(_OF_MODEL))
+            near = get_close_matches(word, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"there is no option {word!r}: {hint}")
         if isinstance(value, list):
             value = tuple(value)
         elif name in _PER_AXIS and isinstance(value, int | float) and not (name == "overlap" and 0 < value < 1):

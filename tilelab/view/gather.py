@@ -18,7 +18,8 @@ from tilelab.io.images.open import open_image
 from tilelab.io.images.view import AsLabels
 from tilelab.io.label_source import find_labels, look_like_labels
 from tilelab.io.results.drawing import visible_colors
-from tilelab.io.results.result import LevelImage, Result, ResultInfo, read_result
+from tilelab.io.results.level_image import LevelImage
+from tilelab.io.results.result import Result, ResultInfo, read_result
 from tilelab.io.results.sink import partial_path
 from tilelab.io.storage.place import Place, as_place, remote_place
 from tilelab.spec import ClassInfo

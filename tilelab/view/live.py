@@ -21,8 +21,9 @@ from tilelab.arrays import Array, Float32
 from tilelab.engines.base import Engine
 from tilelab.errors import ModelError
 from tilelab.geometry import Box, Cuts, Unit
+from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.ome_zarr import OmeZarrSink
-from tilelab.io.results.result import LevelImage, read_result
+from tilelab.io.results.result import read_result
 from tilelab.io.results.sink import Finished, partial_path
 from tilelab.io.storage.place import Place
 from tilelab.run.execute import drop_empty, journal_of, take_up

@@ -12,11 +12,13 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.assumptions import Assumption
 from tilelab.geometry import Box
+from tilelab.io.images.lazy import LazyArray
+from tilelab.io.images.notebook import Shown, image_page
 from tilelab.text import size_text
 
 
-class Image(abc.ABC):
-    """A lazy image.
+class Image(LazyArray):
+    """A lazy image, for NumPy and Dask an array; see `LazyArray`.
 
     Axes are a subset of ``c z y x`` in that order, always with ``y`` and ``x``; other axes (time, a level, a further
     channel) are chosen when it is opened.
@@ -36,6 +38,7 @@ class Image(abc.ABC):
         bar_said: by which words.
         rgb: the channels are red, green, blue and what else there may be.
         coarser: opens the same image reduced so many times on y and x, where there is such a level; None where none is.
+        reduced: opens the coarsest level whose longer side has at least so many pixels; None where there is one alone.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
         assumptions: what had to be guessed to open it.
     """
@@ -47,12 +50,12 @@ class Image(abc.ABC):
     chunks: tuple[int, ...]
     pixel_size_nm: tuple[float, ...] | None = None
     origin_px: tuple[float, ...] = ()
-    chunk_phase: tuple[int, ...] = ()
     neighbours: int = 0
     bar: int = 0
     bar_said: str = ""
     rgb: bool = False
     coarser: Callable[[int], Image | None] | None = None
+    reduced: Callable[[int], Image] | None = None
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
 
@@ -71,32 +74,6 @@ class Image(abc.ABC):
     def close(self) -> None:
         """Release files; reading afterwards is an error."""
 
-    def __getitem__(self, index: Any) -> Array:
-        """NumPy-style basic slicing with integers and unit-step slices; reads only what is asked for."""
-        items = list(index) if isinstance(index, tuple) else [index]
-        if Ellipsis in items:
-            at = items.index(Ellipsis)
-            items[at : at + 1] = [slice(None)] * (len(self.shape) - len(items) + 1)
-        items += [slice(None)] * (len(self.shape) - len(items))
-        if len(items) > len(self.shape):
-            raise IndexError(f"{len(items)} indices for an image with axes {self.axes!r}")
-        start, stop, drop = [], [], []
-        for axis, (item, size) in enumerate(zip(items, self.shape, strict=True)):
-            if isinstance(item, slice):
-                a, b, step = item.indices(size)
-                if step != 1:
-                    raise IndexError(f"step {step} on axis {self.axes[axis]!r}: only unit steps are read lazily")
-                start.append(a)
-                stop.append(max(a, b))
-            else:
-                i = int(item) + (size if item < 0 else 0)
-                if not 0 <= i < size:
-                    raise IndexError(f"index {item} on axis {self.axes[axis]!r} of {size} pixels")
-                start.append(i)
-                stop.append(i + 1)
-                drop.append(axis)
-        return self.read(Box(tuple(start), tuple(stop))).squeeze(axis=tuple(drop))
-
     def __enter__(self) -> Image:
         return self
 
@@ -106,6 +83,13 @@ class Image(abc.ABC):
         self.close()
 
     def __repr__(self) -> str:
-        size = size_text(self.shape)
-        nm = "unknown pixel size" if self.pixel_size_nm is None else f"{self.pixel_size_nm} nm"
-        return f"<Image {self.uri} {self.axes} {size} {self.dtype} {nm}>"
+        nm = "" if self.pixel_size_nm is None else f" {size_text(f'{v:g}' for v in self.pixel_size_nm)} nm"
+        return f"<Image {self.uri} {self.axes} {size_text(self.shape)} {self.dtype}{nm}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a thumbnail, and what there is to know."""
+        return image_page(self, self.shown())
+
+    def shown(self) -> Shown:
+        """How the thumbnail is drawn."""
+        return Shown()

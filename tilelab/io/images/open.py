@@ -13,7 +13,8 @@ and in Python any array with ``shape``, ``dtype`` and slicing (NumPy, Dask, Zarr
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def open_image(
     allow_outside: bool = False,
 ) -> Image:
     """Open an image lazily; nothing is decoded until a region is read.
+
+    >>> with tilelab.open_image("sample.tif") as image:
+    ...     image.axes, image.shape, image[100:200, ::2].shape, np.asarray(image).dtype
+    ('yx', (300, 400), (100, 200), dtype('uint8'))
 
     Args:
         uri: path of a file or folder (also ``file://``); ``s3://``, ``gs://``, ``https://`` of a Zarr or TIFF; or an
@@ -98,6 +103,9 @@ def open_image(
         except InputError:
             source.close()
             raise
+        if len(opened.level_sides) > 1:
+            again = chosen | {"series": series, "as_labels": as_labels, "allow_outside": allow_outside}
+            opened.reduced = partial(_open_reduced, uri, again, opened.level_sides)
     if bar is None and not isinstance(uri, str | os.PathLike):
         return opened  # an array is what its maker wants of it
     try:
@@ -105,6 +113,11 @@ def open_image(
     except InputError:
         opened.close()
         raise
+
+
+def _open_reduced(uri: Any, chosen: Mapping[str, Any], sides: Sequence[int], side: int) -> Image:
+    """The coarsest level of an image whose longer side, of `sides`, has at least `side` pixels."""
+    return open_image(uri, level=max((n for n, longer in enumerate(sides) if longer >= side), default=0), **chosen)
 
 
 def _open_slices(path: str, *, axes: str | None, pixel_size_nm: Any, **chosen: Any) -> Image:

@@ -131,6 +131,11 @@ class SourceImage(Image):
     def fingerprint(self) -> dict[str, str]:
         return self.source.fingerprint() | {"selection": self._selection}
 
+    @property
+    def level_sides(self) -> tuple[int, ...]:
+        """The longer side of each level, finest first; empty where the source knows of none."""
+        return tuple(max(shape[i] for i in self._kept[-2:]) for shape in self.source.levels)
+
     def close(self) -> None:
         self._closed = True
         self.source.close()

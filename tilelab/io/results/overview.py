@@ -21,7 +21,8 @@ from tilelab.geometry import Box
 from tilelab.io.images.foreground import Foreground
 from tilelab.io.images.image import Image
 from tilelab.io.results.drawing import draw_scale_bar, frame, paint, visible_colors
-from tilelab.io.results.result import LevelImage, Result, read_result
+from tilelab.io.results.level_image import LevelImage
+from tilelab.io.results.result import Result, read_result
 from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import replacing

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from tilelab.arrays import Array
 from tilelab.errors import InputError
-from tilelab.geometry import Box
-from tilelab.io.images.image import Image
+from tilelab.io.images.notebook import page, thumbnail
+from tilelab.io.results.level_image import LevelImage, reduced_level
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.spec import ClassInfo
+from tilelab.text import size_text
 
 UNFINISHED = ".tilelab/zarr.json"
 """Where a remote result keeps its root's ``zarr.json`` until it is finished."""
@@ -123,28 +123,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class LevelImage(Image):
-    """One level of a result as a lazy image."""
-
-    def __init__(self, array: ShardedArray, pixel_size_nm: tuple[float, ...] | None) -> None:
-        self._array = array
-        self.uri = str(array.path)
-        self.axes = array.axes
-        self.shape = array.shape
-        self.dtype = array.dtype
-        self.chunks = array.chunk
-        self.pixel_size_nm = pixel_size_nm
-
-    def read(self, box: Box) -> Array:
-        """Decode one region; see `Image.read`."""
-        return self._array.read(box)
-
-    def fingerprint(self) -> dict[str, str]:
-        """The path, and a hash of the result's own description."""
-        return {"path": self.uri, "metadata": hashlib.sha256((self._array.path / "zarr.json").read_bytes()).hexdigest()}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A segmentation, opened for reading.
 
@@ -164,9 +143,51 @@ class Result:
     logits: LevelImage | None
     maps: dict[str, LevelImage] = field(default_factory=dict)
 
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """Names and colours; labels are indices into them."""
+        return self.info.classes
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        shape = self.info.layout.shape[3 - len(self.info.axes) :]
+        kinds = [kind for kind in ("labels", "probabilities", "logits", "maps") if getattr(self, kind)]
+        names = ", ".join(known.name for known in self.classes)
+        return f"<Result {self.path} {self.info.axes} {size_text(shape)}: {', '.join(kinds)} of {names}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a thumbnail, and what there is to know."""
+        info, levels = self.info, self.labels or self.probabilities
+        size = info.pixel_size_nm
+        facts = {
+            "axes": info.axes,
+            "pixels": f"{size_text(info.layout.shape[3 - len(info.axes) :])}, {info.layout.levels} levels",
+            "pixel size": "not known" if size is None else f"{size_text(f'{v:g}' for v in size)} nm",
+            "classes": ", ".join(f"{n} {known.name}" for n, known in enumerate(info.classes)),
+            "labels": "uint8 class indices" if self.labels else "",
+            "probabilities": ", ".join(info.classes[n].name for n in info.probabilities) if self.probabilities else "",
+            "logits": "float32" if self.logits is not None else "",
+            "maps": ", ".join(self.maps),
+        }
+        return page(str(self.path), facts, *(thumbnail(levels[0], levels[0].shown()) if levels else ("", "")))
+
 
 def read_result(path: Address) -> Result:
     """Open a result; a local one may be unfinished (what it lacks reads as 0), a remote one must be finished.
+
+    >>> result = tilelab.read_result("sample.ome.zarr")
+    >>> [known.name for known in result.classes]
+    ['matrix', 'secondary precipitate', 'tertiary precipitate']
+    >>> labels = result.labels[0]  # the finest level; nothing is read yet
+    >>> labels.shape, labels.dtype, labels[100:110, ::4].shape
+    ((300, 400), dtype('uint8'), (10, 100))
+    >>> bool((labels == 1).any())
+    True
+
+    Args:
+        path: the OME-Zarr folder, or the run that made it.
 
     Raises:
         InputError: it does not exist or was not written by tilelab.
@@ -177,10 +198,14 @@ def read_result(path: Address) -> Result:
 
     def images(what: What) -> tuple[LevelImage, ...]:
         size = info.pixel_size_nm
-        return tuple(
-            LevelImage(array, None if size is None else tuple(s * n for s, n in zip(size, scale, strict=True)))
+        known = {"labels": info.classes, "probabilities": [info.classes[n] for n in info.probabilities]}.get(what, ())
+        levels = tuple(
+            LevelImage(array, None if size is None else tuple(s * n for s, n in zip(size, scale, strict=True)), known)
             for array, scale in zip(info.arrays(root, what), scales, strict=False)
         )
+        for level in levels:
+            level.reduced = partial(reduced_level, levels)
+        return levels
 
     logits = images("logits")
     maps = {known.output or known.name: images(f"maps/{known.name}")[0] for known in info.kept_maps}

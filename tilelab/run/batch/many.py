@@ -28,7 +28,8 @@ from tilelab.run.batch.row import Row, digest_of, keep_report, kept_report, meas
 from tilelab.run.batch.shared import Engines, Turns
 from tilelab.run.batch.table import check_table, write_table
 from tilelab.run.cluster.devices import is_distributed
-from tilelab.run.infer import Run, claim_run, infer, segment
+from tilelab.run.infer import claim_run, infer, segment
+from tilelab.run.made import Run
 from tilelab.run.options import Options, with_words
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.sweep.flow import prompt_handover
@@ -87,6 +88,10 @@ def infer_many(
     **words: Any,
 ) -> Iterator[Outcome]:
     """Segment many images with one engine; yields what became of each as it ends, in no fixed order.
+
+    >>> for done in tilelab.infer_many(["sample.tif"], "superalloy", "many", tile=256, overlap=64, device="cpu"):
+    ...     print(done.name, done.error or done.run.labels.shape)
+    sample (300, 400)
 
     Every result has the bytes that `infer` gives of its image alone.  The folder gets a result of each, its picture
     ``overviews/NAME.jpg`` and report ``reports/NAME.json``, and in the end ``summary.csv`` and ``summary.html``.  The
