@@ -11,6 +11,7 @@
     python -m benchmarks readme                    put the headline table into README.md
     python -m benchmarks guard [--update]          compare ratios with those in the repository
     python -m benchmarks models                    every architecture from training to inference, one table
+    python -m benchmarks recipes                   what every recipe does otherwise than its paper
 
 Results lie in benchmarks/results, or a folder in it for other scales than full: README.md, results.json and the plots.
 """
@@ -79,6 +80,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     guard.add_argument("--quick", action="store_true", help="only those that take seconds")
     models = commands.add_parser("models", help="every architecture from training to inference, one table")
     models.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where models.md goes")
+    recipes = commands.add_parser("recipes", help="what every recipe does otherwise than its paper, one table")
+    recipes.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where recipes.md goes")
     commands.add_parser("install-peers", help="install what users would pick instead (7 GB)")
     args = parser.parse_args(argv or ["run"])
     if args.command is None:
@@ -122,6 +125,10 @@ def _run(args: argparse.Namespace) -> int:
         from benchmarks.trained.models import write_table
 
         write_table(args.out / "models.md", say=print)
+    elif args.command == "recipes":
+        from benchmarks.trained import recipes
+
+        recipes.write_table(args.out / "recipes.md")
     else:
         from benchmarks.bench.contenders import install_peers
 

@@ -28,11 +28,12 @@ def test_pmcanet(name: str) -> None:
     """Gao et al. 2024."""
     recipe = load_recipe(name)
     rate, crop, batch, steps = PMCANET[name]
-    assert recipe.network.architecture == "pmcanet:resnet50"
+    assert recipe.paper.states["network.architecture"] == "pmcanet:resnet50"
+    assert (recipe.network.architecture.partition(":")[0], recipe.network.weights) == ("pmcanet", "imagenet")
     assert (recipe.optimizer.kind, recipe.optimizer.rate, recipe.optimizer.momentum) == ("sgd", rate, 0.9)
     assert (recipe.schedule.kind, recipe.schedule.power, recipe.schedule.least) == ("poly", 0.9, 1e-4)
     assert (recipe.sampling.crop, recipe.sampling.batch, recipe.run.steps) == (crop, batch, steps)
-    assert recipe.augmentation.flips
+    assert recipe.augmentation.flips == "horizontal"
     assert recipe.augmentation.scale == (0.5, 2.0)
     assert terms(recipe) == {"cross-entropy": 1.0, "dice": 1.0}
     assert recipe.inference.tile == crop  # the pyramid pools the tile
@@ -42,7 +43,7 @@ def test_pmcanet(name: str) -> None:
 def test_urisc(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.network.architecture == URISC[name]
-    assert recipe.sampling.crop == recipe.inference.tile == 1024
+    assert recipe.sampling.crop == recipe.inference.tile == (960 if name == "urisc-casenet" else 1024)
     assert recipe.inference.overlap > 0
     assert recipe.pixel_size_nm == 2.18
     assert recipe.optimizer.kind == "adam"
@@ -57,6 +58,10 @@ def test_nasa_segmentation() -> None:
     assert (recipe.optimizer.kind, recipe.optimizer.rate) == ("adam", 2e-4)
     assert (recipe.schedule.kind, recipe.schedule.rates, recipe.schedule.patience) == ("plateau", (1e-5,), 30)
     assert recipe.sampling.crop == 512
+    assert recipe.network.channels == 3
+    assert recipe.normalization is not None
+    assert recipe.normalization.mean == (123.675, 116.28, 103.53)  # of ImageNet, in units of uint8
+    assert recipe.normalization.std == (58.395, 57.12, 57.375)
     changes = recipe.augmentation
     assert changes.flips
     assert all((changes.contrast != (1, 1), changes.brightness, changes.gamma != (1, 1), changes.blur, changes.sharpen))

@@ -27,6 +27,7 @@ from tilelab.models.measure import macs_per_pixel, total_stride
 from tilelab.sample import draw_superalloy
 from tilelab.spec import ModelSpec
 from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
+from tilelab.training.losses import cross_entropy, supervise
 from tilelab.training.recipe import load_recipe
 
 CLASSES = 3
@@ -80,6 +81,7 @@ TABLE = (
     Entry("pmcanet:resnet50"),
     Entry("pmcanet:compact"),
     Entry("casenet:resnet152"),
+    Entry("pidnet", crop=128),
     *(Entry(f"{decoder}:resnet18") for decoder in _DECODERS),
     Entry("pan:resnet18", crop=128),  # halves the encoder's last features three times more
     *(Entry(f"unet:{encoder}", crop=_CROPS.get(encoder, CROP)) for encoder in _FAMILIES),
@@ -166,9 +168,7 @@ def train_once(network: nn.Module, crop: int) -> tuple[float, float]:
 
     def loss() -> torch.Tensor:
         torch.manual_seed(0)
-        maps = network(torch.from_numpy(pixels))
-        several = maps if isinstance(maps, tuple) else (maps,)  # side outputs are supervised, too
-        return sum((nn.functional.cross_entropy(m, classes) for m in several), start=torch.zeros(()))
+        return supervise(cross_entropy, network(torch.from_numpy(pixels)), classes)
 
     with torch.random.fork_rng(devices=[]):
         first = loss()

@@ -55,11 +55,14 @@ def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[...
     Raises:
         Interrupted: the user stopped it; what is needed to go on is on disk.
     """
+    from tilelab.training.deviations import tell
     from tilelab.training.loop import LAST
 
     root = args.data or (Path(args.recipe).parent if Path(args.recipe).suffix else Path())
     output = args.output or Path("runs") / recipe.name
     claim_training(args.recipe, recipe, root, output)
+    for line in tell(recipe):
+        print(line)
     screen = Screen()
     try:
         return start(recipe, root, output, restart=args.restart, report=screen.show, note=print)

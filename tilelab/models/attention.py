@@ -81,6 +81,20 @@ class SpatialGate(nn.Module):
         return weights
 
 
+class ScSe(nn.Module):
+    """Concurrent spatial and channel squeeze and excitation (Roy 2018): features by either gate, added."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channel = SqueezeExcite(channels)
+        self.spatial = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` to the same, scaled."""
+        gates: torch.Tensor = self.channel(x.mean(dim=(2, 3), keepdim=True)) + self.spatial(x)
+        return x * gates
+
+
 def build_gate(kind: Attention, channels: int) -> nn.Module:
     """The gate of one pyramid level.
 

@@ -14,6 +14,7 @@ from torch import nn
 from tilelab.errors import ModelError
 from tilelab.models.casenet import CaseNet
 from tilelab.models.encoders import check_encoder, nearest, reason
+from tilelab.models.pidnet import PidNet
 from tilelab.models.pmcanet import PmcaNet
 from tilelab.models.smp import import_smp
 from tilelab.models.unet import UNet
@@ -29,7 +30,7 @@ _DECODERS = {
     "deeplabv3+": "DeepLabV3Plus",
 }
 # Our own, by name alone; those of the second table also take an encoder after the colon.
-_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "pmcanet": PmcaNet, "casenet": CaseNet}
+_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "pmcanet": PmcaNet, "casenet": CaseNet, "pidnet": PidNet}
 _ENCODED: dict[str, Callable[..., nn.Module]] = {"pmcanet": PmcaNet, "casenet": CaseNet}
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError
+from tilelab.models.attention import ScSe, enlarge
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -40,6 +41,8 @@ class UNet(nn.Module):
         outputs: output channels, one logit per class.
         widths: channels of each level, finest first; the total stride is ``2 ** (len(widths) - 1)``.
         norm: ``batch`` or ``none``.
+        attention: ``none``, or ``scse`` after every level of the decoder (Roy 2018).
+        hypercolumns: the last layer sees every level of the decoder, enlarged, instead of the finest alone.
         dropout: probability of dropping a channel at the coarsest level while training (the paper's is 0.5).
     """
 
@@ -50,6 +53,8 @@ class UNet(nn.Module):
         *,
         widths: Sequence[int] = PAPER_WIDTHS,
         norm: Literal["batch", "none"] = "batch",
+        attention: Literal["none", "scse"] = "none",
+        hypercolumns: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -58,12 +63,16 @@ class UNet(nn.Module):
             raise ModelError(f"unet widths {list(widths)} must be at least two positive whole numbers")
         if norm not in ("batch", "none"):
             raise ModelError(f"unet norm {norm!r} is unknown: choose one of batch, none")
+        if attention not in ("none", "scse"):
+            raise ModelError(f"unet attention {attention!r} is unknown: choose one of none, scse")
         self.encoder = nn.ModuleList(DoubleConv(a, b, norm) for a, b in pairwise((channels, *widths)))
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout2d(dropout)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(DoubleConv(2 * a, a, norm) for a in widths[:-1])
-        self.head = nn.Conv2d(widths[0], outputs, 1)
+        self.attention = nn.ModuleList(ScSe(w) for w in widths[:-1] if attention == "scse")
+        self.hypercolumns = hypercolumns
+        self.head = nn.Conv2d(sum(widths) if hypercolumns else widths[0], outputs, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -77,7 +86,13 @@ class UNet(nn.Module):
             skips.append(block(x))
             x = self.pool(skips[-1])
         x = self.dropout(self.encoder[-1](x))
+        levels = [x]
         for level in reversed(range(len(self.up))):
             x = self.decoder[level](torch.cat([skips[level], self.up[level](x)], dim=1))
+            if self.attention:
+                x = self.attention[level](x)
+            levels.append(x)
+        if self.hypercolumns:
+            x = torch.cat([*(enlarge(level, x.shape[2], x.shape[3]) for level in levels[:-1]), x], dim=1)
         logits: torch.Tensor = self.head(x)
         return logits

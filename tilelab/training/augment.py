@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ class Symmetry:
         """Each equally often."""
         return cls(int(rng.integers(4)), bool(rng.integers(2)))
 
+    @classmethod
+    def draw_mirror(cls, axes: Literal["horizontal", "vertical", "both"], rng: np.random.Generator) -> Symmetry:
+        """Mirrored along each of `axes` or not, with even chances."""
+        across, down = (bool(value) for value in rng.integers(2, size=2))
+        across, down = across and axes != "vertical", down and axes != "horizontal"
+        return cls(2 if down else 0, across != down)  # half a turn mirrors both
+
     def apply(self, planes: torch.Tensor) -> torch.Tensor:
         """Turn and mirror the last two axes of a tensor of any type."""
         turned = torch.rot90(planes, self.turns, (-2, -1))
@@ -56,6 +64,42 @@ def draw_scale(augmentation: Augmentation, rng: np.random.Generator) -> float:
     applied = rng.random() < augmentation.chance
     scale = _log_uniform(augmentation.scale, rng)
     return scale if applied else 1.0
+
+
+def draw_angle(augmentation: Augmentation, rng: np.random.Generator) -> float:
+    """A turn in degrees, often none; nothing is drawn where the recipe asks for none."""
+    if not augmentation.rotation:
+        return 0.0
+    applied = rng.random() < augmentation.chance
+    angle = float(rng.uniform(-augmentation.rotation, augmentation.rotation))
+    return angle if applied else 0.0
+
+
+def room_to_turn(angle: float) -> float:
+    """How much longer the side of a square must be for one turned by `angle` degrees to lie within."""
+    radians = math.radians(angle)
+    return abs(math.cos(radians)) + abs(math.sin(radians))
+
+
+def turn(planes: torch.Tensor, angle: float, size: int) -> torch.Tensor:
+    """The middle ``(size, size)`` of planes ``(C, H, W)`` turned by `angle` degrees.
+
+    Floating point is interpolated linearly; of whole numbers, which are labels, the nearest are taken.
+    """
+    radians, height, width = math.radians(angle), planes.shape[-2], planes.shape[-1]
+    cosine, sine = math.cos(radians), math.sin(radians)
+    matrix = torch.tensor(
+        [
+            [cosine * size / width, -sine * size / width, 0.0],
+            [sine * size / height, cosine * size / height, 0.0],
+        ]
+    )
+    grid = functional.affine_grid(matrix[None], [1, 1, size, size], align_corners=False)
+    mode = "bilinear" if planes.is_floating_point() else "nearest"
+    turned = functional.grid_sample(
+        planes[None].float(), grid, mode=mode, padding_mode="reflection", align_corners=False
+    )
+    return turned[0].to(planes.dtype)
 
 
 def _log_uniform(bounds: tuple[float, float], rng: np.random.Generator) -> float:

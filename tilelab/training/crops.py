@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,15 @@ from tilelab.io.images.volume import Volume
 from tilelab.machine.cpu import core_count
 from tilelab.run.normalize import normalization_constants
 from tilelab.spec import Normalization
-from tilelab.training.augment import Symmetry, change_intensity, resize, resize_labels
+from tilelab.training.augment import (
+    Symmetry,
+    change_intensity,
+    draw_angle,
+    resize,
+    resize_labels,
+    room_to_turn,
+    turn,
+)
 from tilelab.training.sections import Augmentation
 
 Example = tuple[torch.Tensor, torch.Tensor]
@@ -41,6 +50,12 @@ class Square:
 
     start: tuple[int, int]
     extent: int
+
+    def grown(self, factor: float) -> Square:
+        """One about the same middle whose side is so many times as long."""
+        extent = math.ceil(self.extent * factor)
+        margin = (extent - self.extent) // 2
+        return Square((self.start[0] - margin, self.start[1] - margin), extent)
 
     def inside(self, shape: tuple[int, int]) -> tuple[Box, tuple[Int64, Int64]]:
         """The smallest box of a plane that holds it, and its pixels in that box, for indexing."""
@@ -83,6 +98,9 @@ class CropSource:
         Returns:
             float32 ``(C, size, size)``, normalised, and uint8 ``(size, size)`` or None.
         """
+        angle, wanted = draw_angle(augmentation, rng), size
+        if angle:  # the square and what its corners reach when it is turned
+            square, size = square.grown(room_to_turn(angle)), math.ceil(size * room_to_turn(angle))
         box, index = square.inside(self.shape)
         region = self.volume.read(Box((0, *box.start), (1, *box.stop)))[:, 0]
         if region.dtype.kind == "f" and not np.isfinite(region).all():
@@ -94,8 +112,11 @@ class CropSource:
         white = full_scale(self.volume.dtype)
         image = resize(torch.from_numpy(region[:, index[0], index[1]].astype(np.float32) / np.float32(white)), size)
         mask = None if labels is None else resize_labels(torch.from_numpy(labels.read(box)[index]), size)
+        if angle:
+            image, mask = turn(image, angle, wanted), None if mask is None else turn(mask[None], angle, wanted)[0]
         if augmentation.flips:
-            symmetry = Symmetry.draw(rng)
+            axes = augmentation.flips
+            symmetry = Symmetry.draw(rng) if axes is True else Symmetry.draw_mirror(axes, rng)
             image, mask = symmetry.apply(image), None if mask is None else symmetry.apply(mask)
         image = change_intensity(image, augmentation, rng) * white
         return (image - self._mean) * self._gain, mask

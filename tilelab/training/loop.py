@@ -29,7 +29,8 @@ from tilelab.training.checkpoint import (
 )
 from tilelab.training.crops import Batches, Example
 from tilelab.training.log import TrainingLog
-from tilelab.training.optimize import RunningAverage, build_optimizer
+from tilelab.training.losses import supervise
+from tilelab.training.optimize import RunningAverage, build_optimizer, encoder_of
 from tilelab.training.parallel import Group, join
 from tilelab.training.recipe import BaseRecipe
 from tilelab.training.schedule import rate_at
@@ -241,8 +242,11 @@ class Trainer(Generic[H]):
         recipe, device = self.task.recipe, self.group.device
         torch.manual_seed((recipe.seed * 1_000_003 + step) * self.group.size + self.group.rank)  # dropout
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = rate * parameters["factor"]
         self.parallel.train()
+        frozen = encoder_of(self.network, "run.frozen") if step < recipe.run.frozen else None
+        if frozen is not None:
+            frozen.eval()  # its statistics stay, too
         images = images.expand(-1, self.task.channels, -1, -1)
         self.optimizer.zero_grad(set_to_none=True)
         total, pieces = 0.0, recipe.run.accumulate
@@ -250,12 +254,11 @@ class Trainer(Generic[H]):
             x = part.to(device, memory_format=torch.channels_last)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
                 out = self.parallel(x)
-            # a network with side outputs returns several maps while training, all of them supervised
-            maps = out if isinstance(out, tuple) else (out,)
-            target = target.to(device)
-            loss = torch.stack([self.task.loss(logits, target) for logits in maps]).sum() / pieces
+            loss = supervise(self.task.loss, out, target.to(device)) / pieces
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
+        for parameter in () if frozen is None else frozen.parameters():
+            parameter.grad = None  # passed over by the optimiser
         if not math.isfinite(total):
             raise ModelError(
                 f"the loss is {total} at step {step + 1}: lower optimizer.rate ({recipe.optimizer.rate:g}), or set "

@@ -6,35 +6,57 @@ its own: output k says whether a pixel is of class k + 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
 
+from tilelab.models.heads import Heads
 from tilelab.spec import Activation
 from tilelab.training.sections import IGNORE, LossTerm
 
-
-def cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Softmax cross-entropy, averaged over pixels (by class weight where given)."""
-    return functional.cross_entropy(logits, target, weight=weight, ignore_index=IGNORE)
+EDGE_SURE = 0.8
+"""Probability from which on an edge that the network sees is one (PIDNet's threshold)."""
 
 
-def balanced_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    pixels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax cross-entropy, averaged over pixels (by class weight, and by weights of the pixels, where given)."""
+    if pixels is None:
+        return functional.cross_entropy(logits, target, weight=weight, ignore_index=IGNORE)
+    entropy = functional.cross_entropy(logits, target, weight=weight, ignore_index=IGNORE, reduction="none")
+    known = target != IGNORE
+    share = known * pixels if weight is None else weight[target.masked_fill(~known, 0)] * known * pixels
+    return (entropy * pixels).sum() / share.sum().clamp(min=1e-12)
+
+
+def balanced_cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, pixels: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy in which every class present in the batch weighs the same, however few its pixels."""
     counts = torch.bincount(target[target != IGNORE].flatten(), minlength=logits.shape[1]).to(logits.dtype)
     weight = torch.where(counts > 0, counts.sum() / counts.clamp(min=1), torch.zeros_like(counts))
-    return cross_entropy(logits, target, weight)
+    return cross_entropy(logits, target, weight, pixels)
 
 
 def focal(
-    logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, weight: torch.Tensor | None = None
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    gamma: float = 2.0,
+    weight: torch.Tensor | None = None,
+    pixels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Focal loss (Lin 2017): cross-entropy scaled by ``(1 - p) ** gamma``, averaged over pixels."""
+    """Focal loss (Lin 2017): cross-entropy scaled by ``(1 - p) ** gamma``, averaged over pixels (by their weights)."""
     log_probability = functional.log_softmax(logits, dim=1)
     entropy = functional.nll_loss(log_probability, target, weight=weight, ignore_index=IGNORE, reduction="none")
     chosen = log_probability.gather(1, target.masked_fill(target == IGNORE, 0)[:, None])[:, 0].exp()
-    return ((1 - chosen) ** gamma * entropy).sum() / (target != IGNORE).sum().clamp(min=1)
+    known = target != IGNORE
+    share = known.sum().clamp(min=1) if pixels is None else (known * pixels).sum().clamp(min=1e-12)
+    return ((1 - chosen) ** gamma * entropy * (1 if pixels is None else pixels)).sum() / share
 
 
 def dice(probability: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -45,7 +67,7 @@ def dice(probability: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) ->
     Args:
         probability: of each output, ``(B, K, H, W)``.
         truth: 0 or 1, likewise.
-        valid: where to look, bool ``(B, 1, H, W)``.
+        valid: where to look, bool ``(B, 1, H, W)``, or weights of the pixels.
     """
     probability, truth = probability * valid, truth * valid
     both = (probability * truth).sum(dim=(0, 2, 3))
@@ -86,6 +108,44 @@ def balanced_binary_cross_entropy(logits: torch.Tensor, truth: torch.Tensor, val
     return per_output.mean()
 
 
+def find_edges(target: torch.Tensor, reach: int = 1) -> torch.Tensor:
+    """Where classes meet: bool ``(B, H, W)``, True within `reach` pixels of another class; what is ignored is none."""
+    size = 2 * reach + 1
+    labels = target.float()[:, None]
+    known = (target != IGNORE)[:, None]
+    highest = functional.max_pool2d(labels.masked_fill(~known, -1.0), size, 1, reach)
+    lowest = -functional.max_pool2d((-labels).masked_fill(~known, -float(IGNORE)), size, 1, reach)
+    return ((highest > lowest) & known)[:, 0]
+
+
+def edge_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of an edge map ``(B, 1, H, W)`` in which edges and the rest weigh the same."""
+    truth = find_edges(target)[:, None].to(logits.dtype)
+    valid = (target != IGNORE)[:, None].to(logits.dtype)
+    edges, rest = (truth * valid).sum(), ((1 - truth) * valid).sum()
+    weight = valid * torch.where(truth > 0, rest, edges) / (edges + rest).clamp(min=1)
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum")
+    return entropy / valid.sum().clamp(min=1)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def supervise(loss: Loss, out: torch.Tensor | tuple[torch.Tensor, ...] | Heads, target: torch.Tensor) -> torch.Tensor:
+    """The loss of all that a network gives while it trains: one map, several of the same weight, or `Heads`."""
+    if isinstance(out, torch.Tensor):
+        return loss(out, target)
+    if not isinstance(out, Heads):
+        return torch.stack([loss(logits, target) for logits in out]).sum()
+    parts = [weight * loss(logits, target) for logits, weight in zip(out.logits, out.weights, strict=True)]
+    if out.edges is not None:
+        parts.append(out.edge_weight * edge_loss(out.edges.float(), target))
+        sure = target.masked_fill(out.edges.detach()[:, 0].sigmoid() <= EDGE_SURE, IGNORE)
+        if (sure != IGNORE).any():
+            parts.append(loss(out.logits[0], sure))
+    return torch.stack(parts).sum()
+
+
 def weighted_sum(
     terms: Sequence[LossTerm], logits: torch.Tensor, target: torch.Tensor, activation: Activation = "softmax"
 ) -> torch.Tensor:
@@ -98,21 +158,25 @@ def weighted_sum(
     total = logits.new_zeros(())
     for term in terms:
         weight = logits.new_tensor(term.class_weights) if term.class_weights else None
+        pixels = 1 + term.boundary * find_edges(target, term.reach).to(logits.dtype) if term.boundary else None
+        seen = valid if pixels is None else valid * pixels[:, None]
         if term.kind == "dice":
             value = dice(logits.sigmoid() if sigmoid else logits.softmax(dim=1), truth, valid)
         elif term.kind == "cross-entropy":
             value = (
-                binary_cross_entropy(logits, truth, valid, weight) if sigmoid else cross_entropy(logits, target, weight)
+                binary_cross_entropy(logits, truth, seen, weight)
+                if sigmoid
+                else cross_entropy(logits, target, weight, pixels)
             )
         elif term.kind == "balanced-cross-entropy":
             value = (
-                balanced_binary_cross_entropy(logits, truth, valid)
+                balanced_binary_cross_entropy(logits, truth, seen)
                 if sigmoid
-                else balanced_cross_entropy(logits, target)
+                else balanced_cross_entropy(logits, target, pixels)
             )
         elif sigmoid:
-            value = binary_cross_entropy(logits, truth, valid, weight, term.gamma)
+            value = binary_cross_entropy(logits, truth, seen, weight, term.gamma)
         else:
-            value = focal(logits, target, term.gamma, weight)
+            value = focal(logits, target, term.gamma, weight, pixels)
         total = total + term.weight * value
     return total

@@ -7,19 +7,43 @@ import copy
 import torch
 from torch import nn
 
+from tilelab.errors import ModelError
 from tilelab.training.sections import Optimizer
 
 
 def build_optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:
-    """The recipe's optimiser; weight decay spares biases and normalisation, as is usual."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    spared = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": wanted.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    """The recipe's optimiser; weight decay spares biases and normalisation, as is usual.
+
+    Raises:
+        ModelError: the encoder is to have a rate of its own, and there is none.
+    """
+    chosen = encoder_of(network, "optimizer.encoder") if wanted.encoder != 1 else None
+    encoder = set() if chosen is None else {id(p) for p in chosen.parameters()}
+    groups = []
+    for inside, factor in ((False, 1.0), (True, wanted.encoder)):
+        parameters = [p for p in network.parameters() if (id(p) in encoder) == inside]
+        for decayed in (True, False):
+            decay = wanted.weight_decay if decayed else 0.0
+            some = [p for p in parameters if (p.ndim > 1) == decayed]
+            if some or not inside:
+                groups.append({"params": some, "weight_decay": decay, "factor": factor})
     if wanted.kind == "sgd":
         return torch.optim.SGD(groups, lr=wanted.rate, momentum=wanted.momentum)
     if wanted.kind == "adam":
         return torch.optim.Adam(groups, lr=wanted.rate, betas=wanted.betas)
     return torch.optim.AdamW(groups, lr=wanted.rate, betas=wanted.betas)
+
+
+def encoder_of(network: nn.Module, key: str) -> nn.Module:
+    """The encoder of a network.
+
+    Raises:
+        ModelError: it has none, so the recipe's `key` has no meaning.
+    """
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ModelError(f"{type(network).__name__} has no encoder: leave {key} out")
+    return encoder
 
 
 class RunningAverage:

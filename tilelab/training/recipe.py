@@ -23,6 +23,7 @@ from tilelab.training.sections import (
     LossTerm,
     Network,
     Optimizer,
+    Paper,
     PlainEncoder,
     Sampling,
     Schedule,
@@ -58,6 +59,7 @@ class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     provenance     free text that goes with the model: data, licence, source; with a ``digest`` among it, only where the
                    training data have that digest, for what is said of some data is not true of others
     normalization  left out: the mean and standard deviation of the training images' pixels
+    paper          that it follows, and where it does not
     """
 
     name: str
@@ -68,6 +70,7 @@ class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     run: Steps
+    paper: Paper = Paper()
 
     def check_together(self, sampling: Sampling, channels: int) -> None:
         """Refuse values of different sections that contradict each other."""

@@ -175,7 +175,9 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Intensities are in units of the data type's full scale (255 for uint8).
 
-    flips       mirror, and turn by quarters, each of the 8 symmetries equally often
+    flips       mirror, and turn by quarters, each of the 8 symmetries equally often; or mirror only, ``horizontal``
+                (left and right change places), ``vertical`` or ``both``, with an even chance each
+    rotation    greatest turn by any angle, degrees, either way
     scale       range of the magnification, drawn evenly on a logarithmic axis
     contrast    range of the factor about the crop's mean, drawn likewise
     brightness  greatest shift, either way
@@ -183,10 +185,11 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blur        greatest standard deviation of a Gaussian, px; drawn evenly from 0
     sharpen     greatest amount of unsharp masking
     noise       greatest standard deviation of added Gaussian noise
-    chance      probability that each of scale, blur, sharpen and noise is applied at all
+    chance      probability that each of rotation, scale, blur, sharpen and noise is applied at all
     """
 
-    flips: bool = True
+    flips: bool | Literal["horizontal", "vertical", "both"] = True
+    rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     contrast: tuple[float, float] = (1.0, 1.0)
     brightness: float = 0.0
@@ -200,6 +203,7 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("scale", "contrast", "gamma"):
             low, high = getattr(self, name)
             check(0 < low <= high, f"{name} must be a range of positive numbers, low first, not {[low, high]}")
+        check(0 <= self.rotation <= 180, f"rotation must lie between 0 and 180 degrees, not {self.rotation}")
         for name in ("brightness", "blur", "sharpen", "noise"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         check(0 <= self.chance <= 1, f"chance must lie between 0 and 1, not {self.chance}")
@@ -213,16 +217,24 @@ class LossTerm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     class_weights  per output of the network, for cross-entropy and focal; empty weighs all alike
     gamma          exponent of the focal loss
+    boundary       how much more pixels within `reach` pixels of another class weigh: 4 makes them count five times;
+                   for all but Dice
+    reach          pixels
     """
 
     kind: LossKind
     weight: float = 1.0
+    boundary: float = 0.0
+    reach: int = 2
     class_weights: tuple[float, ...] = ()
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
         check(self.weight > 0, f"weight of {self.kind} must be positive, not {self.weight}")
         check(self.gamma >= 0, f"gamma must be at least 0, not {self.gamma}")
+        check(self.boundary >= 0, f"boundary must be at least 0, not {self.boundary}")
+        check(not self.boundary or self.kind != "dice", "boundary weighs pixels, which dice has none of: leave it out")
+        check(1 <= self.reach <= 64, f"reach must be 1 to 64 px, not {self.reach}")
         check(all(w >= 0 for w in self.class_weights), "class_weights must not be negative")
 
 
@@ -236,12 +248,15 @@ class Optimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_decay: float = 0.0
     clip: float = 0.0
     """Greatest norm of the gradient; 0 does not clip."""
+    encoder: float = 1.0
+    """Factor of the rate for the encoder's weights, such as 0.1 where they are pre-trained and the rest is not."""
 
     def __post_init__(self) -> None:
         check(self.rate > 0, f"rate must be positive, not {self.rate}")
         check(0 <= self.momentum < 1, f"momentum must lie between 0 and 1, not {self.momentum}")
         check(all(0 <= b < 1 for b in self.betas), f"betas must lie between 0 and 1, not {list(self.betas)}")
         check(self.weight_decay >= 0, f"weight_decay must be at least 0, not {self.weight_decay}")
+        check(self.encoder > 0, f"encoder must be a positive factor, not {self.encoder}")
         check(self.clip >= 0, f"clip must be at least 0, not {self.clip}")
 
 
@@ -283,6 +298,7 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patience    validations without a better score after which training ends; 0 goes on to the last step
     precision   arithmetic of the forward pass
     accumulate  pieces that a batch is cut into, to save memory; losses and batch statistics are those of the pieces
+    frozen      steps in which the encoder stays as it is, for training in two stages: first the rest, then all
     average     decay of the running average of the weights, which is what is validated and kept; 0 keeps the raw ones
     device      ``auto`` is a GPU where there is one
     threads     CPU threads; 0 leaves the choice to torch
@@ -293,6 +309,7 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patience: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulate: int = 1
+    frozen: int = 0
     average: float = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
@@ -302,6 +319,7 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check(self.validate >= 1, f"validate must be at least 1, not {self.validate}")
         check(0 <= self.average < 1, f"average must lie between 0 and 1, not {self.average}")
         check(self.patience >= 0, f"patience must be at least 0, not {self.patience}")
+        check(0 <= self.frozen < self.steps, f"frozen must be at least 0 and less than steps, not {self.frozen}")
         check(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
 
 
@@ -321,3 +339,18 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check(self.tile >= 16, f"tile must be at least 16 px, not {self.tile}")
         check(0 <= self.overlap < self.tile, f"overlap {self.overlap} must be at least 0 and less than {self.tile}")
+
+
+class Paper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a recipe follows, and where it does not: said before a training starts.
+
+    title       of the paper; empty where there is none
+    states      what it says, by keys of the recipe such as ``optimizer.rate``; values that differ are deviations
+    deviations  what else is done otherwise, in words
+    silent      what it does not say, and so was chosen here
+    """
+
+    title: str = ""
+    states: dict[str, Any] = {}
+    deviations: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
