@@ -23,6 +23,7 @@ COMMANDS = {
     "measure": "areas and objects of a segmentation, in numbers",
     "sharpness": "say how sharp images are, and where",
     "review": "list the places where a segmentation is least sure",
+    "attribute": "show what made a network decide at a pixel",
     "eval": "score a segmentation against the truth",
     "train": "train a model from a recipe",
     "pretrain": "train an encoder on images in one folder per class",

@@ -54,7 +54,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="height of the info bar at the bottom, which is left out (found)",
     )
     add("--keep-bar", action="store_true", help="segment the info bar too")
-    add("--pixel-size", type=_floats, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
+    add("--pixel-size", type=parse_sizes, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
     add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
     add("--rescale", action="store_true", help="resample the image to the model's pixel size")
     add("--scale", type=float, metavar="F", help="resample the image to F of its height and width, e.g. 0.5")
@@ -199,7 +199,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _floats(text: str) -> tuple[float, ...]:
+def parse_sizes(text: str) -> tuple[float, ...]:
+    """Pixel sizes in nm, for argparse."""
     try:
         values = tuple(float(word) for word in text.split(","))
     except ValueError:
