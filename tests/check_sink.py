@@ -120,7 +120,7 @@ def check_sink(sink: Sink, axes: str, folder: Path) -> None:
 
 def _check_labels(sink: Sink, result: Result, out: str) -> None:
     for level, labels in enumerate(result.labels if sink.levels else result.labels[:1]):
-        palette: Any = {"as_labels": "indices"} if out.endswith(".png") else {}
+        palette: Any = {"as_labels": "indices"} if out.endswith((".png", ".tif", ".tiff")) else {}
         with open_image(sink.labels(out), level=level, **palette) as image:
             assert image.dtype == np.uint8
             assert image.axes == labels.axes

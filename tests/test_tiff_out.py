@@ -13,6 +13,8 @@ from PIL import Image as Picture
 from result_files import CLASSES, make_result
 
 from tilelab.errors import InputError, OutputError
+from tilelab.evaluation.labels import open_labels
+from tilelab.geometry import Box
 from tilelab.io.results import tiff as tiff_out
 from tilelab.io.results.png import check_png, read_png_metadata, write_png
 from tilelab.io.results.tiff import read_tiff_metadata, write_tiff
@@ -33,11 +35,28 @@ def test_a_plane_is_one_page_with_its_pyramid(tmp_path: Path) -> None:
         page = tiff.pages[0]
         assert (page.tilelength, page.tilewidth) == (512, 512)
         assert page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
-        assert page.photometric == tifffile.PHOTOMETRIC.MINISBLACK
+        assert page.photometric == tifffile.PHOTOMETRIC.PALETTE
         assert len(page.subifds) == 2
         assert page.resolution == pytest.approx((1e7 / 5, 1e7 / 4))
         assert series.levels[1].pages[0].resolution == pytest.approx((5e6 / 5, 5e6 / 4))
         assert series.levels[1].pages[0].subfiletype == 1
+
+
+def test_labels_are_seen_in_the_colours_of_their_classes(tmp_path: Path) -> None:
+    """As numbers they stay indices; probabilities beside them leave no room for a colour table."""
+    result = make_result(tmp_path / "r.ome.zarr", (90, 80))
+    labels = result.labels[0][...]
+    out = write_tiff(result.path, tmp_path / "r.ome.tif")
+    with Picture.open(out) as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), labels)
+        colours = np.array([[int(c.color[i : i + 2], 16) for i in (1, 3, 5)] for c in CLASSES], np.uint8)
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colours[labels])
+    opened = open_labels(out)
+    np.testing.assert_array_equal(opened.read(Box.whole(opened.shape))[0], labels)
+    opened.close()
+    with tifffile.TiffFile(write_tiff(result.path, tmp_path / "p.ome.tif", probabilities=True)) as tiff:
+        assert tiff.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
 
 
 def test_the_description_says_what_the_pixels_are(tmp_path: Path) -> None:

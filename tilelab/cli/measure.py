@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="their numbers: NAME.ome.zarr, NAME.ome.tif, NAME.precomputed (a folder of many)",
     )
+    add("--geojson", metavar="FILE", help="their outlines as polygons, for QuPath (a folder of many)")
     add("--json", metavar="FILE", help="write all numbers but the objects'")
     add("--pictures", metavar="DIR", help="write the distributions of sizes, shapes and distances")
     add(
@@ -186,7 +187,9 @@ def _measure_all(
                 said.add(line)
             yield from summary.rows(survey)
             if args.objects is not None:
-                _write_objects(survey, _objects_path(args.objects, name, len(labels) > 1), args.overwrite)
+                _write_objects(survey, _path_of(args.objects, name, ".ome.zarr", len(labels) > 1), args.overwrite)
+            if args.geojson is not None:
+                _write_outlines(survey, _path_of(args.geojson, name, ".geojson", len(labels) > 1))
 
 
 @contextmanager
@@ -238,8 +241,8 @@ def _files(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Any]]:
     return labels, dict(images)
 
 
-def _objects_path(wanted: str, name: str, many: bool) -> Path:
-    return Path(wanted) / f"{name}.ome.zarr" if many else Path(wanted)
+def _path_of(wanted: str, name: str, suffix: str, many: bool) -> Path:
+    return Path(wanted) / f"{name}{suffix}" if many else Path(wanted)
 
 
 def _write_objects(survey: Survey, path: Path, overwrite: bool) -> None:
@@ -249,6 +252,14 @@ def _write_objects(survey: Survey, path: Path, overwrite: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     done = convert_image(survey.objects_image(), path, labels=True, overwrite=overwrite)
     say(f"{path}: {survey.objects.count:,} objects, {done['dtype']}, {done['levels']} levels, {done['seconds']:.1f} s")
+
+
+def _write_outlines(survey: Survey, path: Path) -> None:
+    """Another pass: the outline of every object."""
+    from tilelab.measure.outlines import write_geojson
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    say(f"{path}: {write_geojson(survey, path):,} polygons")
 
 
 def _claim(args: argparse.Namespace, *, many: bool) -> None:
@@ -268,6 +279,7 @@ def _claim(args: argparse.Namespace, *, many: bool) -> None:
             Write(args.output, "-o", "text" if str(args.output).lower().endswith(".csv") else "any"),
             Write(objects, "--objects", "into" if many else "folder"),
             Write(args.layer_profile, "--layer-profile", "text"),
+            Write(args.geojson, "--geojson", "into" if many else "json"),
             Write(args.json, "--json", "json"),
             Write(args.pictures, "--pictures", "into"),
         ],

@@ -5,8 +5,9 @@
       SubIFD per level    its pyramid, halved in y and x
     tiles 512 x 512, deflate; BigTIFF where 4 GB may not do
 
-Labels are stored as plain grey values, not with a palette: some readers turn a palette into RGB, and the indices are
-lost.  Names and colours of the classes are in the OME-XML, as a map annotation.
+Labels alone have the colours of their classes as a colour table: Fiji, QuPath's openslide and every picture viewer show
+them in colours, and what reads numbers reads the indices.  Channels beside probabilities cannot have one.  Names and
+colours of the classes are in the OME-XML, as a map annotation.
 
 Rows are streamed from the levels of the OME-Zarr, a row of tiles at a time.
 """
@@ -72,10 +73,10 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
     options: dict[str, Any] = {
         "dtype": planes[0].levels[0].dtype,
         "tile": (_TILE, _TILE),
-        "photometric": "minisblack",
         "compression": "adobe_deflate",
         "maxworkers": threads,
         "buffersize": 2**24,
+        **_colours(info, planes),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +188,16 @@ def _resolution(info: ResultInfo, level: int) -> dict[str, Any]:
         return {}
     y, x = (1e7 / (size * 2**level) for size in info.pixel_size_nm[-2:])
     return {"resolution": (x, y), "resolutionunit": "CENTIMETER"}
+
+
+def _colours(info: ResultInfo, planes: list[_Plane]) -> dict[str, Any]:
+    """What the samples mean: of labels alone, indices into the colours of the classes."""
+    if not info.labels or len(planes) > 1:
+        return {"photometric": "minisblack"}
+    table = np.zeros((3, 256), np.uint16)
+    for index, known in enumerate(info.classes):
+        table[:, index] = np.frombuffer(bytes.fromhex(known.color[1:]), np.uint8).astype(np.uint16) * 257
+    return {"photometric": "palette", "colormap": table}
 
 
 def _told(info: ResultInfo, names: list[str]) -> str:
