@@ -7,8 +7,9 @@ import pytest
 import tiny_models
 
 import tilelab
+from tilelab.engines.bundled import bundled_models
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.engines.registry import bundled_models, load_engine
+from tilelab.engines.registry import load_engine
 from tilelab.io.results.result import read_result
 from tilelab.run.options import Options
 from tilelab.sample import draw_superalloy

@@ -14,7 +14,7 @@ from tiny_models import make_spec, save_conv, save_quantized
 
 from tilelab import infer
 from tilelab.cli import main
-from tilelab.engines.registry import bundled_models
+from tilelab.engines.bundled import bundled_models
 from tilelab.spec import ModelSpec, Normalization
 from tilelab.text import install_hint
 

@@ -72,9 +72,9 @@ def model_name(scale: Scale, cache: Path, checkpoint: Path | None = None) -> str
     if checkpoint is None:
         _, changes = _training(scale, cache)
         key = hashlib.sha256("\n".join([RECIPE.read_text(), *changes]).encode()).hexdigest()
-        return f"{scale.tile}-{key[:12]}"
+        return f"free{scale.tile}-{key[:12]}"
     try:
-        return f"given-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
+        return f"free-given-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
     except OSError as error:
         raise InputError(f"cannot read {checkpoint}: {error.strerror}") from error
 
@@ -99,7 +99,7 @@ def prepare_model(scale: Scale, cache: Path, checkpoint: Path | None = None) -> 
         root, run = micrographs(scale, cache), folder / "run"
         if checkpoint is None:
             _tilelab("train", RECIPE, "--data", root, "-o", run, *(word for c in changes for word in ("--set", c)))
-        _export(checkpoint or run / "best.safetensors", root, onnx, weights)
+        _export(checkpoint or run / "best.safetensors", root, scale, onnx, weights)
         shutil.rmtree(run, ignore_errors=True)
     spec = read_spec(onnx)
     assert spec is not None
@@ -142,11 +142,12 @@ def _tilelab(*words: str | Path) -> None:
         raise RuntimeError(f"tilelab {words[0]} failed: {outcome.reason}")
 
 
-def _export(checkpoint: Path, root: Path, onnx: Path, weights: Path) -> None:
-    """The network as ONNX, and its weights under segmentation_models_pytorch's names."""
+def _export(checkpoint: Path, root: Path, scale: Scale, onnx: Path, weights: Path) -> None:
+    """The network as ONNX, of any size, and its weights under segmentation_models_pytorch's names."""
     from safetensors.numpy import load_file, save_file
 
-    _tilelab("export", checkpoint, "-o", onnx, "--data", root, "--force")
+    size = ("--free-size", "--tile", str(scale.tile), "--overlap", str(scale.overlap))
+    _tilelab("export", checkpoint, "-o", onnx, "--data", root, "--force", *size)
     tensors = load_file(checkpoint)
     part = "average." if any(name.startswith("average.") for name in tensors) else "model."
     save_file({name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)}, weights)

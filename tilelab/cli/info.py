@@ -72,8 +72,8 @@ def examine(
     Raises:
         TilelabError: it is none of these, or broken.
     """
+    from tilelab.engines.bundled import bundled_models
     from tilelab.engines.packages.bioimage import is_package
-    from tilelab.engines.registry import bundled_models
     from tilelab.io.images.open import describe
     from tilelab.io.images.stated import described_by_bigdataviewer
     from tilelab.io.storage.place import as_place, remote_place

@@ -9,6 +9,8 @@ import msgspec
 
 from tilelab.cli.info_words import Rows, classes_text, pixel_text, plain_text
 from tilelab.engines.files.ending import Ending
+from tilelab.engines.files.model_file import ModelFile
+from tilelab.errors import EngineError
 from tilelab.text import format_bytes, size_text
 
 
@@ -35,7 +37,28 @@ def examine_model(model: str) -> dict[str, Any]:
         },
         "description": None if own is None else msgspec.to_builtins(own),
         "permitted": None if own is None else list(permitted(file, own)),
+        **_of_bundled(model, file),
     }
+
+
+def _of_bundled(model: str, file: ModelFile) -> dict[str, Any]:
+    """Of a bundled model: its quantised file, and what it runs in on this machine."""
+    from tilelab.engines.bundled import bundled_models, quantised_file
+    from tilelab.engines.registry import choose_file, read_model
+
+    if bundled_models().get(model) != file.path or file.spec is None:
+        return {}
+    beside, told = quantised_file(model), {}
+    try:
+        if beside is not None:
+            own = read_model(beside)
+            proved = own.spec.training.get("proved") if own.spec is not None else None
+            told["quantised"] = {"path": str(beside), "bytes": own.size_bytes, "proved": proved}
+        chosen = choose_file(model, file, file.spec)
+        told["runs"] = {"engine": chosen.engine, "device": chosen.device, "precision": chosen.precision}
+    except EngineError as error:
+        told["runs"] = {"reason": str(error)}
+    return told
 
 
 def _gives(ending: Ending | None) -> str:
@@ -87,8 +110,25 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("seams", _seams_text(spec.get("seams"))),
         ("check", model.get("check")),
         ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
+        ("int8", _quantised_text(model.get("quantised"))),
+        ("runs here", _runs_text(model.get("runs"))),
     ]
     return rows + [(key.replace("_", " "), plain_text(value)) for key, value in spec["training"].items()]
+
+
+def _quantised_text(file: dict[str, Any] | None) -> str | None:
+    """The second file of a bundled model."""
+    if file is None:
+        return None
+    proved = plain_text((file["proved"] or {}).get("int8", "not proved"))
+    return f"{file['path']}, {format_bytes(file['bytes'])}: {proved}"
+
+
+def _runs_text(runs: dict[str, str] | None) -> str | None:
+    """What `infer` takes on this machine."""
+    if runs is None:
+        return None
+    return runs.get("reason") or f"in {runs['precision']} by {runs['engine']} on {runs['device']}"
 
 
 def _outputs_text(outputs: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,15 +7,15 @@ those two only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tilelab.engines.base import Engine
+from tilelab.engines.bundled import bundled_models, quantised_file
 from tilelab.engines.files.foreign import foreign_model
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
@@ -130,9 +130,13 @@ def load_engine(
     file = read_model(model)
     spec = resolve_spec(file, given)
     check_tile(spec)
+    chosen = choose_file(model, file, spec, engine, device, precision)
+    name, kind, arithmetic = chosen.engine, chosen.device, chosen.precision
+    if chosen.file is not file:
+        file = chosen.file
+        spec = resolve_spec(file, given)
     ports = choose_ports(file, given.output, given.output_is, given.axes)
     source, target = ports.source, ports.targets[0]
-    name, kind, arithmetic = choose(file, spec, engine, device, precision)
     single = not all(port.batched for port in (source, *ports.targets))
     count = _batch(file, (1,) if single else source.shape, batch, kind)
     warnings = file.notes
@@ -256,12 +260,6 @@ def model_files(model: object) -> list[Path]:
         return [path]
 
 
-def bundled_models() -> dict[str, Path]:
-    """The models that come with tilelab, by name."""
-    folder = Path(str(files("tilelab"))) / "models" / "bundled"
-    return {path.stem: path for path in sorted(folder.glob("*.onnx"))}
-
-
 def availability(name: str) -> Availability:
     """What an engine can do on this machine; imports its library."""
     found: Availability = _module(name).probe()
@@ -333,6 +331,57 @@ def choose(
                 reasons[target.reason] = None
     asked = " ".join(w for w in (engine, device, precision) if w != "auto") or "any engine"
     raise EngineError(f"{asked} cannot run {file.path}: {'; '.join(reasons) or 'no engine does this'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a model runs in: one of its files, by an engine, on a device, at a precision."""
+
+    file: ModelFile
+    engine: str
+    device: str
+    precision: Precision
+
+
+def choose_file(
+    model: object,
+    file: ModelFile,
+    spec: ModelSpec,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+) -> Chosen:
+    """As `choose`; a bundled model that was proved in int8 has a second file, taken where that stands before the first.
+
+    Args:
+        model: as it was named.
+        file, spec: what `read_model` gives for it, and its description.
+        engine, device, precision: what is asked for.
+
+    Raises:
+        EngineError: none does what is asked; the message says why.
+    """
+    beside = quantised_file(model) if precision in ("auto", "int8") else None
+    quick = None if beside is None else _choose_quantised(beside, engine, device)
+    if quick is not None and precision == "int8":
+        return quick
+    found = Chosen(file, *choose(file, spec, engine, device, precision))
+    return min((c for c in (quick, found) if c is not None), key=_rank)
+
+
+def _choose_quantised(path: Path, engine: str, device: str) -> Chosen | None:
+    """How a quantised file runs here; None where it does not, or was not proved."""
+    try:
+        file = read_model(path)
+        return None if file.spec is None else Chosen(file, *choose(file, file.spec, engine, device))
+    except (EngineError, ModelError):
+        return None
+
+
+def _rank(chosen: Chosen) -> int:
+    """Its place in `RANKING`; what is only chosen when asked for comes last."""
+    entry = chosen.engine, chosen.device.partition(":")[0], chosen.precision
+    return RANKING.index(entry) if entry in RANKING else len(RANKING)
 
 
 def check_tile(spec: ModelSpec) -> None:

@@ -60,6 +60,7 @@ def export_model(
     request: Request | None = None,
     require: Sequence[Precision] = (),
     trained: Sequence[Image] = (),
+    known: Sequence[Image] = (),
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -75,6 +76,7 @@ def export_model(
         require: precisions that engines must reach with the file, beside its own; others that they reach are tried
             too, and permitted if they pass.
         trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
+        known: others that it is at home with, beside the samples.
         force: replace an existing output.
         report: called with one line per check.
 
@@ -106,11 +108,13 @@ def export_model(
             images = samples(spec) if callable(samples) else samples
             gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
             passed = gate.pass_all(spec, require)
-            spec = msgspec.structs.replace(spec, precisions=passed)
+            spec = msgspec.structs.replace(
+                spec, precisions=passed, training={**spec.training, "proved": gate.proved(passed)}
+            )
             if spec.axes == "yx" and spec.plain and gate.file.device is None:
                 spec = msgspec.structs.replace(spec, seams=measure_file(partial, images, source.threads))
             if trained:
-                spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images))
+                spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images, known))
             written.describe(spec)
             written_files = list(
                 reversed(read_model(partial).files)
@@ -123,11 +127,13 @@ def export_model(
     return Exported(output, read_model(output), spec, tuple(gate.checks))
 
 
-def _home(path: Path, threads: int | None, trained: Sequence[Image], samples: Sequence[Sample]) -> Home:
+def _home(
+    path: Path, threads: int | None, trained: Sequence[Image], samples: Sequence[Sample], known: Sequence[Image]
+) -> Home:
     """What `trained` look like to the exported file; the gate's images are known to it, too."""
     engine = load_engine(path, device="auto", threads=threads, trial=False)
     try:
-        return learn_home(engine, trained, [sample.image for sample in samples])
+        return learn_home(engine, trained, [*(sample.image for sample in samples), *known])
     finally:
         engine.close()
 
@@ -237,6 +243,18 @@ class _Gate:
                 "so it cannot be proved here: leave it out"
             )
         return tuple(passed)
+
+    def proved(self, passed: Iterable[Precision]) -> dict[str, str]:
+        """What the checks found of each precision that passed: most labels changed, and the score with its own tile."""
+        found: dict[str, str] = {}
+        for precision in passed:
+            own = [check for check in self.checks if check.precision == precision and check.failure() is None]
+            if not own:
+                continue
+            found[precision] = f"labels {1 - max(check.changed for check in own):.3%} those of the network"
+            if own[0].iou_before is not None and own[0].iou_after is not None:
+                found[precision] += f", mean IoU {own[0].iou_before:.4f} to {own[0].iou_after:.4f}"
+        return found
 
     def _arithmetic(self, engine: str) -> dict[Precision, str]:
         """What an engine may compute the file in, with the first device for each."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.assumptions import Assumption, check_strict
+from tilelab.engines.bundled import quantised_file
 from tilelab.engines.fastest import fastest_tile, tile_candidates
-from tilelab.engines.registry import availability, choose, identity_outputs, read_model, read_spec
+from tilelab.engines.registry import availability, choose_file, identity_outputs, read_model, read_spec
 from tilelab.engines.streams import time_batches
 from tilelab.errors import EngineError, ModelError
 from tilelab.io.images.volume import Volume, network_input
@@ -32,7 +33,7 @@ from tilelab.run.plan.choice import (
 )
 from tilelab.run.plan.rates import Rates, Remembered
 from tilelab.run.plan.request import ImageFacts
-from tilelab.spec import ModelSpec
+from tilelab.spec import PRECISIONS, ModelSpec
 from tilelab.text import size_text
 
 _BEGINNING = (512,)  # a tile to scale, for networks that name none
@@ -96,6 +97,7 @@ def choose_work(
         if options.exact:
             raise ModelError("--exact chooses the overlap while a model is loaded: give its path, not an engine")
         return Choice(options)
+    options = _precision_as_begun(options, model, begun)
     pinned = options.model.tile is not None or (options.model.overlap is not None and not options.auto_tile)
     if (pinned and not options.exact) or (identity_outputs(model) is not None and not options.auto_tile):
         return Choice(options)
@@ -171,18 +173,21 @@ def _engine_rates(model: str | Path, options: Options, spec: ModelSpec) -> tuple
     if identity_outputs(model) is not None:
         return False, Remembered(None), Rates({})
     device = options.device if options.device in ("auto", "cpu", "cuda") else options.device.partition(":")[0]
-    kinds = ("cpu", "cuda", "auto")
-    file = read_model(model)
+    family = device.partition("*")[0]
+    where = family if family in ("cpu", "cuda", "auto") else "auto"
     try:
-        name, kind, precision = choose(
-            file, spec, options.engine, device.partition("*")[0] if device.partition("*")[0] in kinds else "auto",
-            options.precision,
-        )  # fmt: skip
+        chosen = choose_file(model, read_model(model), spec, options.engine, where, options.precision)
     except EngineError:  # whoever loads it says why
         return device.startswith("cuda"), Remembered(None), Rates({})
-    gpu = kind.startswith("cuda")
-    key = {"model": file.digest(), "engine": name, "version": availability(name).version, "precision": precision}
-    return gpu, Remembered.of(**key, device=kind), Rates({}) if gpu else Rates.usual(precision)
+    gpu = chosen.device.startswith("cuda")
+    key = {
+        "model": chosen.file.digest(),
+        "engine": chosen.engine,
+        "version": availability(chosen.engine).version,
+        "precision": chosen.precision,
+        "device": chosen.device,
+    }
+    return gpu, Remembered.of(**key), Rates({}) if gpu else Rates.usual(chosen.precision)
 
 
 def _measure(model: str | Path, options: Options, spec: ModelSpec, most: int) -> dict[int, float]:
@@ -227,6 +232,14 @@ def replace_seams(spec: ModelSpec, options: Options, note: Callable[[str], None]
         check_strict((assumed,), options.strict)
         note(str(assumed))
     return msgspec.structs.replace(spec, seams=None, receptive_field=_UNKNOWN_FIELD)
+
+
+def _precision_as_begun(options: Options, model: str | Path, begun: KnownFingerprint | None) -> Options:
+    """`options` with the precision of a result, where a bundled model has a file for each and nothing is asked for."""
+    if begun is None or options.precision != "auto" or quantised_file(model) is None:
+        return options
+    known = begun.get("engine", {}).get("precision")
+    return replace(options, precision=known) if known in PRECISIONS else options
 
 
 def _as_begun(options: Options, spec: ModelSpec, begun: KnownFingerprint) -> Options | None:

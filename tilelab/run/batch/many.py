@@ -271,7 +271,7 @@ class Batch:
                 chosen = scout.submit(self._choose, list(islice(images, _LOOK)))
                 kinds: dict[Any, list[tuple[str, Options]]] = {}
                 for image, options in found:
-                    kinds.setdefault((options.model, options.batch), []).append((image, options))
+                    kinds.setdefault((options.model, options.batch, options.precision), []).append((image, options))
                 if len(kinds) > _MANY_KINDS and len(found) < _FEW_OF_A_KIND * len(kinds) and not said:
                     said = True
                     self.note(

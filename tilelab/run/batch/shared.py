@@ -119,7 +119,7 @@ class Engines:
             engine = model
         self._free = threading.BoundedSemaphore(engine.streams)
         self.first = cast("Engine", SharedEngine(engine, self._free))
-        self._key = options.model, options.batch
+        self._key = options.model, options.batch, options.precision
         self._others: OrderedDict[Any, _Held] = OrderedDict()
 
     @contextlib.contextmanager
@@ -129,7 +129,8 @@ class Engines:
         Raises:
             TilelabError: the model does not have such tiles.
         """
-        key = options.model, options.batch
+        asked = self._key[-1] if options.precision == self.first.precision else options.precision
+        key = options.model, options.batch, asked
         if key == self._key or not isinstance(self._model, str | Path):
             yield self.first
             return
@@ -151,6 +152,8 @@ class Engines:
         assert told is not None  # noqa: S101 - it is only None without overrides
         spec = replace(self.first.spec, tile=told.tile, overlap=told.overlap, window=told.window)
         batch = options.batch or self.first.batch
+        if options.precision not in (self._key[-1], self.first.precision):  # of a result that was begun so
+            return cast("Engine", SharedEngine(load(model, options), self._free))
         return cast("Engine", TiledEngine(self.first, spec, batch, lambda: load(model, options), self._free))
 
     def close(self) -> None:

@@ -1,0 +1,196 @@
+"""Build the files of a bundled model: NAME.onnx with its seams and its home, NAME.int8.xml where int8 is as good.
+
+    python -m tilelab.exporting.bundle runs/superalloy/best.safetensors superalloy --data DATA/superalloy --drawn
+    python -m tilelab.exporting.bundle superalloy.onnx superalloy --recipe superalloy --data DATA/superalloy --drawn
+
+A checkpoint becomes both files.  A described .onnx is taken as it is and gets its int8 file; its recipe, which an .onnx
+does not hold, says where in DATA the images are.  In NAME.md, the card, the row of precisions is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tilelab.engines.bundled import QUANTISED, bundled_folder
+from tilelab.engines.registry import read_spec
+from tilelab.errors import ModelError, TilelabError
+from tilelab.exporting.calibration import Variation
+from tilelab.exporting.export import Exported, Place, export_model
+from tilelab.exporting.parity import Parity, ParityError, Sample
+from tilelab.exporting.samples import training_images, validation_samples
+from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
+from tilelab.exporting.write import Request
+from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
+from tilelab.machine.disk import MARK, move_whole
+from tilelab.sample import draw_superalloy
+from tilelab.spec import ModelSpec
+from tilelab.training.recipe import Recipe, load_recipe
+
+MOST_CHANGED = 0.005
+"""Share of the labels that int8 may change in a file that is taken unasked; the gate's own limit is wider."""
+MOST_BYTES = 40_000_000
+"""Of all bundled models as a wheel packs them."""
+_DRAWN = (range(100, 106), range(106, 112))  # seeds of micrographs that are home, and of others that are known
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What files are made and proved with.
+
+    Attributes:
+        samples: with truth, that files are compared on.
+        trained: images of the training.
+        known: others that the network is at home with.
+        variation: of brightness and contrast in training.
+    """
+
+    samples: Sequence[Sample]
+    trained: Sequence[Image]
+    known: Sequence[Image] = ()
+    variation: Variation | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, data: Path, *, drawn: bool = False) -> Material:
+        """That of a recipe, with drawn superalloys where they are what the network is for.
+
+        Raises:
+            InputError: the images are not there, or do not fit the recipe.
+        """
+        home, others = ([_draw(seed) for seed in seeds] if drawn else [] for seeds in _DRAWN)
+        trained = recipe.augmentation
+        return cls(
+            validation_samples(recipe, data),
+            [*training_images(recipe, data), *home],
+            others,
+            Variation(trained.brightness, trained.contrast),
+        )
+
+
+def build_bundle(
+    source: CheckpointSource | OnnxSource,
+    name: str,
+    material: Material,
+    folder: Path,
+    report: Callable[[str], None] = lambda _: None,
+) -> tuple[Path, ...]:
+    """Write NAME.onnx and, where int8 is as good, NAME.int8.xml with its .bin; older files of that name go.
+
+    Args:
+        source: a checkpoint; or a described ONNX file, which is taken as it is.
+        name: of the model.
+        material: to make and to prove them with.
+        folder: to write into; the files appear there when all is proved.
+        report: called with one line for each check and file.
+
+    Returns:
+        The files.
+
+    Raises:
+        ModelError, ParityError, EngineError, OutputError: as `export_model`; nothing of the folder is changed.
+    """
+    with tempfile.TemporaryDirectory(prefix=".bundle-", suffix=MARK, dir=folder) as scratch:
+        plain, quick = Path(scratch) / f"{name}.onnx", Path(scratch) / f"{name}{QUANTISED}"
+        if isinstance(source, OnnxSource):
+            shutil.copyfile(source.path, plain)
+        else:
+            place = Place(free_size=source.spec.receptive_field is not None)
+            export_model(
+                source, plain, material.samples, place=place, trained=material.trained, known=material.known,
+                report=report,
+            )  # fmt: skip
+        proof = _quantise(plain, quick, material, report)
+        files = [plain] if proof is None else [plain, quick.with_suffix(".bin"), quick]
+        for stale in (folder / quick.name, folder / quick.with_suffix(".bin").name):
+            stale.unlink(missing_ok=True)
+        for file in files:
+            move_whole(file, folder / file.name)
+    card = folder / f"{name}.md"
+    if card.is_file():
+        card.write_text(_with_precisions(card.read_text(), read_spec(folder / plain.name), proof))
+    return tuple(folder / file.name for file in files)
+
+
+def _quantise(plain: Path, quick: Path, material: Material, report: Callable[[str], None]) -> Exported | None:
+    """Write the int8 file; None where it is not good enough, or the network is not of a kind that can be quantised."""
+    source = OnnxSource(plain)
+    request = Request(calibration=material.trained, variation=material.variation)
+    try:
+        done = export_model(
+            source, quick, material.samples, precision="int8", request=request, trained=material.trained,
+            known=material.known, report=report,
+        )  # fmt: skip
+        refused = max(done.checks, key=lambda check: check.changed)
+        if refused.changed <= MOST_CHANGED:
+            return done
+        raise ParityError(f"{refused} where at most {MOST_CHANGED} of the labels may change")
+    except (ParityError, ModelError) as error:
+        report(f"no int8 beside {plain.name}: {error}")
+        return None
+
+
+def _with_precisions(card: str, spec: ModelSpec | None, quantised: Exported | None) -> str:
+    """A card with its row of precisions as they were proved."""
+    words: list[str] = [] if spec is None else list(spec.precisions)
+    if quantised is not None:
+        words.append(f"int8 in a file of its own ({_proof(quantised.checks)})")
+    lines = [f"| precisions | {', '.join(words)} |" if s.startswith("| precisions |") else s for s in card.split("\n")]
+    return "\n".join(lines)
+
+
+def _proof(checks: Sequence[Parity]) -> str:
+    """The worst of some checks, in words, and the score of the first one, with the model's own tile."""
+    text = f"at least {1 - max(check.changed for check in checks):.2%} of the labels of fp32"
+    if checks[0].iou_before is not None and checks[0].iou_after is not None:
+        text += f", mean IoU {checks[0].iou_before:.4f} to {checks[0].iou_after:.4f}"
+    return text
+
+
+def packed_bytes(folder: Path) -> int:
+    """What the models of a folder take in a wheel, about."""
+    files = [path for path in folder.iterdir() if path.suffix in (".onnx", ".xml", ".bin", ".md")]
+    return sum(len(zlib.compress(path.read_bytes(), 6)) for path in files)
+
+
+def _draw(seed: int) -> Image:
+    return open_image(draw_superalloy((512, 512), seed=seed)[0], axes="yx")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Build the files of one model."""
+    parser = argparse.ArgumentParser(prog="python -m tilelab.exporting.bundle", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint, or a described .onnx")
+    parser.add_argument("name", metavar="NAME", help="of the model")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder of the recipe")
+    parser.add_argument("--recipe", metavar="R", help="of an .onnx (a checkpoint has its own)")
+    parser.add_argument("--drawn", action="store_true", help="the network is at home in drawn superalloys, too")
+    parser.add_argument("-o", "--folder", type=Path, default=bundled_folder(), metavar="DIR",
+                        help="where the files go (the package's own)")  # fmt: skip
+    args = parser.parse_args(words)
+    say = partial(print, flush=True)
+    try:
+        source = open_network(args.source)
+        recipe = load_recipe(args.recipe) if args.recipe else source.recipe
+        if recipe is None:
+            raise ModelError(f"{args.source} does not say what it was trained with: give --recipe")
+        material = Material.of(recipe, args.data, drawn=args.drawn)
+        for file in build_bundle(source, args.name, material, args.folder, say):
+            say(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB)")
+    except TilelabError as error:
+        parser.exit(2, f"error: {error}\n")
+    packed = packed_bytes(args.folder)
+    say(f"the models of {args.folder} take {packed / 1e6:.1f} MB in a wheel, at most {MOST_BYTES / 1e6:.0f}")
+    return 0 if packed <= MOST_BYTES else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
