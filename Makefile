@@ -4,6 +4,7 @@
 #   make fuzz        5,000 damaged inputs of every format: right pixels or one line
 #   make test-versions  the quick ones with the newest Python and packages there are, and with the lowest declared
 #   make check       format, lint, type and layer checks
+#   make site        build the documentation, strictly: build/site/html/index.html
 #   make bench       measure: a page, its numbers and plots in benchmarks/results/short (ten minutes)
 #   make bench-guard compare ratios with those in the repository: did anything get slower?
 
@@ -12,7 +13,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-versions test-versions-all fuzz check format bench bench-guard clean
+.PHONY: demo test test-slow test-versions test-versions-all fuzz check format site bench bench-guard clean
 
 demo: $(VENV)/.demo
 	$(RUN)/tilelab demo
@@ -43,6 +44,9 @@ format: $(VENV)/.check
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
+site: $(VENV)/.site
+	$(RUN)/python docs/make_site.py build/site
+
 bench: $(VENV)/.bench
 	$(RUN)/python -m benchmarks run
 
@@ -67,6 +71,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.check: pyproject.toml | $(VENV)/.test
 	$(PIP) --editable ".[cpu,train,cluster,test,check]"
+	@touch $@
+
+$(VENV)/.site: pyproject.toml | $(VENV)/.made
+	$(PIP) --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml benchmarks/requirements.txt | $(VENV)/.test

@@ -9,9 +9,12 @@ import contextlib
 import fnmatch
 import importlib.util
 import io
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -248,3 +251,16 @@ def test_the_examples_of_the_help_are_commands(command: str) -> None:
     lines = re.findall(r"^ +(tilelab [^\n]*)", help_of(command), re.MULTILINE)
     wrong = [f"{line}: {said}" for line in lines if (said := refusal(shlex.split(line, comments=True)[1:]))]
     assert wrong == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """As `make site` does, in a process of its own; the reference has every command and every key of a recipe."""
+    pytest.importorskip("furo", reason="documentation extra not installed")
+    pytest.importorskip("myst_parser", reason="documentation extra not installed")
+    command = [sys.executable, str(ROOT / "docs" / "make_site.py"), str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert said.returncode == 0, said.stderr
+    commands = (tmp_path / "html/docs/reference/commands.html").read_text()
+    assert [name for name in COMMANDS if f"<h2>tilelab {name}<" not in commands] == []
+    recipes = (tmp_path / "html/docs/reference/recipes.html").read_text()
+    assert all(f">{key}</span>" in recipes for key in ("checkpoint", "balance", "weight_decay", "plateau"))
