@@ -53,7 +53,7 @@ NOT_RUN = {
     ("docs/measure.md", "tilelab measure coating/*"): "of the same data",
 }
 # Commands of other programs; each of them is looked at, none is run.
-OTHERS = ("compute-sanitizer",)
+OTHERS = ("compute-sanitizer", "docker", "apptainer", "rattler-build", "snakemake", "nextflow")
 SHELL_ONLY = re.compile(
     r"python -m (?P<module>[\w.]+)|python (?P<file>\S+)|make (?P<target>\S+)|pip install (?P<of>.*)"
 )
@@ -264,3 +264,33 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert [name for name in COMMANDS if f"<h2>tilelab {name}<" not in commands] == []
     recipes = (tmp_path / "html/docs/reference/recipes.html").read_text()
     assert all(f">{key}</span>" in recipes for key in ("checkpoint", "balance", "weight_decay", "plateau"))
+
+
+def commands_of_packages() -> list[str]:
+    """What containers and workflows call, with a word in the place of each of their variables."""
+    found = []
+    for path in ("packaging/snakemake/Snakefile", "packaging/nextflow/main.nf", "packaging/conda/recipe.yaml"):
+        text = re.sub(r'"\s*\n\s*"', "", (ROOT / path).read_text())  # strings that stand below each other are one
+        for line in re.findall(r"^\W*(tilelab (?:infer|measure|demo)[^\n]*)", text, re.MULTILINE):
+            words = re.sub(r"\$?\{(threads|task\.cpus)\}", "2", re.sub(r"\$?\{params\.flags\}", "", line))
+            found.append(re.split(r" 2?> ", re.sub(r"\$?\{[^}]*\}", "x", words))[0].rstrip('" '))
+    return found
+
+
+def test_packages_call_commands_that_are_there() -> None:
+    assert len(commands_of_packages()) == 5
+    wrong = [f"{line}: {said}" for line in commands_of_packages() if (said := refusal(shlex.split(line)[1:]))]
+    assert wrong == []
+
+
+def test_packages_install_what_the_project_declares() -> None:
+    """The extras of the containers are there, and the conda recipe has every dependency with its lowest version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, pattern in (("Dockerfile", r"EXTRAS=(\S+)"), ("Apptainer.def", r"/source\[(\S+)\]")):
+        extras = re.search(pattern, (ROOT / "packaging" / name).read_text())
+        assert extras is not None
+        assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    recipe = (ROOT / "packaging/conda/recipe.yaml").read_text()
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    assert [one for one in wanted if f"- {one.replace('>=', ' >=')}\n" not in recipe] == []
+    assert f'version: "{tilelab.__version__}"' in recipe
