@@ -13,7 +13,8 @@
     python -m benchmarks models                    every architecture from training to inference, one table
     python -m benchmarks recipes                   what every recipe does otherwise than its paper
 
-Results lie in benchmarks/results, or a folder in it for other scales than full: README.md, results.json and the plots.
+Results lie in a folder of benchmarks/results for each kind of processor, or each scale but full: README.md,
+results.json and the plots; benchmarks/results/README.md lists them.
 """
 
 from __future__ import annotations
@@ -64,20 +65,23 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--checkpoint", type=Path, metavar="FILE", help="weights of a trained unet:resnet18 (trains some, briefly)"
         )
-    run.add_argument("--out", type=Path, metavar="DIR", help="where the page goes (benchmarks/results/SCALE)")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the page goes (benchmarks/results/PROCESSOR or SCALE)"
+    )
     run.add_argument("--minutes", type=float, metavar="N", help="estimate or leave out what would take longer")
     run.add_argument("--resume", action="store_true", help="go on with what an earlier run of this scale has measured")
     run.add_argument(
         "--contenders", default="", metavar="A,B", help="only those whose names begin so, e.g. tilelab,MONAI"
     )
     page = commands.add_parser("page", help="draw the page and the plots again")
-    page.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where results.json is")
+    page.add_argument("--out", type=Path, metavar="DIR", help="where results.json is (that of this processor)")
     readme = commands.add_parser("readme", help="put the headline table into README.md")
-    readme.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where results.json is")
+    readme.add_argument("--out", type=Path, metavar="DIR", help="where results.json is (that of this processor)")
     readme.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
     guard = commands.add_parser("guard", help="compare ratios with those in the repository")
     guard.add_argument("--update", action="store_true", help="keep the ratios of this machine instead")
     guard.add_argument("--quick", action="store_true", help="only those that take seconds")
+    guard.add_argument("--instructions", action="store_true", help="count instructions instead (with valgrind)")
     models = commands.add_parser("models", help="every architecture from training to inference, one table")
     models.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where models.md goes")
     recipes = commands.add_parser("recipes", help="what every recipe does otherwise than its paper, one table")
@@ -97,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         from benchmarks.registry import SUITE
         from benchmarks.suite import run_suite
 
-        out = args.out or (RESULTS if args.scale == "full" else RESULTS / args.scale)
+        out = args.out or (_own_folder() if args.scale == "full" else RESULTS / args.scale)
         ok = run_suite(args.names or list(SUITE), _workbench(args), out, print)
         print(f"{out / 'README.md'}")
         return 0 if ok else 1
@@ -107,16 +111,20 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "page":
         from benchmarks.suite import draw
 
-        draw(args.out, print)
+        draw(args.out or _own_folder(), print)
     elif args.command == "readme":
         from benchmarks.page.headline import rewrite
         from benchmarks.suite import load_document
 
-        rewrite(args.readme, load_document(args.out))
+        rewrite(args.readme, load_document(args.out or _own_folder()))
     elif args.command == "guard":
-        from benchmarks.measure import guard
+        from benchmarks.measure import guard, instructions
 
-        if args.update:
+        if args.instructions and args.update:
+            instructions.update()
+        elif args.instructions:
+            return 0 if all(one.holds for one in instructions.check()) else 1
+        elif args.update:
             guard.update()
         else:
             ratios = guard.check(guard.QUICK if args.quick else None)
@@ -134,6 +142,13 @@ def _run(args: argparse.Namespace) -> int:
 
         install_peers(print)
     return 0
+
+
+def _own_folder() -> Path:
+    """Of the results of this kind of processor."""
+    from benchmarks.bench.machine import cpu_kind
+
+    return RESULTS / cpu_kind()
 
 
 def _workbench(args: argparse.Namespace) -> Workbench:

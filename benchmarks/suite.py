@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.bench.machine import Others, describe_machine
 from benchmarks.bench.processes import without_paths
+from benchmarks.bench.settings import RESULTS
 from benchmarks.bench.workbench import Workbench
 from benchmarks.registry import SUITE
 from tilelab.errors import InputError
@@ -87,6 +88,7 @@ def load_document(out: Path) -> dict[str, Any]:
 
 def draw(out: Path, say: Callable[[str], None]) -> None:
     """The page and the plots, from the document."""
+    from benchmarks.page.index import write_index
     from benchmarks.page.page import write_page
 
     document = load_document(out)
@@ -98,3 +100,5 @@ def draw(out: Path, say: Callable[[str], None]) -> None:
         say(f"no plots: {error.name} is not installed (pip install -r benchmarks/requirements.txt)")
         pictures = {}
     write_page(document, out / "README.md", pictures)
+    if out.parent == RESULTS:
+        write_index(RESULTS)

@@ -32,6 +32,8 @@ class Contender:
         here: runs in this environment; otherwise in the peers'.
         leads: is timed on the largest plane before anything that may be left out.
         keeps_memory: the C library is told to keep what is freed; see `KEEP_MEMORY`.
+        tile: px, where it is another than everybody's.
+        free: tilelab chooses its tiles itself, as it does where nothing is said.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Contender:
     here: bool = False
     leads: bool = False
     keeps_memory: bool = False
+    tile: int | None = None
+    free: bool = False
 
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(32 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
@@ -50,10 +54,25 @@ CONTENDERS = (
     Contender("tilelab fp32", "", leads=True),
     Contender("tilelab bf16", "", "bf16", leads=True),
     Contender("tilelab int8", "", "int8", leads=True),
+    Contender("tilelab fp32, own tile", "", free=True, leads=True),
+    Contender("tilelab bf16, own tile", "", "bf16", free=True, leads=True),
+    Contender("tilelab int8, own tile", "", "int8", free=True, leads=True),
     Contender("MONAI gaussian", "monai_gaussian", leads=True),
     Contender("NumPy over ONNX Runtime", "onnx_loop", here=True, leads=True),
     Contender("MONAI gaussian, bf16 channels-last", "monai_gaussian", "bf16", leads=True),
     Contender("MONAI gaussian, memory kept", "monai_gaussian", leads=True, keeps_memory=True),
+    Contender(
+        "MONAI gaussian, bf16 channels-last, memory kept", "monai_gaussian", "bf16", leads=True, keeps_memory=True
+    ),
+    Contender("MONAI gaussian, tile 1024", "monai_gaussian", leads=True, keeps_memory=True, tile=1024),
+    Contender(
+        "MONAI gaussian, bf16 channels-last, tile 1024",
+        "monai_gaussian",
+        "bf16",
+        leads=True,
+        keeps_memory=True,
+        tile=1024,
+    ),
     Contender("nnU-Net", "nnunet"),
     Contender("MONAI ZarrAvgMerger", "monai_zarr"),
     Contender("torch-em", "torch_em_halo"),
@@ -61,7 +80,8 @@ CONTENDERS = (
     Contender("torchio", "torchio_hann"),
     Contender("KonfAI", "konfai_predict"),
 )
-"""In order of importance: where time is short, the last are left out first."""
+"""In order of importance: where time is short, the last are left out first.  All have the same tile, but those that are
+there to be at their best: tilelab with the tiles it chooses, MONAI in bf16, with its memory kept, with larger tiles."""
 
 WHOLE = Contender("whole image", "whole", here=True)
 """Does not tile: what all others are compared with."""
@@ -115,7 +135,7 @@ def recall(bench: Workbench, contender: Contender, shape: PlaneShape) -> Trial |
     """A contender's run that another benchmark has made already, if it did; its result is gone."""
     if contender.module:
         return None
-    run = bench.recall_infer(shape, *_words(contender), model=_own_model(bench, contender))
+    run = bench.recall_infer(shape, *_words(bench, contender), model=_own_model(bench, contender))
     return None if run is None else Trial(run.outcome, _said(run), Path(), Path())
 
 
@@ -127,7 +147,7 @@ def segment(
     if contender.keeps_memory:
         limits["env"] = KEEP_MEMORY
     if not contender.module:
-        words = [*_words(contender), *(["--logits"] if logits else [])]
+        words = [*_words(bench, contender), *(["--logits"] if logits else [])]
         out = folder / "out.ome.zarr"
         run = bench.infer(shape, out, *words, model=_own_model(bench, contender), **limits)
         return Trial(run.outcome, _said(run) if run.outcome.ok else {}, out, out)
@@ -138,18 +158,23 @@ def segment(
         "out": str(folder),
         "logits": logits,
     }
+    if contender.tile is not None:
+        job["tile"] = contender.tile
     document = folder / "job.json"
     document.write_text(json.dumps(job))
     python = sys.executable if contender.here else interpreter()
     outcome = bench.run([python, "-m", f"benchmarks.peers.{contender.module}", document], **limits)
     said = json.loads(outcome.output.splitlines()[-1]) if outcome.ok else {}
+    if said and contender.tile is not None:
+        said["settings"] += f", tiles of {contender.tile} px"
     if said and contender.keeps_memory:
         said["settings"] += ", glibc told to keep freed memory (MALLOC_MMAP_MAX_=0 ...)"
     return Trial(outcome, said, folder / "labels.npy", folder / "logits.npy")
 
 
-def _words(contender: Contender) -> list[str]:
-    return ["--engine", "openvino", "--precision", contender.precision]
+def _words(bench: Workbench, contender: Contender) -> list[str]:
+    own = ["--engine", "openvino", "--precision", contender.precision]
+    return own if contender.free else [*own, *bench.pinned]
 
 
 def _own_model(bench: Workbench, contender: Contender) -> Path | None:
@@ -166,7 +191,8 @@ def _said(run: Infer) -> dict[str, Any]:
             "tilelab": report["versions"]["tilelab"],
             "openvino": str(report["engine"]["openvino"]).partition("-")[0],
         },
-        "settings": "OpenVINO, hann, labels and probabilities with all pyramid levels as OME-Zarr",
+        "settings": f"OpenVINO, hann, tiles of {' x '.join(map(str, report['tile']))} px, overlap "
+        f"{max(report['overlap'])}; labels and probabilities with all pyramid levels as OME-Zarr",
     }
 
 

@@ -27,6 +27,14 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def cpu_kind(processor: str | None = None) -> str:
+    """What kind of processor this is, or one that `describe_machine` told, for the name of a folder: ``intel-amx``."""
+    words = (processor or _processor()).lower()
+    maker = next((name for name in ("intel", "amd", "apple", "arm") if name in words), "other")
+    found = next((name for flag, name in (("amx", "amx"), ("avx512", "avx512"), ("avx2", "avx2")) if flag in words), "")
+    return "-".join(filter(None, (maker, found)))
+
+
 def commit() -> str:
     """Of the working tree, with ``+`` where tracked files differ from it; empty outside a repository."""
     head = _git("rev-parse", "--short=12", "HEAD")

@@ -72,6 +72,11 @@ class Workbench:
         return Ledger(path, about, commit(), resume=self._resume)
 
     @property
+    def pinned(self) -> tuple[str, ...]:
+        """The tile and overlap that all have in common, as flags of ``tilelab infer``, which would choose its own."""
+        return ("--tile", str(self.scale.tile), "--overlap", str(self.scale.overlap))
+
+    @property
     def seconds_left(self) -> float:
         """Until the time given is over."""
         return self._end - time.monotonic()

@@ -12,7 +12,11 @@ from typing import Any
 from benchmarks.bench.quality import compare_labels, labels_of
 from benchmarks.bench.workbench import Workbench
 from benchmarks.measure.efficiency import computed_per_pixel, measure, run_bare, run_tilelab
+from tilelab.engines.cpu.matrix_product import best_product
 from tilelab.io.images.open import open_image
+
+LIMIT_TILES = (256, 384, 512, 768, 1024)
+"""Sides, px, among which the bare engine's best is the limit of a machine."""
 
 LADDER = (
     ("openvino", "fp32"),
@@ -70,7 +74,7 @@ def measure_precisions(bench: Workbench) -> dict[str, Any]:
                 "seconds": report["seconds"] | {"process": run.outcome.seconds},
                 "megapixels_per_s": report["megapixels"] / run.outcome.seconds,
                 "computed": computed_per_pixel(report),
-                "bare_megapixels_per_s": _bare_rate(bench, model, report),
+                **_measure_bare(bench, model, report),
                 "agreement": compare_labels(labels, labels_of(first), classes)["agreement"],
                 "mean_iou": compare_labels(labels, truth, classes)["mean_iou"],
                 "memory_growth": run.memory_growth,
@@ -80,14 +84,42 @@ def measure_precisions(bench: Workbench) -> dict[str, Any]:
     return {"image": list(shape), "classes": classes, "data": bench.model.data, "rows": rows}
 
 
-def _bare_rate(bench: Workbench, model: Path, report: dict[str, Any]) -> float:
-    """Megapixels of tiles per second of the engine alone."""
+def _measure_bare(bench: Workbench, model: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The engine alone: on the run's tiles, at its best tile, and that against the machine's best matrix product.
+
+    What the best tile gives, each pixel computed once, is the limit; `sweep_of_limit` is the share of it that the run
+    reaches, start-up aside.
+    """
+    own = _bare_rate(bench, model, report, list(report["tile"]))
+    sides = LIMIT_TILES if bench.scale.tile > 64 else (bench.scale.tile,)
+    rates = {f"{n} x {n}": _bare_rate(bench, model, report, [n, n], repeats=1) for n in sides}
+    rates[" x ".join(map(str, report["tile"]))] = own
+    best = max(rates, key=lambda name: rates[name])
+    work = bench.model.spec.training.get("macs_per_pixel")
+    product = best_product(report["engine"]["precision"], bench.scale.seconds) if work else None
+    needed = report["megapixels"] / rates[best]
+    return {
+        "bare_megapixels_per_s": own,
+        "limit_megapixels_per_s": rates[best],
+        "limit_tile": best,
+        "rates": rates,
+        "sweep_of_limit": needed / report["seconds"]["sweep"],
+        "of_product": 2e6 * work * rates[best] / product if work and product else None,
+    }
+
+
+def _bare_rate(
+    bench: Workbench, model: Path, report: dict[str, Any], tile: list[int], repeats: int | None = None
+) -> float:
+    """Megapixels of tiles per second of the engine alone, on about as many pixels whatever the tile."""
     scale, engine = bench.scale, report["engine"]
-    tile, channels = list(report["tile"]), bench.model.spec.channels
-    batches = max(1, round(16 * scale.seconds) // engine["batch"])
-    loops: list[float] = [run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(scale.repeats)]
-    pixels: int = batches * engine["batch"] * math.prod(tile)
-    return pixels / 1e6 / statistics.median(loops)
+    area = engine["batch"] * math.prod(tile)
+    batches = max(2, round(16 * scale.seconds * scale.tile**2 / area))
+    channels = bench.model.spec.channels
+    loops: list[float] = [
+        run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(repeats or scale.repeats)
+    ]
+    return batches * area / 1e6 / statistics.median(loops)
 
 
 def fast_precision() -> str:

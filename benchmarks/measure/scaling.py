@@ -12,7 +12,7 @@ from benchmarks.measure.precision import fast_precision
 def measure_scaling(bench: Workbench) -> dict[str, Any]:
     """The same command on planes of 1, 4 and 16 times the area; in turns, so that a busy moment hits all alike."""
     scale = bench.scale
-    words = ("--engine", "openvino", "--precision", fast_precision())
+    words = ("--engine", "openvino", "--precision", fast_precision(), *bench.pinned)
     runs: dict[tuple[int, int], list[dict[str, Any]]] = {shape: [] for shape in scale.areas}
     with bench.folder() as folder:
         for turn in range(scale.repeats):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Race:
             sizes = self.rows[contender.name]["sizes"]
             if sizes.get(size, {}).get("finished"):
                 continue
-            expected = estimate(sizes, shape, self.bench.scale)
+            expected = estimate(sizes, shape, _scale_of(contender, self.bench.scale))
             row = self._once(contender, f"on {size}", expected["seconds"], lambda c=contender: self._time(c, shape))
             if row is None:
                 row = {"finished": False, "reason": "not run, for want of time", "estimate": expected}
@@ -177,6 +178,11 @@ def estimate(sizes: dict[str, Any], shape: PlaneShape, scale: Scale) -> dict[str
         "growth": growth,
         "from": [_name((h, w)) for h, w, _ in known],
     }
+
+
+def _scale_of(contender: Contender, scale: Scale) -> Scale:
+    """The scale with the contender's own tile."""
+    return scale if contender.tile is None else replace(scale, tile=contender.tile)
 
 
 def tiles(height: int, width: int, scale: Scale) -> int:

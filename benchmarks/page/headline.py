@@ -73,7 +73,8 @@ def headline(document: dict[str, Any]) -> list[str]:
     others = busy(section)
     processor = machine["processor"].split(" (")[0].split(",")[0]
     lines.append(
-        f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']}, whole processes on "
+        f"U-Net, ResNet-18 encoder, tile {found['tile']}, overlap {found['overlap']} (own tile: chosen for the image), "
+        "whole processes on "
         f"{machine['cores']} cores of {processor}{f'; {others}' if others else ''}; memory "
         f"above the loaded network. {'~: estimated from smaller planes. ' * estimated}"
         "Everything else: [benchmarks/results](benchmarks/results/README.md)."

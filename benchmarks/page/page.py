@@ -33,9 +33,6 @@ def write_page(document: dict[str, Any], path: Path, pictures: dict[str, str]) -
         else:
             lines += _BODIES[name](section["found"], pictures)
         lines += _made(section)
-    more = [other.name for other in sorted(path.parent.glob("*.md")) if other != path]
-    if more:
-        lines += [f"Beside this page: {', '.join(f'[{name}]({name})' for name in more)}.", ""]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -103,12 +100,24 @@ def _bare(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['bare_megapixels_per_s'] / row['computed']:.2f}", f"{row['computed']:.2f}"
 
 
+def _limit(row: dict[str, Any]) -> tuple[str, str, str]:
+    """The limit with its tile; the run's share of it, start-up aside; what share of the best product the limit is."""
+    if "limit_megapixels_per_s" not in row:
+        return "-", "-", "-"
+    product = row["of_product"]
+    return (
+        f"{row['limit_megapixels_per_s']:.2f} ({row['limit_tile']})",
+        f"{row['sweep_of_limit']:.2f}",
+        "-" if product is None else f"{product:.2f}",
+    )
+
+
 def _precision(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
     rows = []
     for row in found["rows"]:
         name = f"{row['engine']} {row['precision']}"
         if "missing" in row:
-            rows.append([name, *["-"] * 6, row["missing"]])
+            rows.append([name, *["-"] * 9, row["missing"]])
             continue
         rows.append(
             [
@@ -116,6 +125,7 @@ def _precision(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
                 f"{row['seconds']['process']:.1f}",
                 f"{row['megapixels_per_s']:.2f}",
                 *_bare(row),
+                *_limit(row),
                 f"{row['agreement']:.5f}",
                 f"{row['mean_iou']:.4f}",
                 f"{row['memory_growth'] / MIB:.0f}",
@@ -128,6 +138,9 @@ def _precision(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         "MP/s",
         "bare engine, MP/s",
         "computed for each pixel",
+        "limit, MP/s (tile)",
+        "of the limit",
+        "of the best product",
         "labels as the first",
         "mean IoU",
         "MiB above engine",
@@ -136,7 +149,9 @@ def _precision(found: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         *paragraph(
             f"A U-Net with a ResNet-18 encoder on {size} pixels; {found['data']}. Times are of whole",
             "processes; labels are compared with those of OpenVINO in fp32, the score is against the truth. MP/s are",
-            "pixels of the image; the bare engine computes the same tiles, so some pixels several times.",
+            "pixels of the image; the bare engine computes the same tiles, so some pixels several times. The limit is",
+            "what the bare engine reaches with its best tile, each pixel computed once; beside it the run's share,",
+            "start-up aside, and what share of the machine's best matrix product the limit is.",
         ),
         *table(header, rows),
         *picture(pictures, "stages", "Share of the wall time per stage"),

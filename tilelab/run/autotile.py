@@ -75,7 +75,6 @@ def choose_work(
     options: Options,
     note: Callable[[str], None],
     begun: KnownFingerprint | None = None,
-    loaded: tuple[int, ...] | None = None,
     *,
     measure: bool = True,
 ) -> Choice:
@@ -87,7 +86,6 @@ def choose_work(
         options: everything else.
         note: told what was measured.
         begun: fingerprint of a result that is to be continued, whose tiles are taken as they are.
-        loaded: tile of an engine that is there already, which is preferred where it is nearly as good.
         measure: whether the engine may be loaded and timed, where a run is long enough to gain by it.
 
     Raises:
@@ -115,7 +113,7 @@ def choose_work(
         spec = replace_seams(spec, options, note)
     if not is_free(spec):
         return Choice(replace(options, auto_tile=False))
-    return _choose(model, image, options, spec, note, loaded, measure=measure)
+    return _choose(model, image, options, spec, note, measure=measure)
 
 
 def _choose(
@@ -124,7 +122,6 @@ def _choose(
     options: Options,
     spec: ModelSpec,
     note: Callable[[str], None],
-    loaded: tuple[int, ...] | None,
     *,
     measure: bool,
 ) -> Choice:
@@ -149,7 +146,6 @@ def _choose(
             batch=options.batch,
             masked=options.mask is not None,
             memory_limit=options.memory_bytes,
-            loaded=loaded,
         )
 
     found = candidates()

@@ -27,7 +27,7 @@ MARGIN = 4.0  # of images that are unlike those a curve was measured on: enlarge
 WHOLE = 640 * 640  # pixels of an image that is one tile: it has no seams, and several would be no faster
 FILL = 2.0  # tiles' worth of time at the beginning and the end of a run, when not all cores have one
 _COARSE = 64  # px, that tiles of small images are rounded to: images of many sizes share a few engines
-CLEAR = 0.05  # a loaded engine's tile is kept when the best one gains less
+CLEAR = 0.05  # what costs so much more than the best that is planned need not be planned
 _LEAST, _MOST, _RATIO = 192, 2304, 1.12  # sides that are looked at, px
 _RELAXED = 1.5
 _LEAST_OVERLAP = 64  # px, or all that a pixel sees: images are not always like those a curve was measured on
@@ -107,7 +107,6 @@ def choose_tiling(
     batch: int | None = None,
     masked: bool = False,
     memory_limit: int | None = None,
-    loaded: Sequence[int] | None = None,
 ) -> list[Candidate]:
     """The candidates, the best first: least cost of those that agree with the whole image and fit the memory.
 
@@ -121,7 +120,6 @@ def choose_tiling(
         batch: tiles per run, where that is given.
         masked: whether there is a mask.
         memory_limit: bytes beside the engine; None for `usual_memory_limit`.
-        loaded: tile of an engine that is there already, which is preferred where it is nearly as good.
 
     Raises:
         PlanError: none fits the memory.
@@ -151,9 +149,6 @@ def choose_tiling(
             return [min(found, key=lambda c: math.prod(c.tiling.tile))]  # the run plans with what there is
         raise reason or PlanError("no tile fits the memory: raise --memory")
     planned.sort(key=lambda c: (c.cost, c.tiling.tile))
-    if loaded is not None:
-        at_hand = [c for c in planned if c.tiling.tile == tuple(loaded) and c.cost <= planned[0].cost * (1 + CLEAR)]
-        planned = at_hand[:1] + [c for c in planned if c not in at_hand[:1]]
     return planned
 
 

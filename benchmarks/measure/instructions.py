@@ -1,0 +1,137 @@
+"""Instructions that start-up and kernels take, counted by valgrind: a busy machine does not change them.
+
+    python -m benchmarks guard --instructions            compare with benchmarks/instructions.json
+    python -m benchmarks guard --instructions --update   keep those of this Python and these packages instead
+
+Valgrind shows programs a processor with AVX2 and no more, so that all kinds of processors count alike; versions of
+Python, NumPy and Numba do not, and are kept beside the counts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.bench.settings import ROOT
+from tilelab.errors import InputError
+
+KEPT = ROOT / "benchmarks" / "instructions.json"
+NOISE = 0.1  # hashes are seeded anew in every process
+_SIDE, _CALLS = 128, 40
+_KERNEL = """
+import sys
+import numpy as np
+from tilelab.kernels import cpu
+from tilelab.kernels.pyramid import halve_mean, halve_mode
+n, which, calls = {side}, sys.argv[1], int(sys.argv[2])
+one, share, none = np.ones(1, np.float32), np.ones(n, np.float32), np.empty((0, 0, 0, 0), np.float32)
+canvas, logits = np.ones((3, n, 1, n), np.float32), np.ones((3, n, 1, n), np.float32)
+labels, probabilities = np.empty((n, 1, n), np.uint8), np.empty((2, n, 1, n), np.uint8)
+band, at, tile = np.ones((1, n, 1, n), np.uint8), np.arange(n), np.empty((1, n, 1, n), np.float32)
+works = {{
+    "cut": lambda: cpu.cut(band, at, np.zeros(1, np.int64), at, one, one, tile),
+    "blend": lambda: cpu.blend(canvas, logits, share, one, share, 0, 0, n, 0, 0),
+    "finish": lambda: cpu.finish(canvas, 0, cpu.SOFTMAX, labels, probabilities, np.arange(1, 3), none),
+    "halve": lambda: (halve_mean(band.reshape(1, 1, n, n), 1), halve_mode(band.reshape(1, 1, n, n), 1)),
+}}
+for _ in range(calls):
+    works[which]()
+"""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Instructions as counted, beside those that are kept."""
+
+    name: str
+    counted: float
+    kept: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it takes no more than before."""
+        return self.kept is None or self.counted <= self.kept * (1 + NOISE)
+
+    def __str__(self) -> str:
+        if self.kept is None:
+            return f"{self.name:<28} {self.counted:.4g}, none kept"
+        return f"{self.name:<28} {self.counted:.4g}, kept {self.kept:.4g}: {'holds' if self.holds else 'ROSE'}"
+
+
+def why_not() -> str:
+    """Why instructions cannot be counted here; empty when they can."""
+    return "" if shutil.which("valgrind") else "valgrind is not installed"
+
+
+def count(words: list[str]) -> int:
+    """Instructions of a Python process.
+
+    Raises:
+        InputError: valgrind could not count them.
+    """
+    command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", sys.executable]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
+    if done.returncode or found is None:
+        raise InputError(f"valgrind did not count {words[:3]}: {done.stderr.strip()[-300:]}")
+    return int(found.group(1).replace(",", ""))
+
+
+def _kernel(name: str) -> float:
+    """Of a kernel, per pixel: what many calls take beyond one."""
+    program = _KERNEL.format(side=_SIDE)
+    one, many = (count(["-c", program, name, str(calls)]) for calls in (1, 1 + _CALLS))
+    return (many - one) / (_CALLS * _SIDE**2)
+
+
+MEASURES: dict[str, Callable[[], float]] = {
+    "start of tilelab --help": lambda: float(count(["-m", "tilelab", "--help"])),
+    "start of import tilelab": lambda: float(count(["-c", "import tilelab"])),
+    **{f"{name}, per pixel": lambda name=name: _kernel(name) for name in ("cut", "blend", "finish", "halve")},  # type: ignore[misc]
+}
+
+
+def versions() -> dict[str, str]:
+    """What the counts depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "llvmlite")}
+    return {"python": platform.python_version(), **packages}
+
+
+def check(path: Path = KEPT, say: Callable[[str], None] = print) -> list[Count]:
+    """Count everything; what was counted with other versions is shown, and not compared."""
+    if reason := why_not():
+        say(f"no instructions are counted: {reason}")
+        return []
+    kept = _read(path)
+    same = kept.get("versions") == versions()
+    if kept and not same:
+        say(f"kept with {kept['versions']}, this is {versions()}: not compared")
+    found = []
+    for name, measure in MEASURES.items():
+        found.append(Count(name, measure(), kept["counts"].get(name) if same else None))
+        say(str(found[-1]))
+    return found
+
+
+def update(path: Path = KEPT, say: Callable[[str], None] = print) -> None:
+    """Count everything and keep it."""
+    found = check(path, say)
+    if found:
+        counts = {one.name: float(f"{one.counted:.4g}") for one in found}
+        path.write_text(json.dumps({"versions": versions(), "counts": counts}, indent=1) + "\n")
+
+
+def _read(path: Path) -> Mapping[str, dict[str, float]]:
+    try:
+        kept: Mapping[str, dict[str, float]] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept
