@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def explain(error: BaseException) -> str:
     line = _CPP_PLACE.sub(" ", (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1])
     # the reason stands at the end, what was done at the beginning
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 3]} ... {line[-2 * _LONGEST // 3 :]}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean --out?``, for the end of a message; empty where nothing is like `word`."""
+    names, bare = list(dict.fromkeys(known)), word.lstrip("-").lower()
+    bodies = {name: name.lstrip("-").lower() for name in names if len(name.lstrip("-")) > 2}
+    begin = [name for name, own in bodies.items() if bare and (own.startswith(bare) or bare.startswith(own))]
+    near = sorted(begin, key=lambda name: abs(len(name) - len(word)))[:3] + get_close_matches(word, names, cutoff=0.65)
+    return f"; did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else ""
 
 
 def install_hint(extra: str) -> str:

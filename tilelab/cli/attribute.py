@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelab.assumptions import check_strict
-from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, parse_count, parse_sizes
+from tilelab.cli.json_output import add_json, json_file, put_json
+from tilelab.cli.run_arguments import (
+    AXES_HELP,
+    CHANNEL_HELP,
+    PIXEL_SIZE_HELP,
+    SERIES_HELP,
+    parse_count,
+    parse_sizes,
+)
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP, TRUST_HELP
 from tilelab.errors import EngineError, InputError, ModelError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import replacing, write_text
+from tilelab.machine.disk import replacing
 from tilelab.text import install_hint
 
 if TYPE_CHECKING:
@@ -24,40 +32,42 @@ if TYPE_CHECKING:
     from tilelab.training.attribution import Attribution, Field, Sample
 
 
+EXAMPLES = (
+    "tilelab attribute cell.tif -m runs/membrane/best.safetensors --at 200,310",
+    "tilelab attribute cell.tif -m best.safetensors --at 200,310 --pictures look/",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.epilog = (
-        "tilelab attribute cell.tif --model runs/membrane/best.safetensors --at 200,310 --pictures look/; the area S_k "
-        "is that of the pixels whose attribution exceeds a share k of the greatest."
-    )
+    parser.epilog = "The area S_k is that of the pixels whose attribution exceeds a share k of the greatest."
     add = parser.add_argument
     add("image", metavar="IMAGE", help="a micrograph, of any size: one crop of it is read")
-    add("--model", "-m", required=True, metavar="M", help="a checkpoint of `tilelab train`: gradients need its network")
+    add("--model", "-m", required=True, metavar="M", help="a checkpoint of `tilelab train`\ngradients need its network")
     add("--at", required=True, type=_place, metavar="Y,X", help="the pixel; Z,Y,X in a stack")
-    add("--class", dest="label", metavar="NAME", help="class whose logit is explained (the one that the pixel gets)")
-    add("--truth", metavar="MASK", help="its labels: explain right, falsely found and missed pixels of the class, too")
-    add("--truth-map", metavar="MAP", help="classes of the values stored in MASK, as for eval")
-    add("--pixels", type=parse_count, default=16, metavar="N", help="pixels of each of these kinds (%(default)s)")
+    add("--class", dest="label", metavar="NAME", help="class whose logit is explained (that of the pixel)")
     add("--pictures", metavar="DIR", help="draw the field, and with --truth those of the kinds")
     add("-o", "--output", metavar="FILE.tif", help="write the attributions of the crop, float32")
-    add("--json", metavar="FILE", help="write all numbers")
-    add(
-        "--crop",
-        type=parse_count,
-        metavar="PX",
-        help="side of the crop around the pixel (what it sees, at most the tile)",
-    )
+    add_json(parser, "all numbers")
+    add("--truth", metavar="MASK", help="its labels: explain found and missed pixels, too\nright, falsely found and "
+        "missed pixels of the class")  # fmt: skip
+    add("--truth-map", metavar="MAP", help="classes of the values stored in MASK, as for eval")
+    add("--pixels", type=parse_count, default=16, metavar="N", help="pixels of each of these kinds (%(default)s)")
+    add("--strict", action="store_true", help="refuse to assume anything of the image")
+    add = parser.add_argument_group("how it is computed").add_argument
+    add("--crop", type=parse_count, metavar="PX", help="side of the crop around the pixel\nwhat it sees, at most the "
+        "tile")  # fmt: skip
     add("--steps", type=parse_count, default=100, metavar="N", help="of the Riemann sum (%(default)s)")
     add("--share", type=float, default=0.01, metavar="K", help="k of S_k (%(default)s)")
-    add("--baseline", choices=("zero", "black"), default="zero",
-        help="begin at zeros of the network's input (default), or at a black image")  # fmt: skip
-    add("--pixel-size", type=parse_sizes, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
-    add("--ignore-pixel-size", action="store_true", help="go on although the model was trained at another pixel size")
-    add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
+    add("--baseline", choices=("zero", "black"), default="zero", metavar="B",
+        help="begin at zero, or at a black image (zero)\nzeros of the network's input")  # fmt: skip
+    add = parser.add_argument_group("how the image is read").add_argument
+    add("--pixel-size", type=parse_sizes, metavar="NM", help=PIXEL_SIZE_HELP)
+    add("--ignore-pixel-size", action="store_true", help="go on although the model was trained at another")
+    add("--channel", type=int, metavar="N", help=CHANNEL_HELP)
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--series", metavar="N", help=SERIES_HELP)
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    add("--strict", action="store_true", help="refuse whatever would have to be assumed of the image")
     add("--trust", action="store_true", help=TRUST_HELP)
 
 
@@ -93,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
         samples = list(asked.sample(truth, found.label, args.pixels))
     area, unit = (1.0, "px2") if size is None else (size[0] * size[1], "nm2")
     document = _document(found, spec, area, unit, args) | {"kinds": summarise(samples, area, args.share)}
-    _tell(document, unit)
-    _write(args, document, found, samples, asked, spec, size)
+    if not put_json(args.json, json.dumps(document, indent=1)):
+        _tell(document, unit)
+    _write(args, found, samples, asked, spec, size)
     return 0
 
 
@@ -108,7 +119,11 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"-o {args.output} is of no kind that attributions can be: name it NAME.tif")
     claim(
         {"IMAGE": args.image, "--truth": args.truth, "--model": args.model},
-        [Write(args.output, "-o"), Write(args.json, "--json", "json"), Write(args.pictures, "--pictures", "into")],
+        [
+            Write(args.output, "-o"),
+            Write(json_file(args.json), "--json", "json"),
+            Write(args.pictures, "--pictures", "into"),
+        ],
     )
 
 
@@ -199,12 +214,10 @@ def _tell(document: dict[str, Any], unit: str) -> None:
 
 
 def _write(
-    args: argparse.Namespace, document: dict[str, Any], found: Field, samples: list[Sample], asked: Attribution,
+    args: argparse.Namespace, found: Field, samples: list[Sample], asked: Attribution,
     spec: ModelSpec, size: tuple[float, ...] | None,
 ) -> None:  # fmt: skip
     """Whatever files were asked for."""
-    if args.json is not None:
-        write_text(Path(args.json), json.dumps(document, indent=1) + "\n")
     if args.output is not None:
         import tifffile
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.engines.base import Engine
 from tilelab.engines.cpu.matrix_product import best_product
 from tilelab.errors import TilelabError
+from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.cpu import core_count
 from tilelab.run.plan.estimate import calibrate
 from tilelab.spec import Precision
@@ -21,19 +23,24 @@ from tilelab.text import size_text
 WIDTH, TILE, CLASSES = 8192, 512, 3
 
 
+EXAMPLES = (
+    "tilelab bench                             # a minute",
+    "tilelab bench --model mine.onnx --json bench.json",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("--model", "-m", default="superalloy", metavar="M", help="model to time (superalloy)")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="how long each part is measured")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="how long each part is measured (1)")
+    add_json(parser, "the table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    claim({}, [Write(json_file(args.json), "--json", "json")])
     rows = [*measure_kernels(args.seconds), *measure_codec(args.seconds), *measure_engines(args.model, args.seconds)]
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
+    if not put_json(args.json, json.dumps(rows, indent=1)):
         width = max(len(row["part"]) for row in rows)
         print(f"{'part':<{width}}  {'MP/s':>8}  {'GB/s':>6}  remark")
         for row in rows:

@@ -12,7 +12,15 @@ from typing import Any
 
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
 from tilelab.cli.many import Notes, are_many
-from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, STACK_HELP, parse_region
+from tilelab.cli.run_arguments import (
+    AXES_HELP,
+    LEVEL_HELP,
+    PIXEL_SIZE_HELP,
+    SERIES_HELP,
+    STACK_HELP,
+    parse_region,
+    parse_sizes,
+)
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
@@ -25,6 +33,14 @@ from tilelab.text import format_bytes, size_text
 _FORMATS = ("ome.zarr", "ome.tif")
 
 
+EXAMPLES = (
+    "tilelab convert big.tif big.ome.zarr",
+    "tilelab convert em.h5::/raw raw.ome.tif         # pyramidal TIFF, for QuPath",
+    "tilelab convert labels.tif cells.precomputed --labels",
+    "tilelab convert micrographs/ converted/ --format ome.tif    # many",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.epilog = "Of many images the exit code is 0 when all are there, 4 when some failed, 2 when all did."
@@ -33,36 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         metavar="SRC",
         nargs="+",
-        help="TIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, a folder of slices; many: files, folders, patterns",
+        help="an image, a folder of slices; many: files, folders\nTIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, "
+        "...; patterns",
     )
     add(
         "destination",
         metavar="DST",
-        help="NAME.ome.zarr, NAME.ome.tif, of labels NAME.precomputed; of many images a folder",
+        help="NAME.ome.zarr, NAME.ome.tif; of many a folder\nof labels NAME.precomputed, too",
     )
-    add("--format", choices=_FORMATS, help="of what is written into a folder (ome.zarr)")
+    add("--region", type=parse_region, metavar="Y0:Y1,X0:X1", help="this part alone; of stacks Z0:Z1,Y0:Y1,X0:X1\nan "
+        "end may be left out, as in 100:")  # fmt: skip
+    add("--labels", action=argparse.BooleanOptionalAction, help="SRC holds labels, or does not\nlevels of labels keep "
+        "what is most frequent, whole numbers of any type stay")  # fmt: skip
+    add("--format", choices=_FORMATS, metavar="KIND", help="in a folder: ome.zarr, or ome.tif (ome.zarr)")
+    add("--pixel-size", type=parse_sizes, metavar="NM", help=PIXEL_SIZE_HELP)
+    add("--overwrite", action="store_true", help="replace DST if it exists")
+    add("--strict", action="store_true", help="refuse to assume anything of the image")
+    add("-q", "--quiet", action="store_true", help="no progress, no summary")
     add("--stack", action=argparse.BooleanOptionalAction, help=STACK_HELP)
-    add("--level", type=int, default=0, metavar="N", help="resolution level of the source (0, the finest)")
+    add("--level", type=int, default=0, metavar="N", help=LEVEL_HELP)
     add("--series", metavar="N", help=SERIES_HELP)
     add("--channel", type=int, metavar="N", help="one channel of several, or one colour as it is")
     add("--timepoint", type=int, metavar="N", help="one time point of several")
-    add(
-        "--region",
-        type=parse_region,
-        metavar="Z0:Z1,Y0:Y1,X0:X1",
-        help="this part alone (for planes Y0:Y1,X0:X1; an end may be left out, as in 100:)",
-    )
     add("--axes", metavar="LETTERS", help=AXES_HELP)
-    add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
-    add(
-        "--labels",
-        action=argparse.BooleanOptionalAction,
-        help="SRC holds labels: levels keep what is most frequent, whole numbers of any type stay; or it does not",
-    )
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    add("--strict", action="store_true", help="refuse whatever would have to be assumed of the image")
-    add("--overwrite", action="store_true", help="replace DST if it exists")
-    add("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -164,10 +174,3 @@ def _show_progress() -> Callable[[int, int], None]:
             print(f"\rconverting {done / total:4.0%}, {speed:.0f} MP/s", end=end, file=sys.stderr, flush=True)
 
     return show
-
-
-def _sizes(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas between") from None

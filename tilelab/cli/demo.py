@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
 from pathlib import Path
 
+from tilelab.cli.command_parser import program
 from tilelab.errors import OutputError, PlanError
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import replacing, write_text
@@ -16,13 +15,18 @@ _MODEL = "superalloy"
 _LEAST = 256
 
 
+EXAMPLES = (
+    "tilelab demo",
+    "tilelab demo --size 8192 --folder try/",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.add_argument("--folder", metavar="DIR", default="demo", help="where everything goes (%(default)s)")
-    parser.add_argument(
-        "--size", metavar="N", type=int, default=4096, help="pixels per side of the sample (%(default)s)"
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="draws another micrograph")
+    add = parser.add_argument
+    add("--folder", metavar="DIR", default="demo", help="where everything goes (%(default)s)")
+    add("--size", metavar="N", type=int, default=4096, help="pixels per side of the sample (%(default)s)")
+    add("--seed", metavar="N", type=int, default=0, help="draws another micrograph")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     scores = evaluation.pooled
     each = ", ".join(f"{info.name} {iou:.3f}" for info, iou in zip(evaluation.classes, scores.iou, strict=True))
     speed = f"{done.report['seconds']['wall']:.1f} s, {done.report['megapixels_per_second']:.2f} MP/s"
-    command = _command()
+    command = program()
     print(
         f"image    {image}, {args.size} x {args.size} pixels, drawn to look like a nickel superalloy\n"
         f"result   {result} (OME-Zarr: napari, neuroglancer), {speed}\n"
@@ -83,12 +87,3 @@ def _draw(image: Path, truth: Path, size: int, seed: int) -> None:
             write_superalloy(unfinished, beside, (size, size), seed)
     except OSError as error:
         raise OutputError(f"the sample cannot be written to {image.parent}: {error.strerror or error}") from error
-
-
-def _command() -> str:
-    """How this program is called from here: by name where the shell finds it, else by its path."""
-    called = Path(sys.argv[0])
-    if called.name != "tilelab" or shutil.which("tilelab"):
-        return "tilelab"
-    here = Path.cwd()
-    return str(called.relative_to(here) if called.is_relative_to(here) else called)

@@ -14,27 +14,28 @@ from tilelab.io.storage.claims import Write, claim
 from tilelab.text import format_bytes
 
 _ABOUT = """\
-The flags are those of `tilelab infer`; what is missing is asked for in one message.  The copy runs without any, and
-`tilelab export` makes other files of it: int8, OpenVINO, TensorRT.
-
-  tilelab describe net.onnx --classes background,membrane --mean 128 --std 33 --tile 512 -o membrane.onnx
-  tilelab infer big.tif --model membrane.onnx
-  tilelab export membrane.onnx --precision int8 --calibrate big.tif -o membrane-int8.xml
+The flags of the model are those of `tilelab infer`; what is missing is asked for in one message. The copy runs \
+without any, and `tilelab export` makes other files of it: int8, OpenVINO, TensorRT.
 """
+EXAMPLES = (
+    "tilelab describe net.onnx --classes back,cell --mean 128 --std 33 -o m.onnx",
+    "tilelab describe m.onnx --tile 512 --like images/ -o membrane.onnx",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _ABOUT
-    parser.add_argument("model", metavar="MODEL", help="an .onnx or OpenVINO .xml file, or a package that holds one")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the copy to write")
-    parser.add_argument("--name", metavar="NAME", help="of the model (default: that of the file)")
-    parser.add_argument("--like", type=Path, metavar="IMAGES", help="images that the network was trained on: FILE "
-                        "remembers what they look like, and infer says of an image that is unlike them")  # fmt: skip
-    parser.add_argument("--known", type=Path, metavar="IMAGES", help="others that it is at home with, such as those it "
-                        "was validated on")  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=".onnx or OpenVINO .xml, or a package that holds one")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="the copy to write")
+    add("--name", metavar="NAME", help="of the model (that of the file)")
+    add("--like", type=Path, metavar="IMAGES", help="images that it was trained on\nFILE remembers what they look "
+        "like, and infer says of an image that is unlike them")  # fmt: skip
+    add(
+        "--known", type=Path, metavar="IMAGES", help="others that it is at home with\nsuch as those it was validated on"
+    )
+    add("--force", action="store_true", help="replace an existing file")
     add_spec_arguments(parser)
 
 

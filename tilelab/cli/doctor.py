@@ -14,8 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.cli.terminal import drawn
 from tilelab.errors import EngineError
+from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.version import __version__
 from tilelab.text import install_hint
 
@@ -27,23 +29,28 @@ ONLY_NVIDIA = "those of Apple and AMD are not supported, neither to infer nor to
 _GPU_LIBRARIES = ("onnxruntime-gpu", "tensorrt", "numba-cuda-mlir", "numba-cuda")
 
 
+EXAMPLES = (
+    "tilelab doctor",
+    "tilelab doctor --engine net.engine --onnx net.onnx    # is it right here?",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.add_argument(
-        "--engine", metavar="FILE", help="check a compiled engine file against ONNX Runtime, on a drawn micrograph"
+        "--engine", metavar="FILE", help="check a compiled file against ONNX Runtime\non a drawn micrograph"
     )
-    parser.add_argument("--onnx", metavar="FILE", help="the network that the engine file was built from")
+    parser.add_argument("--onnx", metavar="FILE", help="the network that this file was built from")
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine the machine and tell; an `EngineError` when nothing on it can run a model."""
     if args.engine is not None:
         return _check_file(args.engine, args.onnx)
+    claim({}, [Write(json_file(args.json), "--json", "json")])
     found = examine()
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
+    if not put_json(args.json, json.dumps(found, indent=1)):
         from rich.console import Console
 
         show(found, Console(file=drawn(sys.stdout), highlight=False, soft_wrap=False))

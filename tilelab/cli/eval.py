@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
@@ -13,56 +14,54 @@ from tilelab.errors import OutputError
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import write_text
 
+EXAMPLES = (
+    "tilelab eval big.superalloy.ome.zarr truth.tif",
+    "tilelab eval results/ masks/ --image images/ --pictures look/",
+    "tilelab eval cells.ome.zarr truth.tif --objects --boundary-f 2",
+    "tilelab eval pred.png truth.png --truth-map 255:1 --json scores.json",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.epilog = "Of several pairs the exit code is 4 when some cannot be read; they are named and in no score."
-    parser.add_argument("prediction", metavar="PRED", help="a result of infer, a label image, or a folder of them")
-    parser.add_argument("truth", metavar="TRUTH", help="a label image or a folder of them, paired by name")
-    parser.add_argument("--image", metavar="IMAGE", help="the micrograph or a folder of them, shown under the errors")
-    parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of all three mean, of t c z y x s")
-    for name in ("pred", "truth", "image"):
-        parser.add_argument(f"--{name}-axes", metavar="LETTERS", help=f"the same of {name.upper()} alone")
-        parser.add_argument(f"--{name}-series", metavar="N", help=f"which of several images in {name.upper()}")
-    parser.add_argument(
+    add = parser.add_argument
+    add("prediction", metavar="PRED", help="a result of infer, a label image, a folder of them")
+    add("truth", metavar="TRUTH", help="a label image, or a folder, paired by name")
+    add("--image", metavar="IMAGE", help="the micrograph, or a folder, shown under errors")
+    add("--pictures", metavar="DIR", help="write accuracy maps, and an overlay of errors")
+    add("--objects", action="store_true", help="match the objects of each class: PQ, AP, F1\nand Rand error")
+    add("--markdown", metavar="FILE", help="write the table")
+    add_json(parser, "all numbers")
+    group = parser.add_argument_group("what the values mean")
+    add = group.add_argument
+    add(
         "--truth-map",
         metavar="MAP",
-        help="classes of stored values, 255:1 or 0-127:1,128-255:0, or colours, '#0000ff:1,#ff0000:2'; a class may be "
-        "'ignore', all others are *:CLASS, else 0",
+        help="classes of stored values of TRUTH: 255:1\n0-127:1,128-255:0, or colours, '#0000ff:1,#ff0000:2'; a class "
+        "may be 'ignore', all others are *:CLASS, else 0",
     )
-    parser.add_argument("--pred-map", metavar="MAP", help="the same for PRED")
-    parser.add_argument("--ignore", metavar="N", type=int, help="leave out pixels whose true class is N")
-    parser.add_argument("--classes", metavar="A,B,...", help="class names, where PRED does not know them")
-    parser.add_argument("--assd", action="store_true", help="mean distance between the outlines of each class")
-    parser.add_argument(
-        "--boundary-f",
-        metavar="PX",
-        nargs="?",
-        const=2.0,
-        type=float,
-        help="F of outlines that agree within PX pixels (default 2); with --assd's distances",
-    )
-    parser.add_argument(
-        "--objects", action="store_true", help="match the objects of each class: PQ, AP, F1, Rand error"
-    )
-    parser.add_argument("--min-size", metavar="N", type=int, default=0, help="objects of fewer than N pixels are none")
-    parser.add_argument(
-        "--connectivity", metavar="N", type=int, choices=(1, 2, 3), default=1, help="by faces (1), edges or corners"
-    )
-    parser.add_argument(
-        "--isbi",
-        metavar="CLASS",
-        nargs="?",
-        const="1",
-        help="V_rand and V_info of the regions between CLASS (default 1)",
-    )
-    parser.add_argument("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    parser.add_argument("--pictures", metavar="DIR", help="write accuracy maps and an error overlay for each pair")
-    parser.add_argument(
-        "--picture-size", metavar="N", type=int, default=2048, help="longest side in pixels (%(default)s)"
-    )
-    parser.add_argument("--markdown", metavar="FILE", help="write the table")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers, confusion matrices included")
+    add("--pred-map", metavar="MAP", help="as --truth-map, for PRED")
+    add("--ignore", metavar="N", type=int, help="leave out pixels whose true class is N")
+    add("--classes", metavar="A,B,...", help="class names, where PRED does not know them")
+    group = parser.add_argument_group("more scores")
+    add = group.add_argument
+    add("--boundary-f", metavar="PX", nargs="?", const=2.0, type=float, help="F of outlines that agree within PX "
+        "pixels (2)\nwith --assd's distances")  # fmt: skip
+    add("--assd", action="store_true", help="mean distance between the outlines of a class")
+    add("--isbi", metavar="CLASS", nargs="?", const="1", help="V_rand, V_info of what CLASS parts (1)\nof the regions "
+        "between CLASS")  # fmt: skip
+    add("--min-size", metavar="N", type=int, default=0, help="objects of fewer than N pixels are none")
+    add("--connectivity", metavar="N", type=int, choices=(1, 2, 3), default=1, help="pixels touch by faces (1), edges "
+        "or corners")  # fmt: skip
+    group = parser.add_argument_group("how they are read")
+    add = group.add_argument
+    add("--picture-size", metavar="N", type=int, default=2048, help="longest side of pictures in pixels (2048)")
+    add("--axes", metavar="LETTERS", help="what the stored axes of all three mean, e.g. zyx\nof t c z y x s")
+    for name in ("pred", "truth", "image"):
+        add(f"--{name}-axes", metavar="LETTERS", help=f"as --axes, of {name.upper()} alone")
+        add(f"--{name}-series", metavar="N", help=f"which of several images in {name.upper()}")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
     for line in evaluation.notes:
         print(f"tilelab: {line}", file=sys.stderr)
     text = to_markdown(evaluation)
-    print(text, end="")
-    for path, content in ((args.markdown, text), (args.json, to_json(evaluation))):
-        if path is not None:
-            write_text(Path(path), content)
+    if not put_json(args.json, to_json(evaluation)):
+        print(text, end="")
+    if args.markdown is not None:
+        write_text(Path(args.markdown), text)
     if args.pictures is not None:
         from tilelab.evaluation.pictures import draw_pair
 
@@ -133,7 +132,7 @@ def _claim(args: argparse.Namespace) -> None:
         {"PRED": args.prediction, "TRUTH": args.truth, "--image": args.image},
         [
             Write(args.markdown, "--markdown", "text"),
-            Write(args.json, "--json", "json"),
+            Write(json_file(args.json), "--json", "json"),
             Write(args.pictures, "--pictures", "into"),
         ],
     )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
-from tilelab.cli.screen import say
-from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
-from tilelab.cli.terminal import drawn
-from tilelab.cli.trust_words import TRUST_HELP
+from tilelab.cli.export_arguments import add_arguments as add_arguments
+from tilelab.cli.screen import BuildBar, say
+from tilelab.cli.spec_arguments import overrides_from_args
 from tilelab.errors import EngineError, InputError, ModelError, OutputError
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import MARK
-from tilelab.spec import PRECISIONS, ModelSpec, Precision, parse_precision
+from tilelab.spec import ModelSpec, Precision, parse_precision
 from tilelab.text import size_text
 
 if TYPE_CHECKING:
@@ -27,83 +25,12 @@ if TYPE_CHECKING:
     from tilelab.exporting.source import CheckpointSource, OnnxSource
     from tilelab.io.images.image import Image
 
-_ABOUT = """\
-The suffix of FILE is its format:
-  .onnx    for ONNX Runtime, OpenVINO and, as a source, for the others (fp32, fp16, int8)
-  .xml     OpenVINO, with a .bin beside it (fp32, fp16, int8)
-  .engine  TensorRT, for the GPU of this machine (fp32, fp16, int8)
-  .zip     a package of bioimage.io with the .onnx in it (fp32, fp16, int8), checked by bioimageio.spec
-  .pt2     AOTInductor, for the GPU or CPU of this machine; from a checkpoint (fp32, fp16, bf16)
-
---precision is the arithmetic that the file holds.  Engines may compute an fp32 .onnx or .xml in less (bf16 on CPUs,
-fp16 on GPUs); every such precision that this machine has is tried as well, and what passes is permitted to
-`tilelab infer --precision auto`.  fp16 is simulated where no engine here computes it.
-
-An .engine and a .pt2 are machine code: whoever loads one runs it.  Take them from those you trust alone.
-
-Before FILE gets its name, `tilelab infer`'s own sweep runs it on images and its blended result is compared with the
-network in fp32: the greatest difference of a logit, the share of pixels whose label changed and, where there is truth,
-the change of mean IoU.  A file that differs too much is not written.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _ABOUT
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a .safetensors checkpoint of `tilelab train`, or "
-                        "any .onnx; what it does not say of itself, the flags below do")  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write: .onnx, "
-                        ".xml, .engine, .pt2 or .zip")  # fmt: skip
-    parser.add_argument("--precision", metavar="P", help=f"arithmetic of the file ({', '.join(PRECISIONS)}; default: "
-                        "that of SOURCE)")  # fmt: skip
-    parser.add_argument("--require", action="append", default=[], metavar="P", help="fail unless engines here reach "
-                        "this precision, too, with the file")  # fmt: skip
-    parser.add_argument("--calibrate", type=Path, metavar="IMAGES", help="image or folder that int8 takes the ranges "
-                        "of activations from")  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
-    compare = parser.add_argument_group("images to compare on (default: a drawn micrograph)")
-    compare.add_argument("--images", type=Path, metavar="PATH", help="an image, or a folder: 8 of it, of each at most "
-                         "the middle 2048 x 2048 px")  # fmt: skip
-    compare.add_argument("--masks", type=Path, metavar="PATH", help="their truth, so that scores are compared, too")
-    compare.add_argument("--labels", default="", metavar="MAP", help="which stored value of a mask is which class, "
-                         "255:1 or #0000ff:1,#ff0000:2 (default: the values are the classes)")  # fmt: skip
-    compare.add_argument("--data", type=Path, metavar="DIR", help="data folder of the checkpoint's recipe: compare on "
-                         "its validation set")  # fmt: skip
-    compare.add_argument("--like", type=Path, metavar="IMAGES", help="image or folder that the network was trained on: "
-                         "FILE remembers what they look like, and infer says of an image that is unlike them "
-                         "(default with --data: the recipe's)")  # fmt: skip
-    parser.add_argument("--free-size", action="store_true", help="leave height and width free, in .onnx and .xml")
-    compiled = parser.add_argument_group("compiled files (.engine, .pt2)")
-    compiled.add_argument("--device", default="auto", metavar="D", help="compile for this: cuda:N, or cpu for .pt2 "
-                          "(default: the first GPU, else the CPU)")  # fmt: skip
-    compiled.add_argument("--batch", type=_batch, metavar="N", help="tiles per run; .engine also takes "
-                          "LEAST,BEST,MOST (default: 8 on a GPU, 1 on a CPU)")  # fmt: skip
-    compiled.add_argument("--hardware-compatibility", choices=_compatibilities(), default="this", help="GPUs that an "
-                          ".engine runs on: this model, its compute capability, or all from Ampere on, "
-                          "slower (%(default)s)")  # fmt: skip
-    compiled.add_argument("--timing-cache", type=Path, metavar="FILE", help="where TensorRT keeps what it timed "
-                          "(default: in the user's cache folder)")  # fmt: skip
-    package = parser.add_argument_group("packages (.zip)")
-    package.add_argument("--author", action="append", default=[], metavar="NAME", help="who made the network; as often "
-                         "as there are")  # fmt: skip
-    package.add_argument("--license", metavar="SPDX", help="of the network, CC-BY-4.0 for example")
-    package.add_argument("--about", metavar="TEXT", help="a sentence on what it is for")
-    add_spec_arguments(parser)
-
-
-def _compatibilities() -> tuple[str, ...]:
-    from tilelab.engines.files.tensorrt_plan import Compatibility
-
-    return get_args(Compatibility)
-
-
-def _batch(text: str) -> int | tuple[int, ...]:
-    numbers = tuple(int(word) for word in text.split(","))
-    if len(numbers) not in (1, 3) or min(numbers) < 1 or list(numbers) != sorted(numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor LEAST,BEST,MOST")
-    return numbers[0] if len(numbers) == 1 else numbers
+EXAMPLES = (
+    "tilelab export runs/NAME/best.safetensors -o mine.onnx --data data/",
+    "tilelab export mine.onnx -o mine.xml                        # OpenVINO",
+    "tilelab export mine.onnx -o fast.xml --precision int8 --calibrate images/",
+    "tilelab export mine.onnx -o mine.engine --precision fp16    # TensorRT",
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         say(line)
     if args.output.suffix == ".zip":
         return _export_package(source, replace(place, free_size=args.free_size), precision, args)
-    with _BuildBar() as bar:
+    with BuildBar() as bar:
         done = export_model(
             source,
             args.output,
@@ -279,32 +206,3 @@ def _timing_cache(output: Path, device_name: str) -> Path | None:
 
     index = 0 if device_name == "auto" else device.parse_index(device_name)
     return default_timing_cache(found.version, device.select(index).capability)
-
-
-class _BuildBar:
-    """TensorRT's progress, on a terminal: its phases, one after the other."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _BuildBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, phase: str, done: int, total: int) -> None:
-        """Draw how far `phase` is."""
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(file=drawn(sys.stderr)), transient=True)
-            self._bar.start()
-        if phase not in self._tasks:
-            self._tasks[phase] = self._bar.add_task(phase, total=total)
-        self._bar.update(self._tasks[phase], completed=done, total=total)

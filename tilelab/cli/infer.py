@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilelab.cli.many import FORMATS, ManyBar, Notes, are_many, one_stack, say_end
-from tilelab.cli.run_arguments import add_run_arguments, options_from_args, parse_count
+from tilelab.cli.run_arguments import add_image_and_model, add_run_arguments, options_from_args, parse_count
 from tilelab.cli.screen import ProgressBar, duration, say, summary
 from tilelab.errors import Interrupted, OutputError
 from tilelab.machine.disk import write_text
@@ -28,39 +28,46 @@ if TYPE_CHECKING:
     from tilelab.view.server import ViewServer
 
 
+EXAMPLES = (
+    "tilelab infer big.tif --model superalloy --overview look.png",
+    "tilelab infer micrographs/ --model mine.onnx -o results/   # many images",
+    "tilelab infer stack/ --model mine.onnx -o cells.ome.tif    # slices",
+    "tilelab infer em.h5::/raw -m mine.onnx --region 0:64,1000:3000,1000:3000",
+    "tilelab infer big.tif -m superalloy --view                 # watch it grow",
+    "tilelab infer big.tif -m superalloy --workers 4            # processes",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.epilog = (
-        "Of many images the exit code is 0 when all are done, 4 when some failed (they are named at the end, and the "
-        "same command tries them again), 2 when none could be done."
-    )
-    add_run_arguments(parser)
-    parser.add_argument(
+    add_image_and_model(parser)
+    add = parser.add_argument
+    add(
         "-o",
         "--out",
         metavar="OUT",
-        help="NAME.ome.zarr (default: IMAGE.MODEL.ome.zarr), .ome.tif, .png, .precomputed; of many images a folder, "
-        "which gets a result and a picture each, summary.csv and summary.html",
+        help="the result (IMAGE.MODEL.ome.zarr), or a folder\nNAME.ome.zarr, .ome.tif, .png, .precomputed; of many "
+        "images a folder, which gets a result and a picture each, summary.csv and summary.html",
     )
-    parser.add_argument("--format", choices=FORMATS, help="of the results in a folder (ome.zarr)")
-    parser.add_argument(
-        "--at-once", type=parse_count, metavar="N", help="of many images, so many at a time (as the engine needs)"
+    add("--overview", metavar="FILE", help="draw the image with the segmentation over it\nPNG or JPEG")
+    add("--page", metavar="FILE.html", help="write a page: picture, areas, times, assumptions")
+    add("--view", action="store_true", help="open a page in the browser: the result grows in it")
+    add("--dry-run", action="store_true", help="rehearse on a small part, say what to expect\nkeeps nothing")
+    add("--restart", action="store_true", help="throw away what an earlier run left at OUT")
+    add("--strict", action="store_true", help="refuse to assume anything of image or model")
+    add("-q", "--quiet", action="store_true", help="no progress, no table")
+    add("--report", metavar="FILE.json", help="write the run report")
+    add("--format", choices=FORMATS, metavar="KIND", help=f"in a folder: {', '.join(FORMATS)}\nome.zarr "
+        "where nothing is said")  # fmt: skip
+    add("--at-once", type=parse_count, metavar="N", help="of many images, so many at a time\nas the engine needs")
+    add("--overview-size", type=parse_count, default=1600, metavar="PX", help="longer side of the picture (1600)")
+    add("--no-open", action="store_true", help="with --view: say the link only")
+    add_run_arguments(parser)
+    parser.epilog = (
+        "An .engine and a .pt2 are machine code: whoever loads one runs it.\n\n"
+        "Of many images the exit code is 0 when all are done, 4 when some failed (they are named at the end, and the "
+        "same command tries them again), 2 when none could be done."
     )
-    parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left at OUT")
-    parser.add_argument("--report", metavar="FILE.json", help="write the run report")
-    parser.add_argument("--overview", metavar="FILE", help="draw the image with the segmentation over it, PNG or JPEG")
-    parser.add_argument(
-        "--overview-size", type=parse_count, default=1600, metavar="PX", help="longer side of that picture (1600)"
-    )
-    parser.add_argument("--page", metavar="FILE.html", help="write a page: picture, areas, times, what was assumed")
-    parser.add_argument(
-        "--view", action="store_true", help="open a page in the browser at once: the result grows in it"
-    )
-    parser.add_argument("--no-open", action="store_true", help="with --view: say the link only")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="rehearse on a small part of the image, say what to expect, keep nothing"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no table")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,28 +20,40 @@ from tilelab.cli.info_network import (
 )
 from tilelab.cli.info_result import examine_result, result_rows
 from tilelab.cli.info_words import Rows
+from tilelab.cli.json_output import add_json, json_file, put_json
+from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP
 from tilelab.cli.terminal import drawn, printable
 from tilelab.cli.trust_words import OUTSIDE_HELP, TRUST_HELP
 from tilelab.errors import InputError, ModelError, TilelabError
+from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.remote_access import clean_uri
 
 _MODEL_SUFFIXES = (".onnx", ".xml", ".engine", ".plan", ".pt2", ".czann")
 
 
+EXAMPLES = (
+    "tilelab info big.tif",
+    "tilelab info superalloy big.superalloy.ome.zarr",
+    "tilelab info em.h5::/raw --json",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this command."""
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, model (file or bundled name), result, "
-                        "checkpoint, or name of an architecture (pmcanet:resnet50)")  # fmt: skip
-    parser.add_argument("--axes", metavar="LETTERS", help="what the stored axes of an image mean, of t c z y x s")
-    parser.add_argument("--series", metavar="N", help="which of several images in a file or folder, by number or name")
-    parser.add_argument("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--check", action="store_true", help="run a package of bioimage.io on its test tensors")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one document for each PATH")
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="an image, a result, a model\na file or the name of a bundled model; "
+        "a checkpoint; the name of an architecture (pmcanet:resnet50)")  # fmt: skip
+    add_json(parser, "a list of documents")
+    add("--series", metavar="N", help=SERIES_HELP)
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
+    add("--check", action="store_true", help="run a package of bioimage.io on its test tensors")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add("--trust", action="store_true", help=TRUST_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
     """Describe every path that can be; the first that cannot is the error."""
+    claim({"PATH": args.paths}, [Write(json_file(args.json), "--json", "json")])
     documents: list[dict[str, Any]] = []
     failures: list[TilelabError] = []
     for path in args.paths:
@@ -51,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
         except TilelabError as error:
             failures.append(error)
             documents.append({"path": clean_uri(path), "kind": "error", "error": str(error)})
-    if args.json:
-        print(json.dumps(documents, indent=1))
-    else:
+    if not put_json(args.json, json.dumps(documents, indent=1)):
         show([document for document in documents if document["kind"] != "error"])
         for failure in failures[1:]:
             print(f"tilelab: error: {failure}", file=sys.stderr)

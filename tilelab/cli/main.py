@@ -2,56 +2,83 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
+from tilelab.cli.command_parser import CommandParser
 from tilelab.cli.terminal import allow_open_files, explain_stop, ignore_interrupts, one_line, plain_streams
 from tilelab.errors import Incomplete, Interrupted, TilelabError
 from tilelab.machine.version import __version__
 
-# Each command is a module tilelab.cli.NAME with add_arguments(parser) and run(args) -> int.
-COMMANDS = {
-    "infer": "segment an image of any size",
-    "view": "look at an image or a result in the browser",
-    "plan": "say what infer would do: tiles, bytes, memory, time",
-    "info": "describe an image, a model or a result",
-    "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",
-    "measure": "areas and objects of a segmentation, in numbers",
-    "sharpness": "say how sharp images are, and where",
-    "review": "list the places where a segmentation is least sure",
-    "attribute": "show what made a network decide at a pixel",
-    "eval": "score a segmentation against the truth",
-    "train": "train a model from a recipe",
-    "pretrain": "train an encoder on images in one folder per class",
-    "describe": "write what there is to say of a network into a copy of its file",
-    "export": "turn a trained checkpoint into an engine file",
-    "demo": "segment a drawn sample with a bundled model and score it",
-    "doctor": "say which engines and devices work here, and why others do not",
-    "bench": "measure this machine",
+# Each command is a module tilelab.cli.NAME with EXAMPLES, add_arguments(parser) and run(args) -> int.
+GROUPS = {
+    "segment": {
+        "demo": "segment a drawn sample with a bundled model and score it",
+        "models": "list the bundled models: classes, scores, limits",
+        "infer": "segment an image of any size, or a folder of them",
+        "plan": "say what infer would do: tiles, memory, time, cost",
+        "view": "look at an image or a result in the browser",
+    },
+    "what came out": {
+        "measure": "areas and objects of a segmentation, in numbers",
+        "review": "list the places where a segmentation is least sure",
+        "attribute": "show what made a network decide at a pixel",
+        "eval": "score a segmentation against the truth",
+    },
+    "images": {
+        "info": "describe an image, a model or a result",
+        "convert": "rewrite any image as OME-Zarr or pyramidal TIFF",
+        "sharpness": "say how sharp images are, and where",
+    },
+    "models of your own": {
+        "train": "train a model from a recipe",
+        "pretrain": "train an encoder on images in one folder per class",
+        "export": "turn a checkpoint into a fast file that is checked",
+        "describe": "write what a network needs to know into its file",
+    },
+    "this machine": {
+        "doctor": "say which engines and devices work here, and why",
+        "bench": "measure how fast it is",
+        "completion": "let the shell complete commands and options",
+        "help": "tell more of a command",
+    },
 }
+COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
+EXAMPLES = (
+    "tilelab demo                                # a minute, from drawing to score",
+    "tilelab infer big.tif --model superalloy    # -> big.superalloy.ome.zarr",
+    "tilelab view big.superalloy.ome.zarr        # in the browser, over its image",
+)
 EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INCOMPLETE, EXIT_STOPPED = 0, 2, 3, 4, 130
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+def build_parser(only: str | None = None) -> CommandParser:
     """The whole command line; the arguments of one command only when `only` names it (imports stay lazy)."""
-    parser = argparse.ArgumentParser(
-        prog="tilelab", description="Tiled inference for electron micrographs of any size.", allow_abbrev=False
-    )
+    parser = CommandParser(prog="tilelab", description="tiled inference for electron micrographs of any size")
+    parser.commands, parser.examples = GROUPS, EXAMPLES
     parser.add_argument("--version", action="version", version=f"tilelab {__version__}")
-    setattr(parser, "color", False)  # noqa: B010 - of Python 3.14 on: standard streams take no control characters
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
-        )
-        setattr(sub, "color", False)  # noqa: B010
+        sub = commands.add_parser(name, help=summary, description=summary)
         if name == only:
-            import_module(f"tilelab.cli.{name}").add_arguments(sub)
+            _fill(sub, name)
     return parser
+
+
+def parser_of(command: str) -> CommandParser:
+    """The parser of one command alone."""
+    parser = CommandParser(prog=f"tilelab {command}", description=COMMANDS[command])
+    _fill(parser, command)
+    return parser
+
+
+def _fill(parser: CommandParser, command: str) -> None:
+    module = import_module(f"tilelab.cli.{command}")
+    parser.examples = module.EXAMPLES
+    module.add_arguments(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +111,9 @@ def _few_collections() -> Iterator[None]:
 
 def _run(words: Sequence[str]) -> int:
     """Run one command; what it was stopped by becomes one line."""
+    if not words:
+        build_parser().print_help()
+        return EXIT_USAGE
     try:
         only = next((word for word in words if not word.startswith("-")), None)
         args = build_parser(only if only in COMMANDS else None).parse_args(words)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilelab.assumptions import check_strict
+from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE
-from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP, parse_count
+from tilelab.cli.run_arguments import AXES_HELP, PIXEL_SIZE_HELP, SERIES_HELP, parse_count, parse_sizes
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError, OutputError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import write_text
 
 if TYPE_CHECKING:
     from tilelab.measure.reading import Question
@@ -24,71 +24,64 @@ if TYPE_CHECKING:
     from tilelab.measure.survey import Survey
 
 
+EXAMPLES = (
+    "tilelab measure big.superalloy.ome.zarr -o objects.csv --pictures look/",
+    "tilelab measure cells.ome.zarr --class cell --min-size 200nm2 --image em.tif",
+    "tilelab measure axons.ome.zarr --fibres axon,myelin -o fibres.csv",
+    "tilelab measure coating.ome.zarr --layer oxide,crack --json",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.epilog = "Of several label images the exit code is 4 when some cannot be read; they are named and left out."
     add = parser.add_argument
-    add("result", metavar="RESULT", help="a result of infer, a label image, or a folder of them")
-    add("--image", metavar="IMAGE", help="the micrograph or a folder of them: intensities under the objects")
-    add("-o", "--output", metavar="TABLE", help="the objects, one a row: NAME.csv, or NAME.parquet (extra [tables])")
-    add(
-        "--objects",
-        metavar="OUT",
-        help="their numbers: NAME.ome.zarr, NAME.ome.tif, NAME.precomputed (a folder of many)",
-    )
-    add("--geojson", metavar="FILE", help="their outlines as polygons, for QuPath (a folder of many)")
-    add("--json", metavar="FILE", help="write all numbers but the objects'")
-    add("--pictures", metavar="DIR", help="write the distributions of sizes, shapes and distances")
+    add("result", metavar="RESULT", help="a result of infer, a label image, a folder of them")
+    add("-o", "--output", metavar="TABLE", help="the objects, one a row: NAME.csv, NAME.parquet\nParquet takes the "
+        "extra [tables]")  # fmt: skip
+    add("--objects", metavar="OUT", help="their numbers as an image: NAME.ome.zarr, ...\nNAME.ome.tif, "
+        "NAME.precomputed; of many a folder")  # fmt: skip
+    add("--geojson", metavar="FILE", help="their outlines as polygons, for QuPath\nof many a folder")
+    add("--image", metavar="IMAGE", help="the micrograph: intensities under the objects\nor a folder of them")
+    add("--pictures", metavar="DIR", help="draw how sizes, shapes and distances spread")
+    add_json(parser, "all but the objects")
+    add("--pixel-size", type=parse_sizes, metavar="NM", help=PIXEL_SIZE_HELP)
+    add("--strict", action="store_true", help="refuse to assume anything, as the pixel size")
+    add("--overwrite", action="store_true", help="replace what --objects names if it exists")
+    add = parser.add_argument_group("what an object is").add_argument
     add(
         "--class", dest="only", action="append", default=[], metavar="NAME", help="objects of this class alone (repeat)"
     )
-    add("--min-size", default="0", metavar="SIZE", help="what is smaller is no object: 50px, 200nm2, 0.5um2")
-    add(
-        "--connectivity",
-        type=int,
-        default=1,
-        metavar="N",
-        help="pixels of an object touch by faces (1, default), edges (2: also diagonally in a plane) or corners (3)",
-    )
+    add("--min-size", default="0", metavar="SIZE", help="smaller ones are none: 50px, 200nm2, 0.5um2")
     add("--fill-holes", action="store_true", help="holes of objects belong to them")
-    add(
-        "--part",
-        type=float,
-        nargs="?",
-        const=1.0,
-        metavar="PX",
-        help="part touching objects along the watershed of the distance, at necks of at least PX pixels (default 1)",
-    )
-    add(
-        "--cells",
-        metavar="CLASS",
-        help="CLASS are the walls of cells: objects are what they enclose (with --part: gaps close)",
-    )
-    add(
-        "--votes", metavar="HEAT,OFFSETS", help="objects by the centres and offsets that RESULT holds as maps (MitoNet)"
-    )
-    add("--numbered", action="store_true", help="RESULT is a label image whose values are objects already")
-    add("--layer", metavar="A,B,...", help="thickness of the layer that these classes form (an oxide and its cracks)")
-    add("--opening", type=int, default=0, metavar="N", help="open the layer by a square of 2N + 1 pixels first")
+    add("--connectivity", type=int, default=1, metavar="N", help="pixels touch by faces (1), edges (2), corners "
+        "(3)\n2: also diagonally in a plane")  # fmt: skip
+    add("--part", type=float, nargs="?", const=1.0, metavar="PX", help="part touching ones at necks (of PX pixels or "
+        "more)\nalong the watershed of the distance; PX is 1 where it is not given")  # fmt: skip
+    add("--cells", metavar="CLASS", help="objects are what the walls of CLASS enclose\nwith --part: gaps close")
+    add("--votes", metavar="HEAT,OFFSETS", help="by centres and offsets in maps of RESULT (MitoNet)")
+    add("--numbered", action="store_true", help="values of RESULT are objects already")
+    add = parser.add_argument_group("more than objects").add_argument
+    add("--fibres", metavar="AXON,SHEATH", help="g-ratio and sheath of every axon: two classes")
+    add("--layer", metavar="A,B,...", help="thickness of the layer of these classes\nan oxide and its cracks")
     add("--layer-profile", metavar="FILE", help="write its thickness along its way, as CSV")
-    add("--fibres", metavar="AXON,SHEATH", help="g-ratio and sheath of every axon: the classes of axons and of myelin")
+    add("--opening", type=int, default=0, metavar="N", help="open it by a square of 2N + 1 pixels first")
+    add = parser.add_argument_group("how it is read").add_argument
+    add("--classes", metavar="A,B,...", help="class names, background first, where unknown")
+    add("--label-map", metavar="MAP", help="classes of stored values: 255:1 or '#0000ff:1'\nas --truth-map of `tilelab "
+        "eval`")  # fmt: skip
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
+    add("--series", metavar="N", help=SERIES_HELP)
+    add("--image-axes", metavar="LETTERS", help="as --axes, of IMAGE")
+    add("--image-series", metavar="N", help="which of several images in IMAGE")
     add(
         "--workers",
         type=parse_count,
         metavar="N",
-        help="processes that share the reading; with --scheduler: wait for N",
+        help="processes that share the reading\nwith --scheduler: wait for N",
     )
-    add("--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do it, e.g. tcp://10.0.0.1:8786")
-    add("--pixel-size", type=_sizes, metavar="NM", help="pixel size in nm instead of the stated one (or one per axis)")
-    add("--classes", metavar="A,B,...", help="class names, background first, where RESULT does not know them")
-    add("--label-map", metavar="MAP", help="classes of stored values, 255:1 or '#0000ff:1', as for eval")
-    add("--axes", metavar="LETTERS", help=AXES_HELP)
-    add("--series", metavar="N", help=SERIES_HELP)
-    add("--image-axes", metavar="LETTERS", help="the same of IMAGE")
-    add("--image-series", metavar="N", help="which of several images in IMAGE")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers do it\ne.g. tcp://10.0.0.1:8786")
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    add("--overwrite", action="store_true", help="replace what --objects names if it exists")
-    add("--strict", action="store_true", help="refuse to assume anything, the pixel size included")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -139,10 +132,8 @@ def run(args: argparse.Namespace) -> int:
                 pass
     if args.layer_profile is not None:
         write_table(Path(args.layer_profile), summary.profiles())
-    text = summary.markdown()
-    print(text, end="")
-    if args.json is not None:
-        write_text(Path(args.json), summary.to_json())
+    if not put_json(args.json, summary.to_json()):
+        print(summary.markdown(), end="")
     if args.pictures is not None:
         from tilelab.measure.pictures import draw_distributions
 
@@ -280,7 +271,7 @@ def _claim(args: argparse.Namespace, *, many: bool) -> None:
             Write(objects, "--objects", "into" if many else "folder"),
             Write(args.layer_profile, "--layer-profile", "text"),
             Write(args.geojson, "--geojson", "into" if many else "json"),
-            Write(args.json, "--json", "json"),
+            Write(json_file(args.json), "--json", "json"),
             Write(args.pictures, "--pictures", "into"),
         ],
     )
@@ -295,13 +286,3 @@ def _progress() -> Callable[[int, int], None] | None:
         print(f"\rmeasuring {done / total:4.0%}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return show
-
-
-def _sizes(text: str) -> tuple[float, ...]:
-    try:
-        sizes = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas between") from None
-    if not all(0 < size < 1e9 for size in sizes) or len(sizes) > 3:
-        raise argparse.ArgumentTypeError(f"{text!r} are no pixel sizes: one to three numbers above 0")
-    return sizes

@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 
 from tilelab.assumptions import Assumption, check_strict
+from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
 from tilelab.cli.many import name_many
 from tilelab.cli.plan_document import PlanDocument, as_text, examine_plan, sum_plans
-from tilelab.cli.run_arguments import add_run_arguments, options_from_args
+from tilelab.cli.run_arguments import add_image_and_model, add_run_arguments, options_from_args
 from tilelab.cli.screen import say
 from tilelab.engines.base import Engine
 from tilelab.errors import PlanError, TilelabError
@@ -35,16 +36,30 @@ from tilelab.spec import ModelSpec
 _MOST_TILES = 100_000  # that are looked at for the share of empty ones
 
 
+EXAMPLES = (
+    "tilelab plan big.tif --model superalloy",
+    "tilelab plan micrographs/ --model superalloy              # all of them",
+    "tilelab plan big.tif -m superalloy --overview part.png --skip-empty",
+    "tilelab plan s3://lab/em.zarr -m net.onnx --workers 64 --speed 5 --price 0.4",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    add_run_arguments(parser)
-    parser.add_argument("--no-calibration", action="store_true", help="do not run the engine to estimate the time")
-    parser.add_argument(
-        "--speed", type=_positive, metavar="MP/s", help="of one worker, as a report or `bench` says; loads no engine"
+    add_image_and_model(parser)
+    add = parser.add_argument
+    add("--overview", metavar="FILE.png", help="draw the image, and what --skip-empty leaves out")
+    add(
+        "--speed",
+        type=_positive,
+        metavar="MP/s",
+        help="of one worker: of a report, or `tilelab bench`\nloads no engine",
     )
-    parser.add_argument("--price", type=_positive, metavar="X", help="of one worker for an hour, in any currency")
-    parser.add_argument("--overview", metavar="FILE.png", help="draw the image, and what --skip-empty would leave out")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add("--price", type=_positive, metavar="X", help="of one worker for an hour, in any currency")
+    add("--no-calibration", action="store_true", help="do not run the engine to estimate the time")
+    add_json(parser, "the plan")
+    add("--strict", action="store_true", help="refuse to assume anything of image or model")
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,14 +70,17 @@ def run(args: argparse.Namespace) -> int:
     many = name_many(args.images, None, options)
     if args.overview is not None and many:
         raise PlanError("--overview draws one image: name one")
-    if args.overview is not None:
-        claim({"the image": args.images[0]}, [Write(args.overview, "--overview", "png")])
+    claim(
+        {"the image": args.images[0]},
+        [Write(args.overview, "--overview", "png"), Write(json_file(args.json), "--json", "json")],
+    )
     images, notes = gather_images(args.images, options.stack) if many else (args.images, [])
     choice = choose_work(args.model, images[0], options, say, measure=args.speed is None and not args.no_calibration)
     with _Planner.of(args, choice) as planner:
         if not many:
             document = planner.examine(images[0])
-            print(json.dumps(msgspec.to_builtins(document), indent=1) if args.json else as_text(document))
+            if not put_json(args.json, json.dumps(msgspec.to_builtins(document), indent=1)):
+                print(as_text(document))
             return EXIT_DONE
         plans: dict[str, PlanDocument] = {}
         failed: dict[str, str] = {}
@@ -72,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
             except TilelabError as error:
                 failed[image] = str(error)
     totals = sum_plans(plans, failed, notes)
-    print(json.dumps(msgspec.to_builtins(totals), indent=1) if args.json else totals.as_text())
+    if not put_json(args.json, json.dumps(msgspec.to_builtins(totals), indent=1)):
+        print(totals.as_text())
     return EXIT_DONE if not failed else EXIT_INCOMPLETE if plans else EXIT_USAGE
 
 

@@ -7,6 +7,11 @@ import argparse
 from tilelab.cli import training_run
 from tilelab.cli.training_run import require_torch, run_recipe
 
+EXAMPLES = (
+    "tilelab pretrain nasa-classification --data classes/",
+    "tilelab pretrain mine.toml --set run.steps=200",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""

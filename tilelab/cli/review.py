@@ -18,16 +18,23 @@ if TYPE_CHECKING:
     from tilelab.measure.doubt import Doubt
 
 
+EXAMPLES = (
+    "tilelab review big.superalloy.ome.zarr --image big.tif --picture doubt.png",
+    "tilelab review big.superalloy.ome.zarr -o all.csv --regions doubt.geojson",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add = parser.add_argument
     add("result", metavar="RESULT", help="a result of infer with its probabilities")
+    add("--image", metavar="IMAGE", help="the micrograph, for the picture")
+    add("--picture", metavar="FILE.png", help="draw the listed places, the micrograph beside\nwhat was made of it")
+    add("-o", "--output", metavar="TABLE", help="write all places: NAME.csv, NAME.parquet\nParquet takes the extra "
+        "[tables]")  # fmt: skip
+    add("--regions", metavar="FILE.geojson", help="write the listed places for QuPath")
     add("--count", type=parse_count, default=20, metavar="N", help="places to list (%(default)s)")
     add("--block", type=parse_count, default=128, metavar="PX", help="side of a place (%(default)s)")
-    add("-o", "--output", metavar="TABLE", help="write all places: NAME.csv, or NAME.parquet (extra [tables])")
-    add("--picture", metavar="FILE.png", help="draw the listed places, the micrograph beside what was made of it")
-    add("--image", metavar="IMAGE", help="the micrograph, for the picture")
-    add("--regions", metavar="FILE.geojson", help="write the listed places as regions for QuPath")
 
 
 def run(args: argparse.Namespace) -> int:

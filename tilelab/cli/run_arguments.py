@@ -11,107 +11,98 @@ from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
 from tilelab.text import parse_bytes
 
-SERIES_HELP = "which of several images in the file or folder, by number from 0 or by name, as `tilelab info` lists them"
-STACK_HELP = "the images of a folder or pattern are slices of one stack, or are not (what their names and sizes say)"
-EMPTY_HELP = "leave out where the image is empty (resin, black borders: class 0), as `plan --overview` shows it"
-AXES_HELP = "what the stored axes mean, of t c z y x s, where that is not stated, or stated wrongly (zyx)"
+SERIES_HELP = "which of several images in it, by number or name\n`tilelab info` lists them; numbers begin at 0"
+STACK_HELP = "a folder or pattern is one stack, or many images\nwithout it, names and sizes of the images say"
+EMPTY_HELP = "no network where the image is empty\nresin, black borders: class 0 there, as `plan --overview` shows it"
+AXES_HELP = "what the stored axes mean, e.g. zyx (of t c z y x s)\nwhere that is not stated, or stated wrongly"
+LEVEL_HELP = "resolution level of the image (0, the finest)"
+CHANNEL_HELP = "channel of the image, if it has several"
+TIMEPOINT_HELP = "time point of the image, if it has several"
+PIXEL_SIZE_HELP = "pixel size in nm instead of the stated one\none for all axes, or one for each: 30,4,4"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags; `options_from_args` reads them."""
+    """Add the flags that go below a command's own; `options_from_args` reads them."""
+    add = parser.add_argument_group("which part of the image").add_argument
+    add(
+        "--region",
+        type=parse_region,
+        metavar="Y0:Y1,X0:X1",
+        help="this part alone; of stacks Z0:Z1,Y0:Y1,X0:X1\nas if it were the image: tiles begin at its corner, its "
+        "edges are reflected, statistics are its own; an end may be left out, as in 100:",
+    )
+    add("--mask", metavar="FILE", help="only where this image is not zero\nclass 0 elsewhere")
+    add("--skip-empty", action="store_true", help=EMPTY_HELP)
+    add("--bar", type=parse_count, metavar="ROWS", help="height of the info bar that is left out (found)")
+    add("--keep-bar", action="store_true", help="segment the info bar too")
+    add("--stack", action=argparse.BooleanOptionalAction, help=STACK_HELP)
+    add("--level", type=int, default=0, metavar="N", help=LEVEL_HELP)
+    add("--series", metavar="N", help=SERIES_HELP)
+    add("--channel", type=int, metavar="N", help=CHANNEL_HELP)
+    add("--timepoint", type=int, metavar="N", help=TIMEPOINT_HELP)
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
+    add("--mask-axes", metavar="LETTERS", help="as --axes, for the mask")
+    add("--mask-series", metavar="N", help="as --series, for the mask")
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add = parser.add_argument_group("how the image is taken").add_argument
+    add("--pixel-size", type=parse_sizes, metavar="NM", help=PIXEL_SIZE_HELP)
+    add("--rescale", action="store_true", help="resample the image to the model's pixel size")
+    add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another one")
+    add("--scale", type=float, metavar="F", help="resample to F of its height and width, e.g. 0.5")
+    add("--fit", action="store_true", help="find the scale, polarity, contrast of the training\nthat is, those at "
+        "which the model is most at home")  # fmt: skip
+    add("--invert", action="store_true", help="turn dark into bright")
+    add("--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, 120:4095")
+    add("--nan", type=_finite, metavar="VALUE", help="intensity of pixels that are NaN or infinite\nin a mask's gaps: "
+        "mean")  # fmt: skip
+    add = parser.add_argument_group("what is written").add_argument
+    add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (all but the first)")
+    add("--logits", action="store_true", help="the blended float32 logits too")
+    add("--no-labels", action="store_true", help="no class labels")
+    add = parser.add_argument_group("how it runs").add_argument
+    add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")
+    add("--precision", default="auto", choices=("auto", *PRECISIONS), metavar="P", help="fp32, bf16, fp16, int8 (auto)"
+        "\nauto: the fastest that the model permits")  # fmt: skip
+    add("--engine", default="auto", metavar="NAME", help="openvino, onnxruntime, tensorrt, ... (auto)\nauto: the "
+        "fastest permitted; `tilelab doctor` lists them")  # fmt: skip
+    add(
+        "--memory",
+        type=parse_memory,
+        metavar="SIZE",
+        help="limit beside the engine, e.g. 4GB\n400 MB, or what it needs up to half of the free, <= 2GiB",
+    )
+    add("--workers", type=parse_count, metavar="N", help="processes that share the work\nwith --scheduler: wait for so "
+        "many")  # fmt: skip
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers do it\ne.g. tcp://10.0.0.1:8786")
+    add("--exact", action="store_true", help="equal to the whole image at once: more overlap\ntiles overlap by all "
+        "that a pixel depends on")  # fmt: skip
+    add("--tta", action="store_true", help="average over 8 symmetries: 8 times the work")
+    add("--batch", type=parse_count, metavar="N", help="tiles per engine run")
+    add("--threads", type=parse_count, metavar="N", help="threads of the engine (one for each core)")
+    add("--patience", type=_seconds, default=300.0, metavar="S", help="silent seconds until a worker counts as hung "
+        "(300)")  # fmt: skip
+    add("--lanes", type=parse_count, metavar="N", help="cut the x axis into N lanes\nnever inside a shard")
+    add("--spans", type=parse_count, metavar="N", help="cut the swept axis into N spans\nnever inside a shard")
+    add_spec_arguments(parser)
+
+
+def add_image_and_model(parser: argparse.ArgumentParser) -> None:
+    """Add what every run has: images and a model."""
     parser.add_argument(
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="TIFF, OME-Zarr, HDF5 (FILE.h5::/path), MRC, N5, a folder of slices, ...; many: files, folders, patterns",
+        help="an image, a folder of slices; many: files, folders\nTIFF, OME-Zarr, Zarr, HDF5 (FILE.h5::/path), MRC, "
+        "N5, PNG, DM3, CZI, ...; patterns, s3://, gs://, https://",
     )
     parser.add_argument(
         "--model",
         "-m",
         required=True,
         metavar="M",
-        help="an .onnx or OpenVINO file, or a bundled model (superalloy); .engine and .pt2 are machine code",
+        help="a file, or a bundled one: see `tilelab models`\n.onnx, OpenVINO .xml, a checkpoint, a package of "
+        "bioimage.io; .engine and .pt2 are machine code",
     )
-    group = parser.add_argument_group("what is read and written")
-    add = group.add_argument
-    add("--level", type=int, default=0, metavar="N", help="resolution level of the image (0, the finest)")
-    add("--series", metavar="N", help=SERIES_HELP)
-    add("--stack", action=argparse.BooleanOptionalAction, help=STACK_HELP)
-    add("--channel", type=int, metavar="N", help="channel of the image, if it has several")
-    add("--timepoint", type=int, metavar="N", help="time point of the image, if it has several")
-    add("--axes", metavar="LETTERS", help=AXES_HELP)
-    add(
-        "--region",
-        type=parse_region,
-        metavar="Z0:Z1,Y0:Y1,X0:X1",
-        help="segment this part as if it were the image: tiles begin at its corner, its edges are reflected, "
-        "statistics are its own; for planes Y0:Y1,X0:X1; an end may be left out, as in 100:",
-    )
-    add(
-        "--bar",
-        type=parse_count,
-        metavar="ROWS",
-        help="height of the info bar at the bottom, which is left out (found)",
-    )
-    add("--keep-bar", action="store_true", help="segment the info bar too")
-    add("--pixel-size", type=parse_sizes, metavar="NM", help="pixel size of the image in nm (per axis, or one for all)")
-    add("--ignore-pixel-size", action="store_true", help="run although the model was trained at another pixel size")
-    add("--rescale", action="store_true", help="resample the image to the model's pixel size")
-    add("--scale", type=float, metavar="F", help="resample the image to F of its height and width, e.g. 0.5")
-    add("--invert", action="store_true", help="turn dark into bright")
-    add("--fit", action="store_true", help="find scale, polarity and contrast at which the model is most at home")
-    add(
-        "--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, e.g. 120:4095 of uint16"
-    )
-    add("--mask", metavar="FILE", help="only where this image is not zero (elsewhere: class 0)")
-    add("--skip-empty", action="store_true", help=EMPTY_HELP)
-    add("--mask-axes", metavar="LETTERS", help="the same as --axes for the mask")
-    add("--mask-series", metavar="N", help="the same as --series for the mask")
-    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    add(
-        "--nan",
-        type=_finite,
-        metavar="VALUE",
-        help="intensity of pixels that are NaN or infinite (in a mask's gaps: mean)",
-    )
-    add("--no-labels", action="store_true", help="write no class labels")
-    add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (default: all but the first)")
-    add("--logits", action="store_true", help="write the blended float32 logits too")
-    add("--strict", action="store_true", help="refuse whatever would have to be assumed of the image or the model")
-    group = parser.add_argument_group("how it runs")
-    add = group.add_argument
-    add("--engine", default="auto", metavar="NAME", help="openvino, onnxruntime, ... (auto: the fastest permitted)")
-    add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")
-    add("--precision", default="auto", choices=("auto", *PRECISIONS), help="auto: the fastest that the model permits")
-    add("--batch", type=parse_count, metavar="N", help="tiles per engine run")
-    add("--threads", type=parse_count, metavar="N", help="threads of the engine (one for each core)")
-    add("--exact", action="store_true", help="overlap tiles by all that a pixel depends on: equal to the whole image")
-    add("--tta", action="store_true", help="average over the 8 symmetries of the square: 8 times the work")
-    add(
-        "--memory",
-        type=parse_memory,
-        metavar="SIZE",
-        help="limit beside the engine, e.g. 4GB (400 MB, or what it needs up to half of the free, <= 2GiB)",
-    )
-    add("--lanes", type=parse_count, metavar="N", help="cut the x axis into N lanes (never inside a shard)")
-    add(
-        "--workers",
-        type=parse_count,
-        metavar="N",
-        help="processes that share the work; with --scheduler: wait for so many",
-    )
-    add(
-        "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers do the work, e.g. tcp://10.0.0.1:8786"
-    )
-    add(
-        "--patience",
-        type=_seconds,
-        default=300.0,
-        metavar="S",
-        help="seconds of silence after which a worker counts as hung (300)",
-    )
-    add("--spans", type=parse_count, metavar="N", help="cut the swept axis into N spans (never inside a shard)")
-    add_spec_arguments(parser)
 
 
 def options_from_args(args: argparse.Namespace) -> Options:
@@ -200,12 +191,12 @@ def _seconds(text: str) -> float:
 
 
 def parse_sizes(text: str) -> tuple[float, ...]:
-    """Pixel sizes in nm, for argparse."""
+    """Pixel sizes, for argparse."""
     try:
         values = tuple(float(word) for word in text.split(","))
     except ValueError:
         values = ()
-    if not values or any(not v > 0 for v in values):
+    if not 1 <= len(values) <= 3 or not all(0 < v < 1e9 for v in values):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size in nanometres, e.g. 4 or 30,4,4")
     return values
 
@@ -225,7 +216,7 @@ def _range(text: str) -> tuple[float, float]:
     try:
         return float(low), float(high)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, e.g. 0:4095") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, e.g. 0:4095 or -5:30") from None
 
 
 def _names(text: str) -> tuple[str, ...]:

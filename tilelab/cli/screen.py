@@ -72,6 +72,35 @@ class ProgressBar:
             self._bar = None
 
 
+class BuildBar:
+    """TensorRT's progress, on a terminal: its phases, one after the other."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> BuildBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, phase: str, done: int, total: int) -> None:
+        """Draw how far `phase` is."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(file=drawn(sys.stderr)), transient=True)
+            self._bar.start()
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=total)
+        self._bar.update(self._tasks[phase], completed=done, total=total)
+
+
 def summary(report: dict[str, Any]) -> str:
     """A short table of a finished run, plain text."""
     seconds, engine, tiles = report["seconds"], report["engine"], report["tiles"]

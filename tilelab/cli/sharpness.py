@@ -12,15 +12,21 @@ from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError
 from tilelab.io.storage.claims import Write, claim
 
+EXAMPLES = (
+    "tilelab sharpness big.tif --map look/",
+    "tilelab sharpness micrographs/ -o sharpness.csv",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", help="images, or folders of them")
-    add("-o", "--output", metavar="TABLE", help="write the table: NAME.csv, or NAME.parquet (extra [tables])")
-    add("--map", metavar="DIR", help="write where each image is sharp, a picture a measure")
-    add("--block", type=int, default=256, metavar="N", help="side of the blocks of the maps in pixels (%(default)s)")
-    add("--shrink", default="1", metavar="N,...", help="average N pixels a side first; several for a row each (1)")
+    add("-o", "--output", metavar="TABLE", help="write the table: NAME.csv, NAME.parquet\nParquet takes the extra "
+        "[tables]")  # fmt: skip
+    add("--map", metavar="DIR", help="draw where each image is sharp")
+    add("--block", type=int, default=256, metavar="N", help="side of the blocks of the maps in pixels (256)")
+    add("--shrink", default="1", metavar="N,...", help="average N pixels a side first (1)\nseveral for a row each")
     add("--channel", type=int, metavar="N", help="one channel of several")
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--series", metavar="N", help=SERIES_HELP)

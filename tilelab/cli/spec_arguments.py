@@ -11,65 +11,44 @@ from tilelab.geometry import WINDOWS
 from tilelab.spec import Activation, NormalizationKind, OutputKind, Statistics
 
 _T = TypeVar("_T")
+_DTYPES = ("uint8", "uint16", "float32")
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags; `overrides_from_args` reads them."""
-    group = parser.add_argument_group(
-        "the model",
-        "A model exported by tilelab needs none of these. Values per axis are written z,y,x or y,x; one means all.",
-    )
+    add = parser.add_argument_group("tiles").add_argument
+    add("--tile", type=_tile, metavar="PX", help="tile size; auto measures some (chosen)\nwhere the model is free it "
+        "is chosen for image and machine")  # fmt: skip
+    add("--overlap", type=_overlap, metavar="PX", help="least overlap of neighbours, pixels or 25%% (chosen)")
+    add("--window", choices=WINDOWS, metavar="W", help=f"how they are blended\n{', '.join(WINDOWS)}")
+    group = parser.add_argument_group("the model, where its file does not say it")
     add = group.add_argument
-    add("--classes", type=_classes, metavar="NAMES", help="background,membrane,...: or how many classes there are")
-    add("--colors", type=_texts, metavar="COLORS", help="#rrggbb,...: one for each class")
-    add("--mean", type=_floats, metavar="M", help="mean of the raw intensities; per channel where several are given")
+    add("--classes", type=_classes, metavar="NAMES", help="background,membrane,...: or how many there are")
+    add("--mean", type=_floats, metavar="M", help="mean of the raw intensities, or one per channel")
     add("--std", type=_floats, metavar="S", help="standard deviation of the raw intensities")
-    add("--intensity-dtype", choices=("uint8", "uint16", "float32"), help="units of --mean and --std (uint8)")
-    add("--normalization", choices=get_args(NormalizationKind), help="constants, or statistics of the whole image")
-    add("--percentiles", type=_pair, metavar="LOW,HIGH", help="these percentiles of the image become 0 and 1: 1,99.8")
-    add("--statistics", choices=get_args(Statistics), help="of the whole stack, or of each slice its own (stack)")
-    add("--clip", type=_pair, metavar="LOW,HIGH", help="cut normalised intensities off at these: 0,1")
-    add("--activation", choices=get_args(Activation), help="what makes probabilities of the network's outputs")
-    add("--model-axes", choices=get_args(Axes), help="axes of a tile")
+    add("--intensity-dtype", choices=_DTYPES, metavar="TYPE", help=f"units of those: {', '.join(_DTYPES)}\n"
+        "of --mean and --std; uint8 where nothing is said")  # fmt: skip
+    add("--normalization", choices=get_args(NormalizationKind), metavar="KIND",
+        help=f"{', '.join(get_args(NormalizationKind))}\nconstants, or statistics of the whole image")  # fmt: skip
+    add("--percentiles", type=_pair, metavar="LOW,HIGH", help="these of the image become 0 and 1: 1,99.8")
+    add("--statistics", choices=get_args(Statistics), metavar="OF", help="of the whole stack, or of each slice (stack)")
+    add("--clip", type=_pair, metavar="LOW,HIGH", help="cut normalised intensities off at these: -1,1")
+    add("--activation", choices=get_args(Activation), metavar="A",
+        help=f"{', '.join(get_args(Activation))}\nwhat makes probabilities of the network's outputs")  # fmt: skip
+    add("--output-is", type=_kinds, metavar="KIND", help="logits, probabilities, labels or map\nwhat the output holds, "
+        "where graph and values leave doubt; map: numbers, without classes; one for each of several: "
+        "logits,map")  # fmt: skip
+    add("--model-output", metavar="NAME", help="which output, of several: NAME or NAME,NAME,...\nthe first has the "
+        "classes, the others are kept as float maps")  # fmt: skip
+    add("--threshold", type=_floats, metavar="P", help="probability from which a sigmoid's class counts\n0.5; one for "
+        "all or one each; a pixel gets the class that exceeds its own most, in log-odds")  # fmt: skip
+    add("--neighbours", type=_whole, metavar="N", help="2.5-D: channels are slices z-N to z+N of a stack\nreflected at "
+        "its ends")  # fmt: skip
+    add("--colors", type=_texts, metavar="COLORS", help="#rrggbb,...: one for each class")
+    add("--model-axes", choices=get_args(Axes), metavar="AXES", help=f"axes of a tile: {', '.join(get_args(Axes))}")
     add("--channels", type=_positive, metavar="N", help="input channels")
-    add(
-        "--neighbours",
-        type=_whole,
-        metavar="N",
-        help="2.5-D: the input channels are slices z-N to z+N of a stack (reflected at its ends)",
-    )
     add("--stride", type=_positive, metavar="PX", help="total stride: tiles lie at multiples of it")
-    add("--model-pixel-size", type=_floats, metavar="NM", help="pixel size of the training images in nanometres")
-    add(
-        "--model-output",
-        metavar="NAME",
-        help="which output to use, for a network with several: NAME, or NAME,NAME,... (the first has the classes, the "
-        "others are kept as float maps)",
-    )
-    add(
-        "--output-is",
-        type=_kinds,
-        metavar="KIND",
-        help="what that output holds, where graph and values leave doubt: logits, probabilities, labels or map "
-        "(numbers, without classes); one for each of several: logits,map",
-    )
-    add(
-        "--threshold",
-        type=_floats,
-        metavar="P",
-        help="probability from which on a class with a sigmoid counts (0.5), one for all or one each; a pixel gets the "
-        "class that exceeds its own most, in log-odds",
-    )
-    group = parser.add_argument_group("tiles")
-    add = group.add_argument
-    add(
-        "--tile",
-        type=_tile,
-        metavar="PX",
-        help="tile size; auto: measure first (where the model is free it is chosen for image and machine)",
-    )
-    add("--overlap", type=_overlap, metavar="PX", help="least overlap of neighbouring tiles, in pixels or as 25%%")
-    add("--window", choices=WINDOWS, help="how overlapping tiles are blended")
+    add("--model-pixel-size", type=_floats, metavar="NM", help="pixel size of the training images in nm")
 
 
 def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:

@@ -8,6 +8,12 @@ from functools import partial
 from tilelab.cli import training_run
 from tilelab.cli.training_run import require_torch, run_recipe
 
+EXAMPLES = (
+    "tilelab train superalloy-quick --data superalloy/    # a shipped recipe",
+    "tilelab train mine.toml",
+    "tilelab train mine.toml --set run.steps=200 -o runs/short",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""

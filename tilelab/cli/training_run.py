@@ -26,15 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     from tilelab.training.recipe_file import shipped_recipes
 
     shipped = ", ".join(shipped_recipes(command))
-    parser.add_argument("recipe", help=f"a .toml file, or the name of a shipped recipe: {shipped}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the recipe's data paths are relative to "
-                        "(default: the recipe's own folder)")  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="checkpoints and log (default: runs/NAME)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="change one key of the recipe, e.g. run.steps=200; may be repeated")  # fmt: skip
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help=f"a .toml file, or a shipped recipe (see below)\nshipped are {shipped}")
+    add("--data", type=Path, metavar="DIR", help="folder of the recipe's data paths (the recipe's)")
+    add("-o", "--output", type=Path, metavar="DIR", help="checkpoints and log (runs/NAME)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change a key: run.steps=200 (repeat)")  # fmt: skip
+    add("--restart", action="store_true", help="begin anew instead of resuming")
     if command == "train":
-        parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
+        add("--trust", action="store_true", help=TRUST_HELP)
+    parser.epilog = f"Shipped recipes: {shipped}."
 
 
 def require_torch() -> None:

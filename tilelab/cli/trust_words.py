@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
-OUTSIDE_HELP = "read what data name outside of their own folder: external files of HDF5, levels of a Zarr"
-TRUST_HELP = "import the module that a recipe or checkpoint names as its network (package.module:Class): it runs as you"
+OUTSIDE_HELP = "read what it names outside of its own folder\nexternal files of HDF5, levels of a Zarr"
+TRUST_HELP = (
+    "import the code that it names as its network, run it\n"
+    "the module of package.module:Class in a recipe or checkpoint; it runs as you"
+)

@@ -12,7 +12,15 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilelab.cli.run_arguments import AXES_HELP, SERIES_HELP
+from tilelab.cli.run_arguments import (
+    AXES_HELP,
+    CHANNEL_HELP,
+    LEVEL_HELP,
+    PIXEL_SIZE_HELP,
+    SERIES_HELP,
+    TIMEPOINT_HELP,
+    parse_sizes,
+)
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError
@@ -25,36 +33,41 @@ if TYPE_CHECKING:
     from tilelab.view.server import ViewServer
 
 
+EXAMPLES = (
+    "tilelab view big.superalloy.ome.zarr           # over its micrograph",
+    "tilelab view big.tif truth.tif                 # over each other",
+    "tilelab view big.tif --model superalloy        # segmented as you look",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add = parser.add_argument
-    add("named", nargs="+", metavar="RESULT|IMAGE", help="results, images and label images, shown over each other")
-    add("--image", metavar="IMAGE", help="the micrograph of a result that does not say which, or of labels")
-    add("--level", type=int, default=0, metavar="N", help="resolution level of images (0, the finest)")
-    add("--series", metavar="N", help=SERIES_HELP)
-    add("--channel", type=int, metavar="N", help="channel of images that have several")
-    add("--timepoint", type=int, metavar="N", help="time point of images that have several")
-    add("--axes", metavar="LETTERS", help=AXES_HELP)
-    add("--pixel-size", type=_sizes, metavar="NM", help="pixel size of images in nm (per axis, or one for all)")
-    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
+    add("named", nargs="+", metavar="RESULT|IMAGE", help="results, images and label images, one over another")
+    add("--image", metavar="IMAGE", help="the micrograph, where a result does not say it")
+    add("--full-size", action="store_true", help="begin in the middle at full size, not with all")
+    add("--no-open", action="store_true", help="say the link only, open no browser\nof another machine: ssh -L "
+        "PORT:127.0.0.1:PORT")  # fmt: skip
+    add("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (any that is free)")
+    add("--state", metavar="FILE.json", help="begin with a view that was saved")
+    add("--save-state", metavar="FILE.json", help="save the view when it is left\nposition, layers, colours")
     group = parser.add_argument_group("before the run: what is looked at is segmented, and `infer` does the rest")
     model = group.add_argument
     model("--model", "-m", metavar="M", help="segment the image where it is looked at")
-    model("-o", "--out", metavar="OUT", help="the result that grows (default as for infer), NAME.ome.zarr")
-    model("--ignore-pixel-size", action="store_true", help="as for infer")
+    model("-o", "--out", metavar="OUT", help="the result that grows: NAME.ome.zarr (as infer)")
     model("--rescale", action="store_true", help="as for infer")
-    model("--engine", default="auto", metavar="NAME", help="as for infer")
+    model("--ignore-pixel-size", action="store_true", help="as for infer")
     model("--device", default="auto", metavar="D", help="as for infer")
-    model("--precision", default="auto", choices=("auto", *PRECISIONS), help="as for infer")
-    add("--full-size", action="store_true", help="begin in the middle at full size instead of with the whole")
-    add(
-        "--no-open",
-        action="store_true",
-        help="open no browser, say the link only; of another machine: ssh -L PORT:127.0.0.1:PORT",
-    )
-    add("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: any that is free)")
-    add("--state", metavar="FILE.json", help="begin with a view that was saved")
-    add("--save-state", metavar="FILE.json", help="save the view when it is left: position, layers, colours")
+    model("--precision", default="auto", choices=("auto", *PRECISIONS), metavar="P", help="as for infer")
+    model("--engine", default="auto", metavar="NAME", help="as for infer")
+    add = parser.add_argument_group("how images are read").add_argument
+    add("--pixel-size", type=parse_sizes, metavar="NM", help=PIXEL_SIZE_HELP)
+    add("--level", type=int, default=0, metavar="N", help=LEVEL_HELP)
+    add("--series", metavar="N", help=SERIES_HELP)
+    add("--channel", type=int, metavar="N", help=CHANNEL_HELP)
+    add("--timepoint", type=int, metavar="N", help=TIMEPOINT_HELP)
+    add("--axes", metavar="LETTERS", help=AXES_HELP)
+    add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,10 +153,3 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(la, dict) for la in state.get("layers", ())):
         raise InputError(f"{path} is no saved view")
     return state
-
-
-def _sizes(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers with commas between") from None

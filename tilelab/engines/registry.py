@@ -33,7 +33,7 @@ from tilelab.engines.packages.checkpoint import is_checkpoint, read_checkpoint
 from tilelab.errors import EngineError, ModelError
 from tilelab.machine import nvidia
 from tilelab.spec import ModelSpec, Precision, parse_precision
-from tilelab.text import size_text
+from tilelab.text import did_you_mean, size_text
 
 # Module of each engine, and the model formats it reads.
 ENGINES = {
@@ -244,7 +244,9 @@ def locate_model(model: str | Path) -> Path:
         return known[str(model)]
     if path.suffix or path.parent != Path():
         raise ModelError(f"there is no model file {model}")
-    raise ModelError(f"there is no model {str(model)!r}: give a file, or one of {', '.join([*known, 'identity'])}")
+    likely = did_you_mean(str(model), known)
+    names = ", ".join([*known, "identity"])
+    raise ModelError(f"there is no model {str(model)!r}: give a file, or one of {names}{likely}")
 
 
 def model_files(model: object) -> list[Path]:
