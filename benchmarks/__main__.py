@@ -84,6 +84,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     guard.add_argument("--instructions", action="store_true", help="count instructions instead (with valgrind)")
     models = commands.add_parser("models", help="every architecture from training to inference, one table")
     models.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where models.md goes")
+    models.add_argument(
+        "--only", default="", metavar="A,B", help="rows whose names begin so; the others stay as they are"
+    )
     recipes = commands.add_parser("recipes", help="what every recipe does otherwise than its paper, one table")
     recipes.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where recipes.md goes")
     commands.add_parser("install-peers", help="install what users would pick instead (7 GB)")
@@ -132,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
     elif args.command == "models":
         from benchmarks.trained.models import write_table
 
-        write_table(args.out / "models.md", say=print)
+        write_table(args.out / "models.md", only=tuple(filter(None, args.only.split(","))), say=print)
     elif args.command == "recipes":
         from benchmarks.trained import recipes
 

@@ -20,9 +20,10 @@ from tilelab.errors import InputError, ModelError, ResumeError  # noqa: E402
 from tilelab.models import build_model  # noqa: E402
 from tilelab.models.encoders import load_encoder_weights  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint, read_checkpoint  # noqa: E402
-from tilelab.training.classification import ENCODER, Classification, EncoderHeader, pretrain  # noqa: E402
+from tilelab.training.classification import ENCODER, Classification, EncoderHeader  # noqa: E402
 from tilelab.training.folders import find_classes, split_images  # noqa: E402
 from tilelab.training.loop import LAST  # noqa: E402
+from tilelab.training.pretraining import pretrain  # noqa: E402
 from tilelab.training.recipe import Pretraining, RecipeError, load_pretraining, shipped_recipes  # noqa: E402
 from tilelab.training.sections import ImageFolders  # noqa: E402
 
@@ -218,7 +219,7 @@ def test_what_does_not_fit_together_is_said_before_anything_starts(textures: Pat
 
 
 def test_recipes_are_for_one_command(textures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(shipped_recipes("pretrain")) == {"materials", "nasa-classification"}
+    assert set(shipped_recipes("pretrain")) == {"materials", "moco", "nasa-classification"}
     assert not set(shipped_recipes()) & set(shipped_recipes("pretrain"))
     for name in shipped_recipes("pretrain"):
         recipe = load_pretraining(name)

@@ -55,6 +55,7 @@ _CROPS = {"inceptionv4": 128}  # its convolutions do not pad: of 64 px it leaves
 _COLUMNS = (
     "architecture",
     "parameters, M",
+    "the paper's",
     "kMAC per pixel",
     "stride",
     "loss before",
@@ -69,19 +70,37 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: a name of `build_model`, with options; `crop` is the side of its crops and of its tile, px."""
+    """One row: a name of `build_model`, with options.
+
+    Attributes:
+        name, options: as there.
+        crop: side of its crops and of its tile, px.
+        paper: parameters that its paper gives, in millions, for the classes of its data; None where it gives none.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     crop: int = CROP
+    paper: float | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name, and the size among its options."""
+        return f"{self.name} {self.options['size']}" if "size" in self.options else self.name
 
 
 TABLE = (
     Entry("unet"),
     Entry("pmcanet:resnet50"),
-    Entry("pmcanet:compact"),
+    Entry("pmcanet:compact", paper=11.65),
     Entry("casenet:resnet152"),
-    Entry("pidnet", crop=128),
+    Entry("pidnet", {"size": "s"}, crop=128, paper=7.6),
+    Entry("pidnet", {"size": "l"}, crop=128, paper=36.9),
+    Entry("emnet"),
+    Entry("segmenter", {"size": "small"}, paper=27),
+    Entry("segvit", {"size": "base"}),
+    Entry("mitonet:resnet50"),
+    Entry("oneformer", {"size": "tiny", "queries": 50, "layers": 4}, crop=128),
     *(Entry(f"{decoder}:resnet18") for decoder in _DECODERS),
     Entry("pan:resnet18", crop=128),  # halves the encoder's last features three times more
     *(Entry(f"unet:{encoder}", crop=_CROPS.get(encoder, CROP)) for encoder in _FAMILIES),
@@ -94,6 +113,7 @@ class Row:
 
     Attributes:
         name: of the architecture.
+        paper: see `Entry`.
         parameters, macs_per_pixel, stride: see `tilelab info`.
         before, after: loss on the same crops, before and after one step of gradient descent.
         megabytes: of the ONNX file.
@@ -104,6 +124,7 @@ class Row:
     """
 
     name: str
+    paper: float | None
     parameters: int
     macs_per_pixel: float
     stride: int
@@ -144,7 +165,8 @@ def examine(entry: Entry, folder: Path, *, engine: str = "onnxruntime") -> Row:
     assert main([str(word) for word in [*words, "--probabilities", "none"]]) == 0
     labels = tifffile.imread(result)
     return Row(
-        name=entry.name,
+        name=entry.title,
+        paper=entry.paper,
         parameters=count_parameters(network),
         macs_per_pixel=macs_per_pixel(network, 1, -(-crop // stride) * stride),
         stride=stride,
@@ -209,20 +231,42 @@ def _expected(network: nn.Module, spec: ModelSpec, image: np.ndarray[Any, Any]) 
     return infer_logits(TorchEngine(network, spec), open_image(image, axes="yx")).argmax(axis=0)
 
 
-def write_table(path: Path, entries: Sequence[Entry] = TABLE, say: Callable[[str], None] = lambda _: None) -> list[Row]:
-    """Examine `entries` and write the table as Markdown, one row after the other."""
-    rows: list[Row] = []
+def write_table(
+    path: Path,
+    entries: Sequence[Entry] = TABLE,
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Examine `entries` and write the table as Markdown, row after row.
+
+    Args:
+        path: of the table.
+        entries: its rows.
+        only: beginnings of names: the other rows stay as the table has them.
+        say: called with every row.
+    """
+    lines = {entry.title: line for entry in entries if only and (line := _kept(path, entry.title))}
     for entry in entries:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(examine(entry, Path(folder)))
-        say(_line(rows[-1]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_markdown(rows))
-    return rows
+        if not only or entry.title.startswith(tuple(only)):
+            with tempfile.TemporaryDirectory() as folder:
+                lines[entry.title] = _line(examine(entry, Path(folder)))
+            say(lines[entry.title])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_page([lines[e.title] for e in entries if e.title in lines]))
+
+
+def _kept(path: Path, title: str) -> str | None:
+    """The row of an architecture that the table has."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith(f"| `{title}` |")), None)
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table."""
+    return _page([_line(row) for row in rows])
+
+
+def _page(lines: Sequence[str]) -> str:
     from importlib.metadata import version
 
     libraries = ", ".join(
@@ -236,13 +280,14 @@ def as_markdown(rows: Sequence[Row]) -> str:
             f"`tilelab export` writes ONNX (tile {CROP}) that passes the parity gate, `tilelab infer` runs it in ONNX",
             "Runtime. *logits*: greatest difference of a blended logit from torch in fp32, as a share of the greatest",
             "logit, for the worst engine. *labels*: share of pixels that `tilelab infer` labels otherwise than torch.",
-            "*permits*: precisions that passed on this untrained network (fp16 simulated).",
+            "*permits*: precisions that passed on this untrained network (fp16 simulated). *the paper's*: parameters",
+            'that its paper gives, for the classes of its data, in millions; OneFormer\'s 219 are `size = "large"`.',
             "",
             f"{libraries}; one input channel, {CLASSES} classes.",
             "",
             f"| {' | '.join(_COLUMNS)} |",
             "|---" * len(_COLUMNS) + "|",
-            *map(_line, rows),
+            *lines,
             "",
         ]
     )
@@ -253,6 +298,7 @@ def _line(row: Row) -> str:
     cells = (
         f"`{row.name}`",
         f"{row.parameters / 1e6:.2f}",
+        "-" if row.paper is None else f"{row.paper:g}",
         f"{row.macs_per_pixel / 1e3:.1f}",
         f"{row.stride}",
         f"{row.before:.5f}",

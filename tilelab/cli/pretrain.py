@@ -1,4 +1,4 @@
-"""`tilelab pretrain RECIPE.toml`: train an encoder to tell classes of images apart, for any decoder to begin with."""
+"""`tilelab pretrain RECIPE.toml`: train an encoder, with labels or without, for any decoder to begin with."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     training_run.add_arguments(parser, "pretrain")
+    parser.add_argument("--method", choices=("classification", "moco"), help="by classes, one folder each, or without "
+                        "labels by momentum contrast (default: the recipe's)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Pretrain; prints one line per validation and how to use the best encoder."""
     require_torch()
-    from tilelab.training.classification import pretrain
+    from tilelab.training.pretraining import pretrain
     from tilelab.training.recipe import load_pretraining
 
-    encoder = run_recipe(args, load_pretraining(args.recipe, args.overrides), pretrain)
+    overrides = [*args.overrides, *([f"method={args.method}"] if args.method else [])]
+    encoder = run_recipe(args, load_pretraining(args.recipe, overrides), pretrain)
     print(f"best encoder: {encoder.resolve()}")
     print(f"to use it: tilelab train RECIPE --set network.weights={encoder.resolve()}")
     return 0

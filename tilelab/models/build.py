@@ -14,8 +14,12 @@ from torch import nn
 from tilelab.errors import ModelError
 from tilelab.models.casenet import CaseNet
 from tilelab.models.encoders import check_encoder, nearest, reason
+from tilelab.models.emnet import EmNet
+from tilelab.models.mitonet import MitoNet
+from tilelab.models.oneformer import OneFormer
 from tilelab.models.pidnet import PidNet
 from tilelab.models.pmcanet import PmcaNet
+from tilelab.models.segmenter import Segmenter, SegVit
 from tilelab.models.smp import import_smp
 from tilelab.models.unet import UNet
 
@@ -30,8 +34,16 @@ _DECODERS = {
     "deeplabv3+": "DeepLabV3Plus",
 }
 # Our own, by name alone; those of the second table also take an encoder after the colon.
-_OWN: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "pmcanet": PmcaNet, "casenet": CaseNet, "pidnet": PidNet}
-_ENCODED: dict[str, Callable[..., nn.Module]] = {"pmcanet": PmcaNet, "casenet": CaseNet}
+_ENCODED: dict[str, Callable[..., nn.Module]] = {"pmcanet": PmcaNet, "casenet": CaseNet, "mitonet": MitoNet}
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    **_ENCODED,
+    "pidnet": PidNet,
+    "emnet": EmNet,
+    "segmenter": Segmenter,
+    "segvit": SegVit,
+    "oneformer": OneFormer,
+}
 
 
 def architectures() -> tuple[str, ...]:

@@ -6,7 +6,6 @@ What is kept is the encoder alone, under its own names, for ``[network] weights`
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tilelab.training.augment import draw_scale
 from tilelab.training.checkpoint import Checkpoint, State, save_checkpoint
 from tilelab.training.crops import CropSource, Example, Square, fit_start
 from tilelab.training.folders import Library, open_some, split_images
-from tilelab.training.loop import Note, Report, ignore, run_task
+from tilelab.training.loop import Note
 from tilelab.training.pairs import measure_normalization
 from tilelab.training.recipe import Pretraining, RecipeError
 from tilelab.training.sections import Augmentation
@@ -33,25 +32,6 @@ ENCODER = "encoder.safetensors"
 
 _PLAIN = Augmentation(flips=False)
 _STRIDE = 32
-
-
-def pretrain(
-    recipe: Pretraining,
-    root: Path,
-    output: Path,
-    *,
-    restart: bool = False,
-    report: Report = ignore,
-    note: Note = ignore,
-) -> Path:
-    """Pretrain as `recipe` says, or go on with what an interrupted call left in `output`.
-
-    Arguments and errors as `tilelab.training.segmentation.train`.
-
-    Returns:
-        The weights of the encoder with the best validation accuracy.
-    """
-    return run_task(partial(Classification, recipe, root), recipe, output, restart=restart, report=report, note=note)
 
 
 class EncoderHeader(State, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -121,6 +121,36 @@ def split_images(
     return names, train, validation
 
 
+def find_unlabelled(data: ImageFolders, root: Path, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+    """All images in a folder and the folders in it, or in those that a pattern with ``*`` names; and those held back.
+
+    Raises:
+        InputError: no such folder, or fewer than two images.
+    """
+    train = _images_below(data.train, root)
+    if data.validation:
+        return train, _images_below(data.validation, root)
+    if len(train) < 2:
+        raise InputError(f"{root / data.train} holds one image, of which none can be held back: name data.validation")
+    kept = np.random.default_rng(seed).permutation(len(train))[: max(1, round(data.held_back * len(train)))]
+    held = set(kept.tolist())
+    return [image for i, image in enumerate(train) if i not in held], [train[i] for i in sorted(held)]
+
+
+def _images_below(pattern: str, root: Path) -> list[Labelled]:
+    folders = sorted(root.glob(pattern)) if "*" in pattern else [root / pattern]
+    folders = [folder for folder in folders if folder.is_dir()]
+    if not folders:
+        raise InputError(f"no such folder: {root / pattern}")
+    paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    paths = [path for path in paths if not path.name.startswith(".") and path.suffix.lower() not in _NOT_IMAGES]
+    if not paths:
+        raise InputError(f"{root / pattern} holds no image")
+    for path in paths[:: -(-len(paths) // _OPENED)]:
+        open_image(path).close()
+    return [Labelled(path, 0) for path in paths]
+
+
 class Library:
     """Images by index, small ones kept in memory as far as there is room; safe among threads.
 

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+from tilelab.evaluation.metrics.regions import label_regions
 from tilelab.models.heads import Heads
 from tilelab.spec import Activation
 from tilelab.training.sections import IGNORE, LossTerm
 
 EDGE_SURE = 0.8
 """Probability from which on an edge that the network sees is one (PIDNet's threshold)."""
+CENTRES, WAYS = 200.0, 0.01
+"""Weights of the losses of centres and of the ways to them (Panoptic-DeepLab)."""
+HILL = 6
+"""Standard deviation of the hill at an object's centre, px."""
 
 
 def cross_entropy(
@@ -128,6 +134,48 @@ def edge_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return entropy / valid.sum().clamp(min=1)
 
 
+def instance_loss(maps: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Of centres and the ways to them (Panoptic-DeepLab): squared and absolute errors, weighed as there.
+
+    Objects are what of one class, the first one excepted, hangs together.
+    """
+    hills, ways, inside = object_targets(target)
+    known = (target != IGNORE).to(maps.dtype)
+    centres = ((maps[:, 0] - hills) ** 2 * known).sum() / known.sum().clamp(min=1)
+    off = ((maps[:, 1:] - ways).abs() * inside[:, None]).sum() / inside.sum().clamp(min=1)
+    return CENTRES * centres + WAYS * off
+
+
+def object_targets(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `instance_loss` compares with, float32.
+
+    Returns:
+        Hills at the objects' centres ``(B, H, W)``, 0 to 1; from each pixel the way to its object's centre, y and x in
+        pixels, ``(B, 2, H, W)``; where there are objects, ``(B, H, W)``.
+    """
+    labels = target.cpu().numpy()
+    columns, rows = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in labels.shape[:0:-1]))
+    hills = np.zeros(labels.shape, np.float32)
+    ways = np.zeros((labels.shape[0], 2, *labels.shape[1:]), np.float32)
+    inside = np.zeros(labels.shape, np.float32)
+    for image, plane in enumerate(labels):
+        for value in set(np.unique(plane).tolist()) - {0, IGNORE}:
+            numbers = label_regions(plane == value)
+            sizes = np.bincount(numbers.ravel())
+            middle = [np.bincount(numbers.ravel(), axis.ravel()) / np.maximum(sizes, 1) for axis in (rows, columns)]
+            here = numbers > 0
+            inside[image][here] = 1
+            for axis, (centre, place) in enumerate(zip(middle, (rows, columns), strict=True)):
+                ways[image, axis][here] = (centre[numbers] - place)[here]
+            for y, x in zip(middle[0][1:], middle[1][1:], strict=True):
+                top, left = max(0, int(y) - 3 * HILL), max(0, int(x) - 3 * HILL)
+                window = (slice(top, int(y) + 3 * HILL + 1), slice(left, int(x) + 3 * HILL + 1))
+                square = (rows[window] - y) ** 2 + (columns[window] - x) ** 2
+                np.maximum(hills[image][window], np.exp(-square / (2 * HILL**2)), out=hills[image][window])
+    found = (torch.from_numpy(array).to(target.device) for array in (hills, ways, inside))
+    return next(found), next(found), next(found)
+
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -143,6 +191,12 @@ def supervise(loss: Loss, out: torch.Tensor | tuple[torch.Tensor, ...] | Heads, 
         sure = target.masked_fill(out.edges.detach()[:, 0].sigmoid() <= EDGE_SURE, IGNORE)
         if (sure != IGNORE).any():
             parts.append(loss(out.logits[0], sure))
+    if out.points is not None and out.places is not None:
+        places = 2 * out.places[:, :, None] - 1
+        there = functional.grid_sample(target[:, None].float(), places, mode="nearest", align_corners=False)
+        parts.append(loss(out.points[..., None], there[:, 0].round().long()))
+    if out.instances is not None:
+        parts.append(instance_loss(out.instances.float(), target))
     return torch.stack(parts).sum()
 
 

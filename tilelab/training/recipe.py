@@ -7,7 +7,7 @@ filled in.
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -21,6 +21,7 @@ from tilelab.training.sections import (
     ImageSampling,
     Inference,
     LossTerm,
+    Moco,
     Network,
     Optimizer,
     Paper,
@@ -143,17 +144,25 @@ class Recipe(BaseRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Pretraining(BaseRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A training of an encoder to tell classes of images apart.
+    """A training of an encoder: to tell classes of images apart, or without labels by momentum contrast.
 
+    method   ``classification``, or ``moco``, for which all images below ``data.train`` count, whatever their folders
     classes  names of the folders; left out: all of them, in alphabetical order
+    moco     of that method
     """
 
     network: PlainEncoder
     data: ImageFolders
+    method: Literal["classification", "moco"] = "classification"
     classes: tuple[str, ...] = ()
     sampling: ImageSampling = ImageSampling()
+    moco: Moco = Moco()
 
     def __post_init__(self) -> None:
+        check(
+            self.method == "classification" or self.moco.queue >= self.sampling.batch,
+            f"moco.queue of {self.moco.queue} must hold at least a batch of {self.sampling.batch}",
+        )
         check(len(self.classes) != 1, "classes must name at least two folders")
         check(len(set(self.classes)) == len(self.classes), f"classes are named twice: {', '.join(self.classes)}")
         self.check_together(self.sampling, self.network.channels)

@@ -96,6 +96,26 @@ class ImageFolders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check(0 < self.held_back < 1, f"held_back must lie between 0 and 1, not {self.held_back}")
 
 
+class Moco(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pre-training without labels by momentum contrast; the defaults are MoCo v2's.
+
+    features     length of the vectors that are compared
+    queue        vectors of earlier images that are kept to differ from
+    momentum     share that the encoder which makes them keeps of itself, every step
+    temperature  of the similarities
+    """
+
+    features: int = 128
+    queue: int = 65536
+    momentum: float = 0.999
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        check(self.features >= 2, f"features must be at least 2, not {self.features}")
+        check(0 <= self.momentum < 1, f"momentum must lie between 0 and 1, not {self.momentum}")
+        check(self.temperature > 0, f"temperature must be positive, not {self.temperature}")
+
+
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One set of images with masks.
 

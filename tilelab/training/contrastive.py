@@ -1,0 +1,157 @@
+"""Pre-training without labels, as MoCo v2: two crops of one place are to be told from those of all other places.
+
+What is kept is the encoder alone, as by `tilelab.training.classification`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tilelab.errors import InputError, ResumeError
+from tilelab.models.encoders import find_weights, load_encoder_weights
+from tilelab.models.moco import MoCo
+from tilelab.training.augment import draw_scale
+from tilelab.training.checkpoint import Checkpoint, save_checkpoint
+from tilelab.training.classification import ENCODER, EncoderHeader
+from tilelab.training.crops import CropSource, Example, Square, fit_start
+from tilelab.training.folders import Library, find_unlabelled, open_some
+from tilelab.training.loop import Note
+from tilelab.training.pairs import measure_normalization
+from tilelab.training.recipe import Pretraining, RecipeError
+
+_STRIDE = 32
+_ROOM = 1.5
+"""Side of the place that both views come from, as a multiple of the greater one."""
+_VALIDATED = 256
+"""Places that are looked for among each other at most."""
+
+
+class Contrastive:
+    """The task of `pretrain` with ``method = "moco"``; see `tilelab.training.loop.Task`."""
+
+    best = ENCODER
+    header = EncoderHeader
+    columns = ("found", "validation_loss")
+
+    def __init__(self, recipe: Pretraining, root: Path):
+        self.recipe, self.root = recipe, root
+        self._own, self.batch = recipe.network.channels, recipe.sampling.batch
+        self.channels = 2 * self._own  # both views of an example, one after the other
+        if recipe.sampling.crop % _STRIDE:
+            raise RecipeError(f"sampling.crop of {recipe.sampling.crop} px is not a multiple of {_STRIDE}")
+        train, held_back = find_unlabelled(recipe.data, root, recipe.seed)
+        self.normalization = recipe.normalization or measure_normalization(open_some(train))
+        self.images = Library(train, self.normalization, self._own)
+        self.validation = Library(held_back, self.normalization, self._own)
+        moco = recipe.moco
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.network = MoCo(
+                self._own,
+                encoder=recipe.network.encoder,
+                features=moco.features,
+                queue=moco.queue,
+                momentum=moco.momentum,
+                temperature=moco.temperature,
+            )
+
+    def begin(self, note: Note) -> EncoderHeader:
+        """Load what the recipe begins with."""
+        sets = f"{len(self.images.images)} to train on, {len(self.validation.images)} to validate on"
+        note(f"images without labels: {sets}")
+        weights = self.recipe.network.weights
+        if weights:
+            file = find_weights(weights, self.recipe.network.encoder, self.root)
+            note(f"{weights}: {load_encoder_weights(self.network.learner, file)}")
+            self.network.follower.load_state_dict(self.network.learner.state_dict())
+        return EncoderHeader(
+            recipe=self.recipe, classes=(), normalization=self.normalization, trained_on=self._trained_on()
+        )
+
+    def resume(self, header: EncoderHeader) -> None:
+        """Refuse to go on with other images than before."""
+        if header.trained_on and header.trained_on != self._trained_on():
+            raise ResumeError(
+                "the images to train on are not those that this training began with: put them back, give another "
+                "output, or --restart"
+            )
+
+    def _trained_on(self) -> dict[str, Any]:
+        listed = hashlib.sha256()
+        for image in self.images.images:
+            listed.update(f"{image.path.name} {image.path.stat().st_size}\n".encode())
+        digest = f"sha256:{listed.hexdigest()}"
+        return {"folder": self.root.resolve().name, "images": len(self.images.images), "digest": digest}
+
+    def draw(self, step: int, index: int) -> Example:
+        """Two views of a place: float32 ``(2 C, crop, crop)``, and the class of what is right, 0."""
+        rng = np.random.default_rng((self.recipe.seed, step, index))
+        chosen, which = int(rng.integers(len(self.images.images))), float(rng.random())
+        with self.images.open(chosen, which) as source:
+            views = self._views(source, rng)
+        return torch.cat(views), torch.tensor(0)
+
+    def _views(self, source: CropSource, rng: np.random.Generator) -> list[torch.Tensor]:
+        """Two crops within one place, each changed by itself."""
+        size, augmentation = self.recipe.sampling.crop, self.recipe.augmentation
+        extents = [max(2, round(size / draw_scale(augmentation, rng))) for _ in range(2)]
+        side = round(_ROOM * max(extents))
+        corner = [int(rng.integers(max(1, length - side + 1))) for length in source.shape]
+        views = []
+        for extent in extents:
+            start = [at + int(rng.integers(side - extent + 1)) for at in corner]
+            square = Square(fit_start(start, extent, source.shape), extent)
+            views.append(source.cut(square, size, augmentation, rng)[0].expand(self._own, -1, -1))
+        return views
+
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the right one among all that are remembered."""
+        return functional.cross_entropy(logits.float(), target)
+
+    def validate(self, network: nn.Module, header: EncoderHeader, device: str) -> dict[str, Any]:  # noqa: ARG002
+        """Views of places in images held back are looked for among each other.
+
+        Returns:
+            ``found`` (share whose other view is the nearest), ``validation_loss``, ``places``.
+        """
+        count = len(self.validation.images)
+        each = max(1, _VALIDATED // count)
+        bf16 = self.recipe.run.precision == "bf16"
+        vectors: list[list[torch.Tensor]] = [[], []]
+        for index in range(min(count, _VALIDATED)):
+            with self.validation.open(index) as source:
+                pairs = [self._views(source, np.random.default_rng((index, place))) for place in range(each)]
+            for side in range(2):
+                x = torch.stack([pair[side] for pair in pairs]).to(device, memory_format=torch.channels_last)
+                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+                    vectors[side].append(network(x).float().cpu())
+        one, two = (torch.cat(part) for part in vectors)
+        similar = one @ two.T / self.recipe.moco.temperature
+        if not bool(similar.isfinite().all()):
+            raise InputError("the network's vectors are not finite: lower optimizer.rate, or set optimizer.clip")
+        right = torch.arange(len(one))
+        return {
+            "found": round(float((similar.argmax(dim=1) == right).float().mean()), 6),
+            "validation_loss": round(float(functional.cross_entropy(similar, right)), 6),
+            "places": len(one),
+        }
+
+    def row(self, scores: dict[str, Any]) -> dict[str, float | None]:
+        """As `columns`."""
+        return {name: scores[name] for name in self.columns}
+
+    def describe(self, scores: dict[str, Any]) -> str:
+        """The share that is found, beside what chance would find."""
+        return f"found {scores['found']:.4f} of {scores['places']} places (chance: {1 / scores['places']:.4f})"
+
+    def keep(self, path: Path, header: EncoderHeader, network: nn.Module) -> None:
+        """The learner's encoder under its own names."""
+        encoder = network.get_submodule("learner.encoder")
+        save_checkpoint(path, Checkpoint(header, dict(encoder.state_dict())))
