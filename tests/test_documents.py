@@ -14,7 +14,7 @@ from tilelab.cli.main import COMMANDS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/results/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/results/**/*.md")
     for path in ROOT.glob(pattern)
 )
 OURS = ("tilelab", "benchmarks", "tests")
