@@ -58,6 +58,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is written").add_argument
     add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (all but the first)")
     add("--logits", action="store_true", help="the blended float32 logits too")
+    add("--with-image", action="store_true", help="a copy of the image in the OME-Zarr, below the labels")
     add("--no-labels", action="store_true", help="no class labels")
     add = parser.add_argument_group("how it runs").add_argument
     add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")
@@ -140,6 +141,7 @@ def options_from_args(args: argparse.Namespace) -> Options:
         labels=not args.no_labels,
         probabilities=args.probabilities,
         logits=args.logits,
+        with_image=args.with_image,
         memory_bytes=args.memory,
         lanes=args.lanes,
         spans=args.spans,

@@ -164,6 +164,11 @@ def segment(
             with contextlib.nullcontext() if turn is None else turn(prepared.plan):
                 execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
+        if options.with_image:
+            from tilelab.io.results.with_image import add_image
+
+            add_image(work, prepared.image)
+            clock.mark("with image")
         if overview is not None:
             _draw_overview(prepared.image, target, work, overview, overview_size, note)
             clock.mark("overview")

@@ -47,6 +47,7 @@ class Options:
         probabilities: classes that get a probability channel: names, or ``("all",)``, ``("none",)``; None means all but
             the background.
         logits: write the float32 logits too.
+        with_image: copy the image into the result, an OME-Zarr on a disk, so that labels open over it.
         memory_bytes: limit for everything but the engine; None means half of what is free, at most 2 GiB.
         lanes, spans: cut x and the swept axis into so many ranges, as far as the result's shards allow.
         strict: refuse what would have to be assumed.
@@ -89,6 +90,7 @@ class Options:
     labels: bool = True
     probabilities: tuple[str, ...] | None = None
     logits: bool = False
+    with_image: bool = False
     memory_bytes: int | None = None
     lanes: int | None = None
     spans: int | None = None

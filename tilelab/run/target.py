@@ -221,6 +221,10 @@ def check_options(target: Place, options: Options) -> None:
     Raises:
         OutputError: the message names the flag.
     """
+    if options.with_image:
+        from tilelab.io.results.with_image import check_place
+
+        check_place(target)
     (kind,) = (known for known in FORMATS if target.suffix in known.suffixes)
     other = "name it .ome.zarr"
     if kind.labels and not options.labels:

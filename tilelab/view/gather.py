@@ -21,6 +21,7 @@ from tilelab.io.results.drawing import visible_colors
 from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.result import Result, ResultInfo, read_result
 from tilelab.io.results.sink import partial_path
+from tilelab.io.results.with_image import IMAGE, holds_image
 from tilelab.io.storage.place import Place, as_place, remote_place
 from tilelab.spec import ClassInfo
 from tilelab.view.layers import Kind, Layer, Scene
@@ -74,7 +75,7 @@ class Gathering:
         if image is not None:
             self.add_image(image, self._choices)
         elif info is not None:
-            source = recorded_image(info, as_place(name).parent)
+            source = recorded_image(info, as_place(name).parent, result)
             if source is not None:
                 self.add_image(source[0], source[1])
             else:
@@ -287,8 +288,13 @@ def _info_of_file(name: str) -> ResultInfo | None:
     return None
 
 
-def recorded_image(info: ResultInfo, folder: Place) -> tuple[str, dict[str, Any]] | None:
-    """Where the image of a result in `folder` is, and how it was opened; in the folder where it left its path."""
+def recorded_image(info: ResultInfo, folder: Place, result: Result | None = None) -> tuple[str, dict[str, Any]] | None:
+    """Where the image of a result in `folder` is, and how it was opened; in the folder where it left its path.
+
+    The copy in the result is taken where there is one.
+    """
+    if result is not None and holds_image(result.path):
+        return str(result.path / IMAGE), {}
     told = info.metadata.get("image")
     if not isinstance(told, dict) or not isinstance(told.get("path"), str):
         return None

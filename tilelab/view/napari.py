@@ -47,7 +47,7 @@ def read_layers(path: str) -> list[LayerData]:
     result = read_result(path)
     info = result.info
     layers: list[LayerData] = []
-    if (source := recorded_image(info, result.path.parent)) is not None:
+    if (source := recorded_image(info, result.path.parent, result)) is not None:
         with contextlib.suppress(InputError):  # it is gone or changed: the labels can be seen all the same
             layers.append(_image_layer(open_image(source[0], **source[1]), result))
     place = _place(info.axes, info.pixel_size_nm, info.origin_px)
