@@ -179,6 +179,8 @@ class Trainer(Generic[H]):
         self.network.to(group.device)
         cast("Any", self.network).to(memory_format=torch.channels_last)  # not in the types of torch before 2.14
         self.parallel = group.wrap(self.network)
+        if task.recipe.run.compile:
+            self.parallel = cast("nn.Module", torch.compile(self.parallel))
         self.average = RunningAverage(self.network, task.recipe.run.average)
         self.optimizer = build_optimizer(self.network, task.recipe.optimizer)
         if found is not None:

@@ -320,6 +320,7 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accumulate  pieces that a batch is cut into, to save memory; losses and batch statistics are those of the pieces
     frozen      steps in which the encoder stays as it is, for training in two stages: first the rest, then all
     average     decay of the running average of the weights, which is what is validated and kept; 0 keeps the raw ones
+    compile     translate the network before it is trained, which takes a C++ compiler and a minute
     device      ``auto`` is a GPU where there is one
     threads     CPU threads; 0 leaves the choice to torch
     """
@@ -331,6 +332,7 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accumulate: int = 1
     frozen: int = 0
     average: float = 0.0
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
 
