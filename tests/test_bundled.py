@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,14 @@ def test_info_says_what_runs_and_what_was_proved(capsys: pytest.CaptureFixture[s
     said = " ".join(capsys.readouterr().out.split())
     assert "runs here in int8 by openvino on cpu" in said
     assert "those of the network" in said
+
+
+def test_the_list_of_models_names_int8_where_it_was_proved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    said = {entry["name"]: entry["precisions"] for entry in json.loads(capsys.readouterr().out)}
+    assert {name for name, precisions in said.items() if "int8" in precisions} == set(NAMES)
+    assert main(["models", "superalloy"]) == 0
+    assert "int8 in a file of its own (at least 99." in capsys.readouterr().out
 
 
 def test_what_was_begun_in_another_precision_goes_on_in_that(tmp_path: Path) -> None:

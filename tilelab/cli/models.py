@@ -61,9 +61,11 @@ def read_card(file: Path) -> str:
 
 def describe_bundled(name: str, file: Path) -> dict[str, Any]:
     """What card and file say in short."""
+    from tilelab.engines.bundled import quantised_file
     from tilelab.engines.registry import permitted, read_model
 
-    model = read_model(file)
+    model, beside = read_model(file), quantised_file(name)
+    quick = [] if beside is None else [beside, beside.with_suffix(".bin")]
     spec = model.spec
     assert spec is not None  # noqa: S101 - ours describe themselves
     scores = spec.training.get("validation", {})
@@ -77,8 +79,8 @@ def describe_bundled(name: str, file: Path) -> dict[str, Any]:
         "validation_images": scores.get("images"),
         "pixel_size_nm": None if spec.pixel_size_nm is None else dict(zip(spec.axes, spec.pixel_size_nm, strict=True)),
         "axes": spec.axes,
-        "precisions": list(permitted(model, spec)),
-        "bytes": model.size_bytes,
+        "precisions": [*(["int8"] if quick else []), *permitted(model, spec)],
+        "bytes": model.size_bytes + sum(part.stat().st_size for part in quick),
         "licence": spec.training.get("licence", spec.training.get("license")),
         "card": str(file.with_suffix(".md")),
     }
