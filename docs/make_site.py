@@ -22,7 +22,7 @@ CONTENTS = {
         docs/gpu packaging/README examples/README""",
     "Reference": "docs/reference/commands docs/reference/recipes docs/reference/models docs/reference/python",
     "About": """docs/limits docs/compared benchmarks/results/README benchmarks/results/accuracy
-        benchmarks/results/models benchmarks/results/ablation benchmarks/results/stack
+        benchmarks/results/models benchmarks/results/ablation benchmarks/results/stack benchmarks/results/recipes
         ARCHITECTURE CONTRIBUTING SECURITY CHANGELOG""",
 }
 
@@ -31,7 +31,7 @@ def stage(source: Path) -> None:
     """Lay out what Sphinx reads."""
     for pattern in COPIED.split():
         for path in ROOT.glob(pattern):
-            if path.is_file():
+            if path.is_file() and not {"short", "long", "toy"} & set(path.parts):  # which are of this machine alone
                 (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, source / path.relative_to(ROOT))
     for name, text in pages().items():

@@ -56,11 +56,12 @@ def escaped(text: str) -> str:
 
 def commands_page() -> str:
     """Every command with every flag."""
-    parts = ["# Commands\n", "Made from the program's own help; `tilelab COMMAND --help` prints the same.\n"]
+    parts = ["# Commands\n", "Made from the program's own help: `tilelab help COMMAND` prints the same.\n"]
     for name in COMMANDS:
         sub = _subparsers(build_parser(name)).choices[name]
-        parts += [f"(command-{name})=\n## tilelab {name}\n", escaped(sub.description or "") + "\n"]
-        parts += [f"```text\n{_usage(sub)}\n```\n", *_groups(sub)]
+        about = sub.description or ""
+        parts += [f"(command-{name})=\n## tilelab {name}\n", escaped(about[:1].upper() + about[1:]) + ".\n"]
+        parts += [f"```text\n{sub._call()}\n```\n", "\n".join(["```text", *sub.examples, "```\n"]), *_groups(sub)]
         if sub.epilog:
             parts.append(_prose(sub.epilog))
     return "\n".join(parts) + "\n"
@@ -68,17 +69,6 @@ def commands_page() -> str:
 
 def _subparsers(parser: argparse.ArgumentParser) -> Any:
     return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-
-
-def _usage(parser: argparse.ArgumentParser) -> str:
-    """The arguments that have no flag, and that there are flags."""
-    words = [_metavar(action) for action in parser._actions if not action.option_strings]
-    needed = [
-        f"{action.option_strings[0]} {_metavar(action)}"
-        for action in parser._actions
-        if action.required and action.option_strings
-    ]
-    return " ".join([parser.prog, *words, *needed, "[OPTIONS]"])
 
 
 def _metavar(action: argparse.Action) -> str:
@@ -114,7 +104,7 @@ def _groups(parser: argparse.ArgumentParser) -> Iterator[str]:
             takes = "" if action.nargs == 0 else " " + _metavar(action)
             flags = ", ".join(f"`{flag}{takes}`" for flag in action.option_strings) or f"`{_metavar(action)}`"
             said = formatter._expand_help(action) if action.help else ""
-            yield f"{flags}\n: {escaped(' '.join(said.split())) or '.'}\n"
+            yield f"{flags}\n: {escaped(' '.join(said.replace(chr(10), '; ').split())) or '.'}\n"
 
 
 # Recipes and descriptions of models

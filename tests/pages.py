@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -67,19 +68,18 @@ def refusal(words: list[str]) -> str | None:
 
 
 @cache
-def known_flags(command: str | None) -> set[str]:
-    """The flags of a command, or of all."""
-    names = [command] if command else list(COMMANDS)
-    return {flag for name in names for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", help_of(name))} | {"--version"}
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    actions = build_parser(command)._actions
+    return next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices[command]
 
 
 @cache
-def help_of(command: str) -> str:
-    """The help page of a command."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        build_parser(command).parse_args([command, "--help"])
-    return said.getvalue()
+def known_flags(command: str | None) -> frozenset[str]:
+    """The flags of a command, or of all."""
+    names = [command] if command else list(COMMANDS)
+    found = (flag for name in names for action in parser_of(name)._actions for flag in action.option_strings)
+    return frozenset(found) | {"--version"}
 
 
 def flags_in_passing(page: str) -> Iterator[tuple[str | None, str]]:

@@ -26,7 +26,7 @@ from PIL import Image
 pytest.importorskip("onnx")
 
 import tilelab
-from tests.pages import ROOT, all_pages, blocks_of, commands_of, flags_in_passing, help_of, known_flags, refusal
+from tests.pages import ROOT, all_pages, blocks_of, commands_of, flags_in_passing, known_flags, parser_of, refusal
 from tests.tiny_models import make_spec, save_unet
 from tilelab.cli.main import COMMANDS, main
 from tilelab.geometry import Box
@@ -266,9 +266,10 @@ def test_every_reason_not_to_run_is_needed() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_examples_of_the_help_are_commands(command: str) -> None:
-    lines = re.findall(r"^ +(tilelab [^\n]*)", help_of(command), re.MULTILINE)
-    wrong = [f"{line}: {said}" for line in lines if (said := refusal(shlex.split(line, comments=True)[1:]))]
-    assert wrong == []
+    examples = parser_of(command).examples
+    said = [(line, refusal(shlex.split(line.partition(" > ")[0], comments=True)[1:])) for line in examples]
+    assert examples
+    assert [line for line in said if line[1]] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
