@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.result_files import make_result
 from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
 from tilelab.geometry import Box
-from tilelab.io import open_image
+from tilelab.io import convert_image, open_image
 from tilelab.kernels.objects.parting import find_lines, squared_distances
 from tilelab.kernels.objects.runs import reference_label
 from tilelab.kernels.objects.sums import PAIRS
@@ -585,6 +586,34 @@ def test_objects_are_written_as_viewers_like_them(discs: Path, capsys: pytest.Ca
     grey = str(discs.parent / "grey.tif")
     assert main(["convert", grey, str(discs.parent / "g.precomputed"), "--no-labels"]) == 2
     assert "--labels" in capsys.readouterr().err
+
+
+def test_numbers_are_painted_side_by_side_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_result(tmp_path / "r.ome.zarr", (700, 900))
+    written = []
+    for cores in (1, 3):
+        monkeypatch.setattr("tilelab.io.results.image_pyramid.usable_cpus", lambda cores=cores: cores)
+        with closing(measure(tmp_path / "r.ome.zarr", grid=(1, 64))) as survey:
+            out = tmp_path / f"{cores}.ome.zarr"
+            convert_image(survey.objects_image(), out, labels=True)
+        files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file() and "c" in path.parts)
+        written.append({str(name): (out / name).read_bytes() for name in files})
+    assert written[0] == written[1]
+    assert len(written[0]) > 1
+
+
+def test_a_result_that_lost_a_shard_is_neither_measured_nor_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "r.ome.zarr"
+    make_result(result, (300, 400), counted=True)
+    assert main(["measure", str(result)]) == 0
+    shards = [path for path in (result / "labels").rglob("*") if path.is_file() and "c" in path.parts]
+    shards[0].unlink()
+    capsys.readouterr()
+    for command in (["measure", str(result)], ["eval", str(result), str(result)]):
+        assert main(command) == 2
+        assert "reads as 0" in capsys.readouterr().err
 
 
 def test_a_parquet_table_is_that_of_csv(discs: Path) -> None:

@@ -17,7 +17,7 @@ from tilelab.training.checkpoint import load_checkpoint, load_network
 
 CLASSES = {"membrane": ("membrane", 4.0)}
 """Of a set, the class that is asked about and its pixel size in nm; of others the last class, size by its folder."""
-SIDE, PIXELS = 128, 8
+SIDE, PIXELS = 128, 4
 
 _ABOUT = (
     f"`tilelab attribute IMAGE --model CHECKPOINT --at Y,X --class NAME --truth MASK --crop {SIDE} --pixels {PIXELS}`: "

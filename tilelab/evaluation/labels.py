@@ -17,7 +17,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import crop
 from tilelab.io.images.view import AsLabels, SourceImage
-from tilelab.io.results.result import Result, read_result
+from tilelab.io.results.result import Result, find_loss, read_result
 from tilelab.spec import ClassInfo
 
 _LOOK_PIXELS = 2**26
@@ -160,7 +160,7 @@ def open_labels(
     `axes` are those of the image as it is stored, where it does not say.
 
     Raises:
-        InputError: there are none, or the image is in colours and `mapping` names none.
+        InputError: there are none, the result has lost files, or the image is in colours and `mapping` names none.
     """
     path = Path(path)
     if path.name.endswith(".partial"):
@@ -168,6 +168,8 @@ def open_labels(
     if (path / "zarr.json").is_file() and (result := _find_result(path)) is not None:
         if not result.labels:
             raise InputError(f"{path} has no labels: it was made with labels switched off")
+        if (loss := find_loss(path)) is not None:
+            raise InputError(f"{path} has {loss}: copy it anew, or make it anew with `tilelab infer --restart`")
         return Labels(path, result.labels[0], mapping, result=result)
     wanted: AsLabels = "colors" if mapping is not None and mapping.colors else "indices"
     image = open_image(path, axes=axes, series=series, as_labels=wanted, allow_outside=allow_outside)

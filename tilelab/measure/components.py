@@ -235,6 +235,8 @@ def _in_order(pool: Executor, work: Callable[[Box], T], todo: Iterator[Box], ahe
 class ObjectsImage(Image):
     """The numbers of the objects as an image, uint32 where they fit and else uint64; axes ``yx`` or ``zyx``."""
 
+    computed = True
+
     def __init__(
         self,
         objects: Components,

@@ -39,6 +39,7 @@ class Image(LazyArray):
         rgb: the channels are red, green, blue and what else there may be.
         coarser: opens the same image reduced so many times on y and x, where there is such a level; None where none is.
         reduced: opens the coarsest level whose longer side has at least so many pixels; None where there is one alone.
+        computed: reading takes a processor, not a disk: who writes it anew reads several regions at once.
         warnings: one line each, for the user, e.g. that the format forces the whole image into memory.
         assumptions: what had to be guessed to open it.
     """
@@ -56,6 +57,7 @@ class Image(LazyArray):
     rgb: bool = False
     coarser: Callable[[int], Image | None] | None = None
     reduced: Callable[[int], Image] | None = None
+    computed: bool = False
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ Progress = Callable[[int], None]
 
 _MEMORY_BYTES = 256 * 2**20
 _READ_BYTES = 64 * 2**20
+_COMPUTED = 4
+"""Regions of an image that is computed, which are computed side by side at most."""
 
 
 def write_pyramid(
@@ -151,7 +153,7 @@ def _units(image: Image, layout: Layout, channels: int) -> Iterator[tuple[Box, i
 
 
 def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
-    """The rows of `box` (z, y, x), ``(c, z, rows, x)`` at a time; the next ones are read meanwhile."""
+    """The rows of `box` (z, y, x), ``(c, z, rows, x)`` at a time; the next ones are read, or computed, meanwhile."""
     phase = image.chunk_phase[image.axes.index("y")] if image.chunk_phase else 0
 
     def read(y: int) -> Array:
@@ -163,14 +165,18 @@ def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
         pixels = image.read(Box(*ends))
         return pixels.reshape(count, stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
 
-    with ThreadPoolExecutor(1, "tilelab-read") as reader:
-        positions = [box.start[1], *range(rows - phase, box.stop[1], rows)]
-        ahead = reader.submit(read, positions[0])
-        for y in [*positions[1:], None]:
-            block = ahead.result()
-            if y is not None:
-                ahead = reader.submit(read, y)
-            yield block
+    ahead = min(_COMPUTED, usable_cpus()) if image.computed else 1
+    with ThreadPoolExecutor(ahead, "tilelab-read") as reader:
+        positions = iter([box.start[1], *range(rows - phase, box.stop[1], rows)])
+        coming = [reader.submit(read, y) for y in islice(positions, ahead)]
+        try:
+            while coming:
+                block = coming.pop(0).result()
+                coming += [reader.submit(read, y) for y in islice(positions, 1)]
+                yield block
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def _write_metadata(
