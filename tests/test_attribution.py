@@ -254,7 +254,7 @@ def test_the_command_draws_tells_and_writes(
         (["--at", "4,2", "-o", "f.png"], "NAME.tif"),
         (["--at", "4,2", "--share", "2"], "between 0 and 1"),
         (["--at", "4,2", "--steps", "1"], "2 or more"),
-        (["--at", "4,2", "--json", "truth.tif"], "truth.tif"),
+        (["--at", "4,2", "-o", "truth.tif"], "truth.tif"),
     ],
 )
 def test_the_command_refuses(

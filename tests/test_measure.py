@@ -28,6 +28,7 @@ from tilelab.geometry import Box
 from tilelab.io import convert_image, open_image
 from tilelab.kernels.objects.parting import find_lines, squared_distances
 from tilelab.kernels.objects.runs import reference_label
+from tilelab.kernels.objects.solids import diameters_of, find_hull
 from tilelab.kernels.objects.sums import PAIRS
 from tilelab.kernels.pyramid import halve_mode
 from tilelab.measure import Question, measure
@@ -184,7 +185,7 @@ def test_surface_and_axes_of_an_ellipsoid_whatever_the_voxel() -> None:
         z, y, x = np.ogrid[tuple(slice(n) for n in extent)]
         scaled = [(v - (n - 1) / 2) * s / r for v, n, s, r in zip((z, y, x), extent, size, (a, b, c), strict=True)]
         ball = (sum(v**2 for v in scaled) <= 1).astype(np.uint8)
-        records = find(ball, connectivity=3, grid=(3, 7), pixel_size=size[1:])[1]
+        records = find(ball, connectivity=3, grid=(3, 7), pixel_size=size)[1]
         found = measure_shapes(records, ball.shape, size)
         p = 1.6075  # Knud Thomsen's formula, good to 1.1 %
         surface = 4 * math.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
@@ -192,6 +193,43 @@ def test_surface_and_axes_of_an_ellipsoid_whatever_the_voxel() -> None:
         assert found["surface_nm2"][0] == pytest.approx(surface, rel=0.02)
         for name, axis in (("major", c), ("middle", b), ("minor", a)):
             assert found[f"{name}_axis_nm"][0] == pytest.approx(2 * axis, rel=0.01)
+        assert found["feret_max_nm"][0] == pytest.approx(2 * c, rel=0.02)
+        assert found["feret_min_nm"][0] == pytest.approx(2 * a, rel=0.03)
+        assert found["solidity"][0] > 0.95
+
+
+@settings(max_examples=15)
+@given(images().filter(lambda classes: classes.ndim == 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_hulls_of_volumes_are_those_of_scipy_whatever_the_cut(classes: Any, connectivity: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    numbers, whole = find(classes, connectivity=connectivity, grid=classes.shape[:2], pixel_size=(1.5, 0.5, 0.7))
+    for _ in range(3):
+        grid = tuple(int(rng.integers(1, n + 1)) for n in classes.shape[:2])
+        cut = find(classes, connectivity=connectivity, grid=grid, pixel_size=(1.5, 0.5, 0.7))[1]
+        assert cut.tobytes() == whole.tobytes()
+    for i in rng.permutation(len(whole))[:6]:
+        voxels = np.argwhere(numbers == i + 1)
+        steps = np.concatenate([np.eye(3), -np.eye(3)]) / 2
+        middles = (voxels[:, None] + steps).reshape(-1, 3)
+        hull = spatial.ConvexHull(middles)
+        corners = middles[hull.vertices] * (1.5, 0.5, 0.7)
+        most, least, pixels = whole["shape"][i]
+        np.testing.assert_allclose(most, spatial.distance.pdist(corners).max(), rtol=1e-9)
+        normals = spatial.ConvexHull(corners).equations[:, :3]
+        assert least <= np.ptp(corners @ normals.T, axis=0).min() * (1 + 1e-9)
+        ways = rng.normal(size=(2000, 3))
+        assert least <= np.ptp(corners @ (ways / np.linalg.norm(ways, axis=1)[:, None]).T, axis=0).min() * (1 + 1e-9)
+        at = np.stack(np.meshgrid(*map(np.arange, classes.shape), indexing="ij"), -1).reshape(-1, 3)
+        assert pixels == (at @ hull.equations[:, :3].T + hull.equations[:, 3] <= 1e-9).all(axis=1).sum()
+
+
+def test_the_least_width_can_lie_between_two_edges() -> None:
+    """A regular tetrahedron is a / sqrt(2) wide from edge to edge, 0.816 a from face to corner."""
+    corners, faces = find_hull(np.array([[0, 0, 0], [0, 10, 10], [10, 0, 10], [10, 10, 0], [4, 4, 4], [5, 5, 0]]))
+    assert (len(corners), len(faces)) == (4, 4)
+    most, least = diameters_of(corners.astype(float), faces)
+    assert most == pytest.approx(10 * math.sqrt(2))
+    assert least == pytest.approx(10)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from(["cloud", "line", "pile"]))

@@ -17,6 +17,8 @@ from tilelab.training.checkpoint import load_checkpoint, load_network
 
 CLASSES = {"membrane": ("membrane", 4.0)}
 """Of a set, the class that is asked about and its pixel size in nm; of others the last class, size by its folder."""
+UNSHOWN = ("membrane",)
+"""Sets whose images may be used, but not shown."""
 SIDE, PIXELS = 128, 4
 
 _ABOUT = (
@@ -29,7 +31,7 @@ _ABOUT = (
 
 def section(data: Path, out: Path, attributed: dict[str, Path]) -> list[str]:
     """Heading, table and pictures of the networks of some sets."""
-    rows, shown = [], []
+    rows, shown, trained = [], [], []
     for name, path in attributed.items():
         checkpoint = load_checkpoint(path)
         spec = checkpoint.header.spec
@@ -46,21 +48,24 @@ def section(data: Path, out: Path, attributed: dict[str, Path]) -> list[str]:
             y, x = asked.origin
             samples = list(asked.sample(truth[y : y + SIDE, x : x + SIDE], label, PIXELS))
         told = summarise(samples, area)
+        state = checkpoint.header
+        of = f"{state.step} of {state.recipe.run.steps} steps of recipe {state.recipe.name}"
+        score = state.scores.get("mean_iou", float("nan"))
+        trained.append(f"{name}: {spec.architecture}, {of}, mean IoU {score:.3f} in its validation.")
         lack = float(np.median([abs(sample.field.residue) for sample in samples]))
         rows += [
             [f"{name}, {known}", kind, f"{told[kind]['pixels']:.0f}", f"{told[kind]['mean']:,.0f} {unit}",
-             f"{told[kind]['sd']:,.0f}", f"{lack:.1%}"]
+             f"{told[kind]['sd']:,.0f}", f"{100 * lack:.1f} %"]
             for kind in KINDS if kind in told
         ]  # fmt: skip
         first = next(sample.field for sample in samples if sample.kind == "correct")
         title = f"{known} at {first.at[0]}, {first.at[1]}: S_{SHARE:g} = {first.pixels() * area:,.0f} {unit}"
-        pictures = {
-            "field": draw_field(first, asked.grey, title, nm),
-            "kinds": draw_kinds(samples, f"Pixels of {known}", area, unit),
-        }
+        pictures = {"kinds": draw_kinds(samples, f"Pixels of {known}", area, unit)}
+        if name not in UNSHOWN:
+            pictures["field"] = draw_field(first, asked.grey, title, nm)
         for what, picture in pictures.items():
             file = f"{out.stem}-{name}-{what}.png"
             picture.save(out.parent / file)
             shown.append(f"![{name}: {what}]({file})")
     head = ["set and class", "pixels", "number", "mean S_k", "sd", "median gap of the sum"]
-    return ["## Attributions", _ABOUT, markdown_table(head, rows), *shown]
+    return ["## Attributions", _ABOUT, *trained, markdown_table(head, rows), *shown]

@@ -124,7 +124,7 @@ def find_objects(
     min_pixels: int = 0,
     only: Sequence[int] | None = None,
     image: Intensities | None = None,
-    pixel_size: tuple[float, float] = (1.0, 1.0),
+    pixel_size: tuple[float, ...] = (1.0, 1.0, 1.0),
     grid: tuple[int, int] | None = None,
     threads: int | None = None,
     counts: BlockCounts | None = None,
@@ -139,7 +139,7 @@ def find_objects(
         min_pixels: smaller objects have no number and no record.
         only: classes that objects are wanted of; all but 0 by default.
         image: sums its intensities under each object.
-        pixel_size: (y, x), for Feret diameters and hulls.
+        pixel_size: (z, y, x), or (y, x) of a plane, for Feret diameters.
         grid: planes and rows of a block; the objects do not depend on it.
         threads: that read and find pieces, or tasks that are under way in `pool`; nor on it.
         counts: gets the pixels of each class, of all classes.
@@ -160,6 +160,7 @@ def find_objects(
     if only is not None:
         found.only = np.zeros(256, np.uint8)
         found.only[list(only)] = list(only)
+    pixel_size = pixel_size[-2:] if shape[0] == 1 else pixel_size
     front = Front(shape, connectivity, pixel_size, image is not None)
     spool = Spool()
     firsts: list[Int64] = []

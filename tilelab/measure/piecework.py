@@ -62,7 +62,7 @@ class Piecework:
     shape: tuple[int, int, int]
     connectivity: int
     only: UInt8 | None
-    pixel_size: tuple[float, float]
+    pixel_size: tuple[float, ...]
     side: int | None
 
     def __call__(self, box: Box) -> Part:

@@ -47,13 +47,13 @@ def measure_shapes(
         by Crofton's formula, from how often lines in 4 (13) directions enter the object, each direction weighted by the
         share of directions that lie nearest to it (Legland, Kieu and Devaux, Image Anal. Stereol. 26, 2007).
     ``feret_max``, ``feret_min``
-        largest and least distance of two parallels that touch the object (planes only).
+        largest and least distance of two parallel lines (planes) that touch the object.
     ``major_axis``, ``minor_axis`` (``middle_axis``), ``eccentricity``, ``orientation``
         of the ellipse (ellipsoid) with the same second moments; degrees from the x axis, counter-clockwise as seen.
     ``circularity``, ``sphericity``
         4 pi area / perimeter**2; surface of the ball of the same volume, over the surface.
     ``solidity``
-        pixels over those of the convex hull (planes only).
+        pixels over those of the convex hull.
     ``touches_border``
         whether it reaches the edge of the image, and so is cut perhaps.
 
@@ -77,18 +77,18 @@ def measure_shapes(
     diameter = 2 * np.sqrt(space / math.pi) if flat else np.cbrt(6 * space / math.pi)
     columns[f"equivalent_diameter_{unit}"] = diameter
     columns[f"perimeter_{unit}" if flat else f"surface_{unit}2"] = edge
+    feret = records["shape"]
+    columns[f"feret_max_{unit}"], columns[f"feret_min_{unit}"] = feret[:, 0], feret[:, 1]
     if flat:
-        feret = records["shape"]
-        columns[f"feret_max_{unit}"], columns[f"feret_min_{unit}"] = feret[:, 0], feret[:, 1]
         columns[f"major_axis_{unit}"], columns[f"minor_axis_{unit}"] = axes[:, 0], axes[:, 1]
         columns["eccentricity"] = np.sqrt(1 - _ratio(axes[:, 1], axes[:, 0]) ** 2)
         columns["orientation_deg"] = tilt
         columns["circularity"] = _ratio(4 * math.pi * space, edge**2)
-        columns["solidity"] = _ratio(area, feret[:, 2])
     else:
         for i, name in enumerate(("major", "middle", "minor")):
             columns[f"{name}_axis_{unit}"] = axes[:, i]
         columns["sphericity"] = _ratio(np.cbrt(math.pi) * (6 * space) ** (2 / 3), edge)
+    columns["solidity"] = _ratio(area, feret[:, 2])
     columns["touches_border"] = touches_border(sums, shape)
     for i in range(int(flat), 3):
         columns[f"{_AXES[i]}_px"] = sums[:, COORDINATES + i] / area

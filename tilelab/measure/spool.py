@@ -11,7 +11,7 @@ from tilelab.arrays import Array, Int64
 from tilelab.kernels.objects.sums import COLUMNS
 
 RECORD = np.dtype([("sums", np.int64, COLUMNS), ("intensity", np.float64, 3), ("shape", np.float64, 3)])
-"""What is kept of an object: `tilelab.kernels.objects.sums`, and Feret diameters and hull area in a plane."""
+"""What is kept of an object: `tilelab.kernels.objects.sums`, and Feret diameters and pixels of the hull."""
 
 
 _SPOOL_BYTES = 2**26

@@ -190,7 +190,7 @@ def _survey(
         connectivity=question.connectivity,
         min_pixels=parse_size(question.min_size, size, 2 if flat else 3),
         image=grey,
-        pixel_size=(1.0, 1.0) if size is None else size[1:],
+        pixel_size=size or (1.0, 1.0, 1.0),
         counts=counts if planes is counted else None,
         progress=None if progress is None else _sum_up(progress, math.prod(labels.shape)),
         grid=question.grid,

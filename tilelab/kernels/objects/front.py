@@ -19,6 +19,7 @@ from tilelab.arrays import Array, Bool, Float64, Int64, UInt8
 from tilelab.kernels.jit import jit
 from tilelab.kernels.objects.hulls import measure_corners, piece_corners, reduce_corners
 from tilelab.kernels.objects.runs import Runs, find_pieces, join_rows, stack_runs
+from tilelab.kernels.objects.solids import measure_solids, piece_planes, reduce_planes
 from tilelab.kernels.objects.sums import (
     COLUMNS, PAIRS, merge_sums, pair_rows, resolve, sum_intensities, sum_runs,
 )  # fmt: skip
@@ -32,9 +33,9 @@ class Pieces(NamedTuple):
     origin, extent: (z, y) of the block.
     closed: int64 rows of sums of the pieces that are objects.
     closed_intensities: float64 ``(closed, 3)``, or ``(0, 3)`` without an image.
-    closed_shapes: float64 ``(closed, 3)``: Feret diameters and hull area; ``(0, 3)`` in volumes.
+    closed_shapes: float64 ``(closed, 3)``: Feret diameters, and pixels of the hull.
     rows, intensities: the same of those that may go on.
-    corners_begin, corners: of their hulls, in a plane.
+    corners_begin, corners: of their hulls, (y, x) in a plane; of the hulls of their planes, (z, y, x) in a volume.
     apart: rows of piece, piece, direction, number, of pieces that may go on.
     top, bottom: runs of the first and last row of each plane.
     front, back: runs of the first and last plane.
@@ -76,7 +77,7 @@ def take_pieces(
     origin: tuple[int, int],
     shape: tuple[int, int, int],
     connectivity: int,
-    size: tuple[float, float],
+    size: tuple[float, ...],
     image: Array | None = None,
 ) -> Pieces:
     """Find and sum up the pieces of a block; releases the GIL most of the time.
@@ -86,7 +87,7 @@ def take_pieces(
         origin: of the block, (z, y).
         shape: of the image, (z, y, x).
         connectivity: in how many axes neighbours may differ.
-        size: of a pixel (y, x), for the hulls' measures.
+        size: of a pixel (y, x), of a voxel (z, y, x), for the hulls' measures.
         image: intensities under it.
     """
     depth, height, _ = block.shape
@@ -96,12 +97,10 @@ def take_pieces(
     may_go_on = open_pieces(runs, count, origin, height, shape)
     kept, closed = np.flatnonzero(may_go_on), np.flatnonzero(~may_go_on)
     number = np.cumsum(may_go_on) - 1
-    begins, corners = np.zeros(len(kept) + 1, np.int64), np.empty((0, 2), np.int64)
-    shapes = np.empty((0, 3))
-    if shape[0] == 1:
-        first, points = piece_corners(runs, count, origin[1])
-        shapes = measure_corners(*choose_points(first, points, closed), size)
-        begins, corners = choose_points(first, points, kept)
+    flat = shape[0] == 1
+    first, points = piece_corners(runs, count, origin[1]) if flat else piece_planes(runs, count, origin, height)
+    shapes = _measure_hulls(*choose_points(first, points, closed), size)
+    begins, corners = choose_points(first, points, kept)
     apart = apart[may_go_on[apart[:, 0]] & may_go_on[apart[:, 1]]]
     apart[:, :2] = number[apart[:, :2]]
     faces = [
@@ -125,6 +124,13 @@ def choose_points(begins: Int64, points: Int64, groups: Int64) -> tuple[Int64, I
     return first, points[np.repeat(begins[groups] - first[:-1], counts) + np.arange(first[-1])]
 
 
+def _measure_hulls(begins: Int64, points: Int64, size: tuple[float, ...]) -> Float64:
+    """Feret diameters and pixels of hulls, by the number of their axes."""
+    if points.shape[1] == 2:
+        return measure_corners(begins, points, (size[0], size[1]))
+    return measure_solids(begins, points, size)
+
+
 class Finished(NamedTuple):
     """Objects that are finished: rows of sums, of intensities and of shapes as in `Pieces`, and a handle of each."""
 
@@ -141,7 +147,7 @@ class Front:
         count: handles so far.
     """
 
-    def __init__(self, shape: tuple[int, int, int], connectivity: int, size: tuple[float, float], image: bool) -> None:
+    def __init__(self, shape: tuple[int, int, int], connectivity: int, size: tuple[float, ...], image: bool) -> None:
         self._shape = shape
         self._near = connectivity
         self._size = size
@@ -251,12 +257,11 @@ class Front:
         owners = np.concatenate([of for of, _ in self._corners])
         points = np.concatenate([at for _, at in self._corners])
         at = np.searchsorted(self._handles, resolve(self._parents, owners))
-        order = np.lexsort((points[:, 1], points[:, 0], at))
+        order = np.lexsort((*points.T[::-1], at))
         begins = np.searchsorted(at[order], np.arange(len(self._handles) + 1))
-        begins, points = reduce_corners(begins, points[order])
-        shapes = np.empty((0, 3))
-        if self._shape[0] == 1:
-            shapes = measure_corners(*choose_points(begins, points, np.flatnonzero(done)), self._size)
+        reduce = reduce_corners if self._shape[0] == 1 else reduce_planes
+        begins, points = reduce(begins, points[order])
+        shapes = _measure_hulls(*choose_points(begins, points, np.flatnonzero(done)), self._size)
         begins, points = choose_points(begins, points, np.flatnonzero(stays))
         intensities = self._intensities[done] if self._with_image else self._intensities
         finished = Finished(self._table[done], intensities, shapes, self._handles[done])
