@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "more)\nalong the watershed of the distance; PX is 1 where it is not given")  # fmt: skip
     add("--cells", metavar="CLASS", help="objects are what the walls of CLASS enclose\nwith --part: gaps close")
     add("--votes", metavar="HEAT,OFFSETS", help="by centres and offsets in maps of RESULT (MitoNet)")
+    add("--affinities", metavar="MAP=Y,X;...", type=_pairs,
+        help="by the mutex watershed of pairs of pixels\na map of RESULT: 'aff=0,1;1,0;0,9;9,0'")  # fmt: skip
     add("--numbered", action="store_true", help="values of RESULT are objects already")
     add = parser.add_argument_group("more than objects").add_argument
     add("--fibres", metavar="AXON,SHEATH", help="g-ratio and sheath of every axon: two classes")
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         fill_holes=args.fill_holes,
         part=args.part,
         votes=_two(args.votes, "--votes", "the heat map of the centres and the offsets"),
+        affinities=args.affinities,
         numbered=args.numbered,
         classes=_names(args.classes),
         layer=_names(args.layer),
@@ -195,6 +198,17 @@ def _client(args: argparse.Namespace) -> Iterator[Any]:
     options = Options(workers=args.workers or 1, scheduler=args.scheduler, device="cpu")
     with start_client(options) as (client, _):
         yield client
+
+
+def _pairs(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """A map and the offsets of its channels, for argparse."""
+    name, _, rest = text.partition("=")
+    try:
+        found = [tuple(int(number) for number in pair.split(",")) for pair in rest.split(";")]
+        return name, tuple((y, x) for y, x in found)
+    except ValueError:
+        message = f"{text!r} is not MAP=Y,X;Y,X;...: an offset for each channel of the map"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _names(text: str | None) -> tuple[str, ...]:

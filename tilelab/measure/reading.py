@@ -17,8 +17,10 @@ from tilelab.evaluation.census import MOST_UNNAMED, Census, judge
 from tilelab.evaluation.label_map import IGNORE, LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.geometry import Box
+from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
+from tilelab.measure.affinities import Cut
 from tilelab.measure.fractions import BlockCounts
 from tilelab.measure.holes import Filled
 from tilelab.measure.instances import Numbered, Voted
@@ -40,6 +42,8 @@ class Question:
         fill_holes: holes of objects belong to them (`Filled`); the shares of the classes are those before.
         part: touching objects part at necks of so many pixels (`Parted`); the shares are those before.
         votes: the heat map and the offsets of a result that a network like MitoNet made: `Voted`.
+        affinities: the map of a result that says of pairs of pixels whether they are of one object, and the pairs'
+            offsets (y, x): `Cut`.
         numbered: the labels are numbers of objects already: `Numbered`.
         connectivity: in how many axes neighbouring pixels of an object may differ: 1 for faces alone.
         min_size: what is smaller is no object: ``50px``, ``200nm2``.
@@ -59,6 +63,7 @@ class Question:
     fill_holes: bool = False
     part: float | None = None
     votes: tuple[str, str] | None = None
+    affinities: tuple[str, tuple[tuple[int, int], ...]] | None = None
     numbered: bool = False
     connectivity: int = 1
     min_size: str = "0"
@@ -76,6 +81,11 @@ class Question:
     allow_outside: bool = False
     grid: tuple[int, int] | None = None
     threads: int | None = None
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether objects are told apart by more than their class."""
+        return self.votes is not None or self.affinities is not None or self.numbered
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Away:
         Raises:
             InputError: they are made in a way that workers do not know.
         """
-        if question.votes is not None or question.numbered:
+        if question.told_apart:
             raise InputError(
                 "objects that are told apart are found in one process: leave --workers and --scheduler out"
             )
@@ -174,7 +184,7 @@ def prepare(labels: Labels, question: Question) -> Prepared:
         InputError: a class or a map is not there, or two wishes exclude each other.
     """
     classes = _stated(labels, question)
-    apart = question.votes is not None or question.numbered
+    apart = question.told_apart
     if apart and (question.fill_holes or question.part is not None or question.cells is not None):
         raise InputError("objects that are told apart already are not filled, parted or enclosed: leave one out")
     counted = _recode(labels, classes, question)
@@ -192,20 +202,28 @@ def prepare(labels: Labels, question: Question) -> Prepared:
         raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres[0]}")
     planes = numbers or _mend(counted, question)
     if question.votes is not None:
-        planes = _vote(labels, only, question.votes)
+        planes = Voted(_of(labels, only), *_find_maps(labels, question.votes))
+    if question.affinities is not None:
+        name, offsets = question.affinities
+        planes = Cut(_of(labels, only), _find_maps(labels, (name,))[0], offsets)
     return Prepared(classes, counted, planes, only, layer, fibres, apart)
 
 
-def _vote(labels: Labels, only: Sequence[int], votes: tuple[str, str]) -> ClassPlanes:
-    """Labels told apart by two maps of their result."""
+def _find_maps(labels: Labels, names: Sequence[str]) -> list[Image]:
+    """Maps of the result that labels are of."""
     maps = {} if labels.result is None else labels.result.maps
-    for name in votes:
+    for name in names:
         if name not in maps:
             told = f"it has {', '.join(maps)}" if maps else "it has none (infer with --output-is map)"
             raise InputError(f"{labels.path} has no map {name!r}: {told}")
+    return [maps[name] for name in names]
+
+
+def _of(labels: Labels, only: Sequence[int]) -> ClassPlanes:
+    """Some classes of labels."""
     table = np.zeros(256, np.uint8)
     table[list(only)] = list(only)
-    return Voted(Recoded(labels, table), maps[votes[0]], maps[votes[1]])
+    return Recoded(labels, table)
 
 
 class _Last:
