@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "more)\nalong the watershed of the distance; PX is 1 where it is not given")  # fmt: skip
     add("--cells", metavar="CLASS", help="objects are what the walls of CLASS enclose\nwith --part: gaps close")
     add("--votes", metavar="HEAT,OFFSETS", help="by centres and offsets in maps of RESULT (MitoNet)")
-    add("--affinities", metavar="MAP=Y,X;...", type=_pairs,
+    add("--affinities", metavar="MAP=Y,X", type=_pairs,
         help="by the mutex watershed of pairs of pixels\na map of RESULT: 'aff=0,1;1,0;0,9;9,0'")  # fmt: skip
     add("--numbered", action="store_true", help="values of RESULT are objects already")
     add = parser.add_argument_group("more than objects").add_argument
