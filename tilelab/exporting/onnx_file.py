@@ -84,6 +84,31 @@ def strip_traces(model: Any) -> None:
         raise ModelError("the exported graph holds functions of its own: engines do not agree on them")
 
 
+def round_weights(path: Path) -> None:
+    """Round the weights of an ONNX file to 11 significant bits, half precision's, in place; they stay float32.
+
+    What is left of each is 13 zeros, which any archive packs: a file takes about half as much in a wheel.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_model_from_string(path.read_bytes())
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue  # a bias is small, and has nothing to average its error over
+        weights = numpy_helper.to_array(tensor)
+        if not np.isfinite(weights).all():
+            raise ModelError(f"{path}: weights of {tensor.name} are not finite")
+        bits = np.ascontiguousarray(weights).view(np.uint32)
+        bits = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
+        tensor.CopyFrom(numpy_helper.from_array(bits.view(np.float32), tensor.name))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
 def _first_line(error: BaseException) -> str:
     deepest = error
     while deepest.__cause__ is not None:
