@@ -38,8 +38,6 @@ def test_the_way_from_training_to_inference(entry: Entry, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.title)
 def test_every_row_of_the_table(entry: Entry, tmp_path: Path) -> None:
-    if entry.name == "oneformer":
-        pytest.importorskip("transformers", reason="extra transformers not installed")
     check(entry, tmp_path)
 
 
