@@ -48,6 +48,7 @@ NOT_RUN = {
     ("*", "tilelab export * --precision int8*"): "takes minutes; tests/test_export.py runs it",
     ("*", "tilelab export * -o *.zip *"): "tests/test_bioimage_out.py runs it",
     ("*", "tilelab *.parquet*"): "pyarrow",
+    ("docs/correct.md", "tilelab *"): "learns for minutes; tests/test_improve.py runs it",
     ("docs/measure.md", "tilelab attribute *"): "needs a checkpoint; tests/test_attribution.py trains one",
     ("docs/measure.md", "tilelab infer *"): "placeholders for the real data that the table is of",
     ("docs/measure.md", "tilelab measure seg/*"): "of the same data",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import time
 
 import numpy as np
 import pytest
@@ -79,7 +81,7 @@ def test_the_manifest_names_what_there_is():
 
     text = (resources.files("tilelab") / "napari.yaml").read_text()
     named = re.findall(r"python_name: (\S+):(\S+)", text)
-    assert len(named) == 3
+    assert len(named) == 4
     for module, function in named:
         assert callable(getattr(import_module(module), function))
     assert set(re.findall(r"command: (\S+)", text)) == set(re.findall(r"id: (\S+)", text))
@@ -105,3 +107,49 @@ def test_napari_shows_and_takes_paint(result, tmp_path, monkeypatch):
     assert kind == "labels"
     assert data.shape == image.data.shape
     assert tuple(place["scale"]) == tuple(image.scale)
+
+
+def test_a_process_says_how_far_it_is(tmp_path, monkeypatch):
+    import sys
+
+    from tilelab.errors import ModelError
+    from tilelab.view.further import train_further
+
+    program = tmp_path / "python"
+    program.write_text(
+        '#!/bin/sh\necho "tilelab: step 3 of 12, loss 0.1"\necho "$*"\necho "tilelab: error: no such"\nexit 2\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    seen = []
+    with pytest.raises(ModelError, match=r"^no such$"):
+        seen.extend(train_further("superalloy", tmp_path, tmp_path / "new.onnx", 2))
+    seen = []
+    with contextlib.suppress(ModelError):
+        for progress in train_further("superalloy", tmp_path, tmp_path / "new.onnx", 2):
+            seen.append(progress)
+    assert seen[0].share == 0.25
+    assert "improve superalloy --corrections" in seen[1].line
+    assert seen[2].share is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("napari") is None, reason="no napari")
+def test_the_new_model_is_offered(monkeypatch, tmp_path):
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    pytest.importorskip("qtpy")
+    from qtpy.QtWidgets import QApplication
+
+    from tilelab.view import napari
+    from tilelab.view.further import Progress
+
+    app = QApplication.instance() or QApplication([])
+    monkeypatch.setattr(napari, "train_further", lambda *_: iter([Progress("step 1 of 2", 0.5)]))
+    form = napari.further_widget()
+    form["new_model"].value = "mine.onnx"
+    form["train_further"].clicked.emit(True)
+    for _ in range(500):
+        app.processEvents()
+        time.sleep(0.01)
+        if form["train_further"].enabled:
+            break
+    assert form["model"].value == "mine.onnx"

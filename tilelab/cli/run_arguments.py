@@ -52,7 +52,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fit", action="store_true", help="find the scale, polarity, contrast of the training\nthat is, those at "
         "which the model is most at home")  # fmt: skip
     add("--invert", action="store_true", help="turn dark into bright")
-    add("--range", type=_range, metavar="LOW:HIGH", help="intensities that are black and white, 120:4095")
+    add("--range", type=parse_range, metavar="LOW:HIGH", help="intensities that are black and white, 120:4095")
     add("--nan", type=_finite, metavar="VALUE", help="intensity of pixels that are NaN or infinite\nin a mask's gaps: "
         "mean")  # fmt: skip
     add = parser.add_argument_group("what is written").add_argument
@@ -213,7 +213,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _range(text: str) -> tuple[float, float]:
+def parse_range(text: str) -> tuple[float, float]:
+    """``LOW:HIGH`` as numbers."""
     low, _, high = text.partition(":")
     try:
         return float(low), float(high)

@@ -61,6 +61,7 @@ def export_model(
     require: Sequence[Precision] = (),
     trained: Sequence[Image] = (),
     known: Sequence[Image] = (),
+    seams: bool = True,
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -77,6 +78,7 @@ def export_model(
             too, and permitted if they pass.
         trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
         known: others that it is at home with, beside the samples.
+        seams: measure how far tiles are from the whole image; False keeps what the source says of it.
         force: replace an existing output.
         report: called with one line per check.
 
@@ -111,7 +113,7 @@ def export_model(
             spec = msgspec.structs.replace(
                 spec, precisions=passed, training={**spec.training, "proved": gate.proved(passed)}
             )
-            if spec.axes == "yx" and spec.plain and gate.file.device is None:
+            if seams and spec.axes == "yx" and spec.plain and gate.file.device is None:
                 spec = msgspec.structs.replace(spec, seams=measure_file(partial, images, source.threads))
             if trained:
                 spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images, known))

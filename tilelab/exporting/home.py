@@ -45,6 +45,24 @@ def learn_home(engine: Engine, trained: Sequence[Image], known: Sequence[Image] 
     return msgspec.structs.replace(home, limit=float(f"{_MARGIN * max(far):.4g}"))
 
 
+def widen_home(home: Home, engine: Engine, images: Sequence[Image]) -> Home:
+    """The memory of a model that has learned from `images`, too: they are no longer foreign, and count as one each."""
+    seen = [_describe(engine, image) for image in images]
+    own, size = _remember(seen), len(home.mean)
+    share = len(images) / (home.images + len(images))
+    off = np.array(own.mean) - np.array(home.mean)
+    between = np.outer(off, off)[np.tril_indices(size)]
+    covariance = (1 - share) * np.array(home.covariance) + share * np.array(own.covariance)
+    wide = msgspec.structs.replace(
+        home,
+        mean=_short((1 - share) * np.array(home.mean) + share * np.array(own.mean)),
+        covariance=_short(covariance + share * (1 - share) * between),
+        images=home.images + len(images),
+    )
+    far = max(distance(wide, part) for part in seen)
+    return msgspec.structs.replace(wide, limit=max(home.limit, float(f"{_MARGIN * far:.4g}")))
+
+
 def _remember(seen: list[Float64]) -> Home:
     """Mean and covariance of the blocks of some images."""
     blocks = np.concatenate(seen)

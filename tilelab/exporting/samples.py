@@ -27,7 +27,7 @@ LARGEST = 2048
 """Side of the part, px, that is taken from the middle of a larger image: whole logits are held in memory."""
 MOST = 8
 """Images that are taken from a folder."""
-_FULL_SCALE = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}  # of a data type, in grey levels of uint8
+FULL_SCALE = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}  # of a data type, in grey levels of uint8
 
 
 def validation_samples(recipe: Recipe, root: Path) -> list[Sample]:
@@ -78,7 +78,7 @@ def drawn_sample(spec: ModelSpec) -> Sample:
 
     side = max(768, *(5 * n // 2 for n in spec.tile))
     dtype = spec.normalization.dtype
-    drawn = draw_superalloy((side, side))[0] * np.float32(_FULL_SCALE.get(dtype, 1.0))
+    drawn = draw_superalloy((side, side))[0] * np.float32(FULL_SCALE.get(dtype, 1.0))
     return Sample("drawn micrograph", open_image(drawn.astype(dtype), axes="yx"))
 
 

@@ -28,7 +28,7 @@ class CropSampler:
         classes: number of classes.
         sampling: crop size and balance.
         augmentation: random changes.
-        normalization: as in use; statistics are those of each image.
+        normalization: as in use, of all or of each; statistics are those of each image.
         seed: of everything drawn.
 
     Raises:
@@ -42,14 +42,15 @@ class CropSampler:
         classes: int,
         sampling: Sampling,
         augmentation: Augmentation,
-        normalization: Normalization,
+        normalization: Normalization | Sequence[Normalization],
         seed: int,
     ):
         self.pairs = pairs
         self.sampling = sampling
         self.augmentation = augmentation
         self.seed = seed
-        self._sources = [CropSource(Volume(pair.image), normalization, channels) for pair in pairs]
+        each = [normalization] * len(pairs) if isinstance(normalization, Normalization) else normalization
+        self._sources = [CropSource(Volume(pair.image), its, channels) for pair, its in zip(pairs, each, strict=True)]
         self._area = np.cumsum([pair.shape[0] * pair.shape[1] for pair in pairs])
         counts = [count_blocks(pair.mask, classes) for pair in pairs]
         # per class: the running count over all blocks of all pairs, to draw a block in proportion to its pixels

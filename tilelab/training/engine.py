@@ -45,7 +45,8 @@ class TorchEngine(BaseEngine):
         if torch.get_num_threads() != self._threads:  # a property of each thread that calls
             torch.set_num_threads(self._threads)
         kind = torch.device(self.device).type
-        batch = torch.from_numpy(tiles).to(self.device, memory_format=torch.channels_last)
+        given = tiles if tiles.flags.writeable else tiles.copy()  # which torch warns of
+        batch = torch.from_numpy(given).to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             torch.from_numpy(out).copy_(self.network(batch))
 

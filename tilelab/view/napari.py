@@ -20,6 +20,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.results.result import Result, ResultInfo, read_result
 from tilelab.view.corrections import keep_corrections
+from tilelab.view.further import Progress, train_further
 from tilelab.view.gather import class_colors, recorded_image
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -213,3 +214,46 @@ def keep_layers(image: Any, labels: Any, folder: str | Path) -> list[Path]:
         raise InputError(f"the layer {labels.name} is not one that tilelab opened to be painted on")
     pixels = np.asarray(image.data[0] if image.multiscale else image.data)
     return keep_corrections(folder, Path(told["image"]).stem, pixels, told["before"], np.asarray(labels.data))
+
+
+def further_widget() -> Any:
+    """A widget: a model learns from the kept corrections, in a process of its own, and is offered when it is better."""
+    from magicgui.widgets import Container, FileEdit, FloatSpinBox, Label, LineEdit, ProgressBar, PushButton
+
+    model = LineEdit(value="superalloy", name="model", label="model")
+    folder = FileEdit(value="corrections", mode="d", label="corrections")
+    new = LineEdit(value="improved.onnx", name="new_model", label="new model")
+    minutes = FloatSpinBox(value=10, min=0.1, max=600, label="minutes")
+    button, bar, said = (
+        PushButton(text="train further", name="train_further"),
+        ProgressBar(value=0, max=100),
+        Label(value=""),
+    )
+    form = Container(widgets=[model, folder, new, minutes, button, bar, said], labels=True)
+
+    def show(progress: Progress) -> None:
+        said.value = progress.line[-120:]
+        if progress.share is not None:
+            bar.value = round(100 * progress.share)
+
+    def end(line: str) -> None:
+        button.enabled, said.value = True, line[-240:]
+
+    def finish() -> None:
+        if button.enabled:  # it failed, and said so
+            return
+        bar.value, model.value = 100, new.value  # the next segmentation, or the next round, begins with it
+        end(f"{new.value} is better: segment with it")
+
+    def start() -> None:
+        from napari.qt.threading import create_worker
+
+        button.enabled, bar.value = False, 0
+        work = create_worker(train_further, model.value, Path(folder.value), Path(new.value), minutes.value)
+        work.yielded.connect(show)
+        work.errored.connect(lambda error: end(str(error)))
+        work.finished.connect(finish)
+        work.start()
+
+    button.clicked.connect(start)
+    return form

@@ -39,7 +39,7 @@ def describe_texture(block: Float32) -> Float64:
         if min(values.shape) < _LEAST_BAND:
             found += [math.log(_FLOOR), 0.0, 0.0]
             continue
-        low = _blur(_blur(values, 0), 1)
+        low = blur(blur(values, 0), 1)
         band = values - low
         energy = float(band.std()) + _FLOOR
         found += [math.log(energy), *_shape(band / energy)]
@@ -63,7 +63,7 @@ def _shape(values: Float32) -> tuple[float, float]:
     return float(np.clip((squares * values).mean(), -5, 5)), math.log(float((squares * squares).mean()) + _FLOOR)
 
 
-def _blur(values: Float32, axis: int) -> Float32:
+def blur(values: Float32, axis: int) -> Float32:
     """A binomial filter of five taps along one axis, reflected at the ends."""
     pad = [(0, 0), (0, 0)]
     pad[axis] = (2, 2)

@@ -1,0 +1,317 @@
+"""A model learns from corrections: any file that runs, from any drawing of classes, and never at the cost of home."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+import onnxruntime as ort
+import torch
+
+from tests.tiny_models import Graph, make_spec, save, save_conv, save_unet
+from tilelab.cli.main import main
+from tilelab.engines.bundled import bundled_models
+from tilelab.engines.registry import read_spec
+from tilelab.errors import InputError, ModelError
+from tilelab.evaluation.label_map import IGNORE
+from tilelab.exporting.home import widen_home
+from tilelab.geometry import Box
+from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
+from tilelab.models.graph import GraphNetwork
+from tilelab.run.kind.home import TEXTURE, describe_texture, distance, look
+from tilelab.sample import draw_superalloy
+from tilelab.training.corrections import open_corrections
+from tilelab.training.engine import TorchEngine
+from tilelab.training.improve import _choose
+from tilelab.training.judge import Judged
+from tilelab.training.outlines import read_outlines
+from tilelab.training.reminders import make_reminders
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run_file(path: Path, x: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {session.get_inputs()[0].name: x})
+    return result
+
+
+@pytest.mark.parametrize("name", ["unet", "softmax", "sigmoid", "beside", "superalloy", "superalloy-pmcanet"])
+def test_a_file_trains_as_it_runs(name: str, tmp_path: Path) -> None:
+    path, ending, side = tmp_path / "net.onnx", "", 32
+    if name in bundled_models():
+        path, side = bundled_models()[name], 256 if "pmcanet" in name else 64
+    elif name == "unet":
+        save_unet(path)
+    elif name == "beside":
+        save_conv(path, external=True)
+    else:
+        save_conv(path, end=name.capitalize())
+        ending = name
+    network: Any = GraphNetwork(path, ending).eval()  # type: ignore[arg-type]
+    x = np.random.default_rng(0).normal(size=(1, 1, side, side)).astype(np.float32)
+    with torch.no_grad():
+        got = network(torch.from_numpy(x))
+        got = (torch.softmax(got, 1) if ending == "softmax" else got.sigmoid() if ending else got).numpy()
+    expected = run_file(path, x)
+    assert np.abs(got - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    network(torch.from_numpy(x)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters() if p.ndim > 1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.01)
+        moved = network(torch.from_numpy(x))
+    network.save(tmp_path / "moved.onnx")
+    if not ending:
+        assert np.abs(run_file(tmp_path / "moved.onnx", x) - moved.numpy()).max() <= 1e-4 * max(1, moved.abs().max())
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize(("place", "rounded"), [("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")])
+def test_repetition_is_the_same_everywhere(factor: int, place: str, rounded: str, tmp_path: Path) -> None:
+    graph = Graph(2)
+    scales = graph.constant(np.array([1, 1, factor, factor], np.float32))
+    made = graph.node("Resize", graph.conv("tiles", 1, 2), "", scales, mode="nearest",
+                      coordinate_transformation_mode=place, nearest_mode=rounded)  # fmt: skip
+    path = save(tmp_path / "net.onnx", graph, [(made, 2)], (8, 8), output_tile=(8 * factor, 8 * factor))
+    x = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        assert np.allclose(GraphNetwork(path)(torch.from_numpy(x)).numpy(), run_file(path, x), atol=1e-5)
+
+
+def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
+    graph = Graph(2)
+    made = graph.node("ThresholdedRelu", graph.conv("tiles", 1, 2))
+    save(tmp_path / "net.onnx", graph, [(made, 2)], (32, 32))
+    with pytest.raises(ModelError, match="ThresholdedRelu"):
+        GraphNetwork(tmp_path / "net.onnx")
+
+
+def polygon(name: str | None, *rings: list[list[float]]) -> dict[str, Any]:
+    properties = {} if name is None else {"classification": {"name": name}}
+    return {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": list(rings)}}
+
+
+def inside(ring: list[list[float]], x: float, y: float) -> bool:
+    """Whether a ray to the left crosses the ring an odd number of times."""
+    crossings = 0
+    for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]], strict=True):
+        if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
+            crossings += 1
+    return crossings % 2 == 1
+
+
+@given(ring=st.lists(st.tuples(st.integers(-8, 56), st.integers(-8, 56)).map(lambda p: [v / 4 for v in p]),
+                     min_size=3, max_size=7))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_outlines_hold_the_pixels_whose_centres_they_hold(ring: list[list[float]], tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("outlines") / "a.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [polygon("b", ring)]}))
+    found = read_outlines(path, (11, 12), ["a", "b"])
+    expected = [[1 if inside(ring, x + 0.5, y + 0.5) else IGNORE for x in range(12)] for y in range(11)]
+    assert np.array_equal(found, expected)
+
+
+def test_outlines_have_holes_and_classes(tmp_path: Path) -> None:
+    square = [[0, 0], [8, 0], [8, 8], [0, 8], [0, 0]]
+    hole = [[2, 2], [6, 2], [6, 6], [2, 6], [2, 2]]
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([polygon("Class 1", square, hole)]))
+    found = read_outlines(path, (10, 10), ["class 0", "class 1"])
+    assert (found == 1).sum() == 48
+    assert (found == IGNORE).sum() == 52
+    path.write_text(json.dumps([polygon("pore", square)]))
+    with pytest.raises(InputError, match=r"'pore'.*class 0, class 1"):
+        read_outlines(path, (10, 10), ["class 0", "class 1"])
+    path.write_text("{")
+    with pytest.raises(InputError, match="no GeoJSON"):
+        read_outlines(path, (10, 10), ["class 0"])
+
+
+def write_corrections(folder: Path, count: int = 3, *, inverted: bool = False, side: int = 64) -> None:
+    """Blobs that are class 1, bright ones or dark ones; half of each is not labelled."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(3)
+    for i in range(count):
+        y, x = np.indices((side, side))
+        blobs = np.sin(x / rng.uniform(3, 5)) + np.sin(y / rng.uniform(3, 5)) > 0.4
+        grey = np.where(blobs != inverted, 200, 60) + rng.normal(0, 6, blobs.shape)
+        labels = blobs.astype(np.uint8)
+        labels[:, : side // 2] = IGNORE
+        tifffile.imwrite(folder / "images" / f"a_0_0_{i}.tif", grey.astype(np.uint8))
+        tifffile.imwrite(folder / "labels" / f"a_0_0_{i}.tif", labels)
+
+
+def test_corrections_come_in_many_forms(tmp_path: Path) -> None:
+    write_corrections(tmp_path)
+    spec = make_spec((32, 32))
+    found = open_corrections(tmp_path, spec)
+    assert len(found.planes) == 3
+    assert found.pixels == 3 * 64 * 32
+    (tmp_path / "labels" / "a_0_0_1.tif").unlink()
+    (tmp_path / "labels" / "a_0_0_1.geojson").write_text(
+        json.dumps([polygon("class 1", [[0, 0], [4, 0], [4, 4], [0, 4]])])
+    )
+    drawn = open_corrections(tmp_path, spec).planes[1].mask.read(Box((0, 0), (64, 64)))
+    assert (drawn == 1).sum() == 16
+    (tmp_path / "labels" / "a_0_0_1.geojson").unlink()
+    with pytest.raises(InputError, match="no labels of the same name"):
+        open_corrections(tmp_path, spec)
+    with pytest.raises(InputError, match="has no folder images"):
+        open_corrections(tmp_path / "labels", spec)
+
+
+def test_other_pixels_need_black_and_white(tmp_path: Path) -> None:
+    write_corrections(tmp_path, 1)
+    image = tmp_path / "images" / "a_0_0_0.tif"
+    tifffile.imwrite(image, tifffile.imread(image).astype(np.uint16) * 16)
+    with pytest.raises(InputError, match="uint16"):
+        open_corrections(tmp_path, make_spec((32, 32)))
+    (its,) = open_corrections(tmp_path, make_spec((32, 32)), black_white=(0, 255 * 16)).normalizations
+    assert its.mean == pytest.approx((128 * 16,))
+
+
+def test_as_little_as_gives_nearly_all() -> None:
+    spec = make_spec((32, 32))
+
+    def one(share: float, abroad: float, home: float) -> tuple[float, Judged, tuple[Judged, ...]]:
+        return share, Judged("corrections", 0.5, abroad), (Judged("home", 0.9, home, 0.002),)
+
+    found = [one(1.0, 0.8, 0.5), one(0.8, 0.79, 0.899), one(0.6, 0.785, 0.9), one(0.4, 0.6, 0.91)]
+    assert _choose(found, spec)[0] == 0.6
+    with pytest.raises(ModelError, match="worse on what it knew"):
+        _choose(found[:1], spec)
+    with pytest.raises(ModelError, match="does not get better"):
+        _choose([one(1.0, 0.5, 0.9)], spec)
+
+
+def test_reminders_look_like_home() -> None:
+    spec = read_spec("superalloy")
+    assert spec is not None
+    assert spec.home is not None
+    grounds = [np.random.default_rng(i).normal(size=(128, 128)).astype(np.float32) for i in range(2)]
+    made = make_reminders(grounds, spec.home, 4, 256, 1)
+    assert [image.shape for image in made] == [(256, 256)] * 4
+    texture = range(TEXTURE)
+    off = [distance(spec.home, describe_texture(image)[None], texture) for image in (*made, *grounds)]
+    assert max(off[:4]) < min(off[4:])
+    again = make_reminders(grounds, spec.home, 4, 256, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
+
+
+def test_home_grows_by_what_was_learned() -> None:
+    spec = read_spec("superalloy")
+    assert spec is not None
+    assert spec.home is not None
+    engine = TorchEngine(GraphNetwork(bundled_models()["superalloy"]).eval(), spec)
+    known, _ = draw_superalloy((256, 256), seed=1)
+    image = open_image((255 - known).astype(np.uint8), axes="yx")
+    wide = widen_home(spec.home, engine, [image])
+    seen = look(Volume(image), engine, np.float32([150]), np.float32([1 / 20]))
+    assert distance(spec.home, seen) > spec.home.limit
+    assert distance(wide, seen) <= wide.limit
+    assert wide.images == spec.home.images + 1
+
+
+def test_a_model_improves_and_tells_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corrections(tmp_path / "c")
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    save_unet(old, ("h", "w"), spec=make_spec((32, 32), stride=4, tile_fixed=False, tile_min=(32, 32)))
+    command = [
+        "improve",
+        str(old),
+        "--corrections",
+        str(tmp_path / "c"),
+        "-o",
+        str(new),
+        "--steps",
+        "80",
+        "--rate",
+        "0.02",
+    ]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "whether it gets worse there is not checked" in said.err
+    spec = read_spec(new)
+    assert spec is not None
+    before, after = spec.training["improved"]["scores"]["corrections"]
+    assert after > before + 0.1
+    assert f"corrections: mean IoU {before:.4f} -> {after:.4f}" in said.err
+    assert spec.name == "new"
+    assert main(command) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_home_has_its_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Taught the opposite of what it must keep, a model is refused, and nothing is left."""
+    write_corrections(tmp_path / "home")
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    save_unet(
+        tmp_path / "old.onnx", ("h", "w"), spec=make_spec((32, 32), stride=4, tile_fixed=False, tile_min=(32, 32))
+    )
+    words = ["--steps", "80", "--rate", "0.02", "--corrections"]
+    assert main(["improve", str(tmp_path / "old.onnx"), *words, str(tmp_path / "home"), "-o", str(first)]) == 0
+    for folder in ("images", "labels"):
+        (tmp_path / "c" / folder).mkdir(parents=True)
+        for path in (tmp_path / "home" / folder).iterdir():
+            pixels = tifffile.imread(path)
+            opposite = np.where(pixels == IGNORE, IGNORE, 1 - pixels).astype(np.uint8) if folder == "labels" else pixels
+            tifffile.imwrite(tmp_path / "c" / folder / path.name, opposite)
+    capsys.readouterr()
+    command = ["improve", str(first), *words, str(tmp_path / "c"), "-o", str(second), "--home", str(tmp_path / "home")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "worse on what it knew" in said or "does not get better" in said
+    assert not second.exists()
+
+
+@pytest.mark.slow
+def test_another_microscope_is_learned_and_home_is_kept(real_data: Path, tmp_path: Path) -> None:
+    """Real micrographs, blurred, darkened and at twice their size: five corrections, then images that none was of."""
+    from PIL import Image
+
+    from tilelab.engines.registry import load_engine
+    from tilelab.training.pairs import open_set
+    from tilelab.training.sections import Data
+    from tilelab.training.validate import validate
+
+    root = real_data / "superalloy"
+    for part, most in (("train", 5), ("val", 4)):
+        for kind, stored in (("images", "images"), ("labels", "masks")):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for path in sorted((root / part / stored).iterdir())[:most]:
+                grey = Image.open(path)
+                if kind == "images":
+                    pixels = np.asarray(grey.resize((1024, 1024), Image.Resampling.BILINEAR), np.float32)
+                    pixels = 255 * (pixels / 255) ** 2.2
+                else:
+                    pixels = np.asarray(grey.resize((1024, 1024), Image.Resampling.NEAREST))
+                cut = pixels[384:640, 384:640] if part == "train" else pixels
+                tifffile.imwrite(tmp_path / part / kind / f"{path.stem}.tif", cut.astype(np.uint8))
+    new = tmp_path / "new.onnx"
+    assert main(["improve", "superalloy", "--corrections", str(tmp_path / "train"), "-o", str(new)]) == 0
+    names = [known.name for known in read_spec(new).classes]  # type: ignore[union-attr]
+    scores = []
+    for images, masks in (
+        (root / "val/images", root / "val/masks"),
+        (tmp_path / "val/images", tmp_path / "val/labels"),
+    ):
+        pairs, _ = open_set(Data(str(images), str(masks)), Path(), names)
+        scores.append([validate(load_engine(m, device="cpu"), pairs)["mean_iou"] for m in ("superalloy", new)])
+    (home, kept), (abroad, learned) = scores
+    assert learned >= abroad + 0.05
+    assert kept >= home - 0.003
