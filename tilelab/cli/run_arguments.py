@@ -6,6 +6,7 @@ import argparse
 
 from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
 from tilelab.cli.trust_words import OUTSIDE_HELP
+from tilelab.engines.combined import KINDS
 from tilelab.io.images.region import Ends
 from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
@@ -58,6 +59,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is written").add_argument
     add("--probabilities", type=_names, metavar="WHICH", help="class names, all or none (all but the first)")
     add("--logits", action="store_true", help="the blended float32 logits too")
+    add("--uncertainty", nargs="?", const="entropy", choices=KINDS, metavar="KIND", help="a map of it: entropy, "
+        "symmetries or models (entropy)\nsymmetries: what eight turned and mirrored tiles disagree about; models: "
+        "those of --model A,B")  # fmt: skip
     add("--with-image", action="store_true", help="a copy of the image in the OME-Zarr, below the labels")
     add("--no-labels", action="store_true", help="no class labels")
     add = parser.add_argument_group("how it runs").add_argument
@@ -102,7 +106,7 @@ def add_image_and_model(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="M",
         help="a file, or a bundled one: see `tilelab models`\n.onnx, OpenVINO .xml, a checkpoint, a package of "
-        "bioimage.io; .engine and .pt2 are machine code",
+        "bioimage.io; .engine and .pt2 are machine code; A,B averages the probabilities of several",
     )
 
 

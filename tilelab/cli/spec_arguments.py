@@ -75,6 +75,7 @@ def overrides_from_args(args: argparse.Namespace) -> SpecOverrides:
         output=args.model_output,
         output_is=args.output_is,
         thresholds=args.threshold,
+        uncertainty=getattr(args, "uncertainty", None),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
+from tilelab.engines.combined import Uncertainty
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.intensities import override_normalization
 from tilelab.engines.meaning import ends_in_sigmoid, read_meaning
@@ -64,6 +65,7 @@ class SpecOverrides:
         output_is: what that output holds, or each of several: ``logits``, ``probabilities``, ``labels`` or a ``map`` of
             numbers.
         thresholds: probabilities from which on a class with a sigmoid counts.
+        uncertainty: add a map of it: ``entropy``, or what ``symmetries`` or several ``models`` disagree about.
     """
 
     classes: int | tuple[str, ...] | None = None
@@ -87,6 +89,7 @@ class SpecOverrides:
     output: str | None = None
     output_is: OutputKind | tuple[OutputKind, ...] | None = None
     thresholds: tuple[float, ...] | None = None
+    uncertainty: Uncertainty | None = None
 
     @property
     def first_is(self) -> OutputKind | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tilelab.engines.base import Engine
 from tilelab.engines.bundled import bundled_models, quantised_file
+from tilelab.engines.combined import CombinedEngine, combined_spec
 from tilelab.engines.files.foreign import foreign_model
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
@@ -119,6 +120,9 @@ def load_engine(
     given = spec_overrides or SpecOverrides()
     if tile is not None:
         given = replace(given, tile=tile)
+    if given.uncertainty is not None or len(members_of(model)) > 1:
+        words = {"engine": engine, "device": device, "precision": precision, "batch": batch, "threads": threads}
+        return _load_combined(model, given, {**words, "trial": trial, "digest": digest})
     if not isinstance(model, str | Path):
         for asked, only in ((engine, "function"), (device, ""), (precision, "fp32")):
             if asked not in ("auto", only):
@@ -219,6 +223,11 @@ def read_spec(
     Raises:
         ModelError: as `read_model`; or with `overrides`, something is still missing (the message names the flag).
     """
+    plain = overrides and replace(overrides, uncertainty=None)
+    if (overrides is not None and overrides.uncertainty is not None) or len(members_of(model)) > 1:
+        found = [read_spec(one, plain, any_tile) for one in members_of(model)]
+        known = [spec for spec in found if spec is not None]
+        return combined_spec(known, overrides.uncertainty if overrides else None) if len(known) == len(found) else None
     outputs = identity_outputs(model)
     if outputs is not None:
         return identity_spec(outputs, overrides)
@@ -226,6 +235,33 @@ def read_spec(
     if overrides is None and file.description is None:
         return None
     return resolve_spec(file, overrides, any_tile)
+
+
+def members_of(model: Any) -> list[Any]:
+    """The models of an ensemble, ``A,B``; of anything else itself."""
+    if not isinstance(model, str) or "," not in model or is_address(model) or Path(model).expanduser().exists():
+        return [model]
+    return [part.strip() for part in model.split(",")]
+
+
+def _load_combined(model: Any, given: SpecOverrides, words: dict[str, Any]) -> Engine:
+    """Every member for the tiles that suit all, as one engine."""
+    plain, names = replace(given, uncertainty=None), members_of(model)
+    if all(isinstance(one, str | Path) for one in names):
+        spec = read_spec(model, given)
+        assert spec is not None  # noqa: S101 - it is only None without overrides
+        plain = replace(plain, tile=spec.tile, overlap=spec.overlap)
+    loaded: list[Engine] = []
+    try:
+        loaded += [load_engine(one, spec_overrides=plain, **words) for one in names]
+        if len({(one.tile, one.batch) for one in loaded}) > 1:
+            raise ModelError(f"the models of {model} fix tiles or batches of different sizes: export them alike")
+        spec = combined_spec([one.spec for one in loaded], given.uncertainty)
+        return CombinedEngine(loaded, spec, given.uncertainty)
+    except BaseException:
+        for one in loaded:
+            one.close()
+        raise
 
 
 def locate_model(model: str | Path) -> Path:
@@ -251,6 +287,8 @@ def locate_model(model: str | Path) -> Path:
 
 def model_files(model: object) -> list[Path]:
     """The files of a model that is named by its path, its weights among them; none of others, or where it is broken."""
+    if len(members := members_of(model)) > 1:
+        return [file for one in members for file in model_files(one)]
     if not isinstance(model, str | Path) or "\0" in str(model) or not Path(model).expanduser().is_file():
         return []
     path = Path(model).expanduser()

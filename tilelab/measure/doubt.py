@@ -5,11 +5,13 @@ Entropy is in bits a pixel (Shannon, 1948): 0 where the network is sure, log2 K 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from tilelab.arrays import Float64, UInt8
+from tilelab.arrays import Array, Float64, UInt8
+from tilelab.engines.combined import MAP
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.results.result import Result
@@ -55,6 +57,8 @@ def find_doubt(result: Result, block: int = 128) -> Doubt:
     Of a softmax, what the stored classes leave is the probability of those that are not stored, together; of sigmoids
     each stored class is a question of its own.
 
+    A result with a map of its uncertainty (``infer --uncertainty``) is judged by that.
+
     Args:
         result: with probabilities.
         block: side in pixels.
@@ -63,6 +67,8 @@ def find_doubt(result: Result, block: int = 128) -> Doubt:
         InputError: it has no probabilities, or not enough of them.
     """
     info = result.info
+    if MAP in result.maps:
+        return _by_blocks(result, block, lambda box: result.maps[MAP].read(box), 1)
     if not result.probabilities:
         raise InputError(
             f"{info.name} has no probabilities, which tell how sure the network was: infer without --probabilities none"
@@ -72,18 +78,27 @@ def find_doubt(result: Result, block: int = 128) -> Doubt:
             f"{info.name} has the probabilities of {len(info.probabilities)} of {len(info.classes)} classes: infer "
             "without --probabilities, or with all, to keep those that doubt is made of"
         )
-    level = result.probabilities[0]
-    depth, height, width = info.layout.shape
+    level, exclusive = result.probabilities[0], _exclusive(result)
+
+    def bits(box: Box) -> Array:
+        stored = level.read(box)
+        return entropy(stored.reshape(len(stored), *box.shape[-2:]), exclusive=exclusive)
+
+    return _by_blocks(result, block, bits, len(info.probabilities))
+
+
+def _by_blocks(result: Result, block: int, read: Callable[[Box], Array], channels: int) -> Doubt:
+    """Means of what is read of a row of blocks, in bits."""
+    depth, height, width = result.info.layout.shape
     rows, columns = -(-height // block), -(-width // block)
     bits, pixels = np.zeros((depth, rows, columns)), np.zeros((depth, rows, columns))
     edges = np.arange(0, width, block)
     for z in range(depth):
         for row in range(rows):
             y, stop = row * block, min(height, (row + 1) * block)
-            lead = ((z,), (z + 1,)) if info.axes == "zyx" else ((), ())
-            box = Box((0, *lead[0], y, 0), (len(info.probabilities), *lead[1], stop, width))
-            band = entropy(level.read(box).reshape(-1, stop - y, width), exclusive=_exclusive(result))
-            bits[z, row] = np.add.reduceat(band.sum(axis=0, dtype=np.float64), edges)
+            lead = ((z,), (z + 1,)) if result.info.axes == "zyx" else ((), ())
+            band = read(Box((0, *lead[0], y, 0), (channels, *lead[1], stop, width))).reshape(-1, stop - y, width)
+            bits[z, row] = np.add.reduceat(band.sum(axis=(0, 1), dtype=np.float64), edges)
             pixels[z, row] = np.diff(np.append(edges, width)) * (stop - y)
     return Doubt(block, bits / pixels, pixels)
 

@@ -15,7 +15,7 @@ from typing import Any
 from tilelab.assumptions import Assumption, check_strict
 from tilelab.engines.bundled import quantised_file
 from tilelab.engines.fastest import fastest_tile, tile_candidates
-from tilelab.engines.registry import availability, choose_file, identity_outputs, read_model, read_spec
+from tilelab.engines.registry import availability, choose_file, identity_outputs, members_of, read_model, read_spec
 from tilelab.engines.streams import time_batches
 from tilelab.errors import EngineError, ModelError
 from tilelab.io.images.volume import Volume, network_input
@@ -166,7 +166,7 @@ def _choose(
 
 def _engine_rates(model: str | Path, options: Options, spec: ModelSpec) -> tuple[bool, Remembered, Rates]:
     """Whether the engine will be on a GPU, where its rates are remembered, and those it has by default."""
-    if identity_outputs(model) is not None:
+    if identity_outputs(model) is not None or len(members_of(model)) > 1:
         return False, Remembered(None), Rates({})
     device = options.device if options.device in ("auto", "cpu", "cuda") else options.device.partition(":")[0]
     family = device.partition("*")[0]

@@ -1,0 +1,112 @@
+"""Several models in one sweep, and maps of uncertainty: what they say, and that no cut changes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from result_files import make_result
+from tiny_models import make_spec, save_conv, save_unet
+
+import tilelab
+from tilelab.errors import ModelError
+from tilelab.io.results.result import Result, read_result
+from tilelab.measure.doubt import find_doubt
+from tilelab.spec import Normalization
+
+IMAGE = np.random.default_rng(5).integers(0, 256, (152, 172)).astype(np.uint8)
+WORDS: dict[str, Any] = {"tile": 64, "overlap": 16, "probabilities": ("all",), "device": "cpu", "engine": "onnxruntime"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two networks of other weights, the second of which takes intensities normalised otherwise."""
+    folder = tmp_path_factory.mktemp("models")
+    a = save_conv(folder / "a.onnx", (64, 64), classes=3, spec=make_spec((64, 64), classes=3))
+    b = save_unet(
+        folder / "b.onnx",
+        (64, 64),
+        classes=3,
+        spec=make_spec((64, 64), classes=3, stride=4, normalization=Normalization(mean=(100.0,), std=(50.0,))),
+    )
+    return str(a), str(b)
+
+
+def run(model: str, out: Path, **words: Any) -> Result:
+    tilelab.infer(IMAGE, model, out, **(WORDS | words))
+    return read_result(out)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    kept = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "zarr.json"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in kept}
+
+
+def entropy(p: Any) -> Any:
+    return -(p * np.log2(np.maximum(p, 1e-9))).sum(axis=0)
+
+
+def test_an_ensemble_has_the_mean_of_the_probabilities(models: tuple[str, str], tmp_path: Path) -> None:
+    a, b = (run(model, tmp_path / f"{i}.ome.zarr", overlap=0) for i, model in enumerate(models))
+    both = run(",".join(models), tmp_path / "both.ome.zarr", overlap=0, uncertainty="models")
+    p, q, mean = (np.asarray(r.probabilities[0][...], float) / 255 for r in (a, b, both))
+    np.testing.assert_allclose(mean, (p + q) / 2, atol=1.01 / 255)
+    said = both.maps["uncertainty"][...][0]
+    np.testing.assert_allclose(said, np.maximum(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2, 0), atol=0.03)
+    assert said.max() > 0.05
+
+
+def test_entropy_is_of_the_probabilities_and_leaves_the_labels_alone(models: tuple[str, str], tmp_path: Path) -> None:
+    plain = run(models[0], tmp_path / "plain.ome.zarr", overlap=0)
+    with_map = run(models[0], tmp_path / "map.ome.zarr", overlap=0, uncertainty="entropy")
+    np.testing.assert_array_equal(plain.labels[0][...], with_map.labels[0][...])
+    np.testing.assert_array_equal(plain.probabilities[0][...], with_map.probabilities[0][...])
+    p = np.asarray(plain.probabilities[0][...], float) / 255
+    np.testing.assert_allclose(with_map.maps["uncertainty"][...][0], entropy(p), atol=0.03)
+
+
+def test_symmetries_give_the_labels_of_tta(models: tuple[str, str], tmp_path: Path) -> None:
+    averaged = run(models[0], tmp_path / "tta.ome.zarr", symmetries=True)
+    found = run(models[0], tmp_path / "map.ome.zarr", uncertainty="symmetries")
+    np.testing.assert_array_equal(averaged.labels[0][...], found.labels[0][...])
+    np.testing.assert_array_equal(averaged.probabilities[0][...], found.probabilities[0][...])
+    assert found.maps["uncertainty"][...].max() > 0.01
+
+
+def test_no_cut_changes_the_bytes(models: tuple[str, str], tmp_path: Path) -> None:
+    image = np.random.default_rng(6).integers(0, 256, (700, 600)).astype(np.uint8)
+    trees = []
+    for i, cut in enumerate(({}, {"lanes": 2, "spans": 2, "threads": 1})):
+        tilelab.infer(image, ",".join(models), tmp_path / f"{i}.ome.zarr", uncertainty="models", **(WORDS | cut))
+        trees.append(tree(tmp_path / f"{i}.ome.zarr"))
+    assert trees[0] == trees[1]
+
+
+def test_a_plan_counts_both(models: tuple[str, str]) -> None:
+    alone = tilelab.plan(IMAGE, models[0], tile=64, overlap=16)
+    both = tilelab.plan(IMAGE, ",".join(models), tile=64, overlap=16, uncertainty="models")
+    assert both.request.written.maps == (("uncertainty", 1),)
+    assert both.request.spec.name.count("+") == 1
+    assert both.request.written.bytes_per_pixel == alone.request.written.bytes_per_pixel + 4
+
+
+def test_what_does_not_go_together_is_refused(models: tuple[str, str], tmp_path: Path) -> None:
+    other = save_conv(tmp_path / "c.onnx", (64, 64), spec=make_spec((64, 64)))
+    for model, words, match in (
+        (f"{models[0]},{other}", {}, "do not go together: classes"),
+        (models[0], {"uncertainty": "models"}, "--model A,B"),
+        (f"{models[0]},gone.onnx", {}, "gone.onnx"),
+    ):
+        with pytest.raises(ModelError, match=match):
+            run(model, tmp_path / "r.ome.zarr", **words)
+
+
+def test_review_goes_by_the_map(models: tuple[str, str], tmp_path: Path) -> None:
+    result = run(models[0], tmp_path / "r.ome.zarr", uncertainty="entropy", probabilities=("none",))
+    said = result.maps["uncertainty"][...][0]
+    doubt = find_doubt(result, 50)
+    assert doubt.bits[0, 1, 2] == pytest.approx(float(said[50:100, 100:150].mean()), rel=1e-4)
+    blobs = make_result(tmp_path / "b.ome.zarr", (90, 80))
+    assert find_doubt(blobs, 40).bits.shape == (1, 3, 2)

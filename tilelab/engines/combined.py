@@ -1,0 +1,220 @@
+"""Several models as one, or one under the symmetries of the square, and how far they agree.
+
+The probabilities of several models are averaged; where they differ is a map of its own, blended like every map:
+
+    entropy      of the mean probabilities: bits that are missing to certainty
+    models       what the models disagree about, symmetries   what the turned and mirrored tiles do:
+                 entropy of the mean less the mean of the entropies (the mutual information), 0 where all say the same
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+
+from tilelab.arrays import Float32
+from tilelab.engines.base import BaseEngine, Engine, EngineMemory
+from tilelab.errors import ModelError
+from tilelab.spec import ModelSpec, Output
+
+Uncertainty = Literal["entropy", "symmetries", "models"]
+KINDS: tuple[Uncertainty, ...] = get_args(Uncertainty)
+MAP = "uncertainty"
+"""Name of the map."""
+
+_LEAST = np.float32(2**-40)
+_BITS = np.float32(1 / math.log(2))
+
+
+def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -> ModelSpec:
+    """What several models are together: tiles that suit all, and the map that is asked for.
+
+    Raises:
+        ModelError: they do not go together, or have no such map.
+    """
+    first = specs[0]
+    if uncertainty == "models" and len(specs) == 1:
+        raise ModelError("--uncertainty models compares several: give them with --model A,B")
+    for spec in specs:
+        if not spec.plain:
+            raise ModelError(f"{spec.name} gives more than the probabilities of its classes: it is run by itself")
+        for what, mine, its in _sames(first, spec):
+            if mine != its:
+                raise ModelError(f"{first.name} and {spec.name} do not go together: {what} {mine} and {its}")
+    if uncertainty == "symmetries" and first.tile[-1] != first.tile[-2]:
+        first = msgspec.structs.replace(first, tile=(*first.tile[:-2], *(min(first.tile[-2:]),) * 2))
+    stride = math.lcm(*(spec.stride for spec in specs))
+    free = [spec.tile for spec in specs if spec.tile_fixed] or [tuple(max(n) for n in _across(specs, "tile"))]
+    least = [spec.tile_min for spec in specs if spec.tile_min is not None]
+    several = len(specs) > 1
+    together = {
+        "name": "+".join(spec.name for spec in specs),
+        "architecture": "+".join(spec.architecture for spec in specs),
+        "stride": stride,
+        "tile": tuple(-(-t // stride) * stride for t in free[0]),
+        "tile_fixed": any(spec.tile_fixed for spec in specs),
+        "tile_min": tuple(max(n) for n in zip(*least, strict=True)) if least else None,
+        "overlap": tuple(max(n) for n in _across(specs, "overlap")),
+        "receptive_field": _widest([spec.receptive_field for spec in specs]),
+        "seams": None,
+        "home": None,
+        "training": {"models": [spec.name for spec in specs]},
+        "precisions": tuple(p for p in first.precisions if all(p in spec.precisions for spec in specs)) or ("fp32",),
+    }
+    found = msgspec.structs.replace(first, **together) if several else first
+    outputs = (*first.outputs, Output(name=MAP, kind="map")) if uncertainty else first.outputs
+    return msgspec.structs.replace(found, outputs=outputs)
+
+
+def _sames(first: ModelSpec, spec: ModelSpec) -> Iterator[tuple[str, object, object]]:
+    """What models must have alike."""
+    plain = [msgspec.structs.replace(one.normalization, mean=(0.0,), std=(1.0,)) for one in (first, spec)]
+    yield "normalization", plain[0], plain[1]
+    yield "classes", [c.name for c in first.classes], [c.name for c in spec.classes]
+    for name in ("activation", "axes", "channels", "neighbours", "window"):
+        yield name, getattr(first, name), getattr(spec, name)
+    yield "thresholds", first.outputs[0].thresholds, spec.outputs[0].thresholds
+    if spec.tile_fixed and first.tile_fixed:
+        yield "tiles", first.tile, spec.tile
+
+
+def _across(specs: Sequence[ModelSpec], name: str) -> Iterator[tuple[int, ...]]:
+    return zip(*(getattr(spec, name) for spec in specs), strict=True)
+
+
+def _widest(fields: list[int | None]) -> int | None:
+    known = [field for field in fields if field is not None]
+    return max(known) if len(known) == len(fields) else None
+
+
+class CombinedEngine(BaseEngine):
+    """Engines of one batch shape as one; closes them.
+
+    Args:
+        members: at least one, of `combined_spec`'s tile and batch.
+        spec: see `combined_spec`.
+        uncertainty: the map that is added.
+    """
+
+    def __init__(self, members: Sequence[Engine], spec: ModelSpec, uncertainty: Uncertainty | None) -> None:
+        first = members[0]
+        digests = " ".join(f"{one.model_digest} {one.name} {one.precision}" for one in members)
+        digest = hashlib.sha256(f"{digests} {uncertainty}".encode()).hexdigest()
+        super().__init__(spec, first.tile, first.batch, digest)
+        self._members, self._uncertainty = members, uncertainty
+        self.name = "+".join(dict.fromkeys(one.name for one in members))
+        self.device, self.precision = first.device, first.precision
+        self.streams = min(one.streams for one in members)
+        self.warnings = tuple(dict.fromkeys(line for one in members for line in one.warnings))
+        self.assumptions = tuple(dict.fromkeys(guess for one in members for guess in one.assumptions))
+        buffers = 4 * first.batch * math.prod(first.tile) * (4 * spec.class_values + spec.channels + 2) * self.streams
+        self.memory = EngineMemory(
+            sum(one.memory.host_bytes for one in members) + buffers, sum(one.memory.device_bytes for one in members)
+        )
+        self._own = threading.local()
+        self._inputs = [_between(first.spec, one.spec) for one in members]
+
+    def run(self, tiles: Float32, out: Float32) -> None:
+        """See `Engine.run`."""
+        count = self.spec.class_values
+        views = self._views(tiles)
+        logits, one, mean, spread = self._buffers(out, count)
+        shared, sure = len(self._members) > 1, None
+        if self._uncertainty in ("models", "symmetries"):
+            sure = np.zeros((len(out), *out.shape[2:]), np.float32)
+        mean[...] = 0
+        for member, between in zip(self._members, self._inputs, strict=True):
+            logits[...] = 0
+            for turned, turn in views:
+                member.run(turned if between is None else turned * between[0] + between[1], one)
+                logits += _turned_back(one, turn)
+                if sure is not None and self._uncertainty == "symmetries":
+                    chances = self._probabilities(_turned_back(one, turn))
+                    spread += chances
+                    sure += self._entropy(chances)
+            if len(views) > 1:
+                np.multiply(logits, np.float32(1 / len(views)), out=logits)
+            if shared or self._uncertainty:
+                chances = self._probabilities(logits)
+                mean += chances
+                if self._uncertainty == "models" and sure is not None:
+                    spread += chances
+                    sure += self._entropy(chances)
+        mean *= np.float32(1 / len(self._members))
+        out[:, :count] = self._logits(mean) if shared else logits
+        if self._uncertainty == "entropy":
+            out[:, count] = self._entropy(mean)
+        elif sure is not None:
+            said = np.float32(len(self._members) * len(views))
+            out[:, count] = np.maximum(self._entropy(spread / said) - sure / said, 0)
+
+    def _views(self, tiles: Float32) -> list[tuple[Float32, tuple[int, bool] | None]]:
+        """The tiles, or each of their eight symmetries."""
+        if self._uncertainty != "symmetries":
+            return [(tiles, None)]
+        views: list[tuple[Float32, tuple[int, bool] | None]] = []
+        for turns, mirror in product(range(4), (False, True)):
+            turned = np.rot90(tiles[..., ::-1] if mirror else tiles, turns, axes=(-2, -1))
+            views.append((np.ascontiguousarray(turned), (turns, mirror)))
+        return views
+
+    def _buffers(self, out: Float32, count: int) -> tuple[Float32, ...]:
+        """Four arrays of logits, of this thread; the last is cleared."""
+        made: Any = getattr(self._own, "made", None)
+        if made is None:
+            made = self._own.made = tuple(np.empty((len(out), count, *out.shape[2:]), np.float32) for _ in range(4))
+        made[3][...] = 0
+        return tuple(made)
+
+    def _probabilities(self, logits: Float32) -> Float32:
+        if self.spec.activation == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+        found = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found /= found.sum(axis=1, keepdims=True)
+        return np.asarray(found, np.float32)
+
+    def _logits(self, chances: Float32) -> Float32:
+        """Numbers that have these probabilities."""
+        logs = np.log(np.maximum(chances, _LEAST))
+        if self.spec.activation == "sigmoid":
+            logs -= np.log(np.maximum(1 - chances, _LEAST))
+        return logs
+
+    def _entropy(self, chances: Float32) -> Float32:
+        """Bits of each pixel: of one choice, or of sigmoids one question each."""
+        found = -(chances * np.log(np.maximum(chances, _LEAST))).sum(axis=1)
+        if self.spec.activation == "sigmoid":
+            found -= ((1 - chances) * np.log(np.maximum(1 - chances, _LEAST))).sum(axis=1)
+        return np.asarray(np.maximum(found, 0) * _BITS, np.float32)
+
+    def versions(self) -> Mapping[str, str]:
+        """Those of all members."""
+        return {name: version for one in self._members for name, version in one.versions().items()}
+
+    def close(self) -> None:
+        """Close all members."""
+        for one in self._members:
+            one.close()
+
+
+def _between(first: ModelSpec, spec: ModelSpec) -> tuple[Float32, Float32] | None:
+    """From what the first model takes to what another does: gain and shift of each channel; None where it is one."""
+    mine, its = first.normalization, spec.normalization
+    if mine.kind != "constants" or (mine.mean, mine.std) == (its.mean, its.std):
+        return None
+    mean, std, other, spread = (np.array(values)[:, None, None] for values in (mine.mean, mine.std, its.mean, its.std))
+    return np.asarray(std / spread, np.float32), np.asarray((mean - other) / spread, np.float32)
+
+
+def _turned_back(logits: Float32, turn: tuple[int, bool] | None) -> Float32:
+    if turn is None:
+        return logits
+    back = np.rot90(logits, -turn[0], axes=(-2, -1))
+    return back[..., ::-1] if turn[1] else back
