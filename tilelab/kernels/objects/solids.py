@@ -176,50 +176,59 @@ def _colinear(points: Any, a: int, b: int, c: int) -> bool:
 
 
 @_jit
+def _dot(one: Any, i: int, other: Any, j: int) -> float:
+    return float(one[i, 0] * other[j, 0] + one[i, 1] * other[j, 1] + one[i, 2] * other[j, 2])
+
+
+@_jit
 def diameters_of(corners: Any, faces: Any) -> tuple[float, float]:
     """Largest distance of two corners, and the least width: across a face, or between two edges."""
     widest, narrowest = 0.0, np.inf
     for a in range(len(corners)):
         for b in range(a):
-            widest = max(widest, ((corners[a] - corners[b]) ** 2).sum())
+            z, y, x = corners[a, 0] - corners[b, 0], corners[a, 1] - corners[b, 1], corners[a, 2] - corners[b, 2]
+            widest = max(widest, z * z + y * y + x * x)
     normals = np.empty((len(faces), 3))
     for f in range(len(faces)):
         u, v = corners[faces[f, 1]] - corners[faces[f, 0]], corners[faces[f, 2]] - corners[faces[f, 0]]
         normals[f] = np.cross(u, v)
         normals[f] /= np.sqrt((normals[f] ** 2).sum())
-        far = 0.0
+        level, far = _dot(normals, f, corners, faces[f, 0]), 0.0
         for a in range(len(corners)):
-            far = max(far, abs(((corners[a] - corners[faces[f, 0]]) * normals[f]).sum()))
+            far = max(far, abs(_dot(normals, f, corners, a) - level))
         narrowest = min(narrowest, far)
-    edges = np.empty((3 * len(faces), 4), np.int64)  # two corners, the faces on either side
-    m = 0
+    beside = np.full((len(corners), len(corners)), -1, np.int32)  # the face on the left of an edge
     for f in range(len(faces)):
         for k in range(3):
-            a, b = faces[f, k], faces[f, (k + 1) % 3]
-            if a > b:
+            beside[faces[f, k], faces[f, (k + 1) % 3]] = f
+    edges = np.empty((3 * len(faces) // 2, 4), np.int64)  # two corners, the faces on either side
+    arcs = np.empty((len(edges), 3))  # normal of the plane of both faces' normals
+    m = 0
+    for a in range(len(corners)):
+        for b in range(a + 1, len(corners)):
+            if beside[a, b] < 0:
                 continue
-            for g in range(len(faces)):
-                for i in range(3):
-                    if faces[g, i] == b and faces[g, (i + 1) % 3] == a:
-                        edges[m, 0], edges[m, 1], edges[m, 2], edges[m, 3] = a, b, f, g
-            if (normals[edges[m, 2]] * normals[edges[m, 3]]).sum() < 1 - 1e-12:  # else it lies in a face
+            f, g = beside[a, b], beside[b, a]
+            if (normals[f] * normals[g]).sum() < 1 - 1e-12:  # else it lies in a face
+                edges[m, 0], edges[m, 1], edges[m, 2], edges[m, 3] = a, b, f, g
+                arcs[m] = np.cross(normals[g], normals[f])
                 m += 1
     for i in range(m):
         u = corners[edges[i, 1]] - corners[edges[i, 0]]
-        p, q = normals[edges[i, 2]], normals[edges[i, 3]]
         for j in range(i):
+            # both are touched by parallel planes where the arc of one crosses that of the other turned round
+            one, other = -_dot(normals, edges[j, 2], arcs, i), -_dot(normals, edges[j, 3], arcs, i)
+            if one * other >= 0:
+                continue
+            this, that = _dot(normals, edges[i, 2], arcs, j), _dot(normals, edges[i, 3], arcs, j)
+            if this * that >= 0 or one * that <= 0:
+                continue
             v = corners[edges[j, 1]] - corners[edges[j, 0]]
-            r, s = -normals[edges[j, 2]], -normals[edges[j, 3]]
-            # both are touched by parallel planes where the arcs of their normals cross
-            across, along = np.cross(q, p), np.cross(s, r)
-            one, other = (r * across).sum(), (s * across).sum()
-            this, that = (p * along).sum(), (q * along).sum()
-            if one * other < 0 and this * that < 0 and one * that > 0:
-                normal = np.cross(u, v)
-                length = np.sqrt((normal**2).sum())
-                if length > 1e-9 * np.sqrt((u**2).sum() * (v**2).sum()):  # parallel edges lie in such faces
-                    gap = abs(((corners[edges[i, 0]] - corners[edges[j, 0]]) * normal).sum())
-                    narrowest = min(narrowest, gap / length)
+            normal = np.cross(u, v)
+            length = np.sqrt((normal**2).sum())
+            if length > 1e-9 * np.sqrt((u**2).sum() * (v**2).sum()):  # parallel edges lie in such faces
+                gap = abs(((corners[edges[i, 0]] - corners[edges[j, 0]]) * normal).sum())
+                narrowest = min(narrowest, gap / length)
     return np.sqrt(widest), narrowest
 
 
