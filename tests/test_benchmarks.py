@@ -147,6 +147,15 @@ def test_the_network_is_trained_and_quantised(tmp_path: Path) -> None:
         assert read_spec(path).precisions == ("int8",), engine
 
 
+def test_planes_are_made_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of real micrographs, where nothing has made the folder before."""
+    real = tmp_path / "data" / model.SET
+    monkeypatch.setattr(model, "micrographs", lambda scale, cache: real)
+    drawn = [(np.full((64, 64), 7, np.uint8), np.ones((64, 64), np.uint8))]
+    monkeypatch.setattr(model, "load_micrographs", lambda root, name, split: drawn)
+    assert model.plane(TOY, tmp_path / "new", (96, 96)).is_file()
+
+
 def test_killed_runs_are_repeated(document: dict) -> None:
     rows = document["sections"]["peers"]["found"]["rows"]
     for name in HERE:

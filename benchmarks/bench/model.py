@@ -179,6 +179,7 @@ def plane(scale: Scale, cache: Path, shape: PlaneShape, truth: bool = False) -> 
     name = f"{root.name}_{shape[0]}x{shape[1]}"
     image, labels = cache / "images" / f"{name}.tif", cache / "images" / f"{name}_truth.tif"
     if not (image.exists() and labels.exists()):
+        image.parent.mkdir(parents=True, exist_ok=True)
         pairs = load_micrographs(root.parent, root.name, "val")
         for path, planes in ((image, [p for p, _ in pairs]), (labels, [t for _, t in pairs])):
             partial = path.with_suffix(".partial.tif")
