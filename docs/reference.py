@@ -242,17 +242,19 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 def python_page() -> str:
     """The public names, from their docstrings."""
-    parts = ["# Python\n", "What `tilelab` and `tilelab.io` promise to keep. [A page to begin with](../engines.md).\n"]
+    parts = ["# Python\n", "What `tilelab` and `tilelab.io` promise to keep. [A page to begin with](../python.md).\n"]
     for package in (tilelab, tilelab.io):
         parts.append(f"## {package.__name__}\n")
         for name in package.__all__:
             value = getattr(package, name)
-            if name.startswith("__") or isinstance(value, types.ModuleType):
+            if name.startswith("__"):
                 continue
+            where = package.__name__
+            if isinstance(value, types.ModuleType):  # a folder that is called as its function
+                value = getattr(value, "__wrapped__", value)
+                where = value.__module__
             kind = "autoclass" if isinstance(value, type) else "autofunction"
             plain = isinstance(value, type) and not issubclass(value, Exception)
             options = "(**fields)\n:members:" if plain else ""
-            parts.append(
-                f"```{{eval-rst}}\n.. {kind}:: {package.__name__}.{name}" + options.replace("\n", "\n   ") + "\n```\n"
-            )
+            parts.append(f"```{{eval-rst}}\n.. {kind}:: {where}.{name}" + options.replace("\n", "\n   ") + "\n```\n")
     return "\n".join(parts) + "\n"

@@ -34,12 +34,18 @@ def examples() -> Iterator[tuple[str, Any]]:
     """Every public name that has a docstring, by name."""
     yield "tilelab", tilelab
     for name in tilelab.__all__:
-        yield name, getattr(tilelab, name)
+        thing = getattr(tilelab, name)
+        yield name, getattr(thing, "__wrapped__", thing)
 
 
 @pytest.mark.parametrize(("name", "thing"), list(examples()))
-def test_examples_run(name: str, thing: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(
+    name: str, thing: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     text = inspect.getdoc(thing) or ""
+    if name == "train":
+        pytest.importorskip("torch", reason="training extra not installed")
+        request.getfixturevalue("one_thread")
     if name in NO_EXAMPLE:
         return
     monkeypatch.chdir(folder)
@@ -47,8 +53,6 @@ def test_examples_run(name: str, thing: Any, folder: Path, monkeypatch: pytest.M
     if "dask." in text:
         pytest.importorskip("dask.array")
         known["dask"] = __import__("dask")
-    if name == "train":
-        pytest.importorskip("torch")
     test = doctest.DocTestParser().get_doctest(text, known, name, None, 0)
     assert test.examples, f"{name} has no example"
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(test)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -172,6 +174,72 @@ def test_an_unknown_option_names_the_nearest(word: str, near: str) -> None:
         tilelab.infer("sample.tif", "superalloy", **{word: 1})
     with pytest.raises(TypeError, match=f"did you mean '{near}'"):
         tilelab.plan("sample.tif", "superalloy", **{word: 1})
+
+
+def test_scores_and_measures_of_arrays_are_those_of_files(drawn: Path, tmp_path: Path) -> None:
+    truth = draw_superalloy((300, 400))[1]
+    tifffile.imwrite(tmp_path / "truth.tif", truth)
+    run = tilelab.infer(drawn / "sample.tif", "superalloy", drawn / "a.ome.zarr", **FAST)
+    one = tilelab.evaluate(run, tmp_path / "truth.tif", objects=True, tolerance=2)
+    other = tilelab.evaluate(run.labels, truth.astype(np.int64), objects=True, tolerance=2)
+    np.testing.assert_array_equal(one.pooled.confusion, other.pooled.confusion)
+    assert repr(one.objects) == repr(other.objects)
+    assert repr(one) == repr(other)
+    assert repr(one).startswith("<Evaluation of 1: mean IoU 0.")
+    with tilelab.measure(run, min_size=20) as of_file, tilelab.measure(run.labels, min_size="20px") as of_array:
+        assert of_file.objects.count == of_array.objects.count > 0
+        assert of_array.classes == run.result.classes
+        np.testing.assert_array_equal(of_file.table()["area_px"], of_array.table()["area_px"])
+    assert run.labels[0, 0] < 3, "who opened it closes it"
+
+
+@pytest.mark.parametrize(
+    ("call", "near"),
+    [
+        (lambda: tilelab.evaluate("a", "b", truth_maps="1:1"), "truth_map"),
+        (lambda: tilelab.measure("a", minsize=1), "min_size"),
+        (lambda: tilelab.export("a", "b.onnx", tiles=64), "tile"),
+    ],
+)
+def test_an_unknown_wish_names_the_nearest(call: Any, near: str) -> None:
+    with pytest.raises(TypeError, match=f"did you mean '{near}'"):
+        call()
+
+
+def test_public_calls_bring_no_torch_and_no_dask_and_rooms_are_called(tmp_path: Path) -> None:
+    code = """
+import sys, tilelab, tilelab.models, tilelab.measure as room
+from tilelab.measure import measure
+from tilelab.models import build_model
+assert room is tilelab.measure and tilelab.measure.measure is measure
+assert "superalloy" in tilelab.models()
+names = [getattr(tilelab, name) for name in tilelab.__all__]
+try:
+    tilelab.measure("missing.tif")
+except tilelab.TilelabError as error:
+    print(error)
+print([name for name in ("torch", "dask", "distributed", "matplotlib", "IPython", "onnx") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "missing.tif" in done.stdout
+
+
+def test_help_of_a_called_room_is_that_of_the_function() -> None:
+    assert list(inspect.signature(tilelab.measure).parameters)[:2] == ["source", "question"]
+    assert list(inspect.signature(tilelab.models).parameters) == []
+
+
+def test_a_recipe_is_a_file_a_name_or_a_dictionary(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training extra not installed")
+    recipe = {"name": "a", "network": {"architecture": "unet"}, "run": {"steps": 4}, "classes": [{"name": "one"}]}
+    with pytest.raises(InputError, match="the recipe: "):
+        tilelab.train(recipe, tmp_path / "out")
+    with pytest.raises(InputError, match="no recipe 'nothing'"):
+        tilelab.train("nothing", tmp_path / "out")
+    with pytest.raises(InputError, match=r"run\.stepz?"):
+        tilelab.train("superalloy", tmp_path / "out", data=tmp_path, changes={"run.stepz": 4})
+    assert recipe["run"] == {"steps": 4}
 
 
 def picture_of(page: str) -> np.ndarray:

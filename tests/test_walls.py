@@ -87,8 +87,8 @@ def test_what_infers_plans_describes_and_scores_brings_nothing_of_training_along
 
 PUBLIC = {
     "tilelab": [
-        "ModelSpec", "Options", "SpecOverrides", "TilelabError", "__version__", "infer", "infer_many", "load_engine",
-        "map_tiles", "open_image", "plan", "read_result",
+        "ModelSpec", "Options", "SpecOverrides", "TilelabError", "__version__", "evaluate", "export", "infer",
+        "infer_many", "load_engine", "map_tiles", "measure", "models", "open_image", "plan", "read_result", "train",
     ],
     "tilelab.io": ["Image", "convert_image", "describe", "open_image"],
     "tilelab.evaluation": [

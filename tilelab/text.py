@@ -77,6 +77,12 @@ def _install_from(origin: dict[str, Any], extra: str) -> str:
     return f'pip install ".[{extra}]" in the folder of tilelab\'s source'
 
 
+def nearest_word(word: str, known: Sequence[str]) -> str:
+    """What to say to one who wrote a word that is not known: the nearest that is, or all of them."""
+    near = get_close_matches(word, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+
+
 def format_bytes(count: float) -> str:
     """``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tilelab.cli import training_run
-from tilelab.cli.training_run import require_torch, run_recipe
+from tilelab.cli.training_run import run_recipe
 
 EXAMPLES = (
     "tilelab pretrain nasa-classification --data classes/",
@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pretrain; prints one line per validation and how to use the best encoder."""
+    from tilelab.training.call import require_torch
+
     require_torch()
     from tilelab.training.pretraining import pretrain
     from tilelab.training.recipe import load_pretraining

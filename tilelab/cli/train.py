@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from tilelab.cli import training_run
-from tilelab.cli.training_run import require_torch, run_recipe
+from tilelab.cli.training_run import run_recipe
 
 EXAMPLES = (
     "tilelab train superalloy-quick --data superalloy/    # a shipped recipe",
@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; prints one line per validation and where the best checkpoint is."""
+    from tilelab.training.call import require_torch
+
     require_torch()
     from tilelab.training.recipe import load_recipe
     from tilelab.training.segmentation import train

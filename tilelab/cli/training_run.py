@@ -8,13 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
-from tilelab.errors import Interrupted, OutputError
-from tilelab.io.storage.claims import Kind, Write, claim
-from tilelab.text import install_hint
 
 if TYPE_CHECKING:
     from tilelab.training.loop import StepReport
@@ -38,66 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.epilog = f"Shipped recipes: {shipped}."
 
 
-def require_torch() -> None:
-    """Refuse where the extra is not installed.
-
-    Raises:
-        OutputError: torch is missing.
-    """
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise OutputError(f"training needs torch: {install_hint('train')}") from None
-
-
 def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[..., Path]) -> Path:
     """Train with `start` (`train` or `pretrain`); returns the file of the best weights.
 
     Raises:
         Interrupted: the user stopped it; what is needed to go on is on disk.
     """
-    from tilelab.training.deviations import tell
-    from tilelab.training.loop import LAST
+    from tilelab.training.call import run_training
 
-    root = args.data or (Path(args.recipe).parent if Path(args.recipe).suffix else Path())
-    output = args.output or Path("runs") / recipe.name
-    claim_training(args.recipe, recipe, root, output)
-    for line in tell(recipe):
-        print(line)
     screen = Screen()
     try:
-        return start(recipe, root, output, restart=args.restart, report=screen.show, note=print)
-    except KeyboardInterrupt:
-        rest = "the same command resumes it" if (output / LAST).exists() else "nothing was saved yet"
-        raise Interrupted(f"training stopped; {rest}") from None
+        return run_training(
+            start, recipe, args.recipe, data=args.data, out=args.output, restart=args.restart,
+            report=screen.show, note=print,
+        )  # fmt: skip
     finally:
         screen.stop()
-
-
-def claim_training(name: str, recipe: BaseRecipe, root: Path, output: Path) -> None:
-    """Refuse an output folder in which something that is read, or another's file, would be overwritten.
-
-    Raises:
-        OutputError: it names both.
-    """
-    document = msgspec.to_builtins(recipe)
-    network = document["network"]
-    data = [document.get(part) or {} for part in ("train", "validation", "data")]
-    named = [part.get(key) for part in data for key in ("images", "masks", "train", "validation")]
-    reads = {
-        "the recipe": name,
-        "network.weights": root / network["weights"] if network["weights"] else None,
-        "network.checkpoint": root / network["checkpoint"] if network.get("checkpoint") else None,
-        "the data": [root / path.partition("*")[0] for path in named if path],
-    }
-    writes = [Write(output, "-o", "into")]
-    if output.is_dir():
-        from tilelab.training.log import CSV, CURVES
-
-        weights = "encoder.safetensors" if "encoder" in network else "best.safetensors"
-        files: dict[str, Kind] = {CSV: "text", CURVES: "png", weights: "model", "last.safetensors": "model"}
-        writes += [Write(output / file, "-o", kind) for file, kind in files.items()]
-    claim(reads, writes)
 
 
 class Screen:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import crop
 from tilelab.io.images.view import AsLabels, SourceImage
+from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.result import Result, find_loss, read_result
 from tilelab.spec import ClassInfo
 
@@ -38,7 +41,9 @@ class Labels:
         result: the OME-Zarr result they belong to, or None.
     """
 
-    def __init__(self, path: Path, image: Image, mapping: LabelMap | None, *, result: Result | None = None) -> None:
+    def __init__(
+        self, path: Path, image: Image, mapping: LabelMap | None, *, result: Result | None = None, theirs: bool = False
+    ) -> None:
         axes = image.axes.replace("c", "") if image.rgb else image.axes
         if len(axes) not in (2, 3) or "c" in axes:
             raise InputError(
@@ -46,6 +51,7 @@ class Labels:
             )
         self.path = path
         self._image = image
+        self._theirs = theirs  # who opened it closes it
         self._lead = 3 - len(axes)
         boolean = isinstance(image, SourceImage) and image.source.dtype == bool
         # masks of true and false were once read as 0 and 255, and maps written for that stay good
@@ -115,7 +121,8 @@ class Labels:
 
     def close(self) -> None:
         """Release files."""
-        self._image.close()
+        if not self._theirs:
+            self._image.close()
 
     def _stored(self, box: Box) -> tuple[Array, ...]:
         """A region as it is stored: one plane of values, or three of colours."""
@@ -148,13 +155,13 @@ def _as_indices(stored: Array) -> UInt8:
 
 
 def open_labels(
-    path: str | Path,
+    path: Any,
     mapping: LabelMap | None = None,
     axes: str | None = None,
     allow_outside: bool = False,
     series: str | None = None,
 ) -> Labels:
-    """Open the labels in a result of `tilelab infer`, or in any image that `open_image` reads.
+    """Open the labels in a result of `tilelab infer`, or in any image or array that `open_image` takes.
 
     The stored values are the classes, those behind a palette included, unless `mapping` says otherwise; true is 1.
     `axes` are those of the image as it is stored, where it does not say.
@@ -162,6 +169,12 @@ def open_labels(
     Raises:
         InputError: there are none, the result has lost files, or the image is in colours and `mapping` names none.
     """
+    wanted: AsLabels = "colors" if mapping is not None and mapping.colors else "indices"
+    if not isinstance(path, str | os.PathLike):
+        given = open_image(path, axes=axes, series=series, as_labels=wanted)
+        labels = Labels(Path(given.uri), given, mapping, theirs=given is path)
+        labels.classes = path.classes or None if isinstance(path, LevelImage) else None
+        return labels
     path = Path(path)
     if path.name.endswith(".partial"):
         raise InputError(f"{path} is an unfinished result: run the same `tilelab infer` again to finish it")
@@ -171,7 +184,6 @@ def open_labels(
         if (loss := find_loss(path)) is not None:
             raise InputError(f"{path} has {loss}: copy it anew, or make it anew with `tilelab infer --restart`")
         return Labels(path, result.labels[0], mapping, result=result)
-    wanted: AsLabels = "colors" if mapping is not None and mapping.colors else "indices"
     image = open_image(path, axes=axes, series=series, as_labels=wanted, allow_outside=allow_outside)
     try:
         labels = Labels(path, image, mapping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tilelab.errors import InputError
 
@@ -28,12 +29,12 @@ _ENDINGS = ("mask", "masks", "label", "labels", "truth", "gt", "annot", "pred", 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction, its truth and, when known, the image that both are of."""
+    """A prediction, its truth and, when known, the image that both are of: paths, in Python also arrays."""
 
     name: str
-    prediction: Path
-    truth: Path
-    image: Path | None = None
+    prediction: Any
+    truth: Any
+    image: Any = None
 
 
 def find_pairs(prediction: Path, truth: Path, image: Path | None = None) -> tuple[list[Pair], list[str]]:

@@ -95,7 +95,7 @@ class PairScores:
     isbi: IsbiScores | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """Scores of several pairs, and of all their pixels together.
 
@@ -127,6 +127,11 @@ class Evaluation:
     def image_mean_iou(self) -> float:
         """Mean over the pairs of each one's mean IoU."""
         return mean_of_present(np.array([pair.scores.mean_iou for pair in self.pairs]))
+
+    def __repr__(self) -> str:
+        each = zip(self.classes, self.pooled.iou.tolist(), strict=True)
+        iou = ", ".join(f"{known.name} {value:.4f}" for known, value in each)
+        return f"<Evaluation of {len(self.pairs)}: mean IoU {self.pooled.mean_iou:.4f} ({iou})>"
 
 
 def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluation:

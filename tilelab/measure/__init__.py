@@ -1,11 +1,12 @@
 """What a segmentation says in numbers: areas and objects; streamed, in units where the pixel size is known.
 
->>> from tilelab.measure import measure
->>> survey = measure("cells.ome.zarr")          # doctest: +SKIP
->>> survey.fractions, survey.table()            # doctest: +SKIP
+>>> with tilelab.measure("sample.ome.zarr", only="secondary precipitate") as survey:
+...     survey.unit, survey.objects.count == len(survey.table()["area_px"])
+('px', True)
 """
 
+from tilelab.measure.call import measure
 from tilelab.measure.reading import Question
-from tilelab.measure.survey import Survey, measure
+from tilelab.measure.survey import Survey
 
 __all__ = ["Question", "Survey", "measure"]

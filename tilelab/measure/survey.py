@@ -34,9 +34,9 @@ from tilelab.spec import ClassInfo, default_colors
 from tilelab.text import size_text
 
 
-@dataclass
+@dataclass(repr=False)
 class Survey:
-    """What was found in one label image.
+    """What was found in one label image; closed by `close` or at the end of a ``with``.
 
     Attributes:
         path: of the labels.
@@ -113,6 +113,17 @@ class Survey:
         origin = () if self.labels.result is None else self.labels.result.info.origin_px
         return ObjectsImage(self.objects, str(self.path), size, origin)
 
+    def __enter__(self) -> Survey:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        each = zip(self.classes, self.fractions, strict=False)
+        shares = ", ".join(f"{known.name} {one.share:.2%}" for known, one in each)
+        return f"<Survey of {self.path}: {self.objects.count:,} objects; {shares}>"
+
     def close(self) -> None:
         """Release files, and what the table is made of."""
         self.objects.close()
@@ -122,7 +133,7 @@ class Survey:
 
 
 def measure(
-    source: str | Path,
+    source: Any,
     question: Question | None = None,
     *,
     image: Any = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tilelab.engines.base import Engine
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.io.images.region import Region
+from tilelab.text import nearest_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +123,27 @@ def with_words(options: Options, said: dict[str, Any]) -> Options:
         name = _OF_MODEL.get(word, word)
         if word not in ours and name not in of_model:
             known = sorted(ours | of_model | set(_OF_MODEL))
-            near = get_close_matches(word, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise TypeError(f"there is no option {word!r}: {hint}")
+            raise TypeError(f"there is no option {word!r}: {nearest_word(word, known)}")
         if isinstance(value, list):
             value = tuple(value)
         elif name in _PER_AXIS and isinstance(value, int | float) and not (name == "overlap" and 0 < value < 1):
             value = (value,)
         (run if word in ours else model)[name] = value
     return replace(options, **run, model=replace(options.model, **model))
+
+
+def model_words(said: dict[str, Any]) -> SpecOverrides:
+    """What was said of a model by name, where there is no image that ``axes`` and ``pixel_size_nm`` could be of.
+
+    Raises:
+        TypeError: nothing has such a name.
+    """
+    known = [one.name for one in fields(SpecOverrides)]
+    for word in said:
+        if word not in known:
+            raise TypeError(f"there is nothing to say of a model by {word!r}: {nearest_word(word, known)}")
+    of_image = {of_model: word for word, of_model in _OF_MODEL.items()}
+    return with_words(Options(), {of_image.get(word, word): value for word, value in said.items()}).model
 
 
 def load(model: str | Path | Callable[[Any], Any], options: Options) -> Engine:

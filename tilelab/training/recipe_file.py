@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,15 +45,24 @@ def read_recipe(name: str, overrides: list[str] | None, kind: type[T], command: 
         if name not in every:
             raise RecipeError(f"no recipe {name!r}: give a .toml file or one of {', '.join(shipped_recipes(command))}")
         path = every[name]
-    table = _read(path)
+    return parse_recipe(_read(path), overrides or [], kind, command, f"recipe {path}")
+
+
+def parse_recipe(table: dict[str, Any], overrides: list[str], kind: type[T], command: str, said: str) -> T:
+    """Make a recipe of its table; `said` names it in messages, the rest is as for `read_recipe`.
+
+    Raises:
+        RecipeError: it is for another command, an unknown key, an impossible value.
+    """
     if _command_of(table) != command:
-        raise RecipeError(f"recipe {path} is one for `tilelab {_command_of(table)}`, not for `tilelab {command}`")
-    for override in overrides or []:
+        raise RecipeError(f"{said} is one for `tilelab {_command_of(table)}`, not for `tilelab {command}`")
+    table = deepcopy(table)
+    for override in overrides:
         _override(table, override)
     try:
         return msgspec.convert(table, type=kind)
     except (msgspec.ValidationError, ValueError) as error:
-        raise RecipeError(f"recipe {path}: {explain_recipe(error, kind)}") from error
+        raise RecipeError(f"{said}: {explain_recipe(error, kind)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
