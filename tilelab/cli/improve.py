@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tilelab.cli.run_arguments import parse_range
 from tilelab.cli.screen import say
-from tilelab.cli.training_run import Screen, require_torch
+from tilelab.cli.training_run import Screen
 from tilelab.errors import InputError, Interrupted
 from tilelab.io.storage.claims import Write, claim
 
@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Improve a model and say what was gained and what was checked."""
+    from tilelab.training.call import require_torch
+
     require_torch()
     from tilelab.exporting.improved import improve_model
     from tilelab.training.improve import Effort
