@@ -276,3 +276,10 @@ def test_real_micrographs(tmp_path: Path, real_data: Path) -> None:
         assert after.pixel_size_nm == (50, 4, 4)
         box = Box((3, 100, 50), (7, 400, 512))
         np.testing.assert_array_equal(before.read(box), after.read(box))
+
+
+def test_a_bucket_is_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="convert writes to disk alone"):
+        convert_image(np.zeros((8, 8), np.uint8), "s3://lab/a.ome.zarr")
+    assert names(tmp_path) == []

@@ -33,6 +33,7 @@ from tilelab.io.results.tiff import write_tiff
 from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
 from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.local_path import LocalPath
+from tilelab.io.storage.place import remote_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.metadata import find_node
 from tilelab.io.zarr.sharded_array import output_error
@@ -86,6 +87,10 @@ def convert_image(
             or the disk is full or unwritable.
     """
     began = time.perf_counter()
+    if remote_place(destination) is not None:
+        raise OutputError(
+            f"{destination}: convert writes to disk alone: give a path here, and copy it there afterwards"
+        )
     path = LocalPath(destination)
     to_tiff = path.suffix.lower() in _TIFF_SUFFIXES
     if not to_tiff and path.suffix.lower() not in (".zarr", _PRECOMPUTED):
