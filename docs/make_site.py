@@ -15,7 +15,8 @@ from reference import pages
 
 ROOT = Path(__file__).parents[1]
 COPIED = """README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE
-    docs/**/*.md docs/**/*.png docs/**/*.jpg examples/* packaging/**/* benchmarks/results/**/*.md benchmarks/results/**/*.png"""
+    docs/**/*.md docs/**/*.png docs/**/*.jpg examples/* packaging/**/*
+    benchmarks/results/**/*.md benchmarks/results/**/*.png"""
 CONTENTS = {
     "Tutorials": "docs/tutorials/microscopist docs/tutorials/connectomics docs/tutorials/method",
     "How to": """docs/images docs/models docs/running docs/measure docs/viewers docs/correct docs/python docs/engines
