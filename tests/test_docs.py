@@ -47,6 +47,7 @@ NOT_RUN = {
     ("*", "tilelab doctor --engine*"): "needs a GPU",
     ("*", "tilelab export * --precision int8*"): "takes minutes; tests/test_export.py runs it",
     ("*", "tilelab export * -o *.zip *"): "tests/test_bioimage_out.py runs it",
+    ("*", "tilelab improve *"): "trains for minutes; tests/test_improve.py runs it",
     ("*", "tilelab *.parquet*"): "pyarrow",
     ("docs/correct.md", "tilelab *"): "learns for minutes; tests/test_improve.py runs it",
     ("docs/measure.md", "tilelab attribute *"): "needs a checkpoint; tests/test_attribution.py trains one",
@@ -85,7 +86,7 @@ def reason_not_to_run(page: str, command: str) -> str | None:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages name, drawn: images, masks, models, results."""
     folder = tmp_path_factory.mktemp("drawn")
-    for name, shape in (("big", (300, 400)), ("mosaic", (200, 260)), ("sample", (256, 256))):
+    for name, shape in (("big", (300, 400)), ("new", (300, 300)), ("mosaic", (200, 260)), ("sample", (256, 256))):
         write_superalloy(folder / f"{name}.tif", folder / f"{name}-truth.tif", shape)
     shutil.copy(folder / "big-truth.tif", folder / "truth.tif")
     for name in ("micrographs", "stack", "IMAGES", "train/images", "train/masks", "val/images", "val/masks"):
