@@ -17,8 +17,10 @@ import tifffile
 
 from tilelab.cli import command_parser, main
 from tilelab.cli.completion import SHELLS
+from tilelab.cli.found import area_text
 from tilelab.cli.json_output import name_json
 from tilelab.cli.main import COMMANDS, EXAMPLES, build_parser, parser_of
+from tilelab.cli.pace import Pace
 from tilelab.text import did_you_mean
 
 
@@ -48,7 +50,7 @@ def test_every_page_begins_with_examples_that_parse(command: str) -> None:
         assert words[:2] == ["tilelab", command]
         build_parser(command).parse_args(words[1:])
     page = parser.format_help()
-    assert page.index("examples:") < page.index("usage:") < page.index("tells" if command == "-" else "more of each")
+    assert page.index("examples:") < page.index("usage:")
 
 
 def test_the_first_page_names_every_command_and_its_examples_parse() -> None:
@@ -166,14 +168,18 @@ def test_behind_two_dashes_words_are_left_alone() -> None:
         ("info a.tif --json", "info a.tif --json=-"),
         ("info --json out.json a.tif", "info --json=out.json a.tif"),
         ("eval p t --json scores.txt", "eval p t --json=scores.txt"),
+        ("eval p t --json old.txt", "eval p t --json=old.txt"),
         ("eval --json here t", "eval --json=- here t"),
+        ("measure --json a.png", "measure --json=- a.png"),
         ("doctor --json", "doctor --json=-"),
         ("bench --json B.JSON", "bench --json=B.JSON"),
     ],
 )
 def test_json_takes_a_file_by_its_name(words: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("here").touch()
+    Path("here").mkdir()
+    for name in ("a.png", "old.txt"):
+        Path(name).touch()
     assert name_json(words.split()) == meant.split()
 
 
@@ -243,3 +249,70 @@ def test_bash_completes(line: str, found: set[str], tmp_path: Path) -> None:
     )  # fmt: skip
     assert set(done.stdout.split()) >= found - {"--overlap"}
     assert all(word.startswith(words[-1]) for word in done.stdout.split())
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    pace = Pace("segmenting", clock)
+    pace.begin(100)
+    for second in range(1, 301):
+        clock.now = second
+        pace.show(100 + second, 400, "3 MP/s")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "tilelab: segmenting 28%, 3 MP/s, about 5 min left"  # early, as it will be long
+    assert len(lines) == 5
+    assert lines[-1].startswith("tilelab: segmenting 88%, 3 MP/s, about 50 s left")
+
+
+def test_nothing_is_said_of_what_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    pace = Pace("measuring", clock)
+    for second in range(60):
+        clock.now = second
+        pace.show(second, 59)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_end_of_a_run_says_what_was_found_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = np.zeros((64, 100), np.uint8)
+    values[:16] = 255  # a quarter: the greater of two constant logits is that of class 1
+    np.save("a.npy", values)
+    words = ["infer", "a.npy", "-m", "identity:2", "--pixel-size", "500", "--tile", "32", "--overlap", "8"]
+    code, _, said = said_by(*words, "--overview", "look.png")
+    assert code == 0, said
+    rows = said.splitlines()
+    assert any(re.match(r"  found +\S+ .*%  .* (µm²|um2)$", row) for row in rows)
+    shares = [float(found) for found in re.findall(r" ([\d.]+)%  ", said)]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    areas = [float(found.replace(",", "")) for found in re.findall(r"%  ([\d.,]+) (?:µm²|um2)", said)]
+    assert sum(areas) == pytest.approx(64 * 100 * 0.25, rel=0.01)
+    assert [row.split()[0] for row in rows[-3:]] == ["result", "picture", "to"]
+    assert "tilelab view a.identity-2.ome.zarr" in rows[-1]
+    out = said_by(*words, "-o", "a.png")[2]
+    assert "found" in out  # what a file was made of is counted before it goes
+    assert "tilelab view" not in out
+
+
+@pytest.mark.parametrize(
+    ("value", "axes", "text"),
+    [
+        (12.0, 2, "12 nm"),
+        (5e6, 2, "5 µm"),
+        (1.5e12, 2, "1.5 mm"),
+        (3.2e8, 2, "320 µm"),
+        (4e9, 3, "4 µm"),
+        (0.0, 2, "0 nm"),
+    ],
+)
+def test_areas_in_the_unit_that_suits(value: float, axes: int, text: str) -> None:
+    assert area_text(value, axes).replace("um", "µm").rstrip("²³23") == text.rstrip("²³23")

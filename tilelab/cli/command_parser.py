@@ -65,7 +65,7 @@ class CommandParser(argparse.ArgumentParser):
         """The page: what it does, examples, how it is called, options; one line for each unless `full`."""
         formatter: Any = self._get_formatter()
         formatter.full = full
-        parts = [f"{self.prog}: {self.description}\n", _section("examples", [*self.examples])]
+        parts = [f"{self.prog}: {self.description}\n", _section("examples", _aligned(self.examples))]
         parts += [_section(title, _table(commands)) for title, commands in self.commands.items()]
         parts += [f"usage: {self._call()}\n"]
         if not self.commands:
@@ -78,7 +78,7 @@ class CommandParser(argparse.ArgumentParser):
         parts += [_filled(self.epilog if full else self.epilog.strip().partition("\n\n")[0])] if self.epilog else []
         if self.commands:
             parts += ["`tilelab COMMAND --help` tells of one of them, `tilelab help COMMAND` more.\n"]
-        elif not full:
+        elif not full and self._says_more():
             parts += [f"`tilelab help {self.prog.partition(' ')[2]}` says more of each.\n"]
         return "\n".join(part for part in parts if part)
 
@@ -93,7 +93,12 @@ class CommandParser(argparse.ArgumentParser):
                 words.append({"+": f"{name}...", "?": f"[{name}]"}.get(str(action.nargs), name))
             elif action.required:
                 words.append(f"{min(action.option_strings, key=len)} {action.metavar}")
-        return " ".join([*words, "[options]"])
+        free = any(action.option_strings and action.help != argparse.SUPPRESS for action in self._actions)
+        return " ".join([*words, "[options]"] if free else words)
+
+    def _says_more(self) -> bool:
+        """Whether full help has more than the short one."""
+        return "\n\n" in (self.epilog or "").strip() or any("\n" in (action.help or "") for action in self._actions)
 
     def print_help(self, file: Any = None, *, full: bool = False) -> None:
         """Print the page, in colours on a terminal that has them."""
@@ -203,6 +208,13 @@ def _filled(text: str) -> str:
         inner = "   " if line.startswith("  ") else ""
         lines += textwrap.wrap(line, terminal_width(), subsequent_indent=inner, break_on_hyphens=False) or [""]
     return "\n".join([*lines, ""])
+
+
+def _aligned(examples: Sequence[str]) -> list[str]:
+    """Command lines with their comments below each other."""
+    parts = [line.partition("  # ") for line in examples]
+    column = max((len(command.rstrip()) for command, mark, _ in parts if mark), default=0)
+    return [f"{command.rstrip():<{column}}   # {said}" if mark else command for command, mark, said in parts]
 
 
 def _section(title: str, lines: Sequence[str]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
 from tilelab.cli.many import Notes, are_many
+from tilelab.cli.pace import follow
 from tilelab.cli.run_arguments import (
     AXES_HELP,
     LEVEL_HELP,
@@ -35,7 +34,7 @@ _FORMATS = ("ome.zarr", "ome.tif")
 
 EXAMPLES = (
     "tilelab convert big.tif big.ome.zarr",
-    "tilelab convert em.h5::/raw raw.ome.tif         # pyramidal TIFF, for QuPath",
+    "tilelab convert em.h5::/raw raw.ome.tif    # for QuPath",
     "tilelab convert labels.tif cells.precomputed --labels",
     "tilelab convert micrographs/ converted/ --format ome.tif    # many",
 )
@@ -111,7 +110,7 @@ def _convert(args: argparse.Namespace, source: str, destination: str, note: Call
         labels=args.labels,
         strict=args.strict,
         overwrite=args.overwrite,
-        progress=None if args.quiet or not sys.stderr.isatty() else _show_progress(),
+        progress=None if args.quiet else follow("converting"),
         note=note,
     )
 
@@ -158,19 +157,3 @@ def _say_done(done: dict[str, Any]) -> None:
         f"{done['path']}: {done['format']}, {size} {done['dtype']}, {done['levels']} levels, "
         f"{format_bytes(done['bytes'])}, {done['seconds']:.1f} s"
     )
-
-
-def _show_progress() -> Callable[[int, int], None]:
-    """One line that is written over, a few times a second."""
-    began = shown = time.perf_counter()
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.perf_counter()
-        if now - shown > 0.2 or done == total:
-            shown = now
-            speed = done / 1e6 / max(1e-9, now - began)
-            end = "\n" if done == total else ""
-            print(f"\rconverting {done / total:4.0%}, {speed:.0f} MP/s", end=end, file=sys.stderr, flush=True)
-
-    return show

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilelab.cli.found import Found, where_to_look
 from tilelab.cli.many import FORMATS, ManyBar, Notes, are_many, one_stack, say_end
 from tilelab.cli.run_arguments import add_image_and_model, add_run_arguments, options_from_args, parse_count
 from tilelab.cli.screen import ProgressBar, duration, say, summary
@@ -96,6 +97,7 @@ def _infer_one(args: argparse.Namespace, options: Options, page: GrowingPage | N
     from tilelab.run.infer import infer
 
     bar: Progress = Silent() if args.quiet else ProgressBar()
+    found = Found()
     done = infer(
         args.image,
         args.model,
@@ -106,11 +108,13 @@ def _infer_one(args: argparse.Namespace, options: Options, page: GrowingPage | N
         page=args.page,
         progress=bar if page is None else page.wrap(bar),
         note=say,
+        finished=None if args.quiet else found.look,
     )
+    look = where_to_look(str(done.path), args.overview, args.page)
     if done.already_finished:
         say(f"{done.path} is already finished; --restart makes it anew")
     elif not args.quiet:
-        print(summary(done.report), file=sys.stderr)
+        print(summary(done.report, found.rows(done.report) | look), file=sys.stderr)
     if args.report is not None and not done.already_finished:
         write_text(Path(args.report), json.dumps(done.report, indent=1) + "\n")
     if page is not None:

@@ -11,6 +11,7 @@ from tilelab.machine.disk import write_text
 SCREEN = "-"
 _NAMES_FILE = ("attribute", "eval", "measure")
 """Commands whose file may have any name, as it could before `--json` was one thing everywhere."""
+_IMAGES = (".tif", ".tiff", ".png", ".npy", ".h5", ".hdf5", ".mrc", ".jpg", ".jpeg", ".bmp", ".zarr")
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "it") -> None:
@@ -51,8 +52,15 @@ def name_json(words: list[str]) -> list[str]:
             break
         if word == "--json":
             following = words[at + 1] if at + 1 < len(words) else ""
-            old = words[0] in _NAMES_FILE and bool(following) and not following.startswith("-")
-            if following.lower().endswith(".json") or (old and not os.path.lexists(following)):
+            named = following.lower().endswith(".json") or (words[0] in _NAMES_FILE and _is_old_name(following))
+            if named:
                 return [*words[:at], f"--json={following}", *words[at + 2 :]]
             return [*words[:at], f"--json={SCREEN}", *words[at + 1 :]]
     return words
+
+
+def _is_old_name(word: str) -> bool:
+    """Whether a word names a file to write: not an option, nor an image or result that is there."""
+    if not word or word.startswith("-"):
+        return False
+    return not os.path.lexists(word) or (os.path.isfile(word) and not word.lower().endswith(_IMAGES))  # noqa: PTH113

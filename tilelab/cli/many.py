@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from tilelab.cli.pace import Pace
 from tilelab.cli.screen import duration, say
 from tilelab.cli.terminal import drawn
 from tilelab.errors import InputError, OutputError
@@ -98,13 +99,19 @@ class Notes:
 
 
 class ManyBar:
-    """Images done, failed, MP/s and time left, on a terminal; implements `tilelab.run.progress.Progress`."""
+    """Images done, failed, MP/s and time left: a bar on a terminal, a line a minute anywhere else.
+
+    Implements `tilelab.run.progress.Progress`.
+    """
 
     def __init__(self, total: int) -> None:
         self._pixels = 0.0
         self._per_tile: dict[int, float] = {}
         self._failed = 0
         self._began = time.perf_counter()
+        self._total, self._ended = total, 0
+        self._pace = Pace("segmenting")
+        self._pace.begin()
         self._bar: Bar | None = None
         if not sys.stderr.isatty():
             return
@@ -135,10 +142,13 @@ class ManyBar:
         self._failed += bool(outcome.error)
         if outcome.run is not None and not outcome.run.already_finished:
             self._pixels += outcome.run.report["megapixels"]
+        self._ended += 1
+        failed = f", {self._failed} failed" if self._failed else ""
+        said = f"{self._pixels / max(1e-9, time.perf_counter() - self._began):.2f} MP/s{failed}"
         if self._bar is not None:
-            speed = self._pixels / max(1e-9, time.perf_counter() - self._began)
-            failed = f", {self._failed} failed" if self._failed else ""
-            self._bar.update(self._task, advance=1, said=f"{speed:.2f} MP/s{failed}")
+            self._bar.update(self._task, advance=1, said=said)
+        else:
+            self._pace.show(self._ended, self._total, f"{self._ended} of {self._total} images, {said}")
 
     def close(self) -> None:
         """Leave the bar as it is."""

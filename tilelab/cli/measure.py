@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tilelab.assumptions import check_strict
 from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE
+from tilelab.cli.pace import follow
 from tilelab.cli.run_arguments import AXES_HELP, PIXEL_SIZE_HELP, SERIES_HELP, parse_count, parse_sizes
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
@@ -165,7 +166,7 @@ def _measure_all(
 
     said: set[str] = set()
     for name, path in labels.items():
-        chosen = {"image": images.get(name), "progress": _progress(), "client": client}
+        chosen = {"image": images.get(name), "progress": follow("measuring"), "client": client}
         try:
             survey = measure(path, question, **chosen)
         except InputError as error:
@@ -289,14 +290,3 @@ def _claim(args: argparse.Namespace, *, many: bool) -> None:
             Write(args.pictures, "--pictures", "into"),
         ],
     )
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    """One line that is written over, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        print(f"\rmeasuring {done / total:4.0%}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show

@@ -16,8 +16,12 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     training_run.add_arguments(parser, "pretrain")
-    parser.add_argument("--method", choices=("classification", "moco"), help="by classes, one folder each, or without "
-                        "labels by momentum contrast (default: the recipe's)")  # fmt: skip
+    parser.add_argument(
+        "--method",
+        choices=("classification", "moco"),
+        metavar="KIND",
+        help="classification, or moco: without labels\nclasses are folders; momentum contrast (the recipe's)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

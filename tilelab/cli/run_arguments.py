@@ -62,7 +62,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--uncertainty", nargs="?", const="entropy", choices=KINDS, metavar="KIND", help="a map of it: entropy, "
         "symmetries or models (entropy)\nsymmetries: what eight turned and mirrored tiles disagree about; models: "
         "those of --model A,B")  # fmt: skip
-    add("--with-image", action="store_true", help="a copy of the image in the OME-Zarr, below the labels")
+    add("--with-image", action="store_true", help="a copy of the image in the OME-Zarr, too\nbelow the labels")
     add("--no-labels", action="store_true", help="no class labels")
     add = parser.add_argument_group("how it runs").add_argument
     add("--device", default="auto", metavar="D", help="cpu, cuda:0; many: cpu*2, cuda:0,1, all (auto)")

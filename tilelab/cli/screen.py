@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tilelab.assumptions import Assumption
-from tilelab.cli.terminal import drawn, one_line
+from tilelab.cli.pace import Pace
+from tilelab.cli.pace import duration as duration
+from tilelab.cli.pace import say as say
+from tilelab.cli.terminal import drawn
 from tilelab.text import format_bytes, size_text
 
 if TYPE_CHECKING:
@@ -19,13 +22,8 @@ if TYPE_CHECKING:
     from tilelab.run.plan.plan import Plan
 
 
-def say(line: str) -> None:
-    """One line for the user."""
-    print(f"tilelab: {one_line(line)}", file=sys.stderr)
-
-
 class ProgressBar:
-    """Per cent, MP/s and time left, on a terminal; nothing anywhere else."""
+    """Per cent, MP/s and time left: a bar on a terminal, a line a minute anywhere else."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None
@@ -33,16 +31,22 @@ class ProgressBar:
         self._per_tile = 0.0
         self._tiles = 0
         self._began = 0.0
+        self._pace: Pace | None = None
+        self._total = self._before = 0
 
     def start(self, plan: Plan, tiles_done: int) -> None:
         """Draw the bar."""
+        self._per_tile = plan.pixels / plan.tiles / 1e6
+        self._began = time.perf_counter()
+        self._total, self._before = plan.tiles, tiles_done
+        self._pace = Pace("segmenting")
+        self._pace.begin(tiles_done)
         if not sys.stderr.isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        self._per_tile = plan.pixels / plan.tiles / 1e6
         self._bar = Progress(
             TextColumn("segmenting"),
             BarColumn(bar_width=None),
@@ -55,15 +59,16 @@ class ProgressBar:
             refresh_per_second=4,
         )
         self._task = self._bar.add_task("", total=plan.tiles, completed=tiles_done, speed="")
-        self._began = time.perf_counter()
         self._bar.start()
 
     def advance(self, tiles: int) -> None:
         """Move on."""
+        self._tiles += tiles
+        speed = f"{self._tiles * self._per_tile / max(1e-9, time.perf_counter() - self._began):.2f} MP/s"
         if self._bar is not None:
-            self._tiles += tiles
-            speed = self._tiles * self._per_tile / max(1e-9, time.perf_counter() - self._began)
-            self._bar.update(self._task, advance=tiles, speed=f"{speed:.2f} MP/s")
+            self._bar.update(self._task, advance=tiles, speed=speed)
+        elif self._pace is not None:
+            self._pace.show(self._before + self._tiles, self._total, speed)
 
     def stop(self) -> None:
         """Leave the bar as it is."""
@@ -73,11 +78,12 @@ class ProgressBar:
 
 
 class BuildBar:
-    """TensorRT's progress, on a terminal: its phases, one after the other."""
+    """TensorRT's progress, phase after phase: a bar each on a terminal, a line a minute anywhere else."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
+        self._paces: dict[str, Pace] = {}
 
     def __enter__(self) -> BuildBar:
         return self
@@ -89,6 +95,7 @@ class BuildBar:
     def show(self, phase: str, done: int, total: int) -> None:
         """Draw how far `phase` is."""
         if not sys.stderr.isatty():
+            self._paces.setdefault(phase, Pace(f"building, {phase}")).show(done, total)
             return
         if self._bar is None:
             from rich.console import Console
@@ -101,8 +108,8 @@ class BuildBar:
         self._bar.update(self._tasks[phase], completed=done, total=total)
 
 
-def summary(report: dict[str, Any]) -> str:
-    """A short table of a finished run, plain text."""
+def summary(report: dict[str, Any], ending: Mapping[str, str] | None = None) -> str:
+    """A short table of a finished run, plain text; `ending` are its last rows."""
     seconds, engine, tiles = report["seconds"], report["engine"], report["tiles"]
     waits = ", ".join(f"{name} {seconds[f'waited_for_{name}']:.1f} s" for name in ("read", "blend", "write"))
     skipped = f", {tiles['skipped']} blank or masked" if tiles["skipped"] else ""
@@ -121,10 +128,15 @@ def summary(report: dict[str, Any]) -> str:
         memory = report["memory"]
         above = format_bytes(max(0, memory["peak"] - memory["before"]))
         rows["memory"] = f"peak {format_bytes(memory['peak'])}, {above} above the loaded engine"
-    rows["result"] = report["output"]
     rows |= assumption_rows(report["assumptions"])
-    width = max(map(len, rows))
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+    rows |= {"result": report["output"]} if ending is None else ending
+    width = max(len(name.rstrip()) for name in rows)
+    return "\n".join(f"  {_unlike(name):<{width}}  {value}" for name, value in rows.items())
+
+
+def _unlike(name: str) -> str:
+    """The name of a row; one that is that of the row above with spaces behind is left blank."""
+    return "" if name != name.rstrip() else name
 
 
 def assumption_rows(assumptions: Iterable[Assumption | dict[str, str]]) -> dict[str, str]:
@@ -135,12 +147,3 @@ def assumption_rows(assumptions: Iterable[Assumption | dict[str, str]]) -> dict[
 
 def _size(extent: list[int]) -> str:
     return str(extent[0]) if len(set(extent)) == 1 else size_text(extent)
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tilelab.cli.pace import Pace
 from tilelab.cli.terminal import drawn
 from tilelab.cli.trust_words import TRUST_HELP
 
@@ -45,18 +47,19 @@ def run_recipe(args: argparse.Namespace, recipe: BaseRecipe, start: Callable[...
     try:
         return run_training(
             start, recipe, args.recipe, data=args.data, out=args.output, restart=args.restart,
-            report=screen.show, note=print,
+            report=screen.show, note=partial(print, flush=True),
         )  # fmt: skip
     finally:
         screen.stop()
 
 
 class Screen:
-    """One line per validation on stdout; on a terminal, a bar with the loss and the time left below them."""
+    """One line per validation on stdout; below them a bar on a terminal, a line a minute anywhere else."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
+        self._pace = Pace("training")
 
     def show(self, progress: StepReport) -> None:
         """Move on."""
@@ -64,6 +67,8 @@ class Screen:
             self._start(progress)
         if self._bar is not None:
             self._bar.update(self._task, completed=progress.step, loss=f"loss {progress.loss:.4f}")
+        if not sys.stderr.isatty():
+            self._pace.show(progress.step, progress.steps, f"loss {progress.loss:.4f}")
         if progress.scores is not None:
             line = f"step {progress.step}/{progress.steps}  rate {progress.rate:.2e}  {progress.summary}"
             if self._bar is not None and sys.stdout.isatty():

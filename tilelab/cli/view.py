@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (any that is free)")
     add("--state", metavar="FILE.json", help="begin with a view that was saved")
     add("--save-state", metavar="FILE.json", help="save the view when it is left\nposition, layers, colours")
-    group = parser.add_argument_group("before the run: what is looked at is segmented, and `infer` does the rest")
+    group = parser.add_argument_group("before the run: what is looked at is segmented")
     model = group.add_argument
     model("--model", "-m", metavar="M", help="segment the image where it is looked at")
     model("-o", "--out", metavar="OUT", help="the result that grows: NAME.ome.zarr (as infer)")

@@ -64,6 +64,7 @@ def infer(
     page: str | Path | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    finished: Callable[[Prepared, Place], None] | None = None,
     **words: Any,
 ) -> Run:
     """Segment an image of any size; returns the path of the result and the report.
@@ -79,6 +80,7 @@ def infer(
         page: HTML file to write: picture, areas, times, what was assumed, all in one.
         progress: told how far the run is.
         note: called with one line for each thing the user should know.
+        finished: called with the job and the OME-Zarr of its result before that becomes a file, or where it was.
         words: options by their names, and what there is to say of the model: ``tile=512, mean=128, std=33``; see
             `Options` and `SpecOverrides`.
 
@@ -108,6 +110,7 @@ def infer(
             progress=progress,
             note=note,
             crew=crew,
+            finished=finished,
             began=began,
         )
 

@@ -72,10 +72,14 @@ class Classification:
                 self.channels, len(self.names), encoder=recipe.network.encoder, dropout=recipe.network.dropout
             )
 
+    @property
+    def about(self) -> str:
+        """Classes and images, in words."""
+        sets = f"{len(self.images.images)} images to train on, {len(self.validation.images)} to validate on"
+        return f"{len(self.names)} classes, {sets}"
+
     def begin(self, note: Note) -> EncoderHeader:
         """Load what the recipe begins with."""
-        sets = f"{len(self.images.images)} images to train on, {len(self.validation.images)} to validate on"
-        note(f"{len(self.names)} classes, {sets}")
         weights = self.recipe.network.weights
         if weights:
             file = find_weights(weights, self.recipe.network.encoder, self.root)

@@ -62,10 +62,14 @@ class Contrastive:
                 temperature=moco.temperature,
             )
 
+    @property
+    def about(self) -> str:
+        """The images, in words."""
+        sets = f"{len(self.images.images)} to train on, {len(self.validation.images)} to validate on"
+        return f"images without labels: {sets}"
+
     def begin(self, note: Note) -> EncoderHeader:
         """Load what the recipe begins with."""
-        sets = f"{len(self.images.images)} to train on, {len(self.validation.images)} to validate on"
-        note(f"images without labels: {sets}")
         weights = self.recipe.network.weights
         if weights:
             file = find_weights(weights, self.recipe.network.encoder, self.root)

@@ -94,6 +94,11 @@ class Task(Protocol[H]):
         ...
 
     @property
+    def about(self) -> str:
+        """Classes and images, in words."""
+        ...
+
+    @property
     def header(self) -> type[H]:
         """What a checkpoint says beside its tensors."""
         ...
@@ -163,6 +168,18 @@ def run_task(
         return output / task.best
 
 
+def _size_of(network: nn.Module) -> str:
+    count = sum(p.numel() for p in network.parameters())
+    return f"{count / 1e6:.2f} M" if count >= 10_000 else str(count)
+
+
+def _device_text(device: str) -> str:
+    """A GPU by its name; of CPUs, how many threads."""
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
 class Trainer(Generic[H]):
     """One training: its task, network and optimiser, and the loop over them."""
 
@@ -176,6 +193,8 @@ class Trainer(Generic[H]):
             task.resume(found.header)
             self.network.load_state_dict(found.part("model"))
             note(f"continuing after step {found.header.step}")
+        if group.first:
+            note(f"{task.about}; {_size_of(self.network)} parameters on {_device_text(group.device)}")
         self.network.to(group.device)
         cast("Any", self.network).to(memory_format=torch.channels_last)  # not in the types of torch before 2.14
         self.parallel = group.wrap(self.network)

@@ -97,6 +97,8 @@ class Segmentation:
         options = {**recipe.network.options, "trust": trust}
         self.network = initialise(recipe.seed, recipe.network.architecture, self.channels, recipe.outputs, **options)
         self.draw = self.sampler.crop
+        sets = f"{len(pairs)} images to train on, {len(self.validation)} to validate on"
+        self.about = f"{len(self.names)} classes ({', '.join(self.names)}), {sets}"
 
     def begin(self, note: Note) -> Header:
         """Say what was guessed; load the weights to begin with where the recipe names some; describe the model."""

@@ -72,15 +72,15 @@ def row_of(name: str, image: str, report: dict[str, Any], areas: dict[str, float
     )
 
 
-def measure_areas(result: Result) -> dict[str, float]:
-    """The share of the pixels of each class, 0 to 1; nothing where there are no labels.
+def measure_areas(result: Result, at: int = 0) -> dict[str, float]:
+    """The share of the pixels of each class at level `at`, 0 to 1; nothing where there are no labels.
 
     Raises:
         InputError: a file of the result is corrupt.
     """
     if not result.labels:
         return {}
-    level, classes = result.labels[0], result.info.classes
+    level, classes = result.labels[at], result.info.classes
     counts = np.zeros(256, np.int64)
     shape, steps = level.shape, (*(1 for _ in level.shape[:-2]), *level.chunks[-2:])
     for corner in np.ndindex(*(-(-n // step) for n, step in zip(shape, steps, strict=True))):

@@ -28,6 +28,7 @@ from tilelab.run.prepare import Prepared
 from tilelab.run.progress import Progress
 from tilelab.run.sweep.job import Stalls
 from tilelab.spec import ModelSpec, parse_precision
+from tilelab.text import install_hint
 
 REPORT_SECONDS = 0.5
 REPORTS_PER_SECOND = 200  # of all workers together: what a client and a scheduler take in passing
@@ -139,6 +140,8 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         note(f"{len(addresses)} workers {'on this machine' if local else f'of {fitted.scheduler}'}")
         if (link := dashboard_link(client)) is not None:
             note(f"dashboard: {link}")
+        elif local:
+            note(f"no dashboard, bokeh is not installed: {install_hint('cluster')}")
         try:
             account, unfit = _load_everywhere(client, addresses, model, fitted)
         except OSError as error:
