@@ -143,7 +143,11 @@ def test_the_new_model_is_offered(monkeypatch, tmp_path):
     from tilelab.view.further import Progress
 
     app = QApplication.instance() or QApplication([])
-    monkeypatch.setattr(napari, "train_further", lambda *_: iter([Progress("step 1 of 2", 0.5)]))
+
+    def pretend(*_):
+        yield Progress("step 1 of 2", 0.5)
+
+    monkeypatch.setattr(napari, "train_further", pretend)
     form = napari.further_widget()
     form["new_model"].value = "mine.onnx"
     form["train_further"].clicked.emit(True)

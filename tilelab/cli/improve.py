@@ -27,9 +27,9 @@ home with them, on images with the texture that it remembers of its training. Th
 ones and of those that were learned; a model that is worse on any of these images is not written.
 """
 EXAMPLES = (
-    "tilelab review new.ome.zarr                 # where to correct",
     "tilelab improve superalloy --corrections corrections -o mine.onnx",
-    "tilelab infer new.tif -m mine.onnx -o better.ome.zarr",
+    "tilelab improve mine.onnx --corrections more --home good/ -o better.onnx",
+    "tilelab improve net.onnx --corrections fiji --labels 0:ignore,1:0,2:1",
 )
 
 
