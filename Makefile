@@ -66,11 +66,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.made
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.made
-	$(PIP) --editable ".[cpu,train,cluster,test]"
+	$(PIP) --editable ".[cpu,train,cluster,test,docs]"
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.check: pyproject.toml | $(VENV)/.test
-	$(PIP) --editable ".[cpu,train,cluster,test,check]"
+	$(PIP) --editable ".[cpu,train,cluster,test,docs,check]"
 	@touch $@
 
 $(VENV)/.site: pyproject.toml | $(VENV)/.made
