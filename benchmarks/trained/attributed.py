@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.trained.plain_measures import pixel_sizes, read_mask
+from benchmarks.trained.results import UNSHOWN
 from tilelab.evaluation.pairs import list_files
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
@@ -17,8 +18,6 @@ from tilelab.training.checkpoint import load_checkpoint, load_network
 
 CLASSES = {"membrane": ("membrane", 4.0)}
 """Of a set, the class that is asked about and its pixel size in nm; of others the last class, size by its folder."""
-UNSHOWN = ("membrane",)
-"""Sets whose images may be used, but not shown."""
 SIDE, PIXELS = 128, 4
 
 _ABOUT = (

@@ -31,7 +31,7 @@ from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
 from tilelab.exporting.write import Request
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
-from tilelab.machine.disk import MARK, move_whole
+from tilelab.machine.disk import MARK, move_whole, remove_entry
 from tilelab.sample import draw_superalloy
 from tilelab.spec import ModelSpec
 from tilelab.training.recipe import Recipe, load_recipe
@@ -117,7 +117,7 @@ def build_bundle(
         proof = _quantise(plain, quick, material, report)
         files = [plain] if proof is None else [plain, quick.with_suffix(".bin"), quick]
         for stale in (folder / quick.name, folder / quick.with_suffix(".bin").name):
-            stale.unlink(missing_ok=True)
+            remove_entry(stale)
         for file in files:
             move_whole(file, folder / file.name)
     card = folder / f"{name}.md"

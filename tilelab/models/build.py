@@ -13,7 +13,7 @@ from torch import nn
 
 from tilelab.errors import ModelError
 from tilelab.models.casenet import CaseNet
-from tilelab.models.encoders import check_encoder, nearest, reason
+from tilelab.models.encoders import check_encoder, drop_unused_stages, nearest, reason
 from tilelab.models.emnet import EmNet
 from tilelab.models.mitonet import MitoNet
 from tilelab.models.oneformer import OneFormer
@@ -146,6 +146,7 @@ def _build_decoder(
         raise ModelError(f"{name} cannot be built: {reason(error)}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} cannot be built: segmentation_models_pytorch returned {type(network).__name__}")
+    drop_unused_stages(getattr(network, "encoder", None))
     return network
 
 

@@ -41,7 +41,16 @@ def build_encoder(name: str, channels: int, *, depth: int, output_stride: int) -
         raise ModelError(f"encoder {name} cannot be built with a stride of {output_stride}: {reason(error)}") from error
     if depth < 5 and hasattr(encoder, "layer4"):  # a ResNet keeps the stages that it does not use
         del encoder.layer4
+    drop_unused_stages(encoder)
     return encoder
+
+
+def drop_unused_stages(encoder: Any) -> None:
+    """Remove the stages of an EfficientNet of timm that lie below its deepest output: timm computes them for nothing."""
+    body = getattr(encoder, "model", None)
+    blocks, taken = getattr(body, "blocks", None), getattr(body, "_stage_out_idx", None)
+    if isinstance(blocks, nn.Sequential) and isinstance(taken, dict):
+        del blocks[max(taken) :]  # an output is counted after its stage, the stem being the first
 
 
 def check_encoder(name: str) -> None:

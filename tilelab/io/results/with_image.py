@@ -18,7 +18,7 @@ from tilelab.io.results.image_pyramid import write_pyramid
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.sharded_array import output_error, replace_file
-from tilelab.machine.disk import flush_tree
+from tilelab.machine.disk import flush_tree, give_name
 
 IMAGE = "image"
 _UNFINISHED = ".image"
@@ -44,7 +44,7 @@ def add_image(result: Place, image: Image) -> bool:
         write_pyramid(image, whole, ome["multiscales"][0]["name"])
         told = parse_json((whole / "zarr.json").read_bytes())["attributes"]["ome"]
         flush_tree(Path(str(whole)))
-        Path(str(whole)).rename(str(result / IMAGE))
+        give_name(Path(str(whole)), Path(str(result / IMAGE)))
         (scales,) = told["multiscales"]
         for dataset in scales["datasets"]:
             dataset["path"] = f"{IMAGE}/{dataset['path']}"
