@@ -33,7 +33,7 @@ SHARES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2)
 """Of the new weights in the mean."""
 _ENOUGH = 0.95  # of the gain: no more of the new weights than for this
 _LEAST_GAIN = 0.02  # of mean IoU on what it learned from: less is not worth the risk
-_KEEPING = 8.0  # weight of what it is held to, against what it learns
+_KEEPING = 4.0  # weight of what it is held to, against what it learns
 _LOSS = (LossTerm("cross-entropy"), LossTerm("dice"))
 _TRIED = 3  # steps after which it is known what one takes
 _PLAIN = Augmentation()
