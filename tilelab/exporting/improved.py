@@ -27,6 +27,7 @@ from tilelab.machine.disk import work_folder
 from tilelab.run.kind.home import distance, knows, look
 from tilelab.run.normalize import normalization_constants
 from tilelab.spec import ModelSpec, Normalization
+from tilelab.text import install_hint
 
 _SIDE = 512  # pixels of a drawn micrograph
 _DRAWN, _REMINDERS = 6, 16  # that it is held to; half as many judge it
@@ -108,7 +109,7 @@ def improve_model(
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise EngineError("improving a model needs torch: pip install 'tilelab[train]'") from None
+        raise EngineError(f"improving a model needs torch: {install_hint('train')}") from None
     from tilelab.models.graph import GraphNetwork
     from tilelab.training.corrections import open_corrections
     from tilelab.training.engine import TorchEngine

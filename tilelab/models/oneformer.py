@@ -14,6 +14,7 @@ from torch import nn
 from tilelab.errors import ModelError
 from tilelab.models.attention import enlarge
 from tilelab.models.smp import import_smp
+from tilelab.text import install_hint
 
 STRIDE = 32
 _LEAST = 1e-4
@@ -52,7 +53,7 @@ class OneFormer(nn.Module):
         try:
             import transformers
         except ModuleNotFoundError as error:
-            raise ModelError("oneformer needs the library transformers: install tilelab[transformers]") from error
+            raise ModelError(f"oneformer needs the library transformers: {install_hint('transformers')}") from error
         library: Any = transformers
         features, depths, heads, window = _SWIN[size]
         encoder = library.SwinConfig(
