@@ -13,6 +13,7 @@ from tilelab.models import build_model  # noqa: E402
 from tilelab.models.build import count_parameters  # noqa: E402
 from tilelab.models.emnet import Rectifier  # noqa: E402
 from tilelab.models.heads import Heads  # noqa: E402
+from tilelab.models.measure import macs_per_pixel  # noqa: E402
 from tilelab.training import losses  # noqa: E402
 from tilelab.training.sections import IGNORE  # noqa: E402
 
@@ -44,6 +45,7 @@ def test_every_weight_learns_and_sizes_stay(name: str) -> None:
         out = network.eval()(torch.randn(1, 1, 64, 128))
     assert out.shape == (1, 3, 64, 128)
     assert bool(out.isfinite().all())
+    assert macs_per_pixel(network, 1, 64) > 100  # which training asks of every network
 
 
 @pytest.mark.parametrize("name", PAPERS)

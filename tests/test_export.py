@@ -286,3 +286,23 @@ def test_the_bundled_superalloy_model_keeps_its_promise(real_data: Path) -> None
         scores = validate(engine, pairs)
         assert scores["mean_iou"] >= 0.85
         assert scores["mean_iou"] == pytest.approx(spec.training["validation"]["mean_iou"], abs=0.005)
+
+
+def test_a_question_whether_all_is_true_is_exported(tmp_path: Path) -> None:
+    """The exporter has no words for it; OneFormer asks."""
+
+    class Asking(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            positive = torch.ops.aten._is_all_true(x > 0)
+            return torch.cat([x, x * 2, x + torch.where(positive, 1.0, 5.0)], dim=1)
+
+    file = tmp_path / "asking.onnx"
+    spec = msgspec.structs.replace(SPEC, tile_fixed=True, tile_min=None, tile=(16, 16), overlap=(4, 4))
+    write_onnx(Asking().eval(), spec, file)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for value, added in ((1.0, 1.0), (-1.0, 5.0)):
+        x = np.ones((1, 1, 16, 16), np.float32)
+        x[0, 0, 3, 3] = value
+        assert session.run(None, {"input": x})[0][0, 2, 0, 0] == 1 + added

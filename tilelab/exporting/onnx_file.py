@@ -56,6 +56,7 @@ def write_onnx(network: nn.Module, spec: ModelSpec, path: Path) -> None:
                 dynamic_shapes=(shapes,),
                 opset_version=OPSET,
                 verbose=False,
+                custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
             )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(f"{spec.architecture} cannot be exported: {_first_line(error)}") from error
@@ -69,6 +70,13 @@ def write_onnx(network: nn.Module, spec: ModelSpec, path: Path) -> None:
     entry.key, entry.value = METADATA_KEY, spec.to_json()
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _all_true(values: Any) -> Any:
+    """Whether all of a boolean tensor is true, which torch's exporter has no words for (OneFormer asks it)."""
+    from onnxscript import opset18
+
+    return opset18.Cast(opset18.ReduceMin(opset18.Cast(values, to=6), keepdims=0), to=9)
 
 
 def strip_traces(model: Any) -> None:

@@ -117,7 +117,7 @@ class SegVit(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor | Heads:
         """``(B, channels, H, W)`` to logits ``(B, outputs, H, W)``; H and W are multiples of 16."""
         size, count = (x.shape[2], x.shape[3]), self.queries.shape[1]
-        queries = self.queries.expand(x.shape[0], -1, -1)
+        queries = self.queries.repeat(x.shape[0], 1, 1)
         masks: list[torch.Tensor] = []
         for seen, enter, attend in zip(
             reversed(self.encoder(x, self.layers)), self.enter, self.attend, strict=True
