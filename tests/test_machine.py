@@ -323,7 +323,7 @@ def test_what_a_machine_does_is_one_line(
     def fail(_: object) -> int:
         raise error
 
-    module = SimpleNamespace(add_arguments=lambda _: None, run=fail)
+    module = SimpleNamespace(add_arguments=lambda _: None, run=fail, EXAMPLES=())
     monkeypatch.setattr(main_module, "import_module", lambda _: module)
     monkeypatch.setattr(main_module, "ignore_interrupts", lambda: None)
     assert main(["doctor"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
@@ -336,7 +336,9 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     def fail(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(main_module, "import_module", lambda _: SimpleNamespace(add_arguments=lambda _: None, run=fail))
+    monkeypatch.setattr(
+        main_module, "import_module", lambda _: SimpleNamespace(add_arguments=lambda _: None, run=fail, EXAMPLES=())
+    )
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
     assert explain_stop(ZeroDivisionError()) is None

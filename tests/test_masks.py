@@ -327,7 +327,7 @@ def test_different_pixel_sizes_are_said(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--json", "."], "would overwrite PRED"),
+        (["--markdown", "."], "would overwrite PRED"),
         (["--json", "s", "--markdown", "./s"], "are one place"),
         (["--pictures", "m.png"], "would overwrite PRED"),
         (["--pictures", "m.png/sub"], "m.png is no folder"),

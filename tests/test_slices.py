@@ -163,7 +163,7 @@ def test_one_of_several_series_can_be_named(tmp_path: Path, monkeypatch: pytest.
         open_image(tmp_path / "stack")
     monkeypatch.chdir(tmp_path)
     run = infer("stack/a_*.tif", "identity")
-    assert (str(run.path), run.report["shape"]) == ("a.ome.zarr", [3, 40, 50])
+    assert (str(run.path), run.report["shape"]) == ("a.identity.ome.zarr", [3, 40, 50])
     with pytest.raises(InputError, match=r"names no file: .*stack holds 6 others"):
         open_image("stack/c_*.tif")
 

@@ -129,14 +129,14 @@ def build_bundle(
 def _round(
     path: Path, source: CheckpointSource | OnnxSource, material: Material, report: Callable[[str], None]
 ) -> None:
-    """Round the weights of `path`, so that a wheel holds it in half the bytes, and prove that it stays what it was."""
+    """Round the weights of `path`, so that a wheel holds it in less bytes, where it stays what it was."""
+    whole = path.read_bytes()
     round_weights(path)
     parity = check_parity(Reference(source.reference, material.samples), path, engine="onnxruntime", precision="fp32")
     report(f"weights rounded to 11 bits: {parity}")
     if not parity.changed <= MOST_ROUNDED:
-        raise ParityError(
-            f"weights rounded to 11 bits change {parity.changed:.2e} of the labels, at most {MOST_ROUNDED}"
-        )
+        path.write_bytes(whole)
+        report(f"they stay whole: at most {MOST_ROUNDED} of the labels may change")
 
 
 def _quantise(plain: Path, quick: Path, material: Material, report: Callable[[str], None]) -> Exported | None:
