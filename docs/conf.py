@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; `docs/site.py` calls it."""
+"""How Sphinx builds the site; `docs/make_site.py` calls it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def stage(source: Path) -> None:
     """Lay out what Sphinx reads."""
     for pattern in COPIED.split():
         for path in ROOT.glob(pattern):
-            if path.is_file() and not {"short", "long", "toy"} & set(path.parts):  # which are of this machine alone
+            if path.is_file() and not {"short", "long", "toy"} & set(
+                path.relative_to(ROOT).parts
+            ):  # which are of this machine alone
                 (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, source / path.relative_to(ROOT))
     for name, text in pages().items():

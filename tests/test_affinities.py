@@ -129,6 +129,12 @@ def test_the_command_measures_cells_that_touch(tmp_path: Path, capsys: pytest.Ca
         assert told in capsys.readouterr().err
 
 
+def test_nothing_is_cut_where_nothing_is() -> None:
+    image = open_image(np.ones((len(OFFSETS), 20, 20), np.float32), axes="cyx")
+    cut = Cut(ArrayPlanes(np.zeros((20, 20), np.uint8)), image, OFFSETS, tile=16, halo=4)
+    assert not cut.read(Box((0, 0, 0), (1, 20, 20))).any()
+
+
 def test_what_cannot_be_cut_is_said() -> None:
     image = open_image(np.zeros((1, 20, 20), np.float32), axes="cyx")
     with pytest.raises(InputError, match="one step"):

@@ -11,9 +11,11 @@ from result_files import make_result
 from tiny_models import make_spec, save_conv, save_unet
 
 import tilelab
+from tilelab.engines.registry import read_spec
 from tilelab.errors import ModelError
 from tilelab.io.results.result import Result, read_result
 from tilelab.measure.doubt import find_doubt
+from tilelab.run.plan.choice import exact_overlap
 from tilelab.spec import Normalization
 
 IMAGE = np.random.default_rng(5).integers(0, 256, (152, 172)).astype(np.uint8)
@@ -46,6 +48,29 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def entropy(p: Any) -> Any:
     return -(p * np.log2(np.maximum(p, 1e-9))).sum(axis=0)
+
+
+def test_exact_is_exact_with_a_map_of_uncertainty_too(drawn_field: str, tmp_path: Path) -> None:
+    """Such a description has two outputs, for which tiles are not chosen: the overlap is."""
+    words = WORDS | {"tile": None, "overlap": None, "exact": True, "uncertainty": "entropy"}
+    done = tilelab.infer(IMAGE, drawn_field, tmp_path / "exact.ome.zarr", **words)
+    spec = read_spec(drawn_field)
+    assert spec is not None
+    assert min(done.report["overlap"]) >= exact_overlap(spec) > max(spec.overlap)
+
+
+@pytest.fixture
+def drawn_field(tmp_path: Path) -> str:
+    """A network that says how far it sees, of a free size."""
+    spec = make_spec((64, 64), classes=3, stride=4, receptive_field=44, tile_fixed=False, tile_min=(32, 32))
+    return str(save_unet(tmp_path / "free.onnx", ("h", "w"), classes=3, spec=spec))
+
+
+def test_names_of_ensembles_are_their_own() -> None:
+    from tilelab.run.target import model_name
+
+    assert model_name("m/a.onnx,m/b.onnx") == "a+b"
+    assert model_name("m/b.onnx") == "b"
 
 
 def test_an_ensemble_has_the_mean_of_the_probabilities(models: tuple[str, str], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tilelab.io.images.volume import Volume
 from tilelab.models.graph import GraphNetwork
 from tilelab.run.kind.home import TEXTURE, describe_texture, distance, look
 from tilelab.sample import draw_superalloy
+from tilelab.spec import Normalization
 from tilelab.training.corrections import open_corrections
 from tilelab.training.engine import TorchEngine
 from tilelab.training.improve import _choose
@@ -253,7 +254,34 @@ def test_a_model_improves_and_tells_how(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"corrections: mean IoU {before:.4f} -> {after:.4f}" in said.err
     assert spec.name == "new"
     assert main(command) == 2
-    assert "--force" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--force" in said
+    assert "step " not in said  # before anything is learned
+
+
+@pytest.mark.parametrize("names", [("img_2024_01_15.tif", "img_2024_01_16.tif")])
+def test_a_date_in_a_name_makes_no_crops_of_one_micrograph(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Whole micrographs have statistics of their own, whatever their names."""
+    from tilelab.training.corrections import open_corrections
+
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        for i, name in enumerate(names):
+            pixels = (
+                np.full((300, 300), 50 + 100 * i, np.uint8) if folder == "images" else np.zeros((300, 300), np.uint8)
+            )
+            pixels[:9] += folder == "images"
+            tifffile.imwrite(tmp_path / folder / name, pixels)
+    spec = make_spec((32, 32), stride=4, normalization=Normalization(kind="mean-std"))
+    means = [found.mean for found in open_corrections(tmp_path, spec).normalizations]
+    assert means[0] != means[1]
+
+
+def test_a_judge_sees_the_few_outlines_of_a_large_micrograph() -> None:
+    from tilelab.training.judge import _places, _spread
+
+    assert {y for y, _ in _places((232, 192), 192)} == {0, 40}
+    assert len(_spread(_places((2048, 2048), 192), 10)) == 10
 
 
 def test_home_has_its_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

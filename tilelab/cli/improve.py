@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tilelab.cli.run_arguments import parse_range
 from tilelab.cli.screen import say
 from tilelab.cli.training_run import Screen
-from tilelab.errors import InputError, Interrupted
+from tilelab.errors import InputError
 from tilelab.io.storage.claims import Write, claim
 
 if TYPE_CHECKING:
@@ -85,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
             say=say,
             report=screen.show,
         )
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; nothing was written") from None
     finally:
         screen.stop()
     learned = done.learned

@@ -35,7 +35,7 @@ GROUPS = {
     },
     "models of your own": {
         "train": "train a model from a recipe",
-        "pretrain": "train an encoder on images in one folder per class",
+        "pretrain": "train an encoder on images, with labels or without",
         "improve": "learn from corrections, keep what was known",
         "export": "turn a checkpoint into a fast file that is checked",
         "describe": "write what a network needs to know into its file",

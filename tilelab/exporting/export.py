@@ -91,7 +91,7 @@ def export_model(
     place, request = place or Place(), request or Request()
     if isinstance(source, Path):
         source = open_network(source)
-    kind = _check_output(source, output, force)
+    kind = check_output(source, output, force)
     held = _check_precision(source, output, kind, precision, request)
     if place.free_size and kind.fixed:
         raise ModelError(f"{output.suffix} files have their size fixed: leave --free-size out")
@@ -140,7 +140,7 @@ def _home(
         engine.close()
 
 
-def _check_output(source: CheckpointSource | OnnxSource, output: Path, force: bool) -> Format:
+def check_output(source: CheckpointSource | OnnxSource, output: Path, force: bool) -> Format:
     """The format of `output`; raises `OutputError` where it may not be written."""
     kind = FORMATS.get(output.suffix)
     if kind is None:

@@ -15,9 +15,9 @@ from tilelab.engines.base import Engine
 from tilelab.engines.files.onnx import embed_spec
 from tilelab.engines.registry import read_model
 from tilelab.errors import EngineError, ModelError
-from tilelab.exporting.export import Exported, export_model
+from tilelab.exporting.export import Exported, check_output, export_model
 from tilelab.exporting.home import widen_home
-from tilelab.exporting.parity import Sample
+from tilelab.exporting.parity import Reference, Sample, compare
 from tilelab.exporting.samples import drawn_sample, find_images
 from tilelab.exporting.source import OnnxSource
 from tilelab.geometry import Box
@@ -32,6 +32,7 @@ from tilelab.text import install_hint
 _SIDE = 512  # pixels of a drawn micrograph
 _DRAWN, _REMINDERS = 6, 16  # that it is held to; half as many judge it
 _SEED = 20_000  # of what is drawn
+_ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
 _TOLERANCE = 0.002  # of mean IoU with a truth: less is chance
 _TOLD = 0.003  # of the answers that it was sure of; real images of home lost as much mean IoU then
@@ -129,7 +130,9 @@ def improve_model(
             f"{model} sees several slices at once, corrections are planes: only 2-D models learn from them"
         )
     ending = spec.activation if spec.outputs[0].kind == "probabilities" else ""
+    check_output(source, output, force)
     network = GraphNetwork(file.path, ending).eval()
+    _check_alike(source, TorchEngine(network, spec))
     corrected = open_corrections(corrections, spec, labels=labels, black_white=black_white)
     for line in corrected.notes:
         say(line)
@@ -158,6 +161,15 @@ def improve_model(
         images = samples[:_PLACES] or [drawn_sample(spec)]
         done = export_model(made, output, images, seams=spec.seams is None, force=force, report=say)
     return Handed(done, learned)
+
+
+def _check_alike(source: OnnxSource, engine: Engine) -> None:
+    """Refuse a torch network that answers otherwise than the file it was read from."""
+    parity = compare(Reference(source.reference, [drawn_sample(source.spec)]), engine, precision="fp32")
+    if not parity.changed <= _ALIKE:
+        raise ModelError(
+            f"{source.path} cannot learn: as a torch network it gives {parity.changed:.1%} of the labels otherwise"
+        )
 
 
 def _describe(spec: ModelSpec, output: Path, learned: Any, digest: str, count: int, before: str) -> ModelSpec:

@@ -68,6 +68,8 @@ class Cut:
     def read(self, box: Box) -> Int64:
         """Region (z, y, x)."""
         classes = self._labels.read(box)
+        if not len(self._parents):  # nothing anywhere
+            return np.zeros(classes.shape, np.int64)
         values = np.zeros(classes.shape[1:], np.int64)
         ends = zip(box.start[1:], box.stop[1:], strict=True)
         for at in product(*(range(a // self._tile, -(-b // self._tile)) for a, b in ends)):

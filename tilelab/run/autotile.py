@@ -210,7 +210,7 @@ def _exactly(options: Options, spec: ModelSpec) -> Options:
     """
     overlap = exact_overlap(spec)
     given = replace(options.model, window="crop")
-    tile = options.model.tile or (spec.tile if spec.tile_fixed else None)
+    tile = options.model.tile or (None if is_free(spec) else spec.tile)
     return replace(options, model=given if tile is None else replace(given, overlap=(overlap,)))
 
 

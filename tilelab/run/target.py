@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tilelab.engines.registry import members_of
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.result import find_loss
@@ -66,6 +67,8 @@ def begun_before(target: Place, model: object) -> Place | None:
 
 def model_name(model: object) -> str:
     """What a model is called in the names of results: its file without suffix; a function's or an engine's own name."""
+    if len(several := members_of(model)) > 1:
+        return "+".join(map(model_name, several))[:60]
     if isinstance(model, str | Path):
         words = str(model).partition("?")[0].partition("#")[0].replace("\\", "/").rstrip("/").split("/")
         name = PurePosixPath(words[-1]).stem

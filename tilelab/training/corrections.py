@@ -24,6 +24,7 @@ from tilelab.training.sections import IGNORE, Data
 
 _PLACE = re.compile(r"_\d+_\d+_\d+$")
 """What `tilelab.view.corrections` puts behind the name of the micrograph that a crop is of."""
+_CROP_PX = 256  # the longest side of such a crop
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _normalizations(
     own = spec.normalization
     crops: dict[str, list[MaskedPlane]] = {}
     for plane in planes:
-        crops.setdefault(_PLACE.sub("", plane.name), []).append(plane)
+        crops.setdefault(_micrograph(plane), []).append(plane)
     found: dict[str, Normalization] = {}
     for name, those in crops.items():
         if own.kind == "constants" and black_white is None:
@@ -139,4 +140,11 @@ def _normalizations(
         mean, gain, _ = normalization_constants(Volume(whole), known, spec.channels, black_white)
         stated: dict[str, tuple[float, ...]] = {"mean": tuple(mean.tolist()), "std": tuple((1 / gain).tolist())}
         found[name] = msgspec.structs.replace(known, kind="constants", dtype=str(whole.dtype), **stated)
-    return [found[_PLACE.sub("", plane.name)] for plane in planes]
+    return [found[_micrograph(plane)] for plane in planes]
+
+
+def _micrograph(plane: MaskedPlane) -> str:
+    """The micrograph that a crop is of; what is no crop of the plug-in's (a date may end a name, too) is its own."""
+    if max(plane.shape) > _CROP_PX:
+        return plane.name
+    return f"{_PLACE.sub('', plane.name)} {plane.image.dtype} {Volume(plane.image).channels}"

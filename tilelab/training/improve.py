@@ -172,7 +172,7 @@ def _choose(
             "it must keep (--home), or correct more; nothing was written"
         )
     gain = max(abroad.after - abroad.before for _, abroad, _ in allowed)
-    if gain < _LEAST_GAIN:
+    if not gain >= _LEAST_GAIN:
         worse = "without being worse on what it knew " if len(allowed) < len(found) else ""
         raise ModelError(
             f"{spec.name} does not get better on the corrections {worse}(mean IoU {found[0][1].before:.4f}): "

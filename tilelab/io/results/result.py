@@ -123,7 +123,7 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Result:
     """A segmentation, opened for reading.
 
