@@ -20,7 +20,8 @@ from tilelab.errors import InputError, ModelError, ResumeError  # noqa: E402
 from tilelab.models import build_model  # noqa: E402
 from tilelab.models.encoders import load_encoder_weights  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint, read_checkpoint  # noqa: E402
-from tilelab.training.classification import ENCODER, Classification, EncoderHeader  # noqa: E402
+from tilelab.training.classification import Classification  # noqa: E402
+from tilelab.training.encoder_task import ENCODER, EncoderHeader  # noqa: E402
 from tilelab.training.folders import find_classes, split_images  # noqa: E402
 from tilelab.training.loop import LAST  # noqa: E402
 from tilelab.training.pretraining import pretrain  # noqa: E402

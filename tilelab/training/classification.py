@@ -5,65 +5,38 @@ What is kept is the encoder alone, under its own names, for ``[network] weights`
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from tilelab.errors import InputError, ResumeError
+from tilelab.errors import InputError
 from tilelab.models.classifier import Classifier
-from tilelab.models.encoders import find_weights, load_encoder_weights
-from tilelab.spec import Normalization
 from tilelab.training.augment import draw_scale
-from tilelab.training.checkpoint import Checkpoint, State, save_checkpoint
+from tilelab.training.checkpoint import Checkpoint, save_checkpoint
 from tilelab.training.crops import CropSource, Example, Square, fit_start
-from tilelab.training.folders import Library, open_some, split_images
-from tilelab.training.loop import Note
-from tilelab.training.pairs import measure_normalization
-from tilelab.training.recipe import Pretraining, RecipeError
+from tilelab.training.encoder_task import EncoderHeader, EncoderTask
+from tilelab.training.folders import split_images
+from tilelab.training.recipe import Pretraining
 from tilelab.training.sections import Augmentation
 
-ENCODER = "encoder.safetensors"
-
 _PLAIN = Augmentation(flips=False)
-_STRIDE = 32
 
 
-class EncoderHeader(State, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a file of encoder weights, or a pre-training's last checkpoint, says beside its tensors.
-
-    classes        that it was taught to tell apart
-    normalization  of its input: a decoder's should bring intensities to the same range
-    trained_on     folder, number of classes and images, digest of the images' names and sizes
-    """
-
-    recipe: Pretraining
-    classes: tuple[str, ...]
-    normalization: Normalization
-    trained_on: dict[str, Any] = msgspec.field(default_factory=dict)
-
-
-class Classification:
+class Classification(EncoderTask):
     """The task of `pretrain`; see `tilelab.training.loop.Task`."""
 
-    best = ENCODER
-    header = EncoderHeader
+    network: Classifier
 
     def __init__(self, recipe: Pretraining, root: Path):
-        self.recipe, self.root = recipe, root
-        self.channels, self.batch = recipe.network.channels, recipe.sampling.batch
-        if recipe.sampling.crop % _STRIDE:
-            raise RecipeError(f"sampling.crop of {recipe.sampling.crop} px is not a multiple of {_STRIDE}")
+        super().__init__(recipe, root)
+        self.channels = recipe.network.channels
         self.names, train, held_back = split_images(recipe.data, root, recipe.classes, recipe.seed)
         self.columns = ("accuracy", "balanced_accuracy", "validation_loss", *(f"recall {n}" for n in self.names))
-        self.normalization = recipe.normalization or measure_normalization(open_some(train))
-        self.images = Library(train, self.normalization, self.channels)
-        self.validation = Library(held_back, self.normalization, self.channels)
+        self._open(train, held_back)
         labels = np.array([image.label for image in train])
         self._of_class = [np.flatnonzero(labels == k) for k in range(len(self.names))]
         with torch.random.fork_rng(devices=[]):
@@ -77,40 +50,6 @@ class Classification:
         """Classes and images, in words."""
         sets = f"{len(self.images.images)} images to train on, {len(self.validation.images)} to validate on"
         return f"{len(self.names)} classes, {sets}"
-
-    def begin(self, note: Note) -> EncoderHeader:
-        """Load what the recipe begins with."""
-        weights = self.recipe.network.weights
-        if weights:
-            file = find_weights(weights, self.recipe.network.encoder, self.root)
-            note(f"{weights}: {load_encoder_weights(self.network, file)}")
-        return EncoderHeader(
-            recipe=self.recipe,
-            classes=tuple(self.names),
-            normalization=self.normalization,
-            trained_on=self._trained_on(),
-        )
-
-    def resume(self, header: EncoderHeader) -> None:
-        """Refuse to go on with other images than before."""
-        if header.trained_on and header.trained_on != self._trained_on():
-            raise ResumeError(
-                "the images to train on are not those that this training began with: put them back, give another "
-                "output, or --restart"
-            )
-
-    def _trained_on(self) -> dict[str, Any]:
-        """What the images are, by their names and sizes; there may be too many to read."""
-        listed = hashlib.sha256()
-        for image in self.images.images:
-            size = image.path.stat().st_size
-            listed.update(f"{self.names[image.label]}/{image.path.name} {size}\n".encode())
-        return {
-            "folder": self.root.resolve().name,
-            "classes": len(self.names),
-            "images": len(self.images.images),
-            "digest": f"sha256:{listed.hexdigest()}",
-        }
 
     def draw(self, step: int, index: int) -> Example:
         """A crop of an image: float32 ``(C, crop, crop)`` and the class, int64 ``()``."""

@@ -5,7 +5,6 @@ What is kept is the encoder alone, as by `tilelab.training.classification`.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,33 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tilelab.errors import InputError, ResumeError
-from tilelab.models.encoders import find_weights, load_encoder_weights
+from tilelab.errors import InputError
+from tilelab.models.encoders import WeightsReport, load_encoder_weights
 from tilelab.models.moco import MoCo
 from tilelab.training.augment import draw_scale
 from tilelab.training.checkpoint import Checkpoint, save_checkpoint
-from tilelab.training.classification import ENCODER, EncoderHeader
 from tilelab.training.crops import CropSource, Example, Square, fit_start
-from tilelab.training.folders import Library, find_unlabelled, open_some
-from tilelab.training.loop import Note
-from tilelab.training.pairs import measure_normalization
-from tilelab.training.recipe import Pretraining, RecipeError
+from tilelab.training.encoder_task import EncoderHeader, EncoderTask
+from tilelab.training.folders import find_unlabelled
+from tilelab.training.recipe import Pretraining
 
-_STRIDE = 32
 _ROOM = 1.5
 """Side of the place that both views come from, as a multiple of the greater one."""
 _VALIDATED = 256
 """Places that are looked for among each other at most."""
 
 
-class Contrastive:
+class Contrastive(EncoderTask):
     """The task of `pretrain` with ``method = "moco"``; see `tilelab.training.loop.Task`."""
 
-    best = ENCODER
-    header = EncoderHeader
     columns = ("found", "validation_loss")
+    network: MoCo
 
     def __init__(self, recipe: Pretraining, root: Path):
-        self.recipe, self.root = recipe, root
-        self._own, self.batch = recipe.network.channels, recipe.sampling.batch
+        super().__init__(recipe, root)
+        self._own = recipe.network.channels
         self.channels = 2 * self._own  # both views of an example, one after the other
-        if recipe.sampling.crop % _STRIDE:
-            raise RecipeError(f"sampling.crop of {recipe.sampling.crop} px is not a multiple of {_STRIDE}")
-        train, held_back = find_unlabelled(recipe.data, root, recipe.seed)
-        self.normalization = recipe.normalization or measure_normalization(open_some(train))
-        self.images = Library(train, self.normalization, self._own)
-        self.validation = Library(held_back, self.normalization, self._own)
+        self._open(*find_unlabelled(recipe.data, root, recipe.seed))
         moco = recipe.moco
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -68,31 +58,10 @@ class Contrastive:
         sets = f"{len(self.images.images)} to train on, {len(self.validation.images)} to validate on"
         return f"images without labels: {sets}"
 
-    def begin(self, note: Note) -> EncoderHeader:
-        """Load what the recipe begins with."""
-        weights = self.recipe.network.weights
-        if weights:
-            file = find_weights(weights, self.recipe.network.encoder, self.root)
-            note(f"{weights}: {load_encoder_weights(self.network.learner, file)}")
-            self.network.follower.load_state_dict(self.network.learner.state_dict())
-        return EncoderHeader(
-            recipe=self.recipe, classes=(), normalization=self.normalization, trained_on=self._trained_on()
-        )
-
-    def resume(self, header: EncoderHeader) -> None:
-        """Refuse to go on with other images than before."""
-        if header.trained_on and header.trained_on != self._trained_on():
-            raise ResumeError(
-                "the images to train on are not those that this training began with: put them back, give another "
-                "output, or --restart"
-            )
-
-    def _trained_on(self) -> dict[str, Any]:
-        listed = hashlib.sha256()
-        for image in self.images.images:
-            listed.update(f"{image.path.name} {image.path.stat().st_size}\n".encode())
-        digest = f"sha256:{listed.hexdigest()}"
-        return {"folder": self.root.resolve().name, "images": len(self.images.images), "digest": digest}
+    def _load(self, weights: Path) -> WeightsReport:
+        report = load_encoder_weights(self.network.learner, weights)
+        self.network.follower.load_state_dict(self.network.learner.state_dict())
+        return report
 
     def draw(self, step: int, index: int) -> Example:
         """Two views of a place: float32 ``(2 C, crop, crop)``, and the class of what is right, 0."""
