@@ -26,9 +26,9 @@ from tilelab.engines.registry import bundled_models
 from tilelab.errors import InputError, TilelabError
 from tilelab.evaluation.pairs import list_files
 from tilelab.io.images.open import open_image
+from tilelab.measure import measure
 from tilelab.measure.report import Summary
 from tilelab.measure.sharpness import MEASURES, measure_sharpness
-from tilelab.measure.survey import measure
 from tilelab.run.infer import infer
 from tilelab.text import markdown_table
 

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if truth is not None:
         _check_label(spec, found.label)
         samples = list(asked.sample(truth, found.label, args.pixels))
-    area, unit = (1.0, "px2") if size is None else (size[0] * size[1], "nm2")
+    area, unit = _area(size)
     document = _document(found, spec, area, unit, args) | {"kinds": summarise(samples, area, args.share)}
     if not put_json(args.json, json.dumps(document, indent=1)):
         _tell(document, unit)
@@ -230,7 +230,7 @@ def _write(
 
     folder, name = Path(args.pictures), name_of(Path(args.image))
     folder.mkdir(parents=True, exist_ok=True)
-    area, unit = (1.0, "px2") if size is None else (size[0] * size[1], "nm2")
+    area, unit = _area(size)
     title = f"{spec.classes[found.label].name} at {found.at[0]}, {found.at[1]}: S_{args.share:g} = "
     title += f"{found.pixels(args.share) * area:,.5g} {unit}"
     pictures = {"field": draw_field(found, asked.grey, title, size[1] if size else None, args.share)}
@@ -241,6 +241,11 @@ def _write(
         with replacing(path) as temporary:
             picture.save(temporary, "PNG")
         print(path, file=sys.stderr)
+
+
+def _area(size: tuple[float, ...] | None) -> tuple[float, str]:
+    """Of a pixel, and in which unit."""
+    return (1.0, "px2") if size is None else (size[0] * size[1], "nm2")
 
 
 def _place(text: str) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -22,6 +21,7 @@ import numpy as np
 from tilelab.arrays import Float32
 from tilelab.engines.base import BaseEngine, Engine, EngineMemory
 from tilelab.errors import ModelError
+from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
 from tilelab.spec import ModelSpec, Output
 
 Uncertainty = Literal["entropy", "symmetries", "models"]
@@ -109,6 +109,7 @@ class CombinedEngine(BaseEngine):
         digest = hashlib.sha256(f"{digests} {uncertainty}".encode()).hexdigest()
         super().__init__(spec, first.tile, first.batch, digest)
         self._members, self._uncertainty = members, uncertainty
+        self._symmetries = SYMMETRIES if uncertainty == "symmetries" else SYMMETRIES[:1]
         self.name = "+".join(dict.fromkeys(one.name for one in members))
         self.device, self.precision = first.device, first.precision
         self.streams = min(one.streams for one in members)
@@ -124,7 +125,6 @@ class CombinedEngine(BaseEngine):
     def run(self, tiles: Float32, out: Float32) -> None:
         """See `Engine.run`."""
         count = self.spec.class_values
-        views = self._views(tiles)
         logits, one, mean, spread = self._buffers(out, count)
         shared, sure = len(self._members) > 1, None
         if self._uncertainty in ("models", "symmetries"):
@@ -132,15 +132,16 @@ class CombinedEngine(BaseEngine):
         mean[...] = 0
         for member, between in zip(self._members, self._inputs, strict=True):
             logits[...] = 0
-            for turned, turn in views:
+            for symmetry in self._symmetries:
+                turned = np.ascontiguousarray(turn(tiles, *symmetry))
                 member.run(turned if between is None else turned * between[0] + between[1], one)
-                logits += _turned_back(one, turn)
+                logits += turn_back(one, *symmetry)
                 if sure is not None and self._uncertainty == "symmetries":
-                    chances = self._probabilities(_turned_back(one, turn))
+                    chances = self._probabilities(turn_back(one, *symmetry))
                     spread += chances
                     sure += self._entropy(chances)
-            if len(views) > 1:
-                np.multiply(logits, np.float32(1 / len(views)), out=logits)
+            if len(self._symmetries) > 1:
+                np.multiply(logits, np.float32(1 / len(self._symmetries)), out=logits)
             if shared or self._uncertainty:
                 chances = self._probabilities(logits)
                 mean += chances
@@ -152,18 +153,8 @@ class CombinedEngine(BaseEngine):
         if self._uncertainty == "entropy":
             out[:, count] = self._entropy(mean)
         elif sure is not None:
-            said = np.float32(len(self._members) * len(views))
+            said = np.float32(len(self._members) * len(self._symmetries))
             out[:, count] = np.maximum(self._entropy(spread / said) - sure / said, 0)
-
-    def _views(self, tiles: Float32) -> list[tuple[Float32, tuple[int, bool] | None]]:
-        """The tiles, or each of their eight symmetries."""
-        if self._uncertainty != "symmetries":
-            return [(tiles, None)]
-        views: list[tuple[Float32, tuple[int, bool] | None]] = []
-        for turns, mirror in product(range(4), (False, True)):
-            turned = np.rot90(tiles[..., ::-1] if mirror else tiles, turns, axes=(-2, -1))
-            views.append((np.ascontiguousarray(turned), (turns, mirror)))
-        return views
 
     def _buffers(self, out: Float32, count: int) -> tuple[Float32, ...]:
         """Four arrays of logits, of this thread; the last is cleared."""
@@ -211,10 +202,3 @@ def _between(first: ModelSpec, spec: ModelSpec) -> tuple[Float32, Float32] | Non
         return None
     mean, std, other, spread = (np.array(values)[:, None, None] for values in (mine.mean, mine.std, its.mean, its.std))
     return np.asarray(std / spread, np.float32), np.asarray((mean - other) / spread, np.float32)
-
-
-def _turned_back(logits: Float32, turn: tuple[int, bool] | None) -> Float32:
-    if turn is None:
-        return logits
-    back = np.rot90(logits, -turn[0], axes=(-2, -1))
-    return back[..., ::-1] if turn[1] else back

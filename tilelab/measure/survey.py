@@ -134,27 +134,13 @@ class Survey:
 
 def measure(
     source: Any,
-    question: Question | None = None,
+    question: Question,
     *,
     image: Any = None,
     progress: Callable[[int, int], None] | None = None,
     client: Any = None,
-    **wishes: Any,
 ) -> Survey:
-    """Measure the classes and objects of a result or label image of any size; close what it returns.
-
-    Args:
-        source: anything that `open_labels` takes.
-        question: what is wanted.
-        image: the micrograph, for intensities under the objects: anything that `open_image` takes.
-        progress: called with pixels done and in all.
-        client: of a Dask cluster whose workers read and find the pieces of objects; they see the same files.
-        wishes: fields of `Question`, instead of those of `question`: ``measure(path, min_size="50px", part=1.0)``.
-
-    Raises:
-        InputError: something cannot be read, or the micrograph has another size.
-    """
-    question = replace(question or Question(), **wishes)
+    """`tilelab.measure` without its keywords: the question is said, and nobody is shown how far it is unasked."""
     labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
     grey: Image | None = None
     try:

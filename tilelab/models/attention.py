@@ -138,6 +138,15 @@ def cell_ranges(size: int, bins: int) -> list[tuple[int, int]]:
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
 
+def initialise_convolutions(network: nn.Module) -> None:
+    """Weights for rectifiers behind them (He et al. 2015), biases of zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def enlarge(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Bilinear interpolation to ``(B, C, height, width)``."""
     return functional.interpolate(cells, size=(height, width), mode="bilinear", align_corners=False)

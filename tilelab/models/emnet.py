@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from tilelab.errors import ModelError
+from tilelab.models.attention import initialise_convolutions
 
 STRIDE = 16
 
@@ -87,11 +88,7 @@ class EmNet(nn.Module):
         self.up = nn.ModuleList(Enlarge(a, b) for a, b in pairwise([4 * half, *outs]))
         self.merge = nn.ModuleList(nn.Sequential(*_plain(2 * w, w), *_plain(w, w)) for w in outs)
         self.head = nn.Sequential(*_plain(outs[-1], 2 * outputs), nn.Conv2d(2 * outputs, outputs, 1))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convolutions(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, channels, H, W)`` to logits ``(B, outputs, H, W)``; H and W are multiples of 16."""

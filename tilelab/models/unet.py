@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError
-from tilelab.models.attention import ScSe, enlarge
+from tilelab.models.attention import ScSe, enlarge, initialise_convolutions
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -73,11 +73,7 @@ class UNet(nn.Module):
         self.attention = nn.ModuleList(ScSe(w) for w in widths[:-1] if attention == "scse")
         self.hypercolumns = hypercolumns
         self.head = nn.Conv2d(sum(widths) if hypercolumns else widths[0], outputs, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convolutions(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, channels, H, W)`` to logits ``(B, outputs, H, W)``; H and W are multiples of the total stride."""

@@ -27,7 +27,6 @@ from tilelab.text import install_hint
 STEPS, SHARE = 100, 0.01
 """Of the Riemann sum, and k of S_k; as in the U-RISC paper."""
 Baseline = Literal["zero", "black"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 Kind = Literal["correct", "false positive", "false negative"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _BATCH_PIXELS = 2**20

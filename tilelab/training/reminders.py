@@ -8,14 +8,13 @@ home; the new one is held to that (distillation: Li and Hoiem, 2016, arXiv 1606.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from tilelab.arrays import Float32, Float64
-from tilelab.run.kind.home import BANDS, TEXTURE, blur, describe_texture, distance
+from tilelab.arrays import Float32
+from tilelab.run.kind.home import BANDS, TEXTURE, blur, covariance_of, describe_texture, distance
 from tilelab.spec import Home
 
 _SPREAD = 0.7  # of the covariance at home: what is drawn is nearer its middle
@@ -48,7 +47,9 @@ def _make(ground: Float32, home: Home, side: int, rng: np.random.Generator) -> F
     values = _resize(ground[y : y + extent, x : x + extent], side)
     values = np.ascontiguousarray(np.rot90(values, int(rng.integers(4)))) * np.float32(rng.choice([-1, 1]))
     values = (values - values.mean()) / (values.std() + _EVEN)
-    wanted = rng.multivariate_normal(home.mean[:TEXTURE], _SPREAD**2 * _covariance(home), method="cholesky")
+    wanted = rng.multivariate_normal(
+        home.mean[:TEXTURE], _SPREAD**2 * covariance_of(home)[:TEXTURE, :TEXTURE], method="cholesky"
+    )
     bands: list[Float32] = []
     for number in range(BANDS):
         if min(values.shape) < 8:
@@ -63,16 +64,6 @@ def _make(ground: Float32, home: Home, side: int, rng: np.random.Generator) -> F
     # clipped as a detector does: what no image can hold is not asked about
     made: Float32 = np.clip(values, -4, 4) * np.exp(wanted[1]) + wanted[0]
     return made.astype(np.float32)
-
-
-@lru_cache(maxsize=4)
-def _covariance(home: Home) -> Float64:
-    """Of the features of texture at home."""
-    n = len(home.mean)
-    covariance = np.zeros((n, n))
-    covariance[np.tril_indices(n)] = home.covariance
-    covariance += np.tril(covariance, -1).T
-    return covariance[:TEXTURE, :TEXTURE]
 
 
 def _resize(values: Float32, height: int, width: int | None = None) -> Float32:

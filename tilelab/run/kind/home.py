@@ -111,13 +111,18 @@ def to_probabilities(logits: Float32, activation: str) -> Float32:
 
 def distance(home: Home, described: Float64, features: Sequence[int] | None = None) -> float:
     """How far described blocks ``(n, features)`` are from home by these features, in spreads of what was trained on."""
+    kept = np.arange(len(home.mean)) if features is None else np.asarray(features)
+    off = described[:, kept] - np.array(home.mean)[kept]
+    inverse = np.linalg.inv(covariance_of(home)[np.ix_(kept, kept)])
+    return float(np.sqrt(np.median((off @ inverse * off).sum(axis=1))))
+
+
+def covariance_of(home: Home) -> Float64:
+    """Of all features, ``(n, n)``; kept is its lower triangle."""
     n = len(home.mean)
     covariance = np.zeros((n, n))
     covariance[np.tril_indices(n)] = home.covariance
-    covariance += np.tril(covariance, -1).T
-    kept = np.arange(n) if features is None else np.asarray(features)
-    off = described[:, kept] - np.array(home.mean)[kept]
-    return float(np.sqrt(np.median((off @ np.linalg.inv(covariance[np.ix_(kept, kept)]) * off).sum(axis=1))))
+    return covariance + np.tril(covariance, -1).T
 
 
 def knows(spec: ModelSpec) -> bool:

@@ -14,6 +14,7 @@ from tilelab.engines.base import DeviceEngine
 from tilelab.kernels import cuda as kernels
 from tilelab.kernels import device
 from tilelab.kernels.cuda_elementwise import clear, turn
+from tilelab.kernels.symmetries import SYMMETRIES
 from tilelab.run.plan.buffers import BLANKS, seen_range
 from tilelab.run.plan.device_buffers import DeviceBuffers
 from tilelab.run.sweep.device_band import DeviceBand
@@ -186,7 +187,7 @@ class DeviceWork:
         def planes(array: Any) -> Any:
             return array.reshape(math.prod(array.shape) // (tile[-1] * tile[-2]), tile[-2], tile[-1])
 
-        for turns, mirror in product(range(4), (False, True)):
+        for turns, mirror in SYMMETRIES:
             turn(planes(tiles), planes(turned), turns, mirror, stream=self.compute)
             engine.enqueue(turned.reshape(*batch_in), logits.reshape(*batch_out))
             turn(planes(logits), planes(total), turns, mirror, back=True, add=True, stream=self.compute)

@@ -31,6 +31,7 @@ from tilelab.engines.streams import Streams
 from tilelab.geometry import Box
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
+from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
 from tilelab.run.plan.buffers import (
     BATCHES_AHEAD,
     BATCHES_BEHIND,
@@ -223,11 +224,10 @@ class _Work:
             return
         turned, total = pair = self.turning.take()
         total[...] = 0
-        for turns, mirror in product(range(4), (False, True)):
-            np.copyto(turned, np.rot90(inputs[..., ::-1] if mirror else inputs, turns, axes=(-2, -1)))
+        for symmetry in SYMMETRIES:
+            np.copyto(turned, turn(inputs, *symmetry))
             self.engine.run(turned, outputs)
-            back = np.rot90(outputs, -turns, axes=(-2, -1))
-            total += back[..., ::-1] if mirror else back
+            total += turn_back(outputs, *symmetry)
         np.multiply(total, np.float32(1 / 8), out=outputs)
         self.turning.put(pair)
 
