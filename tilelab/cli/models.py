@@ -101,5 +101,7 @@ def in_short(model: dict[str, Any]) -> str:
     lines = [model["name"]]
     for name, text in rows.items():
         head = f"  {name:<12}" if name else "  "
-        lines += textwrap.wrap(text, terminal_width(), initial_indent=head, subsequent_indent=" " * len(head))
+        lines += textwrap.wrap(
+            text, terminal_width(), initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
     return "\n".join(lines)
