@@ -11,6 +11,7 @@ from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,9 +27,11 @@ from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
 from tilelab.geometry import Box
 from tilelab.io import convert_image, open_image
+from tilelab.kernels.objects import front
+from tilelab.kernels.objects.convex import find_hull
 from tilelab.kernels.objects.parting import find_lines, squared_distances
 from tilelab.kernels.objects.runs import reference_label
-from tilelab.kernels.objects.solids import diameters_of, find_hull
+from tilelab.kernels.objects.solids import diameters_of
 from tilelab.kernels.objects.sums import PAIRS
 from tilelab.kernels.pyramid import halve_mode
 from tilelab.measure import Question, measure
@@ -205,7 +208,8 @@ def test_hulls_of_volumes_are_those_of_scipy_whatever_the_cut(classes: Any, conn
     numbers, whole = find(classes, connectivity=connectivity, grid=classes.shape[:2], pixel_size=(1.5, 0.5, 0.7))
     for _ in range(3):
         grid = tuple(int(rng.integers(1, n + 1)) for n in classes.shape[:2])
-        cut = find(classes, connectivity=connectivity, grid=grid, pixel_size=(1.5, 0.5, 0.7))[1]
+        with mock.patch.object(front, "_MOST_CORNERS", int(rng.integers(0, 20))):
+            cut = find(classes, connectivity=connectivity, grid=grid, pixel_size=(1.5, 0.5, 0.7))[1]
         assert cut.tobytes() == whole.tobytes()
     for i in rng.permutation(len(whole))[:6]:
         voxels = np.argwhere(numbers == i + 1)
@@ -223,11 +227,47 @@ def test_hulls_of_volumes_are_those_of_scipy_whatever_the_cut(classes: Any, conn
         assert pixels == (at @ hull.equations[:, :3].T + hull.equations[:, 3] <= 1e-9).all(axis=1).sum()
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(5, 200), st.integers(2, 12))
+def test_a_hull_has_its_corners_and_no_other_point(seed: int, count: int, side: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = np.unique(np.concatenate([np.eye(4, 3, dtype=np.int64), rng.integers(0, side, (count, 3))]), axis=0)
+    corners, faces = find_hull(points)
+    truth = spatial.ConvexHull(points)
+    volume = sum(np.linalg.det((corners[face] - corners[0]).astype(float)) for face in faces) / 6
+    assert abs(volume) == pytest.approx(truth.volume, rel=1e-9)
+    assert len(faces) == 2 * len(corners) - 4  # Euler: it is closed
+    for i in range(len(corners)):
+        normals = np.unique(np.round(truth.equations[abs(truth.equations @ [*corners[i], 1]) < 1e-9], 9), axis=0)
+        assert np.linalg.matrix_rank(normals[:, :3], 1e-6) == 3  # planes that meet in a point
+    shuffled = find_hull(corners)
+    np.testing.assert_array_equal(shuffled[1], faces)
+
+
+def test_a_large_object_in_a_volume_takes_memory_for_its_hull() -> None:
+    """A screw through 400 planes: of each plane's corners few are the hull's."""
+    z, y, x = np.ogrid[:400, :40, :40]
+    screw = ((y - 20 - 10 * np.sin(z / 9)) ** 2 + (x - 20 - 10 * np.cos(z / 9)) ** 2 < 64).astype(np.uint8)
+    most = 0
+    finish = front.Front._finish
+
+    def watch(self: Any) -> Any:
+        nonlocal most
+        done = finish(self)
+        most = max(most, sum(len(points) for _, points in self._corners))
+        return done
+
+    with mock.patch.object(front.Front, "_finish", watch):
+        _, records = find(screw, grid=(8, 40))
+    assert most < 4 * 256
+    with mock.patch.object(front, "_MOST_CORNERS", 1 << 30):
+        assert find(screw, grid=(8, 40))[1].tobytes() == records.tobytes()
+
+
 def test_the_least_width_can_lie_between_two_edges() -> None:
     """A regular tetrahedron is a / sqrt(2) wide from edge to edge, 0.816 a from face to corner."""
     corners, faces = find_hull(np.array([[0, 0, 0], [0, 10, 10], [10, 0, 10], [10, 10, 0], [4, 4, 4], [5, 5, 0]]))
     assert (len(corners), len(faces)) == (4, 4)
-    most, least = diameters_of(corners.astype(float), faces)
+    most, least = diameters_of(corners, faces, np.ones(3))
     assert most == pytest.approx(10 * math.sqrt(2))
     assert least == pytest.approx(10)
 

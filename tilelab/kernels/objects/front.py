@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelab.arrays import Array, Bool, Float64, Int64, UInt8
+from tilelab.arrays import Array, Bool, Float64, Int64
 from tilelab.kernels.jit import jit
 from tilelab.kernels.objects.hulls import measure_corners, piece_corners, reduce_corners
 from tilelab.kernels.objects.runs import Runs, find_pieces, join_rows, stack_runs
-from tilelab.kernels.objects.solids import measure_solids, piece_planes, reduce_planes
+from tilelab.kernels.objects.solids import measure_solids, piece_planes, reduce_planes, reduce_solids
 from tilelab.kernels.objects.sums import (
     COLUMNS, PAIRS, merge_sums, pair_rows, resolve, sum_intensities, sum_runs,
 )  # fmt: skip
 
 _jit = jit()
+_MOST_CORNERS = 256
+"""Corners of planes that an object may gather before they are reduced to those of its hull."""
 
 
 class Pieces(NamedTuple):
@@ -158,6 +160,7 @@ class Front:
         self._intensities = np.empty((0, 3))
         self._with_image = image
         self._corners: list[tuple[Int64, Int64]] = []  # handle of each point, points
+        self._settled = np.empty(0, np.int64)  # points of each when they were last reduced to the corners of a solid
         self._apart = np.empty((0, 4), np.int64)
         self._row: Runs | None = None  # the last row of each plane of the band before
         self._plane: Runs | None = None  # the last plane of the slab before
@@ -211,6 +214,7 @@ class Front:
         self.count += count
         self._handles = np.concatenate([self._handles, fresh])
         self._table = np.concatenate([self._table, pieces.rows])
+        self._settled = np.concatenate([self._settled, np.zeros(count, np.int64)])
         if self._with_image:
             self._intensities = np.concatenate([self._intensities, pieces.intensities])
         self._corners.append((np.repeat(fresh, np.diff(pieces.corners_begin)), pieces.corners))
@@ -225,7 +229,9 @@ class Front:
         into = np.searchsorted(self._handles, roots)
         merge_sums(self._table, self._intensities, into)
         kept = into == np.arange(len(into))
-        self._handles, self._table = self._handles[kept], self._table[kept]
+        settled = np.zeros(len(into), np.int64)
+        np.add.at(settled, into, self._settled)
+        self._handles, self._table, self._settled = self._handles[kept], self._table[kept], settled[kept]
         if self._with_image:
             self._intensities = self._intensities[kept]
 
@@ -261,16 +267,28 @@ class Front:
         begins = np.searchsorted(at[order], np.arange(len(self._handles) + 1))
         reduce = reduce_corners if self._shape[0] == 1 else reduce_planes
         begins, points = reduce(begins, points[order])
+        if self._shape[0] > 1:
+            begins, points = self._reduce_solids(begins, points)
         shapes = _measure_hulls(*choose_points(begins, points, np.flatnonzero(done)), self._size)
         begins, points = choose_points(begins, points, np.flatnonzero(stays))
         intensities = self._intensities[done] if self._with_image else self._intensities
         finished = Finished(self._table[done], intensities, shapes, self._handles[done])
-        self._handles, self._table = self._handles[stays], self._table[stays]
+        self._handles, self._table, self._settled = self._handles[stays], self._table[stays], self._settled[stays]
         if self._with_image:
             self._intensities = self._intensities[stays]
         self._corners = [(np.repeat(self._handles, np.diff(begins)), points)]
         self._apart = self._apart[np.isin(self._apart[:, :2], live).all(axis=1)]
         return finished
+
+    def _reduce_solids(self, begins: Int64, points: Int64) -> tuple[Int64, Int64]:
+        """Keep the corners of whole hulls alone of objects that have gathered many since that was last done.
+
+        An object that runs through thousands of planes then takes memory for its hull, not for each plane.
+        """
+        large = np.diff(begins) > 2 * self._settled + _MOST_CORNERS
+        begins, points = reduce_solids(begins, points, large)
+        self._settled[large] = np.diff(begins)[large]
+        return begins, points
 
     def _settle(self) -> None:
         """Count the pairs of what has become one object; the others wait."""
