@@ -240,7 +240,7 @@ def _above(plane: Any, point: Any) -> int:
 def _volume(points: Any, a: int, b: int, c: int, d: int) -> int:
     plane = np.empty(4, np.int64)
     _set_plane(points, np.array([a, b, c]), plane)
-    return _above(plane, points[d])
+    return int(_above(plane, points[d]))
 
 
 @_jit
