@@ -16,10 +16,11 @@ from PIL import Image as Picture
 
 from tests.result_files import CLASSES, METADATA, make_result
 from tilelab.io import open_image
-from tilelab.io.results.png import read_png_metadata, write_png
-from tilelab.io.results.precomputed import read_precomputed_metadata, write_precomputed
+from tilelab.io.results.made_of import read_made_of
+from tilelab.io.results.png import write_png
+from tilelab.io.results.precomputed import write_precomputed
 from tilelab.io.results.result import Result, read_result
-from tilelab.io.results.tiff import read_tiff_metadata, write_tiff
+from tilelab.io.results.tiff import write_tiff
 from tilelab.io.storage.place import Address, as_place
 
 SHAPES = {"yx": (700, 1030), "zyx": (3, 130, 530)}
@@ -79,6 +80,12 @@ def _precomputed_names(out: Any) -> list[str]:
     return [CLASSES[0].name, *inline["properties"][0]["values"]]
 
 
+def _metadata(out: Any) -> dict[str, Any]:
+    info = read_made_of(out)
+    assert info is not None
+    return info.metadata
+
+
 _ZARR = Sink(
     suffixes=(".ome.zarr", ".zarr"),
     write=_copy_result,
@@ -91,9 +98,9 @@ _ZARR = Sink(
 SINKS = {
     "OME-Zarr": _ZARR,
     "OME-Zarr in a bucket": Sink(**{**vars(_ZARR), "folder": "s3://bucket/results"}),
-    "OME-TIFF": Sink((".ome.tif", ".ome.tiff", ".tif", ".tiff"), write_tiff, read_tiff_metadata, _tiff_names),
-    "PNG": Sink((".png",), write_png, read_png_metadata, _png_names, stacks=False, levels=False),
-    "precomputed": Sink((".precomputed",), write_precomputed, read_precomputed_metadata, _precomputed_names),
+    "OME-TIFF": Sink((".ome.tif", ".ome.tiff", ".tif", ".tiff"), write_tiff, _metadata, _tiff_names),
+    "PNG": Sink((".png",), write_png, _metadata, _png_names, stacks=False, levels=False),
+    "precomputed": Sink((".precomputed",), write_precomputed, _metadata, _precomputed_names),
 }
 
 

@@ -25,8 +25,12 @@ import tilelab
 from tests.result_files import make_result
 from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
+from tilelab.evaluation.labels import open_labels
 from tilelab.geometry import Box
 from tilelab.io import convert_image, open_image
+from tilelab.io.results.png import write_png
+from tilelab.io.results.precomputed import write_precomputed
+from tilelab.io.results.tiff import write_tiff
 from tilelab.kernels.objects import front
 from tilelab.kernels.objects.convex import find_hull
 from tilelab.kernels.objects.parting import find_lines, squared_distances
@@ -372,6 +376,16 @@ def test_the_command_writes_table_objects_and_pictures(discs: Path, capsys: pyte
     assert document["fractions"]["class 1"]["pixels"] == int((labels == 1).sum())
     assert (folder / "p" / "class_1.equivalent_diameter.png").is_file()
     assert "95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".ome.tif", ".png", ".precomputed"])
+def test_files_made_of_a_result_keep_the_names_of_its_classes(suffix: str, tmp_path: Path) -> None:
+    made = make_result(tmp_path / "r.ome.zarr", (70, 103))
+    out = tmp_path / f"r{suffix}"
+    {".ome.tif": write_tiff, ".png": write_png, ".precomputed": write_precomputed}[suffix](made.path, out)
+    found = open_labels(out)
+    assert found.classes == made.classes
+    found.close()
 
 
 def test_the_command_says_what_it_does_not_know(discs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,15 @@ def test_a_run_has_its_pixels(drawn: Path) -> None:
         _ = tiff.probabilities
 
 
+def test_a_level_has_another_name_for_dask_when_it_is_made_anew(drawn: Path, tmp_path: Path) -> None:
+    da = pytest.importorskip("dask.array")
+    names = []
+    for model in ("identity:2", "identity:3", "identity:3"):
+        run = tilelab.infer(drawn / "sample.tif", model, tmp_path / "r.ome.zarr", tile=128, overlap=32, restart=True)
+        names.append(da.asarray(tilelab.read_result(run).labels[0]).name)
+    assert names[0] != names[1] == names[2]
+
+
 def test_arrays_of_all_kinds_have_the_result_of_the_file(drawn: Path) -> None:
     da, zarr = pytest.importorskip("dask.array"), pytest.importorskip("zarr")
     pixels = tifffile.imread(drawn / "sample.tif")

@@ -20,6 +20,7 @@ from tilelab.io.images.open import open_image
 from tilelab.io.images.region import crop
 from tilelab.io.images.view import AsLabels, SourceImage
 from tilelab.io.results.level_image import LevelImage
+from tilelab.io.results.made_of import read_made_of
 from tilelab.io.results.result import Result, find_loss, read_result
 from tilelab.spec import ClassInfo
 
@@ -187,6 +188,8 @@ def open_labels(
     image = open_image(path, axes=axes, series=series, as_labels=wanted, allow_outside=allow_outside)
     try:
         labels = Labels(path, image, mapping)
+        info = read_made_of(path)
+        labels.classes = info.classes if info is not None and info.labels else None
         if image.rgb and not (mapping is not None and mapping.colors):
             judge(labels.look(), mapping, ())
     except InputError:

@@ -306,22 +306,15 @@ def _known_fingerprint(path: Place) -> KnownFingerprint | None:
             from tilelab.io.results.result import UNFINISHED, read_info
 
             metadata = read_info(path, "zarr.json" if present(path) else UNFINISHED).metadata
-        elif path.suffix == ".precomputed":
-            from tilelab.io.results.precomputed import read_precomputed_metadata
-
-            metadata = read_precomputed_metadata(str(path))
-        elif path.is_dir():
+        elif path.is_dir() and path.suffix != ".precomputed":
             from tilelab.io.results.result import read_info
 
             metadata = read_info(path).metadata
-        elif path.suffix == ".png":
-            from tilelab.io.results.png import read_png_metadata
-
-            metadata = read_png_metadata(str(path))
         else:
-            from tilelab.io.results.tiff import read_tiff_metadata
+            from tilelab.io.results.made_of import read_made_of
 
-            metadata = read_tiff_metadata(str(path))
+            info = read_made_of(str(path))
+            metadata = {} if info is None else info.metadata
     except InputError:
         return None
     fingerprint: KnownFingerprint | None = metadata.get("fingerprint")

@@ -19,6 +19,7 @@ from tilelab.io.images.view import AsLabels
 from tilelab.io.label_source import find_labels, look_like_labels
 from tilelab.io.results.drawing import visible_colors
 from tilelab.io.results.level_image import LevelImage
+from tilelab.io.results.made_of import read_made_of
 from tilelab.io.results.result import Result, ResultInfo, read_result
 from tilelab.io.results.sink import partial_path
 from tilelab.io.results.with_image import IMAGE, holds_image
@@ -71,7 +72,7 @@ class Gathering:
             InputError: it cannot be read.
         """
         result = _result_at(name)
-        info = _info_of_file(name) if result is None else result.info
+        info = _of_file(name) if result is None else result.info
         if image is not None:
             self.add_image(image, self._choices)
         elif info is not None:
@@ -274,18 +275,9 @@ def _result_at(name: str) -> Result | None:
     return None
 
 
-def _info_of_file(name: str) -> ResultInfo | None:
+def _of_file(name: str) -> ResultInfo | None:
     """What a result that was written as a file or volume of another kind says of itself; None of anything else."""
-    from tilelab.io.results.png import read_png_info
-    from tilelab.io.results.precomputed import read_precomputed_info
-    from tilelab.io.results.tiff import read_tiff_info
-
-    if remote_place(name) is not None:
-        return None
-    readers = {".png": read_png_info, ".tif": read_tiff_info, ".tiff": read_tiff_info}
-    with contextlib.suppress(InputError):
-        return readers.get(Path(name).suffix.lower(), read_precomputed_info)(name)
-    return None
+    return None if remote_place(name) is not None else read_made_of(name)
 
 
 def recorded_image(info: ResultInfo, folder: Place, result: Result | None = None) -> tuple[str, dict[str, Any]] | None:

@@ -9,17 +9,29 @@ from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.notebook import Shown
+from tilelab.io.storage.place import Place
 from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.spec import ClassInfo
 
 
 class LevelImage(Image):
-    """One level of a result as a lazy image; `classes` are what its values, or else its channels, stand for."""
+    """One level of a result as a lazy image.
+
+    Args:
+        array: where its pixels are.
+        pixel_size_nm: per axis, or None when unknown.
+        classes: what its values, or else its channels, stand for.
+        told: the document in which the result says what it was made of and with; None where it says that nowhere.
+    """
 
     def __init__(
-        self, array: ShardedArray, pixel_size_nm: tuple[float, ...] | None, classes: Sequence[ClassInfo] = ()
+        self,
+        array: ShardedArray,
+        pixel_size_nm: tuple[float, ...] | None,
+        classes: Sequence[ClassInfo] = (),
+        told: Place | None = None,
     ) -> None:
-        self._array = array
+        self._array, self._told = array, told
         self.classes = tuple(classes)
         self.uri = str(array.path)
         self.axes = array.axes
@@ -33,8 +45,10 @@ class LevelImage(Image):
         return self._array.read(box)
 
     def fingerprint(self) -> dict[str, str]:
-        """The path, and a hash of the result's own description."""
-        return {"path": self.uri, "metadata": hashlib.sha256((self._array.path / "zarr.json").read_bytes()).hexdigest()}
+        """The path, and hashes of what the level and the result say of themselves."""
+        documents = {"metadata": self._array.path / "zarr.json", **({"result": self._told} if self._told else {})}
+        hashes = {name: hashlib.sha256(place.read_bytes()).hexdigest() for name, place in documents.items()}
+        return {"path": self.uri, **hashes}
 
     def shown(self) -> Shown:
         """Labels in the colours of their classes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -66,11 +66,6 @@ def check_png(shape: tuple[int, ...], out: str | Path) -> None:
         raise OutputError(f"{out}: a PNG holds one plane, the result has {lead[0]} slices: {others}")
     if max(y, x) > _MOST:
         raise OutputError(f"{out}: a PNG of {x} x {y} px is too large to be opened (at most {_MOST} a side): {others}")
-
-
-def read_png_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of the result that `write_png` made a file of; see `read_png_info`."""
-    return read_png_info(path).metadata
 
 
 def read_png_info(path: str | Path) -> ResultInfo:

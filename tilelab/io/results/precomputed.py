@@ -76,11 +76,6 @@ def is_precomputed(path: Path) -> bool:
     return (path / _DESCRIPTION).is_file()
 
 
-def read_precomputed_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of the result that `write_precomputed` made a volume of; see `read_precomputed_info`."""
-    return read_precomputed_info(path).metadata
-
-
 def read_precomputed_info(path: str | Path) -> ResultInfo:
     """What the result said of itself that `write_precomputed` made a volume of.
 

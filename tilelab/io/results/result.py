@@ -200,7 +200,12 @@ def read_result(path: Address) -> Result:
         size = info.pixel_size_nm
         known = {"labels": info.classes, "probabilities": [info.classes[n] for n in info.probabilities]}.get(what, ())
         levels = tuple(
-            LevelImage(array, None if size is None else tuple(s * n for s, n in zip(size, scale, strict=True)), known)
+            LevelImage(
+                array,
+                None if size is None else tuple(s * n for s, n in zip(size, scale, strict=True)),
+                known,
+                root / "zarr.json",
+            )
             for array, scale in zip(info.arrays(root, what), scales, strict=False)
         )
         for level in levels:

@@ -93,11 +93,6 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
     return path
 
 
-def read_tiff_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of the result that `write_tiff` made a file of; see `read_tiff_info`."""
-    return read_tiff_info(path).metadata
-
-
 def read_tiff_info(path: str | Path) -> ResultInfo:
     """What the result said of itself that `write_tiff` made a file of.
 
