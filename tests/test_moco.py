@@ -140,3 +140,15 @@ def test_what_cannot_be_is_refused(images: Path, tmp_path: Path) -> None:
         find_unlabelled(ImageFolders("."), tmp_path, 0)
     train, held = find_unlabelled(ImageFolders("b/*", held_back=0.3), images, 0)
     assert len(train) + len(held) == 4
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_the_follower_moves_once_a_step_however_many_pieces(images: Path, pieces: int) -> None:
+    network = Contrastive(recipe(f"run.accumulate={pieces}"), images).network.train()
+    weight = network.follower.head[0].weight
+    with torch.no_grad():
+        network.learner.head[0].weight.add_(1.0)
+    wanted = torch.lerp(weight, network.learner.head[0].weight, 1 - 0.9)
+    for part in torch.zeros(8, 2, 32, 32).chunk(pieces):
+        network(part)
+    torch.testing.assert_close(weight, wanted.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from tilelab.cli.main import main  # noqa: E402
 from tilelab.errors import InputError  # noqa: E402
 from tilelab.machine.version import __version__  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint  # noqa: E402
+from tilelab.training.loop import BEST, LAST, StepReport  # noqa: E402
 from tilelab.training.pairs import open_set  # noqa: E402
-from tilelab.training.recipe import load_recipe, shipped_recipes  # noqa: E402
+from tilelab.training.recipe import Recipe, RecipeError, load_recipe, shipped_recipes  # noqa: E402
+from tilelab.training.recipe_file import flatten_changes, read_recipe  # noqa: E402
 from tilelab.training.sections import Data  # noqa: E402
 
 TINY = [
@@ -252,3 +255,58 @@ def test_an_interrupted_training_goes_on_with_its_own_data_only(data: Path, caps
     capsys.readouterr()
     assert run(data) == 2
     assert "are not those that this training began with" in capsys.readouterr().err
+
+
+def test_a_stopped_training_says_what_is_on_disk(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tilelab.cli.training_run import Screen
+
+    at = 1
+
+    def stop(_: Screen, progress: StepReport) -> None:
+        if progress.step == at:
+            raise KeyboardInterrupt
+
+    steps = ("run.steps=4", "run.validate=2", "schedule.warmup=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Screen, "show", stop)
+        assert run(data, *steps) == 130
+        said = capsys.readouterr().err
+        assert re.search("before there was anything to go on from, .* every 2 steps", said)
+        at = 3
+        assert run(data, *steps) == 3
+        said = capsys.readouterr().err
+        assert re.search(f"goes on from .*{LAST}; best weights so far: .*{BEST}", said)
+    assert run(data, *steps) == 0
+    assert "continuing after step 2" in capsys.readouterr().out
+    assert run(data, *steps) == 0
+    assert "ended before, with step 4 of 4: --restart trains anew" in capsys.readouterr().out
+
+
+def test_weights_of_other_data_are_not_replaced_unasked(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data) == 0
+    (data.parent / "out" / LAST).unlink()
+    before = (data.parent / "out" / BEST).read_bytes()
+    save(data / "train" / "images" / "1.png", image_of(draw(2, seed=1), 77))
+    capsys.readouterr()
+    assert run(data) == 2
+    assert "are not those that this training began with" in capsys.readouterr().err
+    assert (data.parent / "out" / BEST).read_bytes() == before
+
+
+def test_changes_from_python_are_those_of_the_command_line() -> None:
+    def changed(changes: dict[str, Any]) -> Recipe:
+        return read_recipe("superalloy", flatten_changes(changes), Recipe, "train")
+
+    wanted = load_recipe("superalloy", ["run.steps=7", "run.validate=3", "schedule.warmup=2"])
+    assert changed({"run.steps": 7, "run": {"validate": np.int64(3)}, "schedule": {"warmup": 2}}) == wanted
+    assert changed({"train": {"images": Path("a") / "b"}}).train.images == str(Path("a/b"))
+    assert changed({"network": {"options": {"widths": [8, 16]}}}).network.options == {"widths": [8, 16]}
+    plain = changed({"normalization": {"kind": "mean-std"}}).normalization
+    assert plain == load_recipe("superalloy", ['normalization={ kind = "mean-std" }']).normalization
+    assert changed({"run": {"threads": 1}, "normalization": None}).normalization is None
+    with pytest.raises(RecipeError, match="not object"):
+        changed({"run": {"steps": object()}})
+    with pytest.raises(RecipeError, match=r"run\.stepz"):
+        changed({"run": {"stepz": 3}})

@@ -47,3 +47,7 @@ class Incomplete(TilelabError):
 
 class Interrupted(TilelabError):
     """The run was stopped on request and can be continued (exit code 3)."""
+
+
+class Stopped(Interrupted):
+    """The run was stopped on request before there was anything to continue (exit code 130)."""

@@ -13,10 +13,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tilelab.training.checkpoint import load_checkpoint
-from tilelab.training.loop import BEST, LAST
+from benchmarks.trained.runs import train_once
 from tilelab.training.recipe import Recipe, load_recipe
-from tilelab.training.segmentation import train
 
 ATTENTIONS = ("laca", "se", "eca")
 FUSIONS = ("add", "multiply", "maf")
@@ -50,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for attention, fusion in [*((a, f) for a in ATTENTIONS for f in FUSIONS), WITHOUT]:
             recipe = variant(attention, fusion, seed)
             output = args.runs / f"{attention}-{fusion}-{seed}"
-            if not _finished(output, recipe):
-                train(recipe, args.data, output, restart=True)
-            score = float(load_checkpoint(output / BEST).header.scores["mean_iou"])
+            score = float(train_once(recipe, args.data, output)["mean_iou"])
             print(f"{attention:5} {fusion:9} seed {seed}: {score:.4f}", flush=True)
             found.setdefault((attention, fusion), []).append(score)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +60,6 @@ def variant(attention: str, fusion: str, seed: int) -> Recipe:
     """The recipe of one training."""
     options = f'depth = 4, width = 32, low_width = 16, attention = "{attention}", fusion = "{fusion}"'
     return load_recipe("superalloy-pmcanet", [*_SETTINGS, f"seed={seed}", f"network.options={{ {options} }}"])
-
-
-def _finished(output: Path, recipe: Recipe) -> bool:
-    return (output / LAST).exists() and load_checkpoint(output / LAST).header.step >= recipe.run.steps
 
 
 def as_markdown(found: Mapping[tuple[str, str], Sequence[float]]) -> str:

@@ -19,11 +19,9 @@ from pathlib import Path
 import msgspec
 import torch
 
+from benchmarks.trained.runs import is_trained, train_once
 from tilelab.models.build import count_parameters, initialise
-from tilelab.training.checkpoint import load_checkpoint
-from tilelab.training.loop import BEST, LAST
 from tilelab.training.recipe import Recipe, load_recipe
-from tilelab.training.segmentation import train
 
 SETS = {"superalloy": "superalloy-pmcanet", "membrane": "membrane"}
 """Folder of the data, and the recipe whose classes, augmentation and normalisation are taken."""
@@ -94,11 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: Found = {}
     for data, chosen, seed in wanted():
         recipe, output = variant(data, chosen, seed), args.runs / data / _folder(chosen) / str(seed)
-        if not _finished(output, recipe):
-            if time.monotonic() > until:
-                continue
-            train(recipe, args.data / data, output, restart=True)
-        scores = load_checkpoint(output / BEST).header.scores
+        if time.monotonic() > until and not is_trained(output, recipe):
+            continue
+        scores = train_once(recipe, args.data / data, output)
         print(f"{data:10} {chosen.title:28} seed {seed}: {scores['mean_iou']:.4f}", flush=True)
         pair = (float(scores["mean_iou"]), float(scores["pixel_accuracy"]))
         found.setdefault((data, chosen.title), []).append(pair)
@@ -135,10 +131,6 @@ def variant(data: str, chosen: Variant, seed: int) -> Recipe:
 
 def _folder(chosen: Variant) -> str:
     return "".join(c if c.isalnum() else "-" for c in chosen.title.lower())
-
-
-def _finished(output: Path, recipe: Recipe) -> bool:
-    return (output / LAST).exists() and load_checkpoint(output / LAST).header.step >= recipe.run.steps
 
 
 def _parameters(chosen: Variant) -> str:

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from tilelab.cli.command_parser import CommandParser
 from tilelab.cli.terminal import allow_open_files, explain_stop, ignore_interrupts, one_line, plain_streams
-from tilelab.errors import Incomplete, Interrupted, TilelabError
+from tilelab.errors import Incomplete, Interrupted, Stopped, TilelabError
 from tilelab.machine.version import __version__
 
 # Each command is a module tilelab.cli.NAME with EXAMPLES, add_arguments(parser) and run(args) -> int.
@@ -122,7 +122,7 @@ def _run(words: Sequence[str]) -> int:
     except Interrupted as stop:
         ignore_interrupts()
         _say(str(stop))
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED if isinstance(stop, Stopped) else EXIT_INTERRUPTED
     except KeyboardInterrupt:
         ignore_interrupts()
         _say("stopped")

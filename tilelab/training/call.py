@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tilelab.errors import Interrupted, OutputError
+from tilelab.errors import Interrupted, OutputError, Stopped
 from tilelab.io.storage.claims import Kind, Write, claim
 from tilelab.run.notebook import Bar, in_notebook
 from tilelab.text import install_hint
-from tilelab.training.recipe import BaseRecipe, Recipe, load_recipe
-from tilelab.training.recipe_file import parse_recipe
+from tilelab.training.recipe import BaseRecipe, Recipe
+from tilelab.training.recipe_file import flatten_changes, parse_recipe, read_recipe
 
 if TYPE_CHECKING:
     from tilelab.training.loop import Note, Report, StepReport
@@ -60,7 +59,7 @@ def train(
         out: folder for checkpoints and log; ``runs/NAME`` where left out.
         data: the folder that the recipe's data paths are relative to; left out, that of the recipe's file, or the
             current one.
-        changes: keys of the recipe to change, ``{"run.steps": 200}``.
+        changes: keys of the recipe to change, ``{"run.steps": 200}`` or ``{"run": {"steps": 200}}``.
         restart: begin anew, even where `out` holds an unfinished training.
         trust: import the module that the recipe may name as its network.
         report: called after every step; left out, a bar where this is a notebook.
@@ -71,7 +70,7 @@ def train(
 
     Raises:
         TilelabError: the recipe, its data or the output are not as they should be; see the message.
-        Interrupted: Ctrl-C; the same call goes on.
+        Interrupted: Ctrl-C; the same call goes on, or begins anew where it is a `tilelab.errors.Stopped`.
     """
     require_torch()
     asked, name = _read(recipe, changes or {}), recipe if isinstance(recipe, str | Path) else None
@@ -92,12 +91,11 @@ def train(
 
 def _read(recipe: str | Path | Mapping[str, Any] | Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with its changes."""
-    words = [f"{key}={json.dumps(value)}" for key, value in changes.items()]  # numbers, texts, lists as TOML has them
     if isinstance(recipe, Recipe):
         recipe = msgspec.to_builtins(recipe)
     if isinstance(recipe, Mapping):
-        return parse_recipe(dict(recipe), words, Recipe, "train", "the recipe")
-    return load_recipe(str(recipe), words)
+        return parse_recipe(dict(recipe), flatten_changes(changes), Recipe, "train", "the recipe")
+    return read_recipe(str(recipe), flatten_changes(changes), Recipe, "train")
 
 
 def run_training(
@@ -115,9 +113,9 @@ def run_training(
 
     Raises:
         Interrupted: the user stopped it; what is needed to go on is on disk.
+        Stopped: likewise, and nothing is on disk.
     """
     from tilelab.training.deviations import tell
-    from tilelab.training.loop import LAST
 
     root = data or (Path(name).parent if name is not None and Path(name).suffix else Path())
     output = out or Path("runs") / recipe.name
@@ -127,8 +125,26 @@ def run_training(
     try:
         return start(recipe, root, output, restart=restart, report=report, note=note)
     except KeyboardInterrupt:
-        rest = "the same command resumes it" if (output / LAST).exists() else "nothing was saved yet"
-        raise Interrupted(f"training stopped; {rest}") from None
+        raise _stopped(recipe, output) from None
+
+
+def _stopped(recipe: BaseRecipe, output: Path) -> Interrupted:
+    """What to say of a training that Ctrl-C stopped: what is on disk, and how it goes on."""
+    from tilelab.training.loop import LAST
+
+    weights = output / best_name(recipe)
+    kept = f"; best weights so far: {weights}" if weights.exists() else ""
+    if (output / LAST).exists():
+        return Interrupted(f"training stopped; the same command goes on from {output / LAST}{kept}")
+    return Stopped(
+        f"training stopped before there was anything to go on from, which is saved every {recipe.run.validate} steps "
+        f"(run.validate); the same command begins anew{kept}"
+    )
+
+
+def best_name(recipe: BaseRecipe) -> str:
+    """Name of the file with a training's best weights."""
+    return "best.safetensors" if isinstance(recipe, Recipe) else "encoder.safetensors"
 
 
 def require_torch() -> None:
@@ -163,8 +179,7 @@ def claim_training(name: str | Path | None, recipe: BaseRecipe, root: Path, outp
     if output.is_dir():
         from tilelab.training.log import CSV, CURVES
 
-        weights = "encoder.safetensors" if "encoder" in network else "best.safetensors"
-        files: dict[str, Kind] = {CSV: "text", CURVES: "png", weights: "model", "last.safetensors": "model"}
+        files: dict[str, Kind] = {CSV: "text", CURVES: "png", best_name(recipe): "model", "last.safetensors": "model"}
         writes += [Write(output / file, "-o", kind) for file, kind in files.items()]
     claim(reads, writes)
 

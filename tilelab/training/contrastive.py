@@ -48,7 +48,7 @@ class Contrastive(EncoderTask):
                 encoder=recipe.network.encoder,
                 features=moco.features,
                 queue=moco.queue,
-                momentum=moco.momentum,
+                momentum=moco.momentum ** (1 / recipe.run.accumulate),  # the follower moves with every piece of a batch
                 temperature=moco.temperature,
             )
 

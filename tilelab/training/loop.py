@@ -192,7 +192,7 @@ class Trainer(Generic[H]):
         if found is not None:
             task.resume(found.header)
             self.network.load_state_dict(found.part("model"))
-            note(f"continuing after step {found.header.step}")
+            note(_where(found.header, task.recipe))
         if group.first:
             note(f"{task.about}; {_size_of(self.network)} parameters on {_device_text(group.device)}")
         self.network.to(group.device)
@@ -230,6 +230,7 @@ class Trainer(Generic[H]):
                 f"{path} holds the weights of a training that cannot be continued, {LAST} is missing: give another "
                 "output, or --restart to replace them"
             )
+        self.task.resume(header)  # the same recipe on other data is another training
 
     def run(self, report: Report) -> None:
         """Train to the end."""
@@ -335,6 +336,13 @@ def _find(path: Path, task: Task[H]) -> Checkpoint[H] | None:
             f"{path.parent} holds a training with another {', '.join(differing)}: give another output or --restart"
         )
     return found
+
+
+def _where(header: State, recipe: BaseRecipe) -> str:
+    """Where a training goes on, or that there is nothing to go on with."""
+    if not header.ended:
+        return f"continuing after step {header.step}"
+    return f"ended before, with step {header.step} of {recipe.run.steps}: --restart trains anew"
 
 
 def _differing(one: Any, other: Any) -> list[str]:

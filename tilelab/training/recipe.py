@@ -12,7 +12,7 @@ from typing import Literal, Self
 import msgspec
 
 from tilelab.spec import ClassInfo, Normalization
-from tilelab.training.recipe_file import RecipeError, read_recipe, shipped_recipes
+from tilelab.training.recipe_file import RecipeError, read_overrides, read_recipe, shipped_recipes
 from tilelab.training.sections import (
     IGNORE,
     Augmentation,
@@ -169,10 +169,10 @@ class Pretraining(BaseRecipe, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """A recipe for `tilelab train`; see `read_recipe`."""
-    return read_recipe(name, overrides, Recipe, "train")
+    """A recipe for `tilelab train`; see `read_recipe`, and `read_overrides` of what changes it."""
+    return read_recipe(name, read_overrides(overrides or ()), Recipe, "train")
 
 
 def load_pretraining(name: str, overrides: list[str] | None = None) -> Pretraining:
-    """A recipe for `tilelab pretrain`; see `read_recipe`."""
-    return read_recipe(name, overrides, Pretraining, "pretrain")
+    """A recipe for `tilelab pretrain`; see `load_recipe`."""
+    return read_recipe(name, read_overrides(overrides or ()), Pretraining, "pretrain")

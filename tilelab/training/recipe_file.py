@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
@@ -16,6 +18,12 @@ from tilelab.training.recipe_errors import explain_recipe
 T = TypeVar("T")
 
 
+Change = tuple[str, Any]
+"""A key of a recipe, its sections before it with dots between, and its new value."""
+_WHOLE = ("normalization",)
+"""What is written as a table and is one value: half of another one would be neither."""
+
+
 class RecipeError(InputError):
     """A recipe is missing, unreadable or asks for something impossible; the key is named."""
 
@@ -27,12 +35,12 @@ def shipped_recipes(command: str = "train") -> dict[str, Path]:
     return {name: path for name, path in found.items() if _command_of(_read(path)) == command}
 
 
-def read_recipe(name: str, overrides: list[str] | None, kind: type[T], command: str) -> T:
+def read_recipe(name: str, changes: Iterable[Change], kind: type[T], command: str) -> T:
     """Read a recipe file, or a shipped recipe by its name, and change single keys.
 
     Args:
         name: path of a TOML file, or the name of a shipped recipe.
-        overrides: ``section.key=value`` each, the value in TOML (a bare word is taken as a string).
+        changes: of single keys; see `read_overrides`, `flatten_changes`.
         kind: what to make of it.
         command: ``train`` or ``pretrain``, whichever takes that kind.
 
@@ -45,10 +53,10 @@ def read_recipe(name: str, overrides: list[str] | None, kind: type[T], command: 
         if name not in every:
             raise RecipeError(f"no recipe {name!r}: give a .toml file or one of {', '.join(shipped_recipes(command))}")
         path = every[name]
-    return parse_recipe(_read(path), overrides or [], kind, command, f"recipe {path}")
+    return parse_recipe(_read(path), changes, kind, command, f"recipe {path}")
 
 
-def parse_recipe(table: dict[str, Any], overrides: list[str], kind: type[T], command: str, said: str) -> T:
+def parse_recipe(table: dict[str, Any], changes: Iterable[Change], kind: type[T], command: str, said: str) -> T:
     """Make a recipe of its table; `said` names it in messages, the rest is as for `read_recipe`.
 
     Raises:
@@ -57,8 +65,8 @@ def parse_recipe(table: dict[str, Any], overrides: list[str], kind: type[T], com
     if _command_of(table) != command:
         raise RecipeError(f"{said} is one for `tilelab {_command_of(table)}`, not for `tilelab {command}`")
     table = deepcopy(table)
-    for override in overrides:
-        _override(table, override)
+    for key, value in changes:
+        _change(table, key, value)
     try:
         return msgspec.convert(table, type=kind)
     except (msgspec.ValidationError, ValueError) as error:
@@ -84,17 +92,55 @@ def _command_of(table: dict[str, Any]) -> str:
     return "pretrain" if isinstance(network, dict) and "encoder" in network else "train"
 
 
-def _override(table: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"override {text!r} is not of the form section.key=value")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    *sections, last = key.strip().split(".")
+def read_overrides(overrides: Iterable[str]) -> Iterator[Change]:
+    """Changes from ``section.key=value``, the value in TOML (a bare word is taken as a string).
+
+    Raises:
+        RecipeError: one is not of that form.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"override {text!r} is not of the form section.key=value")
+        try:
+            yield key.strip(), tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            yield key.strip(), value.strip()
+
+
+def flatten_changes(changes: Mapping[str, Any]) -> Iterator[Change]:
+    """Changes from a dictionary: a section given as one changes the keys that it names, ``{"run": {"steps": 200}}``.
+
+    What is below a section replaces what is there, as ``network.options={...}`` does; paths become texts, NumPy's
+    numbers plain ones.
+
+    Raises:
+        RecipeError: a value is nothing that a recipe holds.
+    """
+    for key, value in changes.items():
+        try:
+            plain = msgspec.to_builtins(value, enc_hook=_plain, str_keys=True)
+        except TypeError as error:
+            raise RecipeError(f"changes[{key!r}]: {error}") from error
+        if isinstance(plain, dict) and "." not in key and key not in _WHOLE:
+            yield from ((f"{key}.{inner}", part) for inner, part in plain.items())
+        else:
+            yield key, plain
+
+
+def _plain(value: object) -> object:
+    """What msgspec does not know, as it would be written in TOML."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a recipe holds numbers, texts, lists and tables, not {type(value).__name__}")
+
+
+def _change(table: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"override {text!r}: {section!r} is not a section")
-    table[last] = parsed
+            raise RecipeError(f"{key}={value!r}: {section!r} is not a section")
+    table[last] = value

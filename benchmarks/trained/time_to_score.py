@@ -1,0 +1,211 @@
+"""How soon a training is good enough: processor minutes to a mean IoU, from chance and from ImageNet's weights.
+
+    python -m benchmarks.trained.time_to_score --data DATA/superalloy --runs runs/time-to-score -o FILE.md
+
+Each training writes its curve as it goes and ends at the highest goal or its last step; the same command goes on where
+it was stopped.  The time is the processor's, of all threads, without that of the validations: a step that ends in one
+counts as much as the median of the others.  The page has a picture of the curves beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.page.markdown import table
+from tilelab.training.loop import LAST, StepReport
+from tilelab.training.recipe import Recipe, load_recipe
+from tilelab.training.segmentation import train
+
+GOALS = (0.80, 0.85, 0.88, 0.90)
+SEEDS = (1, 2)
+CURVE = "curve.json"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is trained, by the name that the page gives it."""
+
+    title: str
+    recipe: str
+    changes: tuple[str, ...]
+    color: str
+
+
+BEGINNINGS = (
+    Beginning("EfficientNet-Lite0, ImageNet's weights", "superalloy-quick", ("run.steps=200",), "#3b7dd8"),
+    Beginning(
+        "EfficientNet-Lite0, from chance", "superalloy-quick", ("run.steps=200", 'network.weights=""'), "#d1495b"
+    ),
+    Beginning("the bundled U-Net, from chance", "superalloy", ("run.steps=400", "schedule.warmup=10"), "#f5a623"),
+)
+_SETTINGS = ("run.validate=10", "run.threads=1", "run.precision=bf16", "run.average=0.9")
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A validation: after how many steps and processor seconds, with which mean IoU."""
+
+    step: int
+    seconds: float
+    score: float
+
+
+class Reached(Exception):
+    """The highest goal is behind us: nothing more is to be learned here."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing; write the page and the picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.trained.time_to_score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train and val of the superalloy")
+    parser.add_argument("--runs", type=Path, default=Path("runs/time-to-score"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60, metavar="N", help="begin no training after (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.md")
+    args = parser.parse_args(argv)
+    until = time.monotonic() + 60 * args.minutes
+    curves: dict[str, list[list[Point]]] = {}
+    for seed in SEEDS:
+        for beginning in BEGINNINGS:
+            recipe = recipe_of(beginning, seed)
+            output = args.runs / f"{BEGINNINGS.index(beginning)}-{seed}"
+            if time.monotonic() < until:
+                learn(recipe, args.data, output)
+            if (points := read_curve(output)) and is_finished(points, recipe):
+                curves.setdefault(beginning.title, []).append(points)
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                args.output.write_text(as_markdown(curves, args.output.with_suffix(".png").name))
+                draw(curves, args.output.with_suffix(".png"))
+    return 0
+
+
+def recipe_of(beginning: Beginning, seed: int) -> Recipe:
+    """One training."""
+    return load_recipe(beginning.recipe, [*_SETTINGS, *beginning.changes, f"seed={seed}"])
+
+
+def read_curve(output: Path) -> list[Point]:
+    """The validations so far."""
+    path = output / CURVE
+    return msgspec.json.decode(path.read_bytes(), type=list[Point]) if path.exists() else []
+
+
+def is_finished(points: Sequence[Point], recipe: Recipe) -> bool:
+    """Whether the curve ends because there is nothing more to learn."""
+    return bool(points) and (points[-1].step >= recipe.run.steps or points[-1].score >= GOALS[-1])
+
+
+def learn(recipe: Recipe, data: Path, output: Path) -> None:
+    """Train to the highest goal or the last step, or go on where a kill left it."""
+    points = read_curve(output)
+    if is_finished(points, recipe):
+        return
+    watch = Stopwatch(output, points if (output / LAST).exists() else [])
+    try:
+        train(recipe, data, output, restart=not watch.points, report=watch.report)
+    except Reached:
+        return
+
+
+class Stopwatch:
+    """Writes a training's curve; `points` are those before an interruption."""
+
+    def __init__(self, output: Path, points: list[Point]):
+        self.output, self.points = output, points
+        self._steps: list[float] = []
+        self._last: float | None = None
+
+    def report(self, step: StepReport) -> None:
+        """Time a step; after a validation, keep the point and see whether the goal is reached."""
+        now = time.process_time()
+        if step.scores is None and self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+        if step.scores is None:
+            return
+        before = [p for p in self.points if p.step < step.step]
+        done = step.step - (before[-1].step if before else 0)
+        seconds = (before[-1].seconds if before else 0.0) + statistics.median(self._steps) * done
+        self.points = [*before, Point(step.step, round(seconds, 2), float(step.scores["mean_iou"]))]
+        self._steps = []
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / CURVE).write_bytes(msgspec.json.encode(self.points))
+        print(f"{self.output.name}: {self.points[-1]}", flush=True)
+        if self.points[-1].score >= GOALS[-1]:
+            raise Reached
+
+
+def reached(points: Sequence[Point], goal: float) -> Point | None:
+    """The first validation at or above a goal."""
+    return next((point for point in points if point.score >= goal), None)
+
+
+def as_markdown(curves: dict[str, list[list[Point]]], picture: str) -> str:
+    """The page."""
+
+    def cell(points: Sequence[Point], goal: float) -> str:
+        point = reached(points, goal)
+        return "-" if point is None else f"{point.seconds / 60:.1f} ({point.step})"
+
+    rows = [
+        [
+            title,
+            str(seed),
+            *(cell(points, goal) for goal in GOALS),
+            f"{max(p.score for p in points):.3f}",
+            f"{points[-1].seconds / points[-1].step:.2f}",
+        ]
+        for title, runs in curves.items()
+        for seed, points in zip(SEEDS, runs, strict=False)
+    ]
+    heads = ["training", "seed", *(f"{goal:.2f}" for goal in GOALS), "best", "seconds a step"]
+    return "\n".join(
+        [
+            "# Time to a score",
+            "",
+            "Made by `python -m benchmarks.trained.time_to_score`: processor minutes (and steps) until the mean IoU",
+            "on the four validation images of the superalloy first reaches a goal, in bf16 with one thread, validated",
+            "every 10 steps, validations not counted. A dash: not within the 200 steps (EfficientNet) or 400 steps",
+            "(U-Net) of the training, whose rate falls to nothing at its end. Batches of 8 crops of 256 px.",
+            "",
+            *table(heads, rows),
+            f"![curves]({picture})",
+            "",
+        ]
+    )
+
+
+def draw(curves: dict[str, list[list[Point]]], path: Path) -> None:
+    """Mean IoU over processor minutes, a line for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for beginning in BEGINNINGS:
+        for number, points in enumerate(curves.get(beginning.title, ())):
+            axes.plot(
+                [p.seconds / 60 for p in points],
+                [p.score for p in points],
+                color=beginning.color,
+                linestyle=("-", "--")[number % 2],
+                label=beginning.title if number == 0 else None,
+            )
+    for goal in GOALS:
+        axes.axhline(goal, color="#999999", linewidth=0.6, linestyle=":")
+    axes.set(xlabel="processor minutes", ylabel="mean IoU, validation", ylim=(0.2, 0.95))
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
