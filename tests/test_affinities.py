@@ -141,3 +141,13 @@ def test_what_cannot_be_cut_is_said() -> None:
         Cut(ArrayPlanes(np.ones((20, 20), np.uint8)), image, ((0, 4),))
     with pytest.raises(InputError, match="planes alone"):
         Cut(ArrayPlanes(np.ones((2, 20, 20), np.uint8)), image, ((0, 1),))
+
+
+def test_strips_are_kept_of_a_row_of_tiles_not_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = voronoi((150, 900), 60, 7)
+    planes, image = ArrayPlanes(np.ones(cells.shape, np.uint8)), open_image(affinities_of(cells), axes="cyx")
+    whole = Cut(planes, image, OFFSETS, tile=50, halo=10).read(Box.whole(planes.shape))
+    monkeypatch.setattr("tilelab.measure.affinities._KEPT_BYTES", 1)
+    cut = Cut(planes, image, OFFSETS, tile=50, halo=10)
+    assert len(cut._tiles) == 1
+    np.testing.assert_array_equal(cut.read(Box((0, 40, 0), (1, 110, 900))), whole[:, 40:110])

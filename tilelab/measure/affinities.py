@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from threading import Lock
 
 import numpy as np
 
-from tilelab.arrays import Array, Int32, Int64
+from tilelab.arrays import Int32, Int64
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
@@ -19,8 +20,8 @@ from tilelab.kernels.objects.runs import find_root
 from tilelab.measure.piecework import ClassPlanes
 
 TILE, HALO = 512, 64
-_KEPT = 64
-"""Tiles that are remembered, so that neighbouring reads do not cut them again."""
+_KEPT_BYTES = 2**26
+"""Tiles, compressed, that are remembered, so that neighbouring reads do not cut them again."""
 
 
 class Cut:
@@ -28,7 +29,8 @@ class Cut:
 
     Tiles of a fixed grid are cut, each seen with a halo, so that nothing depends on how the image is read.  Parts of
     neighbouring tiles are one object where they share more than half of the smaller one's pixels in what both tiles
-    see.  Values are ``256 * number + class``, int64.
+    see.  Values are ``256 * number + class``, int64.  In memory are a tile with its halo, of a row of tiles the strips
+    that the next row sees too (compressed), and 8 bytes for each part of a tile and for each that meets another.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Cut:
             )
         if not (np.abs(self._offsets).sum(1) == 1).any():
             raise InputError("no offset is one step long: those are the pairs that join pixels, 0,1 and 1,0 say")
-        self._tiles: OrderedDict[tuple[int, int], Int32] = OrderedDict()
+        self._tiles: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._bytes = 0
         self._lock = Lock()
         self._grid = tuple(-(-n // tile) for n in labels.shape[1:])
         self._first: dict[tuple[int, int], int] = {}
@@ -73,10 +76,10 @@ class Cut:
         values = np.zeros(classes.shape[1:], np.int64)
         ends = zip(box.start[1:], box.stop[1:], strict=True)
         for at in product(*(range(a // self._tile, -(-b // self._tile)) for a, b in ends)):
-            parts, (low, _) = self._parts((at[0], at[1])), self._seen((at[0], at[1]))
             start = [max(a, i * self._tile) for a, i in zip(box.start[1:], at, strict=True)]
             stop = [min(b, (i + 1) * self._tile) for b, i in zip(box.stop[1:], at, strict=True)]
-            mine = parts[tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low, strict=True))]
+            inner = (slice(a - i * self._tile, b - i * self._tile) for a, b, i in zip(start, stop, at, strict=True))
+            mine = self._inner((at[0], at[1]))[tuple(inner)]
             roots = self._parents[self._first[at[0], at[1]] + mine - 1]
             there = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, box.start[1:], strict=True))
             values[there] = np.where(mine > 0, roots + 1, 0)
@@ -89,52 +92,80 @@ class Cut:
         high = [min(n, (i + 1) * self._tile + self._halo) for i, n in zip(at, self.shape[1:], strict=True)]
         return low, high
 
-    def _parts(self, at: tuple[int, int]) -> Int32:
+    def _cut(self, at: tuple[int, int]) -> Int32:
         """The parts of a tile with its halo, numbered from 1."""
-        with self._lock:
-            if at in self._tiles:
-                return self._tiles[at]
         low, high = self._seen(at)
         box = Box((0, *low), (1, *high))
         affinities = self._affinities.read(box)[:, 0].astype(np.float64)
-        parts = cut_by_mutexes(affinities, self._offsets, self._labels.read(box)[0] > 0).astype(np.int32)
+        return cut_by_mutexes(affinities, self._offsets, self._labels.read(box)[0] > 0).astype(np.int32)
+
+    def _inner(self, at: tuple[int, int]) -> Int32:
+        """The parts of a tile without its halo."""
         with self._lock:
-            self._tiles[at] = parts
-            while len(self._tiles) > _KEPT:
-                self._tiles.popitem(last=False)
-        return parts
+            kept = self._tiles.get(at)
+        if kept is None:
+            return self._keep(at, self._cut(at))
+        size = [min(n, (i + 1) * self._tile) - i * self._tile for i, n in zip(at, self.shape[1:], strict=True)]
+        return _unpack(kept, size[1])
+
+    def _keep(self, at: tuple[int, int], parts: Int32) -> Int32:
+        """Remember a tile of these parts, without its halo; returns that."""
+        low, _ = self._seen(at)
+        inner = parts[tuple(slice(i * self._tile - o, (i + 1) * self._tile - o) for i, o in zip(at, low, strict=True))]
+        packed = _pack(inner)
+        with self._lock:
+            self._bytes += len(packed) - len(self._tiles.pop(at, b""))
+            self._tiles[at] = packed
+            while self._bytes > _KEPT_BYTES and len(self._tiles) > 1:
+                self._bytes -= len(self._tiles.popitem(last=False)[1])
+        return inner
 
     def _join(self) -> Int64:
         """The root of each part of each tile, counted from 0 tile by tile."""
-        sizes: list[int] = []
-        above: dict[tuple[int, int], Array] = {}
+        count = 0
+        above: dict[int, bytes] = {}  # of the row of tiles before, what this one sees too
+        before, began = np.empty((0, 0), np.int32), 0  # the tile before, and where
         pairs: list[Int64] = []
-        for at in product(*map(range, self._grid)):
-            here = (at[0], at[1])
-            parts = self._parts(here)
-            self._first[here] = sum(sizes[-1:])
-            sizes.append(self._first[here] + int(parts.max(initial=0)))
-            above[here] = parts
-            for other in ((at[0], at[1] - 1), (at[0] - 1, at[1])):
-                if other in above:
-                    pairs += self._shared(here, parts, other, above[other])
-            above.pop((at[0] - 1, at[1]), None)
-        parents = np.arange(sizes[-1])
-        for one, two in np.concatenate([np.empty((0, 2), np.int64), *pairs]).tolist():
-            a, b = find_root(parents, one), find_root(parents, two)
-            parents[max(a, b)] = min(a, b)
-        return np.array([find_root(parents, i) for i in range(len(parents))], np.int64)
+        for row, column in product(*map(range, self._grid)):
+            at = (row, column)
+            parts = self._cut(at)
+            self._keep(at, parts)
+            self._first[at] = count
+            count += int(parts.max(initial=0))
+            (top, left), _ = self._seen(at)
+            if row:
+                seen = _unpack(above[column], parts.shape[1])
+                pairs.append(
+                    _shared(parts[: len(seen)], seen) + np.array([self._first[at], self._first[row - 1, column]])
+                )
+            if column:
+                seen = before[:, left - began :]
+                first = np.array([self._first[at], self._first[row, column - 1]])
+                pairs.append(_shared(parts[:, : seen.shape[1]], seen) + first)
+            before, began = parts, left
+            above[column] = _pack(parts[max(0, (row + 1) * self._tile - self._halo) - top :])
+        parents = np.arange(count)
+        for some in pairs:
+            for one, two in some.tolist():
+                a, b = find_root(parents, one), find_root(parents, two)
+                parents[max(a, b)] = min(a, b)
+        return np.array([find_root(parents, i) for i in range(count)], np.int64)
 
-    def _shared(self, one: tuple[int, int], mine: Array, two: tuple[int, int], theirs: Array) -> Iterator[Int64]:
-        """Parts of two tiles that are one object."""
-        (low, high), (low_, high_) = self._seen(one), self._seen(two)
-        start = [max(a, b) for a, b in zip(low, low_, strict=True)]
-        stop = [min(a, b) for a, b in zip(high, high_, strict=True)]
-        a = mine[tuple(slice(s - o, e - o) for s, e, o in zip(start, stop, low, strict=True))].ravel()
-        b = theirs[tuple(slice(s - o, e - o) for s, e, o in zip(start, stop, low_, strict=True))].ravel()
-        both = (a > 0) & (b > 0)
-        areas, areas_ = np.bincount(a[a > 0]), np.bincount(b[b > 0])
-        if both.any():
-            found, count = np.unique(np.column_stack([a[both], b[both]]), axis=0, return_counts=True)
-            least = np.minimum(areas[found[:, 0]], areas_[found[:, 1]])
-            yield found[2 * count > least] - 1 + (self._first[one], self._first[two])
+
+def _shared(mine: Int32, theirs: Int32) -> Int64:
+    """Parts of two tiles that are one object, from 0 in each, by what both tiles see: rows of one and the other."""
+    both = (mine > 0) & (theirs > 0)
+    areas, areas_ = np.bincount(mine.ravel(), minlength=1), np.bincount(theirs.ravel(), minlength=1)
+    keys, count = np.unique(mine[both] * np.int64(len(areas_)) + theirs[both], return_counts=True)
+    one, two = np.divmod(keys, len(areas_))
+    shared: Int64 = np.column_stack([one, two])[2 * count > np.minimum(areas[one], areas_[two])] - 1
+    return shared
+
+
+def _pack(parts: Int32) -> bytes:
+    return zlib.compress(parts.tobytes(), 1)
+
+
+def _unpack(packed: bytes, width: int) -> Int32:
+    parts: Int32 = np.frombuffer(zlib.decompress(packed), np.int32).reshape(-1, width)
+    return parts
