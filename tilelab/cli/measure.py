@@ -175,6 +175,11 @@ def _measure_all(
                 raise
             continue
         with closing(survey):
+            try:
+                summary.check(survey)
+            except InputError as error:
+                failed[name] = str(error)
+                continue
             check_strict(survey.assumptions, args.strict)
             for line in map(str, survey.assumptions):
                 if line not in said:

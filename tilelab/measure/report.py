@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Float64
+from tilelab.errors import InputError
 from tilelab.measure.fractions import Fraction, pool_fractions
 from tilelab.measure.survey import Survey
 from tilelab.text import markdown_table, plain_numbers
@@ -31,6 +32,25 @@ class Summary:
         self.surveys: list[Survey] = []
         self.kept: dict[str, dict[str, list[Array]]] = {}
         self._lines: list[str] = []
+
+    def check(self, survey: Survey) -> None:
+        """Refuse a survey that is told in another unit than those before, or of other axes.
+
+        Raises:
+            InputError: it names both.
+        """
+        if not self.surveys:
+            return
+        first = self.surveys[0]
+        if (first.shape[0] == 1) != (survey.shape[0] == 1):
+            kinds = ["a plane" if one.shape[0] == 1 else "a volume" for one in (survey, first)]
+            raise InputError(f"{survey.path} is {kinds[0]}, {first.path} {kinds[1]}: measure them apart")
+        if first.unit != survey.unit:
+            known = ["known" if one.unit == "nm" else "not known" for one in (survey, first)]
+            raise InputError(
+                f"the pixel size of {survey.path} is {known[0]}, that of {first.path} {known[1]}: one table has one "
+                "unit, so say it with --pixel-size, or measure them apart"
+            )
 
     def rows(self, survey: Survey) -> Iterator[dict[str, Array]]:
         """The table of a survey, with the image's name before; what passes by is counted."""
@@ -156,7 +176,7 @@ class Summary:
                     "at_border": int(border.sum()),
                     f"density_per_{per}": density,
                     f"mean_diameter_{unit}": float(diameter.mean()),
-                    f"sd_diameter_{unit}": float(diameter.std(ddof=1)) if len(diameter) > 1 else math.nan,
+                    f"sd_diameter_{unit}": _spread(diameter),
                     f"median_diameter_{unit}": float(np.median(diameter)),
                     f"mean_{round_key}": float(roundness.mean()),
                     f"median_nearest_{unit}": float(np.median(nearest[np.isfinite(nearest)])) if some else math.nan,
@@ -174,7 +194,7 @@ class Summary:
             row: dict[str, Any] = {"class": info.name, "count": len(g)}
             for begins in _WHOLE:
                 key, values = self.values(info.name, begins)
-                row |= {f"mean_{key}": float(values.mean()), f"sd_{key}": float(values.std())}
+                row |= {f"mean_{key}": float(values.mean()), f"sd_{key}": _spread(values)}
             rows.append(row)
         return rows
 
@@ -188,6 +208,11 @@ def _layer_record(survey: Survey) -> dict[str, Any]:
         f"p5_{layer.unit}": layer.percentile(5), f"p95_{layer.unit}": layer.percentile(95),
         f"length_{layer.unit}": layer.length, "covered": layer.covered, "parts": layer.parts, "along": layer.axis,
     }  # fmt: skip
+
+
+def _spread(values: Float64) -> float:
+    """Standard deviation of what a sample is of; NaN for a single one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
 def _space(survey: Survey) -> float:

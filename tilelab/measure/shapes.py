@@ -51,7 +51,9 @@ def measure_shapes(
     ``major_axis``, ``minor_axis`` (``middle_axis``), ``eccentricity``, ``orientation``
         of the ellipse (ellipsoid) with the same second moments; degrees from the x axis, counter-clockwise as seen.
     ``circularity``, ``sphericity``
-        4 pi area / perimeter**2; surface of the ball of the same volume, over the surface.
+        4 pi area / perimeter**2; surface of the ball of the same volume, over the surface; at most 1, which nothing
+        exceeds: where the estimated boundary is shorter than can be (that of a disc of 3 pixels is 7 % too short on
+        average, of 50 pixels 0.3 %), 1 is nearer the truth.
     ``solidity``
         pixels over those of the convex hull.
     ``touches_border``
@@ -83,11 +85,11 @@ def measure_shapes(
         columns[f"major_axis_{unit}"], columns[f"minor_axis_{unit}"] = axes[:, 0], axes[:, 1]
         columns["eccentricity"] = np.sqrt(1 - _ratio(axes[:, 1], axes[:, 0]) ** 2)
         columns["orientation_deg"] = tilt
-        columns["circularity"] = _ratio(4 * math.pi * space, edge**2)
+        columns["circularity"] = np.minimum(_ratio(4 * math.pi * space, edge**2), 1)
     else:
         for i, name in enumerate(("major", "middle", "minor")):
             columns[f"{name}_axis_{unit}"] = axes[:, i]
-        columns["sphericity"] = _ratio(np.cbrt(math.pi) * (6 * space) ** (2 / 3), edge)
+        columns["sphericity"] = np.minimum(_ratio(np.cbrt(math.pi) * (6 * space) ** (2 / 3), edge), 1)
     columns["solidity"] = _ratio(area, feret[:, 2])
     columns["touches_border"] = touches_border(sums, shape)
     for i in range(int(flat), 3):

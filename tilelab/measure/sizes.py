@@ -8,7 +8,7 @@ import re
 from tilelab.errors import InputError
 
 _NM = {"nm": 1.0, "um": 1e3, "µm": 1e3, "mm": 1e6}
-_SIZE = re.compile(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)\s*(px|nm|um|µm|mm)?\s*[23²³]?\s*")
+_SIZE = re.compile(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)\s*(?:(px|nm|um|µm|mm)\s*([23²³])?)?\s*")
 
 
 def parse_size(text: str, size_nm: tuple[float, float, float] | None, axes: int) -> int:
@@ -29,6 +29,10 @@ def parse_size(text: str, size_nm: tuple[float, float, float] | None, axes: int)
         value = math.nan
     if match is None or not math.isfinite(value):
         raise InputError(f"{text!r} is no size: write 50px, 200nm2 or 0.5um2 (in a volume nm3, um3)")
+    power = {None: None, "²": "2", "³": "3"}.get(match[3], match[3])
+    if power not in ((None, str(axes)) if match[2] in (None, "px") else (str(axes),)):
+        kind = "an area" if axes == 2 else "a volume"
+        raise InputError(f"{text!r} is not {kind}, by which objects are chosen here: write 50px or 200nm{axes}")
     if match[2] in (None, "px"):
         return math.ceil(value)
     if size_nm is None:

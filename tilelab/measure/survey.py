@@ -100,12 +100,14 @@ class Survey:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
 
     def density(self, count: int) -> float:
-        """Objects per square (cubic) micrometre, or per megapixel where the pixel size is not known."""
+        """Objects per square (cubic) micrometre, or per megapixel where the pixel size is not known.
+
+        What the label map leaves out is no part of the image.
+        """
+        pixels = max(1, int(self.counts.totals.sum()))
         if self.size_nm is None:
-            return count * 1e6 / math.prod(self.shape)
-        flat = self.shape[0] == 1
-        space = math.prod(n * s / 1e3 for n, s in list(zip(self.shape, self.size_nm, strict=True))[int(flat) :])
-        return count / space
+            return count * 1e6 / pixels
+        return count / (pixels * math.prod(s / 1e3 for s in self.size_nm[int(self.shape[0] == 1) :]))
 
     def objects_image(self) -> ObjectsImage:
         """The numbers of the objects as a lazy image."""

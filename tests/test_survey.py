@@ -1,0 +1,103 @@
+"""What is told of several images and of odd ones: one unit a table, what is out, nothing impossible."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from tilelab.cli import main
+from tilelab.errors import InputError
+from tilelab.measure import measure
+from tilelab.measure.components import ArrayPlanes, find_objects
+from tilelab.measure.shapes import boundary, measure_shapes
+from tilelab.measure.sizes import parse_size
+
+
+def blobs(shape: tuple[int, ...], seed: int = 0) -> Any:
+    """A binary image of smooth shapes."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    return (ndimage.gaussian_filter(noise, 3) > 0.05).astype(np.uint8)
+
+
+def test_one_table_has_one_unit_and_as_many_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    known: dict[str, Any] = {"photometric": "minisblack", "resolution": (1e7 / 4, 1e7 / 4), "resolutionunit": 3}
+    tifffile.imwrite(images / "a.tif", blobs((60, 70)), **known)
+    tifffile.imwrite(images / "b.tif", blobs((60, 70)))
+    tifffile.imwrite(images / "c.tif", blobs((60, 70), 1), **known)
+    tifffile.imwrite(images / "d.tif", blobs((3, 60, 70)), metadata={"axes": "ZYX"}, **known)
+    table, told = tmp_path / "out.csv", tmp_path / "out.json"
+    assert main(["measure", str(images), "-o", str(table), "--json", str(told)]) == 4
+    said = capsys.readouterr().err
+    for word in ("failed: b", "--pixel-size", "failed: d", "a volume"):
+        assert word in said
+    rows = list(csv.reader(table.read_text().splitlines()))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert {row[0] for row in rows[1:]} == {"a", "c"}
+    document = json.loads(told.read_text())
+    assert document["objects"]["class 1"]["count"] == len(rows) - 1
+    assert [image["name"] for image in document["images"]] == ["a", "c"]
+
+
+def test_what_is_left_out_is_no_room_for_objects(tmp_path: Path) -> None:
+    classes = np.zeros((100, 100), np.uint8)
+    classes[10:20, 10:20] = 1
+    classes[50:] = 255
+    with measure(classes, label_map="1:1,255:ignore") as survey:
+        assert survey.objects.count == 1
+        assert survey.density(1) == pytest.approx(1e6 / 5000)
+        assert survey.fractions[1].share == pytest.approx(100 / 5000)
+    with measure(classes, label_map="1:1,255:ignore", pixel_size_nm=(10.0, 20.0)) as survey:
+        assert survey.density(1) == pytest.approx(1 / (5000 * 0.01 * 0.02))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.5, 0.8]), st.booleans())
+def test_nothing_is_rounder_than_a_disc(seed: int, share: float, flat: bool) -> None:
+    rng = np.random.default_rng(seed)
+    classes = (rng.random((20, 20) if flat else (6, 9, 9)) < share).astype(np.uint8)
+    size = (1.0, 1.0) if flat else (1.0, 1.0, 1.0)
+    objects = find_objects(ArrayPlanes(classes), connectivity=1, pixel_size=size)
+    shape = ArrayPlanes(classes).shape
+    for records in objects.records():
+        found = measure_shapes(records, shape, None)
+        edge = boundary(records["sums"], np.ones(3), flat)
+        area = records["sums"][:, 0]
+        plain = 4 * np.pi * area / edge**2 if flat else np.cbrt(36 * np.pi * area**2.0) / edge
+        np.testing.assert_allclose(found["circularity" if flat else "sphericity"], np.minimum(plain, 1), rtol=1e-12)
+
+
+def test_digital_discs_are_round() -> None:
+    """The perimeter of a disc is right on average from 50 pixels on; circularity is near 1."""
+    rng = np.random.default_rng(0)
+    for radius, least in ((2, 0.97), (4, 0.98), (10, 0.99)):
+        edges, found = [], []
+        for _ in range(60):
+            y, x = np.mgrid[: 2 * radius + 5, : 2 * radius + 5] - radius - 2 - rng.random((2, 1, 1)) + 0.5
+            objects = find_objects(ArrayPlanes((y**2 + x**2 <= radius**2).astype(np.uint8)))
+            told = measure_shapes(next(objects.records()), objects.labels.shape, None)
+            edges.append(told["perimeter_px"][0] / (2 * np.pi * radius))
+            found.append(told["circularity"][0])
+        assert np.mean(edges) == pytest.approx(1, abs=0.03 if radius < 4 else 0.01)
+        assert least < np.mean(found) <= 1
+
+
+@pytest.mark.parametrize("text", ["200nm", "200nm3", "3um", "50px3", "0.5mm3", "5nm²²"])
+def test_a_length_is_no_area(text: str) -> None:
+    with pytest.raises(InputError, match="50px"):
+        parse_size(text, (1.0, 2.0, 2.0), 2)
+
+
+@pytest.mark.parametrize(("text", "axes", "pixels"), [("8nm²", 2, 2), ("50 px2", 2, 50), ("8nm³", 3, 2), ("7", 3, 7)])
+def test_powers_are_those_of_the_axes(text: str, axes: int, pixels: int) -> None:
+    assert parse_size(text, (1.0, 2.0, 2.0), axes) == pixels
