@@ -100,8 +100,8 @@ def test_several_images_have_a_file_each_and_one_without_objects_none_in_it(tmp_
     folder.mkdir()
     some = np.zeros((3, 30, 20), np.uint8)
     some[1:, 4:9, 5:9] = 1
-    tifffile.imwrite(folder / "some.tif", some, photometric="minisblack", metadata={"axes": "ZYX"})
-    tifffile.imwrite(folder / "none.tif", np.zeros((20, 20), np.uint8))
+    for name, labels in (("some", some), ("none", np.zeros((2, 20, 20), np.uint8))):
+        tifffile.imwrite(folder / f"{name}.tif", labels, photometric="minisblack", metadata={"axes": "ZYX"})
     assert main(["measure", str(folder), "--geojson", str(tmp_path / "out"), "--classes", "a,b"]) == 0
     assert json.loads((tmp_path / "out" / "none.geojson").read_text())["features"] == []
     found = json.loads((tmp_path / "out" / "some.geojson").read_text())["features"]
