@@ -14,13 +14,14 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+import zstandard
 from image_files import Array, check_reads, pixels
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
-from tilelab.io.zarr.chunks import ChunkReader
+from tilelab.io.zarr.chunks import ChunkReader, decode_zstd
 
 SHAPE, CHUNK, SHARD = (130, 170), (16, 24), (64, 48)
 
@@ -341,3 +342,16 @@ def test_zarr_python_stays_out_of_the_way(tmp_path: Path) -> None:
         f"import sys, tilelab.io as io; io.open_image({str(tmp_path / 'a')!r})[...]; assert 'zarr' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_frames_of_other_writers_are_decoded() -> None:
+    """Without their size, in two parts, with something behind: as libzstd does, and never more than is expected."""
+    pixels = np.arange(4096, dtype=np.uint8).tobytes()
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(pixels)
+    halves = b"".join(zstandard.ZstdCompressor().compress(part) for part in (pixels[:1000], pixels[1000:]))
+    for data in (zstandard.ZstdCompressor().compress(pixels), unsized, halves):
+        assert bytes(decode_zstd(data, len(pixels))) == pixels
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 24))
+    for data in (pixels, bomb, halves[:-5]):
+        with pytest.raises(RuntimeError):
+            decode_zstd(data, len(pixels))

@@ -18,6 +18,9 @@ __all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "find_constant_li
 
 _jit = jit(error_model="numpy")
 
+_BLOCK = 1024
+"""Pixels of a line that are finished at a time: all classes of them stay in the nearest cache."""
+
 _exp_negative = _jit(exp_negative)
 
 
@@ -34,9 +37,9 @@ def _cut(band, rows, cross, cols, mean, gain, tile):  # type: ignore[no-untyped-
                 line = band[source, rows[s], cross[a]]
                 out = tile[c, s, a]
                 if contiguous:
-                    start = cols[0]
+                    values = line[cols[0] : cols[0] + width]  # indices that cannot be negative: it vectorises
                     for x in range(width):
-                        out[x] = (np.float32(line[start + x]) - m) * g
+                        out[x] = (np.float32(values[x]) - m) * g
                 else:
                     for x in range(width):
                         out[x] = (np.float32(line[cols[x]]) - m) * g
@@ -83,75 +86,94 @@ def blend(
 
 
 @_jit
+def _classify(canvas, slot, a, x0, x1, offset, best, label):  # type: ignore[no-untyped-def]
+    for k in range(1 - offset, canvas.shape[0]):
+        line = canvas[k, slot, a, x0:x1]
+        code = np.uint8(k + offset)
+        for x in range(line.size):
+            higher = line[x] > best[x]
+            best[x] = line[x] if higher else best[x]
+            label[x] = code if higher else label[x]
+
+
+@_jit
+def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities):  # type: ignore[no-untyped-def]
+    if canvas.shape[0] == 2:  # of the likelier one exp is 1
+        line, other = canvas[0, slot, a, x0:x1], canvas[1, slot, a, x0:x1]
+        for x in range(line.size):
+            e = _exp_negative(-abs(line[x] - other[x]))
+            likelier = other[x] > line[x]
+            total[x] = ONE + e
+            line[x] = e if likelier else ONE
+            other[x] = ONE if likelier else e
+    else:
+        for x in range(total.size):
+            total[x] = ZERO
+        for k in range(canvas.shape[0]):
+            line = canvas[k, slot, a, x0:x1]
+            for x in range(line.size):
+                line[x] = _exp_negative(line[x] - best[x])
+                total[x] += line[x]
+    for x in range(total.size):
+        total[x] = BYTE / total[x]
+    for c in range(channels.size):
+        line = canvas[channels[c], slot, a, x0:x1]
+        out = probabilities[c, i, a, x0:x1]
+        for x in range(line.size):
+            out[x] = np.uint8(np.int32(line[x] * total[x] + HALF))
+
+
+@_jit
+def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities):  # type: ignore[no-untyped-def]
+    for x in range(total.size):
+        total[x] = ZERO
+    for k in range(canvas.shape[0]):
+        line = canvas[k, slot, a, x0:x1]
+        for x in range(line.size):
+            e = _exp_negative(-abs(line[x]))
+            p = ONE / (ONE + e)
+            line[x] = p if line[x] >= ZERO else e * p
+            total[x] = max(total[x], line[x])
+    for c in range(channels.size):
+        out = probabilities[c, i, a, x0:x1]
+        if channels[c] == 0:
+            for x in range(out.size):
+                out[x] = np.uint8(np.int32((ONE - total[x]) * BYTE + HALF))
+        else:
+            line = canvas[channels[c] - 1, slot, a, x0:x1]
+            for x in range(out.size):
+                out[x] = np.uint8(np.int32(line[x] * BYTE + HALF))
+
+
+@_jit
 def _finish(canvas, row, first, last, activation, labels, probabilities, channels, logits):  # type: ignore[no-untyped-def]
     classes, ring, height, width = canvas.shape
-    best = np.empty(width, np.float32)
-    total = np.empty(width, np.float32)
+    best_, total_ = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     for i in range(first, last):
         slot = (row + i) % ring
         for a in range(height):
-            label = labels[i, a]
-            if logits.size > 0:
+            for x0 in range(0, width, _BLOCK):
+                x1 = min(x0 + _BLOCK, width)
+                best, total, label = best_[: x1 - x0], total_[: x1 - x0], labels[i, a, x0:x1]
+                if logits.size > 0:
+                    for k in range(classes):
+                        line, out = canvas[k, slot, a, x0:x1], logits[k, i, a, x0:x1]
+                        for x in range(line.size):
+                            out[x] = line[x]
+                # argmax; with sigmoid the background is an output that is always 0
+                line = canvas[0, slot, a, x0:x1]
+                for x in range(line.size):
+                    best[x] = line[x] if activation == SOFTMAX else ZERO
+                    label[x] = 0
+                _classify(canvas, slot, a, x0, x1, 0 if activation == SOFTMAX else 1, best, label)
+                if channels.size > 0 and activation == SOFTMAX:
+                    _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities)
+                elif channels.size > 0:
+                    _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities)
                 for k in range(classes):
-                    for x in range(width):
-                        logits[k, i, a, x] = canvas[k, slot, a, x]
-            # argmax; with sigmoid the background is an output that is always 0
-            if activation == SOFTMAX:
-                offset = 0
-                for x in range(width):
-                    best[x] = canvas[0, slot, a, x]
-                    label[x] = 0
-            else:
-                offset = 1
-                for x in range(width):
-                    best[x] = ZERO
-                    label[x] = 0
-            for k in range(1 - offset, classes):
-                line = canvas[k, slot, a]
-                code = np.uint8(k + offset)
-                for x in range(width):
-                    higher = line[x] > best[x]
-                    best[x] = line[x] if higher else best[x]
-                    label[x] = code if higher else label[x]
-            if channels.size > 0:
-                if activation == SOFTMAX:
-                    for x in range(width):
-                        total[x] = ZERO
-                    for k in range(classes):
-                        line = canvas[k, slot, a]
-                        for x in range(width):
-                            line[x] = _exp_negative(line[x] - best[x])
-                            total[x] += line[x]
-                    for x in range(width):
-                        total[x] = BYTE / total[x]
-                    for c in range(channels.size):
-                        line = canvas[channels[c], slot, a]
-                        out = probabilities[c, i, a]
-                        for x in range(width):
-                            out[x] = np.uint8(np.int32(line[x] * total[x] + HALF))
-                else:
-                    for x in range(width):
-                        total[x] = ZERO
-                    for k in range(classes):
-                        line = canvas[k, slot, a]
-                        for x in range(width):
-                            e = _exp_negative(-abs(line[x]))
-                            p = ONE / (ONE + e)
-                            line[x] = p if line[x] >= ZERO else e * p
-                            total[x] = max(total[x], line[x])
-                    for c in range(channels.size):
-                        out = probabilities[c, i, a]
-                        if channels[c] == 0:
-                            for x in range(width):
-                                out[x] = np.uint8(np.int32((ONE - total[x]) * BYTE + HALF))
-                        else:
-                            line = canvas[channels[c] - 1, slot, a]
-                            for x in range(width):
-                                out[x] = np.uint8(np.int32(line[x] * BYTE + HALF))
-            for k in range(classes):
-                line = canvas[k, slot, a]
-                for x in range(width):
-                    line[x] = ZERO
+                    line = canvas[k, slot, a, x0:x1]
+                    for x in range(line.size):
+                        line[x] = ZERO
 
 
 def finish(

@@ -9,12 +9,12 @@ The ``reference_*`` functions say what the kernels compute, in NumPy, slowly and
 
 from __future__ import annotations
 
-from tilelab.arrays import Array, UInt8
-
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tilelab.arrays import Array, Bool, UInt8
 from tilelab.kernels.jit import jit
 
 
@@ -39,21 +39,24 @@ def halve_mode(block: Array, z_factor: int) -> Array:
     return out
 
 
-def cut_chunk(block: Array, corner: tuple[int, ...], chunk: tuple[int, int, int]) -> Array | None:
-    """One chunk of a block; what the block does not fill is 0.
+def cut_chunks(block: Array, z: int, y: int, chunk: tuple[int, int, int]) -> tuple[Array, Bool]:
+    """The chunks of a block from (z, y) on, all along x; what the block does not fill is 0.
 
     Args:
         block: ``(1, z, y, x)`` of any numeric dtype, C-contiguous.
-        corner: where the chunk begins (z, y, x).
-        chunk: its extent.
+        z, y: where the chunks begin.
+        chunk: extent of a chunk.
 
     Returns:
-        ``chunk`` pixels; None where all of them are 0.
+        ``(n, *chunk)`` pixels, and for each chunk whether any of them is not 0.
     """
-    z, y, x = corner
-    whole = all(at + n <= size for at, n, size in zip(corner, chunk, block.shape[1:], strict=True))
-    out = (np.empty if whole else np.zeros)(chunk, block.dtype)
-    return out if _cut(block, z, y, x, out) else None
+    _, depth, height, width = block.shape
+    count = -(-width // chunk[2])
+    whole = z + chunk[0] <= depth and y + chunk[1] <= height and width % chunk[2] == 0
+    out = (np.empty if whole else np.zeros)((count, *chunk), block.dtype)
+    occupied = np.zeros(count, np.bool_)
+    _cut(block, z, y, out, occupied)
+    return out, occupied
 
 
 @jit()
@@ -146,19 +149,19 @@ def _mode_zyx(block: Any, out: Any) -> None:
 
 
 @jit()
-def _cut(block: Any, z0: int, y0: int, x0: int, out: Any) -> bool:
-    occupied = False
-    n = min(out.shape[2], block.shape[3] - x0)
-    for z in range(min(out.shape[0], block.shape[1] - z0)):
-        for y in range(min(out.shape[1], block.shape[2] - y0)):
-            source = block[0, z0 + z, y0 + y, x0 : x0 + n]
-            target = out[z, y]
-            found = False
-            for x in range(n):
-                target[x] = source[x]
-                found |= source[x] != 0
-            occupied |= found
-    return occupied
+def _cut(block: Any, z0: int, y0: int, out: Any, occupied: Any) -> None:
+    for i in range(out.shape[0]):
+        x0 = i * out.shape[3]
+        n = min(out.shape[3], block.shape[3] - x0)
+        for z in range(min(out.shape[1], block.shape[1] - z0)):
+            for y in range(min(out.shape[2], block.shape[2] - y0)):
+                source = block[0, z0 + z, y0 + y, x0 : x0 + n]
+                target = out[i, z, y, :n]
+                found = False
+                for x in range(n):
+                    target[x] = source[x]
+                    found |= source[x] != 0
+                occupied[i] |= found
 
 
 def reference_halve_mean(block: UInt8, z_factor: int) -> UInt8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tilelab.kernels import cpu
-from tilelab.kernels.pyramid import cut_chunk, halve_mean, halve_mode
+from tilelab.kernels.pyramid import cut_chunks, halve_mean, halve_mode
 
 
 def warm_up() -> None:
@@ -27,4 +27,4 @@ def warm_up() -> None:
     )
     halve_mean(np.zeros((1, 2, 2, 2), np.uint8), 1)
     halve_mode(np.zeros((1, 2, 2, 2), np.uint8), 1)
-    cut_chunk(np.zeros((1, 1, 1, 1), np.uint8), (0, 0, 0), (1, 1, 1))
+    cut_chunks(np.zeros((1, 1, 1, 1), np.uint8), 0, 0, (1, 1, 1))

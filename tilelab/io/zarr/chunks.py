@@ -6,6 +6,7 @@ the GIL held, and importing it takes longer than opening an image.  Anything els
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from typing import Any
 import google_crc32c
 import imagecodecs
 import numpy as np
+import zstandard
 
 from tilelab.arrays import Array
 from tilelab.errors import InputError
@@ -30,8 +32,23 @@ _INDEX_BYTES = 16 * 2**20
 _MOST_OPEN = 256  # files that one read has open at a time, where the process may have so many
 _SHARE = 16
 """One read takes at most this part of the files that a process may have open: several read at once."""
+_own = threading.local()
+
+
+def decode_zstd(data: bytes, out: int) -> bytes | bytearray:
+    """One frame of so many bytes with this thread's decompressor, which is half the time; all else as others do it."""
+    decompressor: zstandard.ZstdDecompressor | None = getattr(_own, "decompressor", None)
+    if decompressor is None:
+        decompressor = _own.decompressor = zstandard.ZstdDecompressor()
+    with contextlib.suppress(zstandard.ZstdError):
+        if zstandard.frame_content_size(data) == out:
+            return decompressor.decompress(data, allow_extra_data=False)
+    whole: bytes | bytearray = imagecodecs.zstd_decode(data, out=out)
+    return whole
+
+
 _DECODE: dict[str, Callable[..., Any]] = {
-    "zstd": imagecodecs.zstd_decode,
+    "zstd": decode_zstd,
     "gzip": imagecodecs.gzip_decode,
     "zlib": imagecodecs.zlib_decode,
     "blosc": imagecodecs.blosc_decode,

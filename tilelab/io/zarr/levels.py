@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import product, repeat
+from itertools import count, product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
-from tilelab.kernels.pyramid import cut_chunk
+from tilelab.kernels.pyramid import cut_chunks
 
 Halve = Callable[[UInt8, int], UInt8]
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -165,13 +165,16 @@ class _Level:
         origin = list(self._box.start)
         origin[self.axis] = self._position
         grid = tuple(s // c for s, c in zip(self._array.shard_zyx, self._chunk, strict=True))
-        for corner in product(*map(range, repeat(0), rows.shape[1:], self._chunk)):
-            chunk = cut_chunk(rows, corner, self._chunk)
-            if chunk is not None:
-                at = [(o + n) // c for o, n, c in zip(origin, corner, self._chunk, strict=True)]
-                (z, in_z), (y, in_y), (x, in_x) = map(divmod, at, grid)
-                shard = self._shards.setdefault((self._channel, z, y, x), [None] * math.prod(grid))
-                shard[(in_z * grid[1] + in_y) * grid[2] + in_x] = encode_chunk(chunk)
+        depth, height, _ = self._chunk
+        for z0, y0 in product(range(0, rows.shape[1], depth), range(0, rows.shape[2], height)):
+            z, in_z = divmod((origin[0] + z0) // depth, grid[0])
+            y, in_y = divmod((origin[1] + y0) // height, grid[1])
+            columns = count(origin[2] // self._chunk[2])
+            for piece, filled, column in zip(*cut_chunks(rows, z0, y0, self._chunk), columns, strict=False):
+                if filled:
+                    x, in_x = divmod(column, grid[2])
+                    shard = self._shards.setdefault((self._channel, z, y, x), [None] * math.prod(grid))
+                    shard[(in_z * grid[1] + in_y) * grid[2] + in_x] = encode_chunk(piece)
         self._position += self._filled
         self._filled = 0
         if self._position % self._array.shard_zyx[self.axis] == 0 or self._position == self._box.stop[self.axis]:
@@ -209,9 +212,8 @@ def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve
             start = tuple(f * a for f, a in zip(factor, first, strict=True))
             stop = tuple(min(n, f * b) for n, f, b in zip(limit, factor, last, strict=True))
             rows = halve(finer.read_channel(channel, Box(start, stop)), layout.z_factor)
-            for gx in range(-(-rows.shape[3] // chunk[2])):
-                piece = cut_chunk(rows, (0, 0, gx * chunk[2]), chunk)
-                if piece is not None:
+            for gx, (piece, filled) in enumerate(zip(*cut_chunks(rows, 0, 0, chunk), strict=True)):
+                if filled:
                     chunks[(gz * grid[1] + gy) * grid[2] + gx] = encode_chunk(piece)
         written += coarser.write_shard((channel, *at), chunks, scratch)
     return written
