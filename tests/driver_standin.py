@@ -22,7 +22,7 @@ FOLDER = HERE / "standin"
 # said last: what the driver counted
 _REPORT = """
 import ctypes as _c
-_text = _c.create_string_buffer(1 << 12)
+_text = _c.create_string_buffer(1 << 13)
 _c.CDLL("libcuda.so.1").standin_report(_text, len(_text))
 print(_text.value.decode())
 """

@@ -68,6 +68,15 @@ class ITimingCache:
         return _Bytes(self._data)
 
 
+def used_names(module: FakeTensorRT) -> set[str]:
+    """Every name that this stand-in answers to, its own fields left out: the real library must have them all."""
+    kinds = [IOptimizationProfile, IBuilderConfig, ICudaEngine, IExecutionContext, ITimingCache]
+    kinds += [module.Builder, module.OnnxParser, module.Runtime, Severity, DataType, TensorIOMode, MemoryPoolType]
+    kinds += [HardwareCompatibilityLevel, module.BuilderFlag, module.NetworkDefinitionCreationFlag]
+    own = {"flags", "pools", "profiles", "shapes", "name", "value"}
+    return {name for kind in kinds for name in vars(kind) if not name.startswith("_")} - own
+
+
 class IOptimizationProfile:
     __slots__ = ("shapes",)
 
@@ -131,11 +140,6 @@ class ICudaEngine:
         self._module, self._plan, self._log = module, plan, log
         self.num_io_tensors = len(plan["tensors"])
         self.device_memory_size_v2 = 123 << 20
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "device_memory_size" and self._module.major == 10:
-            return 123 << 20
-        raise AttributeError(name)
 
     def get_tensor_name(self, index: int) -> str:
         return self._plan["tensors"][index]["name"]
@@ -229,19 +233,9 @@ class FakeTensorRT(ModuleType):
         self.NetworkDefinitionCreationFlag = enum.IntEnum(
             "NetworkDefinitionCreationFlag", {name: values[name] for name in created}
         )
-        for item in (
-            ILogger,
-            IProgressMonitor,
-            DataType,
-            TensorIOMode,
-            MemoryPoolType,
-            HardwareCompatibilityLevel,
-        ):
+        for item in (ILogger, IProgressMonitor, DataType, TensorIOMode, MemoryPoolType, HardwareCompatibilityLevel):
             setattr(self, item.__name__, item)
         module = self
-
-        class INetworkDefinition:
-            __slots__ = ("file",)
 
         class OnnxParser:
             def __init__(self, network: Any, logger: ILogger) -> None:
@@ -270,14 +264,14 @@ class FakeTensorRT(ModuleType):
 
             def create_network(self, flags: int = 0) -> Any:
                 module.networks.append(flags)
-                return INetworkDefinition()
+                return SimpleNamespace()
 
             def create_builder_config(self) -> IBuilderConfig:
                 module.configs.append(IBuilderConfig(version, self._log))
                 return module.configs[-1]
 
             def build_serialized_network(self, network: Any, config: IBuilderConfig) -> _Bytes | None:
-                if not _report_progress(config.progress_monitor):
+                if config.progress_monitor and not _report_progress(config.progress_monitor):
                     return None
                 if "build" in module.failures:
                     self._log.log(Severity.WARNING, "this is only a warning")
@@ -322,8 +316,6 @@ class FakeTensorRT(ModuleType):
 
 def _report_progress(monitor: Any) -> bool:
     """A build of two phases, one in the other; false when the monitor cancels it."""
-    if monitor is None:
-        return True
     assert monitor._alive, "IProgressMonitor.__init__ was not called"
     monitor.phase_start("Building engine", None, 4)
     monitor.phase_start("Tactics", "Building engine", 2)

@@ -144,7 +144,7 @@ for call in (lambda: cuda_elementwise.clear(array, stream), stream.synchronize, 
 with device.quietly():
     stream.synchronize()
 """
-    said, _, _ = run_on_standin(script, kernels, STANDIN_FAULT_AFTER=1)
+    said, _, _ = run_on_standin(script, kernels, STANDIN_FAULT="launch:2")
     lines = said.splitlines()
     assert len(lines) == 3
     for line in lines:
@@ -287,7 +287,7 @@ sys.exit(main(sys.argv[1:]))
 
     # little memory, so that the first of several units is finished when the GPU fails
     memory = less(counted)
-    failed = run(STANDIN_FAULT_AFTER=counted["launches"], STANDIN_MEMORY=memory)
+    failed = run(STANDIN_FAULT=f"launch:{counted['launches'] + 1}", STANDIN_MEMORY=memory)
     assert failed.returncode == 2, failed.stderr
     said = [line for line in failed.stderr.splitlines() if line.startswith("tilelab: error: ")]
     assert len(said) == 1
@@ -350,7 +350,7 @@ def test_a_worker_whose_gpu_has_failed_is_started_anew(picture, kernels, expecte
     work = 'print(infer("again.ome.zarr", device="cuda:0,1").report["workers"])'
     preload = json.dumps([str(FOLDER / "standin_gpu.py")])
     settings = {"STANDIN_GPUS": 2, "DASK_DISTRIBUTED__WORKER__PRELOAD": preload, "STANDIN_MEMORY": less(counted)}
-    settings |= {"STANDIN_FAULT_AFTER": 20, "STANDIN_FAULT_ONCE": picture / "fault"}
+    settings |= {"STANDIN_FAULT": "launch:21", "STANDIN_FAULT_ONCE": picture / "fault"}
     said, _ = whole(picture, work, kernels, **settings)
     assert (picture / "fault").exists()
     assert "'lost': 1, 'repeated': 1" in said[-1]

@@ -1,18 +1,21 @@
 """TensorRT engine files: build, save, load, run and every way to fail, on a stand-in for TensorRT 10 and for 11.
 
 TensorRT cannot be installed where these tests run; `fake_tensorrt` has the documented surface of both versions and
-nothing that 11 removed, so whatever passes here calls only what exists in both.
+nothing that 11 removed, so whatever passes here calls only what exists in both.  NVIDIA's bindings of 11, which can be
+had without TensorRT, are asked whether they know every name of it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import fake_gpu
 import numpy as np
 import pytest
-from fake_tensorrt import FakeTensorRT, HardwareCompatibilityLevel, MemoryPoolType
+from fake_tensorrt import FakeTensorRT, HardwareCompatibilityLevel, MemoryPoolType, used_names
 from tiny_models import make_spec, save_conv, save_half, save_stateless
 
 from tilelab.engines.builders.tensorrt import BuildOptions, build_engine, default_timing_cache
@@ -67,6 +70,18 @@ def run(engine):
     out = np.full((engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
     engine.run(tiles, out)
     return tiles, out
+
+
+def test_the_real_bindings_know_every_name(gpu):
+    real = find_spec("tensorrt_bindings")
+    if real is None:
+        pytest.skip("NVIDIA's bindings are not installed: pip install tensorrt-cu13-bindings")
+    (library,) = Path(real.submodule_search_locations[0]).glob("tensorrt.*")
+    code, names = library.read_bytes(), used_names(FakeTensorRT("11.4.1", gpu))
+    assert names >= {"execute_async_v3", "set_tensor_address", "infer_shapes", "STRONGLY_TYPED", "TF32", "WORKSPACE"}
+    assert {name for name in names if f"{name}\0".encode() not in code} == set()
+    for removed in ("EXPLICIT_BATCH", "OBEY_PRECISION_CONSTRAINTS"):
+        assert f"{removed}\0".encode() not in code
 
 
 def test_an_engine_file_is_built_loaded_and_run(trt, tmp_path, gpu):

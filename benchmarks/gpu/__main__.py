@@ -3,10 +3,12 @@
     python -m benchmarks.gpu                 # a few minutes; every row is printed as it is measured
     python -m benchmarks.gpu kernels bus     # some steps only
     python -m benchmarks.gpu networks --networks unet-resnet18 --json gpu.json
+    python -m benchmarks.gpu make product agreement baselines host    # the whole command, and what it is compared with
     python -m benchmarks.gpu.cost gpu.json --price 3.5    # hours and money for a terabyte, from what was measured
 
 Needs torch, torchvision, numba-cuda-mlir or numba-cuda, numpy and tifffile, and no installed tilelab: run it from the
-repository's root.  The step `product` and other engines (--engines) need what they always do.
+repository's root.  The steps `make`, `product`, `agreement`, `host` and other engines (--engines) need what tilelab
+always does.  On a machine without network `benchmarks.gpu.bare` brings that along and runs everything.
 A step that fails is told, and the others go on; the exit code is then 1.  Without a GPU it says so and exits with 2.
 With NUMBA_ENABLE_CUDASIM=1 and --toy everything runs in Numba's simulator, to see that it does; times mean nothing
 then.
@@ -19,6 +21,7 @@ import importlib.util
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -28,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.gpu.basics import Finding
 
-STEPS = ("launches", "bus", "kernels", "networks", "product")
+STEPS = ("launches", "bus", "kernels", "networks", "make", "product", "agreement", "baselines", "host")
 BY_DEFAULT = ("launches", "bus", "kernels", "networks")
 ENGINES = ("torch", "onnxruntime-cuda", "tensorrt", "aotinductor")
 NETWORKS = ("unet-resnet18", "unet-resnet50", "pmcanet")
@@ -43,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engines", nargs="*", default=["torch"], choices=ENGINES)
     parser.add_argument("--batch", type=int, default=16, help="tiles per run")
     parser.add_argument("--planes", type=int, default=4, help="planes of 9958 x 9959 px in the sustained run")
+    parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep what `make` makes there, or find it there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every row there, as it is measured")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it runs")
     args = parser.parse_args(argv)
@@ -66,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     told = Findings(args.json, info.name)
     told.step("software", partial(_software, info))
-    for name, step in _steps(args):
-        told.step(name, step)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, step in _steps(args, args.files or Path(folder)):
+            told.step(name, step)
     return told.failed
 
 
@@ -114,22 +119,31 @@ def _software(info: Any) -> Iterator[Finding]:
     yield Finding("software", f"Python {platform.python_version()}, {versions}")
 
 
-def _steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+def _steps(args: argparse.Namespace, files: Path) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
     """What was asked for, by name; every network on every engine is a step of its own."""
     from benchmarks.gpu.basics import Sizes, time_bus
     from benchmarks.gpu.kernels import time_kernels, time_launches
-    from benchmarks.gpu.product import time_product
-    from benchmarks.gpu.sweeps import time_network
 
     sizes = Sizes.toy(args.batch) if args.toy else Sizes.full(args.batch, args.planes)
     names, precisions = (["small"], ["fp32"]) if args.toy else (args.networks, args.precisions)
-    alone = {"launches": time_launches, "bus": time_bus, "kernels": time_kernels, "product": time_product}
+    alone = {"launches": time_launches, "bus": time_bus, "kernels": time_kernels}
     for step in args.steps or BY_DEFAULT:
         if step in alone:
             yield step, partial(alone[step], sizes)
-        else:
+        elif step == "networks":
+            from benchmarks.gpu.sweeps import time_network
+
             for of in product(names, precisions, args.engines):
                 yield " ".join(of), partial(time_network, *of, sizes)
+        elif step == "host":
+            from benchmarks.gpu.host import time_host
+
+            yield step, partial(time_host, sizes)
+        else:
+            from benchmarks.gpu import product as whole
+
+            measures = {"make": whole.make_files, "product": whole.time_product, "agreement": whole.check_agreement}
+            yield step, partial((measures | {"baselines": whole.time_baselines})[step], sizes, files)
 
 
 if __name__ == "__main__":

@@ -108,14 +108,7 @@ def make_engine(kind: str, network: Any, spec: Any, batch: int, precision: str, 
 
         path = compile_package(network, spec, folder / "n.pt2", batch=batch, precision=precision)
         return load_engine(path, engine=kind, device="cuda:0")
-    import torch
-
-    from tilelab.engines.files.onnx import embed_spec
-
-    path = folder / "n.onnx"
-    example = torch.zeros((batch, spec.channels, *spec.tile))
-    torch.onnx.export(network, (example,), path, dynamo=True, external_data=False, verbose=False)
-    embed_spec(path, spec)
+    path = export_onnx(network, spec, batch, folder / "n.onnx")
     if kind == "tensorrt":
         from tilelab.engines.builders.tensorrt import build_engine
         from tilelab.engines.files.half import convert_to_half
@@ -125,6 +118,18 @@ def make_engine(kind: str, network: Any, spec: Any, batch: int, precision: str, 
         build_engine(path, folder / "n.engine")
         return load_engine(folder / "n.engine", engine=kind, device="cuda:0")
     return load_engine(path, engine=kind, device="cuda:0", precision=precision)
+
+
+def export_onnx(network: Any, spec: Any, batch: int, path: Path) -> Path:
+    """The network as ONNX with its description, batch and tile fixed."""
+    import torch
+
+    from tilelab.engines.files.onnx import embed_spec
+
+    example = torch.zeros((batch, spec.channels, *spec.tile))
+    torch.onnx.export(network, (example,), path, dynamo=True, external_data=False, verbose=False)
+    embed_spec(path, spec)
+    return path
 
 
 class CudaTorchEngine:

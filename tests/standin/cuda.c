@@ -5,8 +5,10 @@
  *
  * STANDIN_GPUS         how many there are (1)
  * STANDIN_MEMORY       bytes of each (80 GiB)
- * STANDIN_FAULT_AFTER  launches after which every call fails with error 700, as after an illegal access (never)
+ * STANDIN_FAULT        CALL:N; from the N-th call of that function on every call fails with error 700, as after an
+ *                      illegal access (never); a launch is "launch"
  * STANDIN_FAULT_ONCE   a file: of several processes only the one that makes it fails (all)
+ * STANDIN_ALLOCATIONS  how many succeed, of the device and pinned; the others find no memory (all)
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,11 +40,15 @@ static long setting(const char *name, long otherwise) {
     const char *text = getenv(name);
     return text ? atol(text) : otherwise;
 }
-static int gpus(void) { /* those that CUDA_VISIBLE_DEVICES leaves, whichever they are */
+static int gpus(void) { /* those that CUDA_VISIBLE_DEVICES leaves: up to the first that is not there */
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-    if (!visible) return (int)setting("STANDIN_GPUS", 1);
-    int count = *visible != 0;
-    for (; *visible; visible++) count += *visible == ',';
+    int there = (int)setting("STANDIN_GPUS", 1), count = 0;
+    if (!visible) return there;
+    for (char *end; *visible; visible = end + (*end == ',')) {
+        long index = strtol(visible, &end, 10);
+        if (end == visible || index < 0 || index >= there) break;
+        count++;
+    }
     return count;
 }
 static long memory(void) { return setting("STANDIN_MEMORY", 80L << 30); }
@@ -51,26 +57,32 @@ static void *handle(void) { return (void *)(handles += 16); }
 static void raise_to(atomic_long *most, long value) {
     if (value > *most) *most = value;
 }
-static int is_faulty(void) {
-    static atomic_int faulty = -1, asked = 0; /* not known yet */
-    long limit = setting("STANDIN_FAULT_AFTER", -1);
-    if (limit < 0 || launches < limit) return 0;
-    if (!atomic_exchange(&asked, 1)) {
-        const char *once = getenv("STANDIN_FAULT_ONCE");
-        int made = once ? open(once, O_CREAT | O_EXCL, 0600) : 0;
-        if (once && made >= 0) close(made);
-        faulty = made >= 0;
+
+/* every function that a fault can begin in, with its calls so far */
+typedef struct call { const char *name; atomic_long count; struct call *next; } call;
+static _Atomic(call *) calls;
+static atomic_int faulty;
+
+static int begins_fault(const char *name, long nth) {
+    const char *asked = getenv("STANDIN_FAULT"), *once = getenv("STANDIN_FAULT_ONCE");
+    size_t length = strlen(name);
+    if (!asked || strncmp(asked, name, length) || asked[length] != ':' || nth < atol(asked + length + 1)) return 0;
+    int made = once ? open(once, O_CREAT | O_EXCL, 0600) : 0;
+    if (once && made >= 0) close(made);
+    return made >= 0;
+}
+static int is_faulty(call *here) {
+    long nth = ++here->count;
+    if (nth == 1) {
+        here->next = calls;
+        while (!atomic_compare_exchange_weak(&calls, &here->next, here)) {}
     }
-    while (faulty < 0) usleep(100); /* another thread is finding out */
+    if (!faulty && begins_fault(here->name, nth)) faulty = 1;
     return faulty;
 }
-static int status(void) {
-    if (is_faulty()) return ILLEGAL_ADDRESS;
-    if (depth) return OK;
-    without_context++;
-    return INVALID_CONTEXT;
-}
-#define CHECK do { int now = status(); if (now) return now; } while (0)
+#define ALIVE do { static call here = {__func__}; if (is_faulty(&here)) return ILLEGAL_ADDRESS; } while (0)
+#define CHECK do { ALIVE; if (!depth) { without_context++; return INVALID_CONTEXT; } } while (0)
+static int is_refused(void) { return allocations + pinned >= setting("STANDIN_ALLOCATIONS", 1L << 60); }
 
 /* devices */
 int cuInit(unsigned flags) { return OK; }
@@ -95,11 +107,11 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 }
 
 /* contexts: a stack for each thread */
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &contexts[device]; return OK; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { ALIVE; *context = &contexts[device]; return OK; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return OK; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0; *active = 1; return OK; }
 int cuCtxGetCurrent(void **context) { *context = depth ? stack_[depth - 1] : NULL; return OK; }
-int cuCtxPushCurrent_v2(void *context) {
+int cuCtxPushCurrent_v2(void *context) { ALIVE;
     if (depth == MOST_CONTEXTS) return INVALID_VALUE;
     stack_[depth++] = context;
     pushes++;
@@ -135,7 +147,7 @@ int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
 }
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     CHECK;
-    if (held[current()] + (long)bytes > memory()) return OUT_OF_MEMORY;
+    if (is_refused() || held[current()] + (long)bytes > memory()) return OUT_OF_MEMORY;
     long *block = calloc(1, bytes + HEADER);
     if (!block) return OUT_OF_MEMORY;
     block[0] = (long)bytes;
@@ -156,7 +168,13 @@ int cuMemFree_v2(uint64_t address) {
     free(block);
     return OK;
 }
-int cuMemHostAlloc(void **address, size_t bytes, unsigned flags) { CHECK; pinned++; *address = malloc(bytes + 64); return OK; }
+int cuMemHostAlloc(void **address, size_t bytes, unsigned flags) {
+    CHECK;
+    if (is_refused()) return OUT_OF_MEMORY;
+    pinned++;
+    *address = malloc(bytes + 64);
+    return OK;
+}
 int cuMemFreeHost(void *address) { CHECK; pinned_frees++; free(address); return OK; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     CHECK;
@@ -182,13 +200,13 @@ int cuPointerGetAttribute(void *value, int attribute, uint64_t address) { memset
 /* streams and events: everything is done at once, so there is never anything to wait for */
 int cuStreamCreate(void **stream, unsigned flags) { CHECK; streams++; *stream = handle(); return OK; }
 int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return cuStreamCreate(stream, flags); }
-int cuStreamDestroy_v2(void *stream) { return OK; }
+int cuStreamDestroy_v2(void *stream) { ALIVE; return OK; }
 int cuStreamSynchronize(void *stream) { CHECK; synchronizations++; return OK; }
 int cuStreamQuery(void *stream) { CHECK; return OK; }
 int cuStreamGetCtx(void *stream, void **context) { *context = depth ? stack_[depth - 1] : &contexts[0]; return OK; }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { CHECK; waits++; return OK; }
 int cuEventCreate(void **event, unsigned flags) { CHECK; events++; *event = handle(); return OK; }
-int cuEventDestroy_v2(void *event) { return OK; }
+int cuEventDestroy_v2(void *event) { ALIVE; return OK; }
 int cuEventRecord(void *event, void *stream) { CHECK; return OK; }
 int cuEventSynchronize(void *event) { CHECK; synchronizations++; return OK; }
 int cuEventQuery(void *event) { CHECK; return OK; }
@@ -196,16 +214,16 @@ int cuEventElapsedTime(float *milliseconds, void *from, void *to) { *millisecond
 int cuEventElapsedTime_v2(float *milliseconds, void *from, void *to) { return cuEventElapsedTime(milliseconds, from, to); }
 
 /* code: loaded, but never run */
-int cuLibraryLoadData(void **library, const void *code, void *a, void *b, unsigned n, void *c, void *d, unsigned m) { *library = handle(); return OK; }
+int cuLibraryLoadData(void **library, const void *code, void *a, void *b, unsigned n, void *c, void *d, unsigned m) { ALIVE; *library = handle(); return OK; }
 int cuLibraryUnload(void *library) { return OK; }
-int cuLibraryGetKernel(void **kernel, void *library, const char *name) { *kernel = handle(); return OK; }
+int cuLibraryGetKernel(void **kernel, void *library, const char *name) { ALIVE; *kernel = handle(); return OK; }
 int cuLibraryGetModule(void **module, void *library) { *module = handle(); return OK; }
-int cuKernelGetFunction(void **function, void *kernel) { *function = kernel; return OK; }
+int cuKernelGetFunction(void **function, void *kernel) { ALIVE; *function = kernel; return OK; }
 int cuKernelGetAttribute(int *value, int attribute, void *kernel, int device) { *value = attribute == 0 ? 1024 : 16; return OK; }
 int cuFuncGetAttribute(int *value, int attribute, void *function) { *value = attribute == 0 ? 1024 : 16; return OK; }
-int cuModuleLoadDataEx(void **module, const void *image, unsigned n, void *options, void *values) { *module = handle(); return OK; }
-int cuModuleLoadData(void **module, const void *image) { *module = handle(); return OK; }
-int cuModuleGetFunction(void **function, void *module, const char *name) { *function = handle(); return OK; }
+int cuModuleLoadDataEx(void **module, const void *image, unsigned n, void *options, void *values) { ALIVE; *module = handle(); return OK; }
+int cuModuleLoadData(void **module, const void *image) { ALIVE; *module = handle(); return OK; }
+int cuModuleGetFunction(void **function, void *module, const char *name) { ALIVE; *function = handle(); return OK; }
 int cuModuleGetGlobal_v2(uint64_t *address, size_t *bytes, void *module, const char *name) { return NOT_FOUND; }
 int cuOccupancyMaxPotentialBlockSize(int *grid, int *block, void *f, void *g, size_t s, int limit) { *grid = 132; *block = 256; return OK; }
 static int launch(unsigned x, unsigned y, unsigned z) {
@@ -245,5 +263,7 @@ void standin_report(char *text, size_t length) {
     size_t at = (size_t)snprintf(text, length, "{\"gpus\": %d", gpus());
 #define WRITE(name) at += (size_t)snprintf(text + at, at < length ? length - at : 0, ", \"%s\": %ld", #name, (long)name);
     COUNTERS(WRITE)
+    for (call *of = calls; of; of = of->next)
+        at += (size_t)snprintf(text + at, at < length ? length - at : 0, ", \"%s\": %ld", of->name, (long)of->count);
     snprintf(text + at, at < length ? length - at : 0, "}");
 }

@@ -135,6 +135,8 @@ def jit(function: Any) -> Any:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception is the driver's, by either of the two libraries that call it."""
+    """Whether an exception is the driver's, by any of the libraries that call it."""
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    return bool(names & {"numba_cuda_mlir.CudaDriverError", "numba.CudaDriverError", "cuda.CUDAError"})
+    if names & {"numba_cuda_mlir.CudaDriverError", "numba.CudaDriverError", "cuda.CUDAError"}:
+        return True
+    return isinstance(error, RuntimeError) and "CUDA_ERROR_" in str(error)  # numba-cuda-mlir's own, of a kernel

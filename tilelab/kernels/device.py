@@ -32,6 +32,7 @@ __all__ = ["SIMULATED", "DeviceArray", "DeviceInfo", "Event", "Stream", "cuda", 
 
 _thread = threading.local()
 _abandoned: list[Any] = []
+_first_faults: dict[int, str] = {}  # by the GPU's number
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ def _enter(index: int) -> None:
         cuda.current_context().pop()
     cuda.select_device(index)
     _thread.entered = True
+    for queue in _pending():
+        _calm(queue)
 
 
 def parse_index(device: str) -> int:
@@ -100,8 +103,16 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
 
 def pinned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """An uninitialised host array that the GPU can copy from and to while the CPU works on."""
-    with memory_errors(math.prod(shape) * np.dtype(dtype).itemsize):
+    try:
         array: Array = cuda.pinned_array(shape, dtype)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        need = math.prod(shape) * np.dtype(dtype).itemsize
+        raise EngineError(
+            f"the driver cannot pin {need / 2**30:.2f} GiB more of this machine's memory: raise --lanes, lower --tile, "
+            "or see the limit of locked memory (ulimit -l)"
+        ) from error
     return array
 
 
@@ -155,7 +166,7 @@ def give_back() -> None:
 
 @contextmanager
 def faults(index: int) -> Iterator[None]:
-    """Turn the driver's exceptions into an `EngineError` that names the fault.
+    """Turn the driver's exceptions into an `EngineError` that names the first fault of that GPU.
 
     After most of them nothing works on that GPU in this process any more, so whatever fails next is told the same way:
     who cleans up does so in `quietly`.
@@ -167,12 +178,26 @@ def faults(index: int) -> Iterator[None]:
     except Exception as error:
         if not is_fault(error):
             raise
-        _abandon()
-        told = re.sub(r"^\[.*?\] Call to (\w+) results in ", r"\1: ", " ".join(str(error).split()))
+        if _is_out_of_memory(error):
+            advice = "raise --lanes, or lower --batch or --tile"
+            raise EngineError(f"GPU out of memory ({_words(error)}): {advice}") from error
+        _abandon(index, error)
         raise EngineError(
-            f"cuda:{index} failed ({told.partition('. ')[0][:160]}): finished rows are kept and the same command continues; if it fails again, "
-            "see the driver's log (dmesg, nvidia-smi -q), or run with --device cpu"
+            f"cuda:{index} failed ({_first_faults[index]}): finished rows are kept and the same command continues; "
+            "if it fails again, see the driver's log (dmesg, nvidia-smi -q), or run with --device cpu"
         ) from error
+
+
+def _words(error: BaseException) -> str:
+    """What the driver said, without the compiler's frame around it."""
+    said = re.sub(r"^\[.*?\] Call to (\w+) results in ", r"\1: ", " ".join(str(error).split()))
+    if " from library: " in said:  # a kernel, by the name that it was compiled to
+        said = "a kernel cannot be loaded: " + said.rpartition(": ")[2]
+    return said.partition(". ")[0][:160]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return getattr(error, "code", None) == _OUT_OF_MEMORY or "OUT_OF_MEMORY" in str(error)
 
 
 def has_failed() -> bool:
@@ -180,13 +205,31 @@ def has_failed() -> bool:
     return bool(_abandoned)
 
 
-def _abandon() -> None:
+def _abandon(index: int, error: BaseException) -> None:
     """Free nothing on the calling thread's GPU any more: after a fault every call would only raise it again."""
+    _first_faults.setdefault(index, _words(error))
     with contextlib.suppress(Exception):
         for queue in _pending():
             held = queue.disable()
             held.__enter__()
             _abandoned.append(held)
+
+
+def _calm(queue: Any) -> None:
+    """Have what frees memory keep a fault for the next call: it is called by finalizers, whose exceptions are printed."""
+    if "clear" in vars(queue):
+        return
+    clear = queue.clear
+
+    def clear_calmly() -> None:
+        try:
+            clear()
+        except Exception as error:
+            if not is_fault(error):
+                raise
+            _abandon(int(cuda.get_current_device().id), error)
+
+    queue.clear = clear_calmly
 
 
 def _pending() -> tuple[Any, ...]:
@@ -205,7 +248,7 @@ def quietly() -> Iterator[None]:
     except Exception as error:
         if not is_fault(error):
             raise
-        _abandon()
+        _abandon(int(cuda.get_current_device().id), error)
 
 
 @contextmanager
@@ -216,7 +259,7 @@ def memory_errors(need_bytes: int) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:
-        if getattr(error, "code", None) != _OUT_OF_MEMORY and "OUT_OF_MEMORY" not in str(error):
+        if not _is_out_of_memory(error):
             raise
         free, total = cuda.current_context().get_memory_info()
         raise EngineError(

@@ -34,6 +34,16 @@ def driver_problem() -> str:
     return "" if count.value else "the NVIDIA driver finds no GPU: use --device cpu"
 
 
+def missing_gpu(device: str) -> str:
+    """Why ``cuda:N`` cannot be used where there are fewer GPUs; empty where it can, or where there are none at all."""
+    count = gpu_count()
+    number = device.removeprefix("cuda:")
+    if not count or not number.isdecimal() or int(number) < count:
+        return ""
+    there = "1 GPU here, cuda:0" if count == 1 else f"{count} GPUs here, cuda:0 to cuda:{count - 1}"
+    return f"the driver shows {there}"
+
+
 def gpu_count() -> int:
     """Number of GPUs that the driver shows this process; 0 without a driver."""
     if driver_problem():

@@ -36,7 +36,8 @@ class GpuEngine(FileEngine):
         self.index = device.parse_index(request.device)
         self.info = device.select(self.index)
         self.device = f"cuda:{self.index}"
-        self.stream = device.stream()
+        with device.faults(self.index):
+            self.stream = device.stream()
         self.tiles_dtype, self.logits_dtype = np.dtype(request.source.dtype), np.dtype(request.target.dtype)
         self._buffers: tuple[Any, Any] | None = None
 

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass, field
 
 from tilelab.errors import EngineError
+from tilelab.machine.nvidia import missing_gpu
 from tilelab.run.options import Options
 
 
@@ -67,6 +68,9 @@ def _slots(device: str) -> list[Slot]:
         raise EngineError(f"--device {device} names a GPU twice: write cuda:0*2 for two workers on one GPU")
     visible = _visible()
     if visible is None:
+        for number in numbers:
+            if problem := missing_gpu(f"cuda:{number}"):
+                raise EngineError(f"--device {device} names GPU {number}, {problem}")
         return [_gpu(str(number)) for number in numbers]
     for number in numbers:
         if number >= len(visible):

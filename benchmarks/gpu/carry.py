@@ -1,0 +1,73 @@
+"""What a machine without network needs to be carried there: ``python -m benchmarks.gpu.carry [FOLDER]``.
+
+Downloads wheels of the packages that tilelab imports and such a machine (Python 3.12 on x86-64 Linux with torch, numba
+and numba-cuda) has not, and leaves all out of imagecodecs but the codecs that are used there: about 6 MB in all.
+`benchmarks.gpu.bare` installs them beside the machine's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGES = ("msgspec", "zarr", "numcodecs", "imagecodecs", "donfig", "google-crc32c")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64", "any")
+CODECS = ("imcd", "shared", "shared_cython", "zstd", "zlib", "blosc", "png", "jpeg8")
+FOLDER = Path(".gpu")
+
+
+def slim_imagecodecs(wheel: Path, out: Path, codecs: Sequence[str] = CODECS) -> None:
+    """Write the wheel with these codecs alone, and the libraries that they load."""
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
+        files = {n: source.read(n) for n in source.namelist() if not n.endswith("/")}
+        wanted = {n for n in files if ".so" not in n and "/licenses/" not in n and not n.endswith((".pyi", "RECORD"))}
+        found = {n for n in files if n.startswith(tuple(f"imagecodecs/_{codec}." for codec in codecs)) and ".so" in n}
+        while found:
+            wanted |= found
+            needed = {
+                n for n in files if ".libs/" in n and any(n.rpartition("/")[2].encode() in files[m] for m in found)
+            }
+            found = needed - wanted
+        for name in sorted(wanted):
+            target.writestr(name, files[name])
+        record = next(name for name in files if name.endswith("RECORD"))
+        target.writestr(record, "".join(f"{name},,\n" for name in [*sorted(wanted), record]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill the folder; returns the exit code of pip where that fails."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.carry", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    parser.add_argument("--python", default="3.12", help="of the machine without network")
+    args = parser.parse_args(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        tag = "cp" + args.python.replace(".", "")
+        words = [word for platform in PLATFORMS for word in ("--platform", platform)]
+        words += [word for abi in (tag, "abi3", "none") for word in ("--abi", abi)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version", args.python, "--implementation", "cp", *words]
+        code = subprocess.run([*command, "--dest", name, *PACKAGES], check=False).returncode
+        if code:
+            return code
+        for old in args.folder.glob("*.whl"):
+            old.unlink()
+        for wheel in sorted(Path(name).glob("*.whl")):
+            if wheel.name.startswith("imagecodecs"):
+                slim_imagecodecs(wheel, args.folder / wheel.name)
+            else:
+                (args.folder / wheel.name).write_bytes(wheel.read_bytes())
+    wheels = sorted(args.folder.glob("*.whl"))
+    for wheel in wheels:
+        print(f"{wheel.stat().st_size / 1e6:6.2f} MB  {wheel.name}")
+    print(f"{sum(wheel.stat().st_size for wheel in wheels) / 1e6:6.2f} MB in {args.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

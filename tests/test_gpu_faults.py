@@ -1,0 +1,190 @@
+"""A GPU that fails in any kind of call, one without memory at any allocation, and ones that are not there.
+
+Against the stand-in for the driver; see `driver_standin`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from driver_standin import FOLDER, compilers, environment, run_on_standin
+
+pytestmark = pytest.mark.skipif(not compilers(), reason="no compiler of CUDA kernels is installed")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """A folder for compiled kernels: what one test compiles, the next one finds."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A folder with a small image, blank areas in it, and a network of three classes."""
+    from tiny_models import make_spec, save_conv
+
+    folder = tmp_path_factory.mktemp("picture")
+    image = (np.random.default_rng(0).random((300, 700)) * 250).astype(np.uint8)
+    image[100:200, 200:500] = 60
+    np.save(folder / "image.npy", image)
+    save_conv(folder / "net.onnx", (64, 64), classes=3, spec=make_spec(classes=3, tile=(64, 64), overlap=(16, 16)))
+    return folder
+
+
+@pytest.mark.parametrize("how", [[], pytest.param(["all"], marks=pytest.mark.slow)])
+def test_a_fault_in_any_kind_of_call_is_one_line_and_the_same_command_continues(picture, kernels, how):
+    result = subprocess.run(
+        [sys.executable, FOLDER / "fault_everywhere.py", picture, *how],
+        env=environment(kernels),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3000,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    kinds = {fault.partition(":")[0] for fault in found["failed"]}
+    must = "MemAlloc_v2 MemHostAlloc MemFree_v2 MemcpyHtoDAsync_v2 MemcpyDtoHAsync_v2 EventRecord StreamWaitEvent"
+    assert kinds >= {"launch", *(f"cu{name}" for name in must.split())}
+    assert any("Load" in kind for kind in kinds), "kernels are loaded"
+    for fault, (code, said, digest, *continued) in found["failed"].items():
+        for word in ("Traceback", "Exception ignored", "Error in"):
+            assert word not in said, (fault, said)
+        if code == 0 and ("Free" in fault or "Destroy" in fault):
+            assert digest == found["expected"], "it failed when everything had landed"
+            continue
+        assert code == 2, (fault, code, said)
+        errors = [line for line in said.splitlines() if line.startswith("tilelab: error: ")]
+        assert len(errors) == 1, (fault, said)
+        assert errors[0].startswith("tilelab: error: cuda:0 failed ("), (fault, said)
+        assert "and the same command continues" in errors[0]
+        name = fault.partition(":")[0].removesuffix("_v2")
+        assert name in errors[0] or "ernel" in errors[0] or "While executing" in errors[0], "the first fault is named"
+        if continued:
+            again, words, digest = continued
+            assert again == 0, (fault, words)
+            assert digest == found["expected"], fault
+
+
+MEMORY = """
+import ctypes, gc, json, os, shutil
+from pathlib import Path
+import numpy as np
+import standin_gpu
+standin_gpu.install()
+from driver_standin import digest
+import tilelab
+from tilelab.errors import EngineError, PlanError
+from tilelab.kernels import device
+from tilelab.run.options import Options
+HERE = Path({here!r})
+
+def counts():
+    gc.collect()
+    device.give_back()
+    text = ctypes.create_string_buffer(1 << 13)
+    ctypes.CDLL("libcuda.so.1").standin_report(text, len(text))
+    return json.loads(text.value)
+
+def infer(model=HERE / "net.onnx", **options):
+    for left in HERE.glob("memory.ome.zarr*"):
+        shutil.rmtree(left)
+    options = Options(engine="onnxruntime-cuda", device="cuda", **options)
+    return tilelab.infer(HERE / "image.npy", model, HERE / "memory.ome.zarr", options=options)
+
+"""
+
+
+def on_standin(picture, kernels, work, **settings):
+    said, counted, errors = run_on_standin(MEMORY.format(here=str(picture)) + work, kernels, **settings)
+    assert "Exception ignored" not in errors
+    return said.splitlines(), counted
+
+
+def test_no_memory_at_any_allocation_is_one_line_and_everything_is_given_back(picture, kernels):
+    work = """
+infer()
+before = counts()
+infer()
+after = counts()
+expected = digest(HERE / "memory.ome.zarr")
+taken = sum(after[name] - before[name] for name in ("allocations", "pinned"))
+assert after["held_bytes"] == before["held_bytes"], "two runs of a process"
+for n in range(taken):
+    now = counts()
+    os.environ["STANDIN_ALLOCATIONS"] = str(now["allocations"] + now["pinned"] + n)
+    try:
+        infer()
+        print("it should have failed")
+    except (EngineError, PlanError) as error:
+        print(error)
+    left = counts()
+    assert left["held_bytes"] == before["held_bytes"], (n, left)
+    assert left["pinned"] == left["pinned_frees"], (n, left)
+del os.environ["STANDIN_ALLOCATIONS"]
+infer()
+assert digest(HERE / "memory.ome.zarr") == expected
+assert not device.has_failed()
+"""
+    said, counted = on_standin(picture, kernels, work)
+    assert len(said) > 15
+    for line in said:
+        assert line.startswith(("GPU out of memory", "the driver cannot pin")), line
+    assert any(line.startswith("the driver cannot pin") for line in said)
+    assert counted["deepest_stack"] == 1
+
+
+def test_a_plan_says_what_is_taken_whatever_memory_there_is(picture, kernels):
+    """To the byte, but for a few small tables."""
+    work = """
+from tilelab.engines.registry import load_engine
+from tilelab.errors import PlanError
+from tilelab.run.plan.device_buffers import largest_device_buffers
+from tilelab.run.sweep import device as sweep
+real, asked = sweep.check_device, []
+sweep.check_device = lambda request, buffers, free: (real(request, buffers, free), asked.append(buffers.device_bytes))
+engine = load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device="cuda")
+base = counts()["held_bytes"]
+infer(engine)
+needed, most, expected = max(asked), counts()["most_bytes"] - base, digest(HERE / "memory.ome.zarr")
+print(json.dumps([most, needed]))
+for share in (0.9, 0.6, 0.4, 0.2, 0.01):
+    asked.clear()
+    os.environ["STANDIN_MEMORY"] = str(base + int(share * needed))
+    try:
+        infer(engine)
+    except PlanError as error:
+        print(json.dumps(str(error)))
+    else:
+        assert max(asked) <= share * needed
+        assert digest(HERE / "memory.ome.zarr") == expected
+        print(json.dumps(len(asked)))
+"""
+    said, _ = on_standin(picture, kernels, work)
+    (most, needed), *others = map(json.loads, said)
+    assert needed <= most <= needed + 8192
+    assert isinstance(others[-1], str)
+    assert "of GPU memory" in others[-1]
+
+
+@pytest.mark.parametrize("asked", ["cuda:3", "cuda:0,3", "cuda:0,0"])
+def test_a_gpu_that_is_not_there_is_one_line(picture, kernels, asked):
+    command = "import standin_gpu\nstandin_gpu.install()\nfrom tilelab.cli import main\nraise SystemExit(main())"
+    given = ["infer", picture / "image.npy", "--model", picture / "net.onnx", "-o", picture / "none.ome.zarr"]
+    result = subprocess.run(
+        [sys.executable, "-c", command, *given, "--engine", "onnxruntime-cuda", "--device", asked],
+        env=environment(kernels, STANDIN_GPUS=2),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if line.strip())
+    assert line.startswith("tilelab: error: ")
+    assert "cuda:" in line
+    assert not list(picture.glob("none.*"))
