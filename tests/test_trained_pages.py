@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training extra not installed")
 pytest.importorskip("kornia", reason="training extra not installed")
 
-from benchmarks.trained import compare, models, recipes, speed  # noqa: E402
+from benchmarks.trained import compare, models, recipes, runs, speed, time_to_score  # noqa: E402
+from tilelab.sample import draw_superalloy  # noqa: E402
 from tilelab.training.deviations import deviations  # noqa: E402
+from tilelab.training.loop import LAST, StepReport  # noqa: E402
+from tilelab.training.recipe import Recipe, load_recipe  # noqa: E402
 
 
 def test_budgets_are_equal() -> None:
@@ -72,3 +77,57 @@ def test_speeds_are_told_beside_plain_pytorch() -> None:
     page = speed.as_markdown([("net", {"plain PyTorch": 4.0, "tilelab bf16": 10.0})], 128, 30.0)
     assert "| net | 4.0 (1.00 x) | 10.0 (2.50 x) |" in page
     assert "so that the ratios count" in page
+
+
+def tiny(tmp_path: Path, *changes: str) -> Recipe:
+    for seed in range(3):
+        for part in ("train", "val"):
+            for folder, pixels in zip(("images", "masks"), draw_superalloy((64, 64), seed), strict=True):
+                path = tmp_path / part / folder / f"{seed}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    settings = ("network.options={widths=[4,6]}", "sampling.crop=32", "sampling.batch=2", "schedule.warmup=0")
+    fixed = ("inference.tile=32", "inference.overlap=0", "run={steps=6, validate=3}")
+    return load_recipe("superalloy", [*settings, *fixed, *changes])
+
+
+def test_a_kept_training_is_read_and_one_by_another_recipe_is_not(tmp_path: Path) -> None:
+    recipe, output = tiny(tmp_path), tmp_path / "out"
+    scores = runs.train_once(recipe, tmp_path, output)
+    written = (output / LAST).stat().st_mtime_ns
+    assert runs.train_once(recipe, tmp_path, output) == scores
+    assert (output / LAST).stat().st_mtime_ns == written
+    other = tiny(tmp_path, "optimizer.rate=1e-4")
+    assert not runs.is_trained(output, other)
+
+
+def test_a_curve_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, output = tiny(tmp_path), tmp_path / "out"
+    report = time_to_score.Stopwatch.report
+
+    def stop(watch: time_to_score.Stopwatch, step: StepReport) -> None:
+        report(watch, step)
+        if step.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time_to_score.Stopwatch, "report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            time_to_score.learn(recipe, tmp_path, output)
+    (first,) = time_to_score.read_curve(output)
+    time_to_score.learn(recipe, tmp_path, output)
+    points = time_to_score.read_curve(output)
+    assert points[0] == first
+    assert [point.step for point in points] == [3, 6]
+    assert all(one.seconds < two.seconds for one, two in itertools.pairwise(points))
+    assert time_to_score.is_finished(points, recipe)
+
+
+def test_goals_are_reached_at_their_first_validation(tmp_path: Path) -> None:
+    points = [time_to_score.Point(10 * n, 60.0 * n, score) for n, score in enumerate((0.5, 0.81, 0.79, 0.86), start=1)]
+    page = time_to_score.as_markdown({time_to_score.BEGINNINGS[0].title: [points]}, "curves.png")
+    (row,) = (line for line in page.splitlines() if "ImageNet" in line)
+    assert "| 1 | 2.0 (20) | 4.0 (40) | - | - | 0.860 | 6.00 |" in row
+    time_to_score.draw({time_to_score.BEGINNINGS[0].title: [points, points]}, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1050, 600)
