@@ -17,7 +17,7 @@ from tilelab.machine.disk import write_text
 EXAMPLES = (
     "tilelab eval big.superalloy.ome.zarr truth.tif",
     "tilelab eval results/ masks/ --image images/ --pictures look/",
-    "tilelab eval cells.ome.zarr truth.tif --objects --boundary-f 2",
+    "tilelab eval cells.ome.zarr truth.tif --objects --tolerance 2",
     "tilelab eval pred.png truth.png --truth-map 255:1 --json scores.json",
 )
 
@@ -46,8 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", metavar="A,B,...", help="class names, where PRED does not know them")
     group = parser.add_argument_group("more scores")
     add = group.add_argument
-    add("--boundary-f", metavar="PX", nargs="?", const=2.0, type=float, help="F of outlines that agree within PX "
-        "pixels (2)\nwith --assd's distances")  # fmt: skip
+    add(
+        "--tolerance",
+        "--boundary-f",
+        dest="tolerance",
+        metavar="PX",
+        nargs="?",
+        const=2.0,
+        type=float,
+        help="also IoU, and F of outlines, within PX pixels (2)\nthe truth moved by half a pixel is not 1 without",
+    )
     add("--assd", action="store_true", help="mean distance between the outlines of a class")
     add("--isbi", metavar="CLASS", nargs="?", const="1", help="V_rand, V_info of what CLASS parts (1)\nof the regions "
         "between CLASS")  # fmt: skip
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         ignore=args.ignore,
         classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else (),
         surfaces=args.assd,
-        tolerance=args.boundary_f,
+        tolerance=args.tolerance,
         lines=args.isbi,
     )
     _claim(args)

@@ -27,6 +27,7 @@ def to_markdown(evaluation: Evaluation) -> str:
     names = [info.name for info in evaluation.classes]
     isbi = evaluation.isbi is not None
     head = ["image", "pixels", "accuracy", "mean IoU", *(f"IoU {name}" for name in names), "mean Dice", "F1"]
+    head += [] if evaluation.tolerant is None else [f"mean IoU within {evaluation.tolerance:g} px"]
     head += ["V_rand", "V_info"] if isbi else []
     beside = {
         "left out": [pair.ignored for pair in evaluation.pairs],
@@ -37,7 +38,7 @@ def to_markdown(evaluation: Evaluation) -> str:
     rows = [
         [
             pair.pair.name,
-            *_row(pair.scores),
+            *_row(pair.scores, pair.tolerant),
             *([_number(pair.isbi.v_rand), _number(pair.isbi.v_info)] if pair.isbi else []),
             *(f"{numbers[i]:,}" for numbers in beside.values()),
         ]
@@ -47,7 +48,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         total = evaluation.isbi
         both = [_number(total.v_rand), _number(total.v_info)] if total else []
         sums = [f"{sum(numbers):,}" for numbers in beside.values()]
-        rows.append(["**all**", *_row(evaluation.pooled), *both, *sums])
+        rows.append(["**all**", *_row(evaluation.pooled, evaluation.tolerant), *both, *sums])
     parts = [markdown_table(head, rows), markdown_table(*_class_table(evaluation)), _tell_means(evaluation), _RULES]
     if beside:
         parts.append(
@@ -62,7 +63,11 @@ def to_markdown(evaluation: Evaluation) -> str:
             "of the image is no outline."
         )
     if evaluation.tolerance is not None:
-        parts.append(f"Boundary F: of outline pixels that lie within {evaluation.tolerance:g} px of the other outline.")
+        parts.append(
+            f"Boundary F: of outline pixels that lie within {evaluation.tolerance:g} px of the other outline. IoU "
+            f"within {evaluation.tolerance:g} px: a wrong pixel is right where the truth has its found class, and the "
+            "segmentation its true class, no farther than that; what was missed or invented stays wrong."
+        )
     if evaluation.objects is not None:
         parts += [markdown_table(*_object_table(evaluation)), _OBJECT_RULES]
     pooled = _number(evaluation.pooled.pooled_iou)
@@ -110,8 +115,9 @@ def to_json(evaluation: Evaluation) -> str:
     return json.dumps(plain_numbers(document), indent=1) + "\n"
 
 
-def _row(scores: Scores) -> list[str]:
-    values = (scores.pixel_accuracy, scores.mean_iou, *scores.iou, scores.mean_dice, scores.foreground_f1)
+def _row(scores: Scores, tolerant: Scores | None) -> list[str]:
+    values = [scores.pixel_accuracy, scores.mean_iou, *scores.iou, scores.mean_dice, scores.foreground_f1]
+    values += [] if tolerant is None else [tolerant.mean_iou]
     return [f"{int(scores.confusion.sum()):,}", *map(_number, values)]
 
 
@@ -123,7 +129,7 @@ def _class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     if evaluation.surfaces is not None:
         head += ["ASSD px", "ASSD nm"] if square else ["ASSD px"]
     if evaluation.surfaces is not None and evaluation.tolerance is not None:
-        head.append("boundary F")
+        head += ["boundary F", f"IoU within {evaluation.tolerance:g} px"]
     total = max(1, int(scores.confusion.sum()))
     rows = []
     for k, info in enumerate(evaluation.classes):
@@ -137,6 +143,7 @@ def _class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
                 row.append(_number(distance * size[0], 1))
             if evaluation.tolerance is not None:
                 row.append(_number(float(evaluation.surfaces.boundary_f[k - 1]) if k else math.nan))
+                row.append("-" if evaluation.tolerant is None else _number(float(evaluation.tolerant.iou[k])))
         rows.append(row)
     return head, rows
 
@@ -215,6 +222,14 @@ def _extras(scored: Evaluation | PairScores, names: list[str], tolerance: float 
         record["assd_px"] = dict(zip(names[1:], scored.surfaces.assd.tolist(), strict=True))
         if tolerance is not None:
             record["boundary_f"] = dict(zip(names[1:], scored.surfaces.boundary_f.tolist(), strict=True))
+    if scored.tolerant is not None:
+        within = scored.tolerant
+        record["tolerant"] = {
+            "tolerance_px": tolerance,
+            "pixel_accuracy": within.pixel_accuracy,
+            "mean_iou": within.mean_iou,
+            "iou": dict(zip(names, within.iou.tolist(), strict=True)),
+        }
     if scored.objects is not None:
         record["objects"] = dict(zip(names[1:], map(_object_record, scored.objects), strict=True))
     if scored.isbi is not None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _BLOCK = 2**24
 """Pixels read at once."""
 _THREADS = 2
+_MOST_TOLERANCE = 100
+"""Pixels; farther neighbours are not looked for."""
 _SAME_SIZE = 0.01
 """Pixel sizes that differ by no more are taken for the same."""
 
@@ -47,7 +49,7 @@ class Question:
         ignore: pixels of this true class are left out, beside those that the map of the truth leaves out.
         classes: names, when the predictions do not know them.
         surfaces: measure the ASSD of every class but the background.
-        tolerance: also the boundary F, where outlines agree up to so many pixels.
+        tolerance: also the scores that forgive outlines displaced by up to so many pixels, and the boundary F of these.
         lines: class whose lines enclose the regions that V_rand and V_info compare (index or name); None for neither
             score.
     """
@@ -79,6 +81,7 @@ class PairScores:
         scores: of all its pixels that count.
         ignored: pixels that were left out.
         unlisted: pixels that the label map of the truth, or else that of the prediction, does not list.
+        tolerant: of all its pixels that count, small displacements forgiven, if asked for.
         surfaces: distances between outlines, if asked for; entry k is class k + 1.
         objects: how its objects agree, if asked for (`tilelab.measure.matching`); entry k is class k + 1.
         isbi: V_rand and V_info at this pair's own best thresholds, if asked for.
@@ -90,6 +93,7 @@ class PairScores:
     scores: Scores
     ignored: int = 0
     unlisted: int = 0
+    tolerant: Scores | None = None
     surfaces: SurfaceDistances | None = None
     objects: tuple[ObjectScores, ...] | None = None
     isbi: IsbiScores | None = None
@@ -103,10 +107,11 @@ class Evaluation:
         classes: names and colours, background first.
         pairs: one entry per pair.
         pooled: of the pixels of all pairs counted together.
+        tolerant: the same, small displacements forgiven, if asked for.
         surfaces: of all pairs together, if asked for.
         objects: of all pairs together, if asked for.
         isbi: of all planes of all pairs at the best common threshold, if asked for.
-        tolerance: of the boundary F in pixels, if asked for.
+        tolerance: of the boundary F and of `tolerant` in pixels, if asked for.
         pixel_size_nm: of (y, x) when all pairs have the same, else None.
         notes: one line each about what the reader should know.
         failed: of several pairs those that cannot be read or differ in size, and why; they are in no score.
@@ -115,6 +120,7 @@ class Evaluation:
     classes: tuple[ClassInfo, ...]
     pairs: list[PairScores]
     pooled: Scores
+    tolerant: Scores | None = None
     surfaces: SurfaceDistances | None = None
     objects: tuple[ObjectScores, ...] | None = None
     isbi: IsbiScores | None = None
@@ -144,6 +150,8 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
         PlanError: a score that needs a whole plane in memory was asked for, and the plane is too large.
     """
     question = question or Question()
+    if question.tolerance is not None and not 0 <= question.tolerance <= _MOST_TOLERANCE:
+        raise InputError(f"a tolerance of {question.tolerance:g} pixels was asked for: from 0 to {_MOST_TOLERANCE}")
     stated: set[tuple[ClassInfo, ...]] = set()
     guesses: dict[Assumption, None] = {}
     sizes: set[tuple[float, float] | None] = set()
@@ -182,6 +190,8 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     evaluation.notes += map(str, guesses)
     if question.surfaces or question.tolerance is not None:
         _add_surfaces(evaluation, question)
+    if question.tolerance is not None:
+        _add_tolerant(evaluation, question, question.tolerance)
     if question.lines is not None:
         _add_isbi(evaluation, question, find_class(classes, question.lines))
     if (question.surfaces or question.lines is not None) and any(pair.ignored for pair in scored):
@@ -208,6 +218,12 @@ class _Tried:
                 raise
             self.pairs.remove(pair)
             self.failed.append((pair, str(error)))
+
+
+def left_out_of(question: Question) -> set[int]:
+    """True classes whose pixels take no part."""
+    ignored = None if question.truth_map is None else IGNORE
+    return {label for label in (question.ignore, ignored) if label is not None}
 
 
 @contextmanager
@@ -317,7 +333,7 @@ def _count(labels: Labels, truth: Labels, question: Question) -> _Count:
     total = np.zeros((256, 256), np.int64)
     wrong = np.zeros(labels.shape[0], np.int64)
     seen = Census(str(labels.path)), Census(str(truth.path))
-    left_out = {question.ignore, IGNORE if question.truth_map is not None else None} - {None}
+    left_out = left_out_of(question)
     ignored = 0
     for box, mine, true in read_blocks(labels, truth, seen):
         counts = count_confusion(mine, true)
@@ -383,6 +399,20 @@ def _add_surfaces(evaluation: Evaluation, question: Question) -> None:
             )
         total = evaluation.surfaces
         evaluation.surfaces = scored.surfaces if total is None else total + scored.surfaces
+
+
+def _add_tolerant(evaluation: Evaluation, question: Question, tolerance: float) -> None:
+    """Count the pixels again, small displacements forgiven."""
+    from tilelab.evaluation.shapes import count_moved
+
+    size = len(evaluation.classes)
+    total = np.zeros((size, size), np.int64)
+    for scored in evaluation.pairs:
+        with open_pair(scored.pair, question) as (labels, truth):
+            counts = count_moved(labels, truth, tolerance, left_out_of(question))[:size, :size]
+        scored.tolerant = score_confusion(counts)
+        total += counts
+    evaluation.tolerant = score_confusion(total)
 
 
 def _add_isbi(evaluation: Evaluation, question: Question, lines: int) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import add
 
 import numpy as np
 
-from tilelab.arrays import Float32, Float64, UInt8
+from tilelab.arrays import Float32, Float64, Int64, UInt8
 from tilelab.errors import PlanError
 from tilelab.evaluation.labels import Labels
 from tilelab.evaluation.metrics.isbi import score_plane
-from tilelab.evaluation.metrics.surface import SurfaceDistances, measure_surfaces
+from tilelab.evaluation.metrics.surface import ReadRows, SurfaceDistances, measure_surfaces
+from tilelab.evaluation.metrics.tolerant import count_tolerant
 from tilelab.geometry import Box
 from tilelab.machine.memory import available_memory
 from tilelab.text import format_bytes
@@ -26,13 +27,27 @@ def measure_outlines(labels: Labels, truth: Labels, classes: Sequence[int], tole
     depth, height, width = labels.shape
 
     def measure(z: int) -> SurfaceDistances:
-        def read(start: int, stop: int) -> tuple[UInt8, UInt8]:
-            box = Box((z, start, 0), (z + 1, stop, width))
-            return labels.read(box)[0], truth.read(box)[0]
-
-        return measure_surfaces(read, (height, width), classes, tolerance=tolerance)
+        return measure_surfaces(_rows(labels, truth, z), (height, width), classes, tolerance=tolerance)
 
     return reduce(add, map(measure, range(depth)))
+
+
+def count_moved(labels: Labels, truth: Labels, tolerance: float, left_out: Collection[int]) -> Int64:
+    """Pixels by true and predicted class, right where they are within the tolerance, plane by plane; see `tolerant`."""
+    depth, height, width = labels.shape
+    planes = (count_tolerant(_rows(labels, truth, z), (height, width), tolerance, left_out) for z in range(depth))
+    total: Int64 = reduce(add, planes)
+    return total
+
+
+def _rows(labels: Labels, truth: Labels, z: int) -> ReadRows:
+    """Reads a range of rows of a plane of both."""
+
+    def read(start: int, stop: int) -> tuple[UInt8, UInt8]:
+        box = Box((z, start, 0), (z + 1, stop, labels.shape[2]))
+        return labels.read(box)[0], truth.read(box)[0]
+
+    return read
 
 
 def compare_regions(labels: Labels, truth: Labels, lines: int) -> list[Float64]:

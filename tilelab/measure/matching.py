@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array, Int64, UInt8
-from tilelab.evaluation.label_map import IGNORE
 from tilelab.evaluation.metrics.objects import ObjectScores, score_objects
-from tilelab.evaluation.scoring import Evaluation, Question, open_pair
+from tilelab.evaluation.scoring import Evaluation, Question, left_out_of, open_pair
 from tilelab.geometry import Box, boxes
 from tilelab.kernels.jit import jit
 from tilelab.kernels.objects.sums import AREA
@@ -36,7 +35,7 @@ def add_object_scores(
         InputError: a file cannot be read any more.
     """
     classes = range(1, len(evaluation.classes))
-    left_out = {question.ignore, IGNORE if question.truth_map is not None else None} - {None}
+    left_out = left_out_of(question)
     for scored in evaluation.pairs:
         with open_pair(scored.pair, question) as (labels, truth):
             found, true = (_LeftOut(one, truth, left_out) if left_out else one for one in (labels, truth))
