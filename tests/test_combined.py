@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from result_files import make_result
 from tiny_models import make_spec, save_conv, save_unet
 
 import tilelab
+from tilelab.engines.base import BaseEngine
+from tilelab.engines.combined import CombinedEngine, combined_planes, combined_spec, is_combined
 from tilelab.engines.registry import read_spec
 from tilelab.errors import ModelError
 from tilelab.io.results.result import Result, read_result
@@ -135,3 +140,53 @@ def test_review_goes_by_the_map(models: tuple[str, str], tmp_path: Path) -> None
     assert doubt.bits[0, 1, 2] == pytest.approx(float(said[50:100, 100:150].mean()), rel=1e-4)
     blobs = make_result(tmp_path / "b.ome.zarr", (90, 80))
     assert find_doubt(blobs, 40).bits.shape == (1, 3, 2)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("uncertainty", [None, "entropy", "models", "symmetries"])
+def test_a_plan_counts_what_models_take_together(activation: Any, uncertainty: Any) -> None:
+    """NumPy says what is held while two networks run, one of which takes other intensities."""
+    spec = make_spec((96, 96), classes=3, activation=activation)
+    other = msgspec.structs.replace(spec, normalization=Normalization(mean=(100.0,), std=(50.0,)))
+    members = [Far(one, (96, 96), 2) for one in (spec, other)]
+    engine = CombinedEngine(members, combined_spec([spec, other], uncertainty), uncertainty)
+    tiles = np.random.default_rng(0).random((2, 1, 96, 96), np.float32)
+    out = np.empty((2, engine.spec.values, 96, 96), np.float32)
+    tracemalloc.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of overflow, say
+            engine.run(tiles, out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    planned = 4 * tiles.size * combined_planes(engine.spec)
+    assert planned / 2 < peak <= planned + 20_000
+    assert np.isfinite(out).all()
+    assert is_combined(engine.spec)
+    assert not is_combined(spec)
+
+
+class Far(BaseEngine):
+    """Gives logits far from 0."""
+
+    def run(self, tiles: Any, out: Any) -> None:
+        out[...] = 400 * (tiles - 0.5)
+
+
+def test_the_report_tells_of_every_model(models: tuple[str, str], tmp_path: Path) -> None:
+    done = tilelab.infer(IMAGE, ",".join(models), tmp_path / "r.ome.zarr", **WORDS)
+    told = done.report["engine"]["members"]
+    assert [(one["name"], one["device"], one["precision"]) for one in told] == [("onnxruntime", "cpu", "fp32")] * 2
+    assert "combined outputs" in done.report["memory"]["planned"]
+    alone = tilelab.infer(IMAGE, models[0], tmp_path / "a.ome.zarr", **WORDS)
+    assert "members" not in alone.report["engine"]
+
+
+def test_models_that_run_unlike_are_said() -> None:
+    spec = make_spec((64, 64), classes=3)
+    one, other = Far(spec, (64, 64), 1), Far(spec, (64, 64), 1)
+    other.precision = "bf16"
+    engine = CombinedEngine([one, other], combined_spec([spec, spec], None), None)
+    assert engine.warnings == ("the models do not run alike: function fp32 on cpu, function bf16 on cpu",)
+    assert CombinedEngine([one, one], combined_spec([spec, spec], None), None).warnings == ()

@@ -62,6 +62,7 @@ class Engine(Protocol):
         memory: what it holds.
         gpu_room: what it leaves of its GPU, wherever that is; None without a GPU.
         on_device: the engine for those who have their tiles on its GPU, or None: ask here, nowhere else.
+        members: the engines that it is made of, where it is made of several.
     """
 
     @property
@@ -92,6 +93,8 @@ class Engine(Protocol):
     def gpu_room(self) -> GpuRoom | None: ...
     @property
     def on_device(self) -> DeviceEngine | None: ...
+    @property
+    def members(self) -> tuple[Engine, ...]: ...
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute what the network gives for one batch into `out`; blocks, and releases the GIL while computing.
@@ -170,6 +173,7 @@ class BaseEngine(abc.ABC):
     assumptions: tuple[Assumption, ...] = ()
     output_is: OutputKind = "logits"
     memory = EngineMemory()
+    members: tuple[Engine, ...] = ()
 
     def __init__(
         self, spec: ModelSpec, tile: tuple[int, ...] | None = None, batch: int = 1, model_digest: str = ""

@@ -73,6 +73,16 @@ def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -
     return msgspec.structs.replace(found, outputs=outputs)
 
 
+def is_combined(spec: ModelSpec) -> bool:
+    """Whether it is `combined_spec`'s: of several models, or with its map."""
+    return "models" in spec.training or any(output.name == MAP for output in spec.maps)
+
+
+def combined_planes(spec: ModelSpec) -> int:
+    """Numbers per pixel of a tile, 4 bytes each, that `CombinedEngine.run` holds at most beside its members."""
+    return 7 * spec.class_values + 3 * spec.channels + 4
+
+
 def _sames(first: ModelSpec, spec: ModelSpec) -> Iterator[tuple[str, object, object]]:
     """What models must have alike."""
     plain = [msgspec.structs.replace(one.normalization, mean=(0.0,), std=(1.0,)) for one in (first, spec)]
@@ -108,16 +118,17 @@ class CombinedEngine(BaseEngine):
         digests = " ".join(f"{one.model_digest} {one.name} {one.precision}" for one in members)
         digest = hashlib.sha256(f"{digests} {uncertainty}".encode()).hexdigest()
         super().__init__(spec, first.tile, first.batch, digest)
-        self._members, self._uncertainty = members, uncertainty
+        self.members, self._uncertainty = tuple(members), uncertainty
         self._symmetries = SYMMETRIES if uncertainty == "symmetries" else SYMMETRIES[:1]
         self.name = "+".join(dict.fromkeys(one.name for one in members))
         self.device, self.precision = first.device, first.precision
         self.streams = min(one.streams for one in members)
-        self.warnings = tuple(dict.fromkeys(line for one in members for line in one.warnings))
+        ways = [f"{one.name} {one.precision} on {one.device}" for one in members]
+        unlike = [f"the models do not run alike: {', '.join(ways)}"] if len(set(ways)) > 1 else []
+        self.warnings = tuple(dict.fromkeys([*unlike, *(line for one in members for line in one.warnings)]))
         self.assumptions = tuple(dict.fromkeys(guess for one in members for guess in one.assumptions))
-        buffers = 4 * first.batch * math.prod(first.tile) * (4 * spec.class_values + spec.channels + 2) * self.streams
         self.memory = EngineMemory(
-            sum(one.memory.host_bytes for one in members) + buffers, sum(one.memory.device_bytes for one in members)
+            sum(one.memory.host_bytes for one in members), sum(one.memory.device_bytes for one in members)
         )
         self._own = threading.local()
         self._inputs = [_between(first.spec, one.spec) for one in members]
@@ -126,11 +137,11 @@ class CombinedEngine(BaseEngine):
         """See `Engine.run`."""
         count = self.spec.class_values
         logits, one, mean, spread = self._buffers(out, count)
-        shared, sure = len(self._members) > 1, None
+        shared, sure = len(self.members) > 1, None
         if self._uncertainty in ("models", "symmetries"):
             sure = np.zeros((len(out), *out.shape[2:]), np.float32)
         mean[...] = 0
-        for member, between in zip(self._members, self._inputs, strict=True):
+        for member, between in zip(self.members, self._inputs, strict=True):
             logits[...] = 0
             for symmetry in self._symmetries:
                 turned = np.ascontiguousarray(turn(tiles, *symmetry))
@@ -148,12 +159,12 @@ class CombinedEngine(BaseEngine):
                 if self._uncertainty == "models" and sure is not None:
                     spread += chances
                     sure += self._entropy(chances)
-        mean *= np.float32(1 / len(self._members))
+        mean *= np.float32(1 / len(self.members))
         out[:, :count] = self._logits(mean) if shared else logits
         if self._uncertainty == "entropy":
             out[:, count] = self._entropy(mean)
         elif sure is not None:
-            said = np.float32(len(self._members) * len(self._symmetries))
+            said = np.float32(len(self.members) * len(self._symmetries))
             out[:, count] = np.maximum(self._entropy(spread / said) - sure / said, 0)
 
     def _buffers(self, out: Float32, count: int) -> tuple[Float32, ...]:
@@ -166,33 +177,51 @@ class CombinedEngine(BaseEngine):
 
     def _probabilities(self, logits: Float32) -> Float32:
         if self.spec.activation == "sigmoid":
-            return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-        found = np.exp(logits - logits.max(axis=1, keepdims=True))
+            found = np.negative(logits)
+            with np.errstate(over="ignore"):  # of a number far below 0: infinity, the probability is 0
+                np.exp(found, out=found)
+            found += 1
+            return np.asarray(np.divide(1, found, out=found))
+        found = logits - logits.max(axis=1, keepdims=True)
+        np.exp(found, out=found)
         found /= found.sum(axis=1, keepdims=True)
         return np.asarray(found, np.float32)
 
     def _logits(self, chances: Float32) -> Float32:
         """Numbers that have these probabilities."""
-        logs = np.log(np.maximum(chances, _LEAST))
+        logs = _log(chances)
         if self.spec.activation == "sigmoid":
-            logs -= np.log(np.maximum(1 - chances, _LEAST))
+            logs -= _log(1 - chances)
         return logs
 
     def _entropy(self, chances: Float32) -> Float32:
         """Bits of each pixel: of one choice, or of sigmoids one question each."""
-        found = -(chances * np.log(np.maximum(chances, _LEAST))).sum(axis=1)
+        found = -_spread(chances)
         if self.spec.activation == "sigmoid":
-            found -= ((1 - chances) * np.log(np.maximum(1 - chances, _LEAST))).sum(axis=1)
+            found -= _spread(1 - chances)
         return np.asarray(np.maximum(found, 0) * _BITS, np.float32)
 
     def versions(self) -> Mapping[str, str]:
         """Those of all members."""
-        return {name: version for one in self._members for name, version in one.versions().items()}
+        return {name: version for one in self.members for name, version in one.versions().items()}
 
     def close(self) -> None:
         """Close all members."""
-        for one in self._members:
+        for one in self.members:
             one.close()
+
+
+def _log(chances: Float32) -> Float32:
+    """Of the probabilities, none of which is taken for less than the least."""
+    found: Float32 = np.maximum(chances, _LEAST)
+    return np.asarray(np.log(found, out=found))
+
+
+def _spread(chances: Float32) -> Float32:
+    """The sum over the classes of p log p."""
+    found = _log(chances)
+    found *= chances
+    return np.asarray(found.sum(axis=1))
 
 
 def _between(first: ModelSpec, spec: ModelSpec) -> tuple[Float32, Float32] | None:

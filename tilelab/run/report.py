@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tilelab.assumptions import Assumption
+from tilelab.engines.base import Engine
 from tilelab.io.storage.place import Place
 from tilelab.machine.memory import peak_memory
 from tilelab.machine.version import __version__
@@ -37,7 +38,7 @@ class Report:
     """What is worth keeping of a run; `document` is ready for JSON.
 
     shape, axes, dtype, pixel_size_nm: of the image.
-    engine: name, device, precision, batch, streams, and its versions.
+    engine: name, device, precision, batch, streams, its versions, and of several models each one's.
     output_is: what the network itself gives.
     tile, overlap, window, units: of the plan that ran.
     tiles: inferred, skipped, and all of the lattice.
@@ -105,6 +106,7 @@ def make_report(
             "batch": engine.batch,
             "streams": engine.streams,
             **engine.versions(),
+            **({"members": [_member(one) for one in engine.members]} if engine.members else {}),
         },
         output_is=engine.output_is,
         tile=list(plan.spec.tile),
@@ -129,3 +131,14 @@ def make_report(
         assumptions=prepared.assumptions,
         workers=workers,
     )
+
+
+def _member(engine: Engine) -> dict[str, str]:
+    """How one of several models ran."""
+    spec = engine.spec
+    return {
+        "model": spec.name or spec.architecture,
+        "name": engine.name,
+        "device": engine.device,
+        "precision": engine.precision,
+    }

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tilelab.engines.combined import combined_planes, is_combined
 from tilelab.engines.streams import batches_ahead
 from tilelab.geometry import AxisTiling, Box
 from tilelab.io.storage.decode import LARGE_BYTES, MOST_THREADS
@@ -80,7 +81,10 @@ def largest_host_buffers(request: Request, extent: tuple[int, ...]) -> HostBuffe
 
 def further_stream_bytes(request: Request) -> int:
     """What an engine of several streams takes beyond one of a single stream."""
-    return sum(sizes(_batches(request)).values()) - sum(sizes(_batches(replace(request, streams=1))).values())
+    many, one = (
+        sum(sizes(_batches(each) | _combined(each)).values()) for each in (request, replace(request, streams=1))
+    )
+    return many - one
 
 
 def seen_range(axis: AxisTiling, tiles: range) -> tuple[int, int]:
@@ -130,7 +134,10 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
     passing = {"raw blocks": Buffer((BLOCKS_AHEAD + 2, image.channels, block, *seen[1:]), image.dtype)}
     if n := request.spec.neighbours:
         passing["neighbouring slices"] = Buffer((seen[1] + 2 * n, block, seen[2]), image.dtype)
-    if not request.spec.plain:  # of each stream: as the network gives them, as float32, enlarged
+    passing |= _combined(request)
+    if not request.spec.plain and not is_combined(
+        request.spec
+    ):  # of each stream: as the network gives them, as float32, enlarged
         batches = 4 * request.streams * request.batch
         passing["placed outputs"] = Buffer((batches, request.spec.values, *request.spec.tile), _F32)
     passing["decoded chunks"] = Buffer((_decoded_bytes(request, extent, seen, block),), _U8)
@@ -157,6 +164,14 @@ def _batches(request: Request) -> dict[str, Buffer]:
         found["turned tiles"] = Buffer((request.streams, *tiles), _F32)
         found["summed logits"] = Buffer((request.streams, *logits), _F32)
     return found
+
+
+def _combined(request: Request) -> dict[str, Buffer]:
+    """What several models, or a map of uncertainty, take of each stream beside what the models hold."""
+    if not is_combined(request.spec):
+        return {}
+    batches = request.streams * request.batch
+    return {"combined outputs": Buffer((batches, combined_planes(request.spec), *request.spec.tile), _F32)}
 
 
 def _decoded_bytes(request: Request, extent: list[int], seen: list[int], block: int) -> int:
