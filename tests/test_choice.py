@@ -17,9 +17,14 @@ from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import read_spec
 from tilelab.errors import PlanError
+from tilelab.io.images.volume import Volume
 from tilelab.machine.memory import MEMORY_GOAL
+from tilelab.run.kind.home import texture_distance
+from tilelab.run.kind.suit import is_alike
+from tilelab.run.normalize import normalization_constants
+from tilelab.run.opening import open_source
 from tilelab.run.options import Options
-from tilelab.run.plan.choice import TOLERANCE, Machine, choose_tiling, exact_overlap
+from tilelab.run.plan.choice import ALIKE, MARGIN, TOLERANCE, Machine, choose_tiling, exact_overlap, is_free
 from tilelab.run.plan.plan import make_plan
 from tilelab.run.plan.rates import CACHE_VARIABLE, Rates, Remembered
 from tilelab.run.plan.request import ImageFacts, Request, Written
@@ -87,6 +92,45 @@ def test_a_model_that_never_agrees_is_no_slower_and_no_worse_than_with_its_own_t
     own = Request.of(plane(9958, 9959), rough, WRITTEN, streams=2)  # 512 and 128
     assert best.computed < make_plan(own).computed_per_pixel
     assert best.wrong < 4 * 3.0 * 2 / (512 - 128) * 1.01
+
+
+def test_images_like_those_of_the_curve_need_less_overlap_where_others_keep_their_margin(tmp_path):
+    """A large image's texture tells; what is changed before the network sees it does not count as alike."""
+    from tilelab.run.autotile import choose_work
+    from tilelab.sample import draw_superalloy
+
+    large = np.tile(draw_superalloy((1024, 1024), seed=3)[0].astype(np.uint8), (3, 3))
+    tifffile.imwrite(tmp_path / "like.tif", large)
+    tifffile.imwrite(tmp_path / "unlike.tif", large // 8)
+    spec = read_spec("superalloy")
+    with open_source(tmp_path / "like.tif", Options(), spec) as opened:
+        volume = Volume(opened.image)
+        mean, gain, _ = normalization_constants(volume, spec.normalization, 1)
+        far = texture_distance(volume, spec, mean, gain)
+    at_home = msgspec.structs.replace(spec, home=msgspec.structs.replace(spec.home, limit=1.2 * far))
+    asked = []
+    for name, described in (("like.tif", at_home), ("unlike.tif", at_home), ("like.tif", spec_without_home(spec))):
+        with open_source(tmp_path / name, Options(), described) as opened:
+            asked.append(is_alike(Volume(opened.image), described, Options()))
+    assert asked == [True, False, False]
+    wide, narrow = (choose_tiling(plane(9958, 9959), SPEC, WRITTEN, MACHINE, margin=m)[0] for m in (MARGIN, ALIKE))
+    assert narrow.computed <= wide.computed
+    assert narrow.wrong <= TOLERANCE
+    assert choose_work("superalloy", tmp_path / "unlike.tif", Options(), print, measure=False).candidates
+
+
+def spec_without_home(spec: ModelSpec) -> ModelSpec:
+    return msgspec.structs.replace(spec, home=None)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "symmetries"])
+def test_a_map_of_uncertainty_leaves_the_choice(kind):
+    spec = read_spec("superalloy", SpecOverrides(uncertainty=kind))
+    assert is_free(spec)
+    written = Written(True, (1, 2), 0, (("uncertainty", 1),))
+    found = choose_tiling(plane(3000, 4000), spec, written, MACHINE, square=kind == "symmetries")
+    assert found[0].tiling.tile != spec.tile
+    assert kind == "entropy" or len(set(found[0].tiling.tile)) == 1
 
 
 def test_symmetries_have_square_tiles():

@@ -23,8 +23,11 @@ from tilelab.machine.cpu import physical_core_count
 from tilelab.machine.memory import total_memory
 from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.journal.fingerprint import KnownFingerprint
+from tilelab.run.kind.suit import is_alike
 from tilelab.run.options import Options, load
 from tilelab.run.plan.choice import (
+    ALIKE,
+    MARGIN,
     Candidate,
     Machine,
     choose_tiling,
@@ -130,7 +133,9 @@ def _choose(
     from tilelab.run.prepare import written_of
 
     with open_source(image, options, spec) as opened:
-        facts = ImageFacts.of(network_input(Volume(opened.image), spec))
+        volume = Volume(opened.image)
+        facts = ImageFacts.of(network_input(volume, spec))
+        margin = ALIKE if is_alike(volume, spec, options) else MARGIN
     gpu, remembered, usual = _engine_rates(model, options, spec)
     measured = remembered.read()
 
@@ -142,10 +147,11 @@ def _choose(
             Machine(replace(usual, measured=measured), physical_core_count(), total_memory(), gpu),
             exact=options.exact,
             overlap=_given_overlap(options),
-            square=options.symmetries,
+            square=options.symmetries or options.model.uncertainty == "symmetries",
             batch=options.batch,
             masked=options.mask is not None,
             memory_limit=options.memory_bytes,
+            margin=margin,
         )
 
     found = candidates()

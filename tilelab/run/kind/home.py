@@ -25,6 +25,7 @@ BANDS = 6
 MOST_PLACES = 4
 CONTRAST = 2  # numbers of a block's texture that its contrast changes: the first ones
 TEXTURE = 4 + 3 * BANDS  # numbers of a block's texture; what the network says of it follows
+_BLOCKS = 16  # whose texture alone is looked at
 _LEAST_BAND = 8  # pixels: below, a band says nothing
 _FLOOR = 1e-4
 _TAPS = np.array([1, 4, 6, 4, 1], np.float32) / 16
@@ -115,6 +116,26 @@ def distance(home: Home, described: Float64, features: Sequence[int] | None = No
     off = described[:, kept] - np.array(home.mean)[kept]
     inverse = np.linalg.inv(covariance_of(home)[np.ix_(kept, kept)])
     return float(np.sqrt(np.median((off @ inverse * off).sum(axis=1))))
+
+
+def texture_distance(volume: Volume, spec: ModelSpec, mean: Float32, gain: Float32) -> float:
+    """How far an image's texture alone is from home: of a block of each of a few places, without the engine.
+
+    Args:
+        volume: as the network takes it, of at least a block a side.
+        spec: of a model that `knows`, with a home.
+        mean, gain: normalisation, ``(channels,)``.
+
+    Raises:
+        InputError: a block cannot be read.
+    """
+    assert spec.home is not None  # noqa: S101 - see above
+    grey = slice(None) if spec.neighbours == 0 else slice(spec.neighbours, spec.neighbours + 1)
+    tile = (BLOCK, BLOCK)
+    blocks = [
+        normalized(volume.read(box)[:, 0], mean, gain, tile)[grey].mean(axis=0) for box in places(volume, tile, _BLOCKS)
+    ]
+    return distance(spec.home, np.array([describe_texture(block) for block in blocks]), range(TEXTURE))
 
 
 def covariance_of(home: Home) -> Float64:

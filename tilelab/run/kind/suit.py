@@ -14,8 +14,9 @@ from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
-from tilelab.run.kind.home import BLOCK, MOST_PLACES, distance, knows, look
-from tilelab.run.normalize import WHITE
+from tilelab.io.storage.decode import LARGE_BYTES
+from tilelab.run.kind.home import BLOCK, MOST_PLACES, distance, knows, look, texture_distance
+from tilelab.run.normalize import WHITE, normalization_constants
 from tilelab.run.opening import OpenedImage
 from tilelab.run.options import Options
 from tilelab.spec import Home, ModelSpec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _LEAST = 3 * BLOCK // 4  # pixels a side
 _WHAT = "the kind of image that {} is"
+_GLANCE = 8 << 20  # pixels of an image from which on a glance at its texture costs little beside the run
+_NEAR = 0.9  # of the distance up to which an image is at home: texture alone tells less than the network does
 _ONE_IN = 60
 """Of so many tiles of an image one is looked at: what it costs is a few percent of the run."""
 
@@ -90,6 +93,21 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
     scale = None if best.scale == 1 else best.scale
     changed = replace(opened, image=scaled(image, best.scale))
     return Suited(changed, mean, gain, scale, {**said, "fitted": str(best)}, (assumed,))
+
+
+def is_alike(volume: Volume, spec: ModelSpec, options: Options) -> bool:
+    """Whether a large image looks like those that the model's curve was measured on, as far as a glance tells."""
+    changed = options.invert or options.fit  # it will look otherwise
+    if spec.home is None or not knows(spec) or spec.normalization.kind != "constants" or changed:
+        return False
+    large = math.prod(volume.shape) >= _GLANCE and min(volume.shape[1:]) >= BLOCK
+    if not large or volume.channels != 1 or math.prod(volume.chunks) * volume.dtype.itemsize > LARGE_BYTES:
+        return False
+    try:
+        mean, gain, _ = normalization_constants(volume, spec.normalization, spec.channels, options.intensity_range)
+        return texture_distance(network_input(volume, spec), spec, mean, gain) <= _NEAR * spec.home.limit
+    except (InputError, ModelError):  # the run will name what cannot be read, or does not suit the model
+        return False
 
 
 def look_at_kind(

@@ -20,6 +20,7 @@ from tilelab.run.plan.request import Request, Written
 
 BATCHES_AHEAD = 3  # cut batches waiting for the engine
 BATCHES_BEHIND = 3  # batches of logits: one being computed, one being blended, one between
+_LARGE = 1 << 20  # pixels of a batch that takes long enough that none need wait between: it would be much memory
 BLANKS = 4  # different values of blank tiles whose logits are remembered
 BLOCKS_AHEAD = 2  # raw rows waiting to be cut
 FINISHED_ROWS = 256  # at most in a group: the step of large tiles would be much memory for nothing
@@ -156,9 +157,10 @@ def _batches(request: Request) -> dict[str, Buffer]:
     """Tiles and logits on their way to and from the engine; each stream has one more of them."""
     spec, ahead = request.spec, batches_ahead(request.streams)
     tiles, logits = (request.batch, spec.channels, *spec.tile), (request.batch, spec.values, *spec.core)
+    large = request.batch * math.prod(spec.tile) > _LARGE
     found = {
-        "tiles": Buffer((BATCHES_AHEAD + 2 + ahead, *tiles), _F32),
-        "logits": Buffer((BATCHES_BEHIND + ahead, *logits), _F32),
+        "tiles": Buffer(((1 if large else BATCHES_AHEAD) + 2 + ahead, *tiles), _F32),
+        "logits": Buffer((BATCHES_BEHIND - large + ahead, *logits), _F32),
     }
     if request.symmetries > 1:
         found["turned tiles"] = Buffer((request.streams, *tiles), _F32)

@@ -15,6 +15,7 @@ from itertools import product
 
 import msgspec
 
+from tilelab.engines.combined import MAP as UNCERTAINTY
 from tilelab.errors import PlanError
 from tilelab.geometry import AxisTiling
 from tilelab.run.plan.plan import Plan, make_plan, usual_memory_limit
@@ -24,6 +25,7 @@ from tilelab.spec import ModelSpec, Seams
 
 TOLERANCE = 5e-4  # share of labels that may differ from those of the whole image at once
 MARGIN = 4.0  # of images that are unlike those a curve was measured on: enlarged, inverted, of poor contrast
+ALIKE = 2.0  # the same of images that look like them: a curve is of a few images, and the next one is another
 WHOLE = 640 * 640  # pixels of an image that is one tile: it has no seams, and several would be no faster
 FILL = 2.0  # tiles' worth of time at the beginning and the end of a run, when not all cores have one
 _COARSE = 64  # px, that tiles of small images are rounded to: images of many sizes share a few engines
@@ -90,9 +92,11 @@ def usual_seams(receptive_field: int) -> Seams:
 
 
 def is_free(spec: ModelSpec) -> bool:
-    """Whether a model leaves its tile to us, and says enough to choose one."""
+    """Whether a model leaves its tile to us, and says enough to choose one; a map of its uncertainty is no matter."""
     known = (spec.seams is not None and bool(spec.seams.overlap)) or spec.receptive_field is not None
-    return spec.axes == "yx" and not spec.tile_fixed and spec.plain and known
+    own = tuple(output for output in spec.outputs if output.name != UNCERTAINTY)
+    plain = spec.plain or (bool(own) and msgspec.structs.replace(spec, outputs=own).plain)
+    return spec.axes == "yx" and not spec.tile_fixed and plain and known
 
 
 def choose_tiling(
@@ -107,6 +111,7 @@ def choose_tiling(
     batch: int | None = None,
     masked: bool = False,
     memory_limit: int | None = None,
+    margin: float = MARGIN,
 ) -> list[Candidate]:
     """The candidates, the best first: least cost of those that agree with the whole image and fit the memory.
 
@@ -120,11 +125,13 @@ def choose_tiling(
         batch: tiles per run, where that is given.
         masked: whether there is a mask.
         memory_limit: bytes beside the engine; None for `usual_memory_limit`.
+        margin: how many times a measured curve's differences the image may have: `MARGIN`, or `ALIKE`.
 
     Raises:
         PlanError: none fits the memory.
     """
-    found = _candidates(image, spec, machine, exact=exact, overlap=overlap, square=square, batch=batch)
+    seams = known_seams(spec, margin)
+    found = _candidates(image, spec, seams, machine, exact=exact, overlap=overlap, square=square, batch=batch)
     streams = 1 if machine.gpu else machine.cores
     planes = image.shape[0]
     few = replace(image, shape=(min(planes, _PLANES), *image.shape[1:]))  # the others are cut as these are
@@ -140,7 +147,7 @@ def choose_tiling(
     tolerance, most = TOLERANCE, max(c.wrong for c in found)
     planned, reason = _plan_some([c for c in found if c.wrong <= tolerance], plan_one)
     if not planned:  # at least as near to the whole image as with the model's own tiles, which nobody would call wrong
-        tolerance = max(tolerance, _own_wrong(image, spec) / _RELAXED)
+        tolerance = max(tolerance, _own_wrong(image, spec, seams) / _RELAXED)
     while not planned and tolerance < most:
         tolerance *= _RELAXED
         planned, reason = _plan_some([c for c in found if c.wrong <= tolerance], plan_one)
@@ -171,19 +178,19 @@ def _plan_some(
     return planned, reason
 
 
-def _own_wrong(image: ImageFacts, spec: ModelSpec) -> float:
+def _own_wrong(image: ImageFacts, spec: ModelSpec, seams: Seams) -> float:
     """What is to be expected of the model's own tile and overlap."""
     size, overlap = image.shape[1:], min(spec.overlap)
     tiles = [_axis(n, t, overlap, spec.stride)[0] for n, t in zip(size, spec.tile, strict=True)]
-    return wrong_share(known_seams(spec), overlap, tiles, size)
+    return wrong_share(seams, overlap, tiles, size)
 
 
-def known_seams(spec: ModelSpec) -> Seams:
+def known_seams(spec: ModelSpec, margin: float) -> Seams:
     """The curve by which overlaps are chosen: what was measured and a margin, else the usual one."""
     if spec.seams is None or not spec.seams.overlap:
         assert spec.receptive_field is not None  # noqa: S101 - `is_free`
         return usual_seams(spec.receptive_field)
-    return msgspec.structs.replace(spec.seams, labels=tuple(MARGIN * share for share in spec.seams.labels))
+    return msgspec.structs.replace(spec.seams, labels=tuple(margin * share for share in spec.seams.labels))
 
 
 def wrong_share(seams: Seams, overlap: int, tiles: Sequence[int], size: Sequence[int]) -> float:
@@ -211,6 +218,7 @@ def _cost(tiles: float, pixels: int, rate: float, *, small: bool) -> float:
 def _candidates(
     image: ImageFacts,
     spec: ModelSpec,
+    seams: Seams,
     machine: Machine,
     *,
     exact: bool,
@@ -220,7 +228,6 @@ def _candidates(
 ) -> list[Candidate]:
     """Every fitted tiling, before memory is thought of."""
     planes, *size = image.shape
-    seams = known_seams(spec)
     small = planes * math.prod(size) <= WHOLE
     most = _MOST**2 if machine.gpu else machine.memory_bytes // 4 // machine.cores // _ACTIVATIONS
     step = math.lcm(_COARSE, spec.stride) if small else 1

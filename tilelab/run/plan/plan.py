@@ -20,7 +20,7 @@ from tilelab.run.plan.share_out import crossings, share_out
 from tilelab.spec import ModelSpec
 from tilelab.text import format_bytes, size_text
 
-BASE_BYTES = 64 << 20  # interpreter, libraries and queues beside the arrays counted below
+BASE_BYTES = 24 << 20  # libraries that come after the engine, and queues, beside the arrays counted below
 _FEW_STREAMS = 8  # up to which their batches are part of the usual limit
 _MORE_TILES = 1.05  # that narrow lanes of a stack may cost
 NEIGHBOURED_SLICES = 8  # per neighbour on one side that a unit has at least, if the memory allows

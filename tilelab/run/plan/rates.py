@@ -17,9 +17,9 @@ from tilelab.machine.cpu import cpu_name, has_cpu_feature
 from tilelab.machine.disk import write_text
 
 CACHE_VARIABLE = "TILELAB_CACHE"
-_FALL = 0.07  # power of the area by which tiles get slower where matrices are multiplied faster than memory is read
+_FALL: dict[str, tuple[int, float]] = {"bf16": (768 * 768, 0.10), "int8": (1536 * 1536, 0.16)}
+"""Pixels from which on tiles get slower, and by which power of them: AMX multiplies faster than memory is read."""
 _GRAIN = 0.05  # rates are rounded to steps of this, so that measuring again gives the same choice
-_BEGIN = 512 * 512
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,23 @@ class Rates:
 
     Attributes:
         measured: tile pixels per second, by the pixels of a tile; empty where nothing was measured.
-        falling: whether the arithmetic outruns the memory, so that tiles beyond the caches are slower.
+        falling: from how many pixels of a tile on, and by which power of them, the rate falls: where the arithmetic
+            outruns the memory, tiles beyond the caches are slower.
     """
 
     measured: Mapping[int, float]
-    falling: bool = False
+    falling: tuple[int, float] = (1, 0.0)
 
     @classmethod
     def usual(cls, precision: str) -> Rates:
         """Those of an engine that was never measured here."""
-        fast = precision in ("bf16", "int8") and has_cpu_feature("amx_bf16", "amx_int8")
-        return cls({}, bool(fast))
+        return cls({}, _FALL[precision]) if precision in _FALL and has_cpu_feature(f"amx_{precision}") else cls({})
 
     def of(self, pixels: int) -> float:
         """The rate at tiles of so many pixels, relative to the fastest, in steps: small differences do not count."""
         if not self.measured:
-            return min(1.0, (pixels / _BEGIN) ** -_FALL) if self.falling else 1.0
+            begin, power = self.falling
+            return min(1.0, math.pow(pixels / begin, -power))
         best = max(self.measured.values())
         sizes = sorted(self.measured)
         low = max((s for s in sizes if s <= pixels), default=sizes[0])

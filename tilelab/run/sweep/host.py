@@ -200,6 +200,7 @@ class _Work:
             if computed is not None:
                 computed.result()
             stalls.engine += time.perf_counter() - began
+            self.free.put(item.inputs)
             return item
 
         for item in self.ready:
@@ -268,7 +269,6 @@ class _Work:
                         unit.cross.position(item.cross) - unit.cross_range[0],
                         unit.cols.position(item.col) - unit.col_range[0],
                     )
-            self.free.put(batch.inputs)
             if batch.outputs is not None:
                 self.spare.put(batch.outputs)
             progress(len(batch.tiles))
