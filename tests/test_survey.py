@@ -18,6 +18,7 @@ from tilelab.cli import main
 from tilelab.errors import InputError
 from tilelab.measure import measure
 from tilelab.measure.components import ArrayPlanes, find_objects
+from tilelab.measure.layers import measure_layer
 from tilelab.measure.shapes import boundary, measure_shapes
 from tilelab.measure.sizes import parse_size
 
@@ -101,3 +102,28 @@ def test_a_length_is_no_area(text: str) -> None:
 @pytest.mark.parametrize(("text", "axes", "pixels"), [("8nm²", 2, 2), ("50 px2", 2, 50), ("8nm³", 3, 2), ("7", 3, 7)])
 def test_powers_are_those_of_the_axes(text: str, axes: int, pixels: int) -> None:
     assert parse_size(text, (1.0, 2.0, 2.0), axes) == pixels
+
+
+@pytest.mark.parametrize("size", [(1.0, 1.0), (2.0, 1.0), (1.0, 3.0)])
+@pytest.mark.parametrize("degrees", [10, 30, 40, 44, 46, 60, 80])
+def test_a_tilted_layer_is_as_thick_where_the_image_ends(size: tuple[float, float], degrees: float) -> None:
+    y, x = (np.mgrid[:400, :600] - np.array([200, 300])[:, None, None]) * np.array(size)[:, None, None]
+    tilt = np.deg2rad(degrees)
+    band = (np.abs(y * np.cos(tilt) - x * np.sin(tilt)) <= 20).astype(np.uint8)
+    layer = measure_layer(ArrayPlanes(band), [1], size_nm=size, grid=(1, 64))
+    assert layer.mean == pytest.approx(40, rel=0.005)
+    assert layer.spread < 2
+    upright = measure_layer(ArrayPlanes(np.ascontiguousarray(band.T)), [1], size_nm=size[::-1])
+    assert upright.mean == pytest.approx(layer.mean)
+    assert upright.cut == layer.cut
+
+
+def test_a_layer_along_the_edge_is_measured_as_it_is_seen() -> None:
+    band = np.zeros((60, 200), np.uint8)
+    band[:12] = 1
+    layer = measure_layer(ArrayPlanes(band), [1])
+    assert (layer.mean, layer.cut, layer.covered, len(layer.position)) == (12, 1, 1, 200)
+    band[:3, 50:] = 0
+    layer = measure_layer(ArrayPlanes(band), [1])
+    assert (layer.cut, layer.position[0]) == (0.25, 50)
+    assert layer.mean == pytest.approx(9, rel=0.01)

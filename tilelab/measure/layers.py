@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilelab.arrays import Array, Float64
+from tilelab.arrays import Array, Bool, Float64
 from tilelab.errors import InputError
 from tilelab.geometry import boxes
 from tilelab.measure.components import Components, find_objects
@@ -33,9 +33,11 @@ class Layer:
         area: of the layer.
         mean: area over length, which is the mean of `thickness` over the length.
         spread: standard deviation of `thickness` over the length.
-        position: of each column along the axis in pixels, where there is some of the layer.
+        position: of each column along the axis in pixels, where the layer is whole.
         thickness: along the normal there.
         covered: share of the columns that hold some of the layer.
+        cut: share of these in which it reaches the edge of the image that it does not run along: what is beyond is not
+            known, so they are left out; if all but 5 % are so, they are taken as they are seen.
         parts: number of objects that it consists of.
     """
 
@@ -48,6 +50,7 @@ class Layer:
     position: Float64
     thickness: Float64
     covered: float
+    cut: float
     parts: int
 
     def percentile(self, share: float) -> float:
@@ -97,43 +100,47 @@ def measure_layer(
     largest = int(np.argmax(found["area_px"]))
     tilt = float(found["orientation_deg"][largest])
     axis = "y" if 45 < tilt < 135 else "x"
-    count, total = _profile(objects, kept, axis)
-    return _walk(count, total, axis, size_nm, int(kept.sum()))
+    return _walk(*_profile(objects, kept, axis), axis, size_nm, int(kept.sum()))
 
 
-def _profile(objects: Components, kept: Array, axis: str) -> tuple[Array, Array]:
-    """Pixels of the layer in each column (or row), and the sum of their positions across."""
+def _profile(objects: Components, kept: Array, axis: str) -> tuple[Array, Array, Bool]:
+    """Pixels of the layer in each column (or row), the sum of their positions across, and where the edge cuts it."""
     chosen = np.concatenate([[False], kept])
     _, height, width = objects.labels.shape
     size = width if axis == "x" else height
-    count, total = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    count, total, cut = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size, np.bool_)
     for box in boxes(objects.labels.shape, (1, objects.grid[1], width)):
         layer = chosen[objects.read(box)[0]]
         if axis == "x":
             count += layer.sum(axis=0)
             total += (layer * np.arange(box.start[1], box.stop[1])[:, None]).sum(axis=0)
+            cut |= (layer[0] & (box.start[1] == 0)) | (layer[-1] & (box.stop[1] == height))
         else:
             rows = slice(box.start[1], box.stop[1])
             count[rows] = layer.sum(axis=1)
             total[rows] = layer @ np.arange(width)
-    return count, total
+            cut[rows] = layer[:, 0] | layer[:, -1]
+    return count, total, cut
 
 
-def _walk(count: Array, total: Array, axis: str, size_nm: tuple[float, float] | None, parts: int) -> Layer:
+def _walk(count: Array, total: Array, cut: Bool, axis: str, size_nm: tuple[float, float] | None, parts: int) -> Layer:
     """From columns to thickness along the normal."""
     sy, sx = size_nm or (1.0, 1.0)
     along, across = (sx, sy) if axis == "x" else (sy, sx)
-    at = np.flatnonzero(count)
+    there = np.flatnonzero(count)
+    whole = np.flatnonzero((count > 0) & ~cut)
+    at = whole if len(whole) > _LEAST_SHARE * len(there) else there
     middle: Float64 = total[at] / count[at] * across
     half = max(1, round(float(count[at].mean()) * across / along / 2))
     slope = _slopes(np.asarray(at * along, np.float64), middle, half * along)
     cosine = 1 / np.hypot(1, slope)
     thickness, step = count[at] * across * cosine, along / cosine
-    length, area = float(step.sum()), float(count.sum() * along * across)
+    length, area = float(step.sum()), float(count[at].sum() * along * across)
     mean = area / length
     spread = math.sqrt(float((step * (thickness - mean) ** 2).sum()) / length)
     unit = "px" if size_nm is None else "nm"
-    return Layer(axis, unit, length, area, mean, spread, at.astype(float), thickness, len(at) / len(count), parts)
+    covered, lost = len(there) / len(count), 1 - len(whole) / len(there)
+    return Layer(axis, unit, length, area, mean, spread, at.astype(float), thickness, covered, lost, parts)
 
 
 def _slopes(x: Float64, y: Float64, reach: float) -> Float64:

@@ -206,7 +206,8 @@ def _layer_record(survey: Survey) -> dict[str, Any]:
     return {
         "image": survey.name, f"mean_thickness_{layer.unit}": layer.mean, f"sd_{layer.unit}": layer.spread,
         f"p5_{layer.unit}": layer.percentile(5), f"p95_{layer.unit}": layer.percentile(95),
-        f"length_{layer.unit}": layer.length, "covered": layer.covered, "parts": layer.parts, "along": layer.axis,
+        f"length_{layer.unit}": layer.length, "covered": layer.covered, "cut": layer.cut,
+        "parts": layer.parts, "along": layer.axis,
     }  # fmt: skip
 
 
