@@ -125,9 +125,9 @@ def test_a_curve_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
 
 def test_goals_are_reached_at_their_first_validation(tmp_path: Path) -> None:
     points = [time_to_score.Point(10 * n, 60.0 * n, score) for n, score in enumerate((0.5, 0.81, 0.79, 0.86), start=1)]
-    page = time_to_score.as_markdown({time_to_score.BEGINNINGS[0].title: [points]}, "curves.png")
+    page = time_to_score.as_markdown({(time_to_score.BEGINNINGS[0], 1): points}, "curves.png")
     (row,) = (line for line in page.splitlines() if "ImageNet" in line)
-    assert "| 1 | 2.0 (20) | 4.0 (40) | - | - | 0.860 | 6.00 |" in row
-    time_to_score.draw({time_to_score.BEGINNINGS[0].title: [points, points]}, tmp_path / "curves.png")
+    assert "| 1 | 2.0 (20) | 4.0 (40) | - | - | 0.860 | 40 of 200 | 6.00 |" in row
+    time_to_score.draw({(time_to_score.BEGINNINGS[0], seed): points for seed in (1, 2)}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (1050, 600)

@@ -4,13 +4,17 @@
 
 Each training writes its curve as it goes and ends at the highest goal or its last step; the same command goes on where
 it was stopped.  The time is the processor's, of all threads, without that of the validations: a step that ends in one
-counts as much as the median of the others.  The page has a picture of the curves beside it.
+counts as much as the median of the others.  The page has a picture of the curves beside it, of whatever there is.
+With ``--commands``, nothing else is trained: the two commands from images to an engine's file are timed as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +23,15 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.page.markdown import table
-from tilelab.training.loop import LAST, StepReport
+from tilelab.machine.cpu import core_count
+from tilelab.training.checkpoint import load_checkpoint
+from tilelab.training.loop import BEST, LAST, StepReport
 from tilelab.training.recipe import Recipe, load_recipe
 from tilelab.training.segmentation import train
 
 GOALS = (0.80, 0.85, 0.88, 0.90)
 SEEDS = (1, 2)
-CURVE = "curve.json"
+CURVE, COMMANDS = "curve.json", "commands.json"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,19 @@ class Point(msgspec.Struct, frozen=True):
     score: float
 
 
+class Commands(msgspec.Struct, frozen=True):
+    """Wall seconds of two commands on so many cores, and the mean IoU of what they make."""
+
+    train: float
+    export: float
+    cores: int
+    score: float
+
+
+Curves = dict[tuple[Beginning, int], list[Point]]
+"""By what was trained and its seed."""
+
+
 class Reached(Exception):
     """The highest goal is behind us: nothing more is to be learned here."""
 
@@ -70,22 +89,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train and val of the superalloy")
     parser.add_argument("--runs", type=Path, default=Path("runs/time-to-score"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="begin no training after (%(default)s)")
+    parser.add_argument("--commands", action="store_true", help="time train and export of superalloy-quick")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.md")
     args = parser.parse_args(argv)
     until = time.monotonic() + 60 * args.minutes
-    curves: dict[str, list[list[Point]]] = {}
+    args.runs.mkdir(parents=True, exist_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.commands:
+        (args.runs / COMMANDS).write_bytes(msgspec.json.encode(time_commands(args.data)))
+    curves: Curves = {}
     for seed in SEEDS:
         for beginning in BEGINNINGS:
-            recipe = recipe_of(beginning, seed)
             output = args.runs / f"{BEGINNINGS.index(beginning)}-{seed}"
-            if time.monotonic() < until:
-                learn(recipe, args.data, output)
-            if (points := read_curve(output)) and is_finished(points, recipe):
-                curves.setdefault(beginning.title, []).append(points)
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(as_markdown(curves, args.output.with_suffix(".png").name))
-                draw(curves, args.output.with_suffix(".png"))
+            if not args.commands and time.monotonic() < until:
+                learn(recipe_of(beginning, seed), args.data, output)
+            if points := read_curve(output):
+                curves[beginning, seed] = points
+                picture = args.output.with_suffix(".png")
+                args.output.write_text(as_markdown(curves, picture.name, read_commands(args.runs)))
+                draw(curves, picture)
     return 0
+
+
+def time_commands(data: Path) -> Commands:
+    """Train and export as a user does, in processes of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, seconds = Path(folder) / "run", []
+        for words in (
+            ["train", "superalloy-quick", "--data", data, "-o", run],
+            ["export", run / BEST, "-o", Path(folder) / "quick.onnx"],
+        ):
+            begin = time.monotonic()
+            subprocess.run([sys.executable, "-m", "tilelab", *map(str, words)], check=True)
+            seconds.append(round(time.monotonic() - begin, 1))
+        score = float(load_checkpoint(run / BEST).header.scores["mean_iou"])
+        return Commands(*seconds, core_count(), score)
+
+
+def read_commands(runs: Path) -> Commands | None:
+    """What was timed."""
+    path = runs / COMMANDS
+    return msgspec.json.decode(path.read_bytes(), type=Commands) if path.exists() else None
 
 
 def recipe_of(beginning: Beginning, seed: int) -> Recipe:
@@ -149,7 +193,7 @@ def reached(points: Sequence[Point], goal: float) -> Point | None:
     return next((point for point in points if point.score >= goal), None)
 
 
-def as_markdown(curves: dict[str, list[list[Point]]], picture: str) -> str:
+def as_markdown(curves: Curves, picture: str, commands: Commands | None = None) -> str:
     """The page."""
 
     def cell(points: Sequence[Point], goal: float) -> str:
@@ -158,47 +202,57 @@ def as_markdown(curves: dict[str, list[list[Point]]], picture: str) -> str:
 
     rows = [
         [
-            title,
+            beginning.title,
             str(seed),
             *(cell(points, goal) for goal in GOALS),
             f"{max(p.score for p in points):.3f}",
+            f"{points[-1].step} of {recipe_of(beginning, seed).run.steps}",
             f"{points[-1].seconds / points[-1].step:.2f}",
         ]
-        for title, runs in curves.items()
-        for seed, points in zip(SEEDS, runs, strict=False)
+        for (beginning, seed), points in sorted(curves.items(), key=lambda entry: BEGINNINGS.index(entry[0][0]))
     ]
-    heads = ["training", "seed", *(f"{goal:.2f}" for goal in GOALS), "best", "seconds a step"]
+    timed = (
+        []
+        if commands is None
+        else [
+            f"From images to an engine's file, on {commands.cores} cores: `tilelab train superalloy-quick`",
+            f"{commands.train:.0f} s, `tilelab export` with its gate {commands.export:.0f} s; mean IoU",
+            f"{commands.score:.3f} (measured with priority on a shared machine).",
+            "",
+        ]
+    )
+    heads = ["training", "seed", *(f"{goal:.2f}" for goal in GOALS), "best", "steps", "seconds a step"]
     return "\n".join(
         [
             "# Time to a score",
             "",
             "Made by `python -m benchmarks.trained.time_to_score`: processor minutes (and steps) until the mean IoU",
             "on the four validation images of the superalloy first reaches a goal, in bf16 with one thread, validated",
-            "every 10 steps, validations not counted. A dash: not within the 200 steps (EfficientNet) or 400 steps",
-            "(U-Net) of the training, whose rate falls to nothing at its end. Batches of 8 crops of 256 px.",
+            "every 10 steps, validations not counted. A dash: not within the steps that were trained, of those of the",
+            "recipe, over which its rate falls to nothing. Batches of 8 crops of 256 px.",
             "",
             *table(heads, rows),
+            *timed,
             f"![curves]({picture})",
             "",
         ]
     )
 
 
-def draw(curves: dict[str, list[list[Point]]], path: Path) -> None:
+def draw(curves: Curves, path: Path) -> None:
     """Mean IoU over processor minutes, a line for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for beginning in BEGINNINGS:
-        for number, points in enumerate(curves.get(beginning.title, ())):
-            axes.plot(
-                [p.seconds / 60 for p in points],
-                [p.score for p in points],
-                color=beginning.color,
-                linestyle=("-", "--")[number % 2],
-                label=beginning.title if number == 0 else None,
-            )
+    for (beginning, seed), points in curves.items():
+        axes.plot(
+            [p.seconds / 60 for p in points],
+            [p.score for p in points],
+            color=beginning.color,
+            linestyle="-" if seed == SEEDS[0] else "--",
+            label=beginning.title if seed == SEEDS[0] else None,
+        )
     for goal in GOALS:
         axes.axhline(goal, color="#999999", linewidth=0.6, linestyle=":")
     axes.set(xlabel="processor minutes", ylabel="mean IoU, validation", ylim=(0.2, 0.95))
