@@ -25,6 +25,7 @@ from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError, ModelError
 from tilelab.evaluation.label_map import IGNORE
 from tilelab.exporting.home import widen_home
+from tilelab.exporting.improved import Home, _given
 from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
@@ -34,7 +35,7 @@ from tilelab.sample import draw_superalloy
 from tilelab.spec import Normalization
 from tilelab.training.corrections import open_corrections
 from tilelab.training.engine import TorchEngine
-from tilelab.training.improve import _choose
+from tilelab.training.improve import Factors, _choose
 from tilelab.training.judge import Judged
 from tilelab.training.outlines import read_outlines
 from tilelab.training.reminders import make_reminders
@@ -50,7 +51,9 @@ def run_file(path: Path, x: np.ndarray) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("name", ["unet", "softmax", "sigmoid", "beside", "superalloy", "superalloy-pmcanet"])
+@pytest.mark.parametrize(
+    "name", ["unet", "softmax", "sigmoid", "beside", "superalloy", "coating", "superalloy-pmcanet"]
+)
 def test_a_file_trains_as_it_runs(name: str, tmp_path: Path) -> None:
     path, ending, side = tmp_path / "net.onnx", "", 32
     if name in bundled_models():
@@ -186,6 +189,56 @@ def test_other_pixels_need_black_and_white(tmp_path: Path) -> None:
     assert its.mean == pytest.approx((128 * 16,))
 
 
+def test_a_file_is_of_one_image_alone(tmp_path: Path) -> None:
+    """Outlines that have an image of their own name are not those of a like one, too."""
+    write_corrections(tmp_path, 1)
+    image, label = (tmp_path / folder / "a_0_0_0.tif" for folder in ("images", "labels"))
+    label.unlink()
+    tifffile.imwrite(tmp_path / "images" / "a_0_0_0_mask.tif", tifffile.imread(image))
+    outline = json.dumps([polygon("class 1", [[0, 0], [4, 0], [4, 4], [0, 4]])])
+    (tmp_path / "labels" / "a_0_0_0.geojson").write_text(outline)
+    with pytest.raises(InputError, match=r"a_0_0_0_mask\.tif has no labels"):
+        open_corrections(tmp_path, make_spec((32, 32)))
+
+
+def test_what_is_not_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corrections(tmp_path / "c", 1)
+    command = ["improve", "superalloy", "--corrections", str(tmp_path / "c"), "-o", str(tmp_path / "n.onnx")]
+    assert main([*command, "--home-labels", "0:0,1:1"]) == 2
+    assert "give --home" in capsys.readouterr().err
+    assert main([*command, "--home", str(tmp_path / "c" / "images"), "--home-labels", "0:0,1:1"]) == 2
+    assert "has no masks" in capsys.readouterr().err
+
+
+def test_images_of_home_have_the_range_that_is_given(tmp_path: Path) -> None:
+    """Where they are of another type than the model's; others are as the model says."""
+    spec = make_spec((32, 32))
+    for dtype, factor in ((np.uint8, 1), (np.uint16, 16)):
+        folder = tmp_path / np.dtype(dtype).name
+        folder.mkdir()
+        grey = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(dtype)
+        tifffile.imwrite(folder / "a.tif", grey * dtype(factor))
+        kept, _ = _given(spec, Home(images=folder), (0, 255 * 16))
+        assert kept.normalizations[0].mean == pytest.approx((128 * factor,))
+
+
+@pytest.mark.parametrize("name", ["superalloy", "coating"])
+def test_factors_begin_as_the_network_and_become_its_weights(name: str) -> None:
+    network = GraphNetwork(bundled_models()[name]).eval()
+    learner = Factors(network)
+    assert sum(p.numel() for p in learner.parameters()) < 0.05 * sum(p.numel() for p in network.parameters())
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 64, 64)).astype(np.float32))
+    with torch.no_grad():
+        assert torch.equal(learner(x), network(x))
+        for parameter in learner.parameters():
+            parameter.uniform_(-0.05, 0.05)
+        expected = learner(x)
+        for parameter, value in zip(network.parameters(), learner.weights(), strict=True):
+            parameter.copy_(value)
+        assert torch.allclose(network(x), expected, atol=1e-4)
+        assert not torch.equal(learner(x), expected)  # they hold on to the network, which is another now
+
+
 def test_as_little_as_gives_nearly_all() -> None:
     spec = make_spec((32, 32))
 
@@ -240,7 +293,7 @@ def test_a_model_improves_and_tells_how(tmp_path: Path, capsys: pytest.CaptureFi
         "-o",
         str(new),
         "--steps",
-        "80",
+        "40",
         "--rate",
         "0.02",
     ]
@@ -252,6 +305,8 @@ def test_a_model_improves_and_tells_how(tmp_path: Path, capsys: pytest.CaptureFi
     before, after = spec.training["improved"]["scores"]["corrections"]
     assert after > before + 0.1
     assert f"corrections: mean IoU {before:.4f} -> {after:.4f}" in said.err
+    assert "step 1" not in said.err  # a line a minute
+    assert spec.seams is not None
     assert spec.name == "new"
     assert main(command) == 2
     said = capsys.readouterr().err
@@ -291,7 +346,7 @@ def test_home_has_its_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     save_unet(
         tmp_path / "old.onnx", ("h", "w"), spec=make_spec((32, 32), stride=4, tile_fixed=False, tile_min=(32, 32))
     )
-    words = ["--steps", "80", "--rate", "0.02", "--corrections"]
+    words = ["--steps", "40", "--rate", "0.02", "--corrections"]
     assert main(["improve", str(tmp_path / "old.onnx"), *words, str(tmp_path / "home"), "-o", str(first)]) == 0
     for folder in ("images", "labels"):
         (tmp_path / "c" / folder).mkdir(parents=True)

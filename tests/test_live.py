@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from tilelab.io.results.result import read_result
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.run.options import Options
 from tilelab.run.progress import Silent
+from tilelab.view import live as live_module
 from tilelab.view.gather import Gathering
 from tilelab.view.growing import GrowingPage
-from tilelab.view.live import open_live
+from tilelab.view.live import RememberingEngine, open_live
 from tilelab.view.pyramid import NotWanted, asker_gone
 
 OPTIONS = Options(model=SpecOverrides(overlap=(16, 16), mean=(128.0,), std=(40.0,)), device="cpu")
@@ -80,6 +82,50 @@ def test_what_is_looked_at_has_the_bytes_of_infer_and_is_kept_for_it(files):
     done = infer(image, model, folder / "seen.ome.zarr", options=OPTIONS, note=said.append)
     assert any("continuing" in line for line in said)
     assert same_files(whole.path, done.path) == []
+
+
+@pytest.mark.parametrize("kept", [512 << 20, 1 << 20])
+def test_many_who_ask_at_a_time_get_the_bytes_of_infer(files, monkeypatch, kept):
+    """Also where there is room for few blocks, so that they are pushed out while units are written."""
+    monkeypatch.setattr(live_module, "_BLOCK_BYTES", kept)
+    folder, image, model = files
+    labels = read_result(infer(image, model, folder / "whole.ome.zarr", options=OPTIONS).path).labels[0][...]
+    with looking(image, model, folder / "seen.ome.zarr") as (scene, live):
+        live.look_ahead()
+        chunk = scene.layers[-1].pyramid.read_chunk
+        places = [(j, i) for j in range(5) for i in range(5)] * 2
+        with ThreadPoolExecutor(12) as pool:
+            for (j, i), found in zip(places, pool.map(lambda at: chunk(0, (0, *at)), places), strict=True):
+                expected = labels[512 * j : 512 * (j + 1), 512 * i : 512 * (i + 1)]
+                assert np.array_equal(found[0][: expected.shape[0], : expected.shape[1]], expected)
+        assert live.computed >= 25
+
+
+def test_an_engine_that_remembers_computes_once_what_many_ask_for():
+    computed = []
+
+    class Slow:
+        streams = 2
+
+        def run(self, tiles, out):
+            computed.append(int(tiles[0]))
+            time.sleep(0.02)
+            if tiles[0] == 9:
+                raise ValueError
+            out[...] = 2 * tiles
+
+    engine = RememberingEngine(Slow())  # type: ignore[arg-type]
+
+    def ask(value):
+        out = np.empty(1, np.float32)
+        engine.run(np.full(1, value, np.float32), out)
+        return float(out[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, [1, 2, 1, 2, 3] * 4)) == [2, 4, 2, 4, 6] * 4
+        failed = [pool.submit(ask, 9) for _ in range(3)]
+        assert all(isinstance(one.exception(), ValueError) for one in failed)
+    assert sorted(computed) == [1, 2, 3, 9, 9, 9]
 
 
 def test_nothing_is_left_of_nothing_and_a_finished_result_is_shown(files):

@@ -63,6 +63,12 @@ def test_the_root_is_the_micrograph_with_labels_over_it(micrograph: Path, tmp_pa
     assert recorded_image(mine.info, mine.path.parent, mine) == (str(out / "image"), {})
 
 
+def test_the_page_says_how_long_the_copy_took(micrograph: Path, tmp_path: Path) -> None:
+    run = tilelab.infer(micrograph, "identity:2", tmp_path / "r.ome.zarr", page=tmp_path / "r.html", **WORDS)
+    assert run.report["seconds"]["with image"] > 0
+    assert "</i>with image</td>" in (tmp_path / "r.html").read_text()
+
+
 def test_a_kill_before_the_end_costs_the_copy_alone(
     micrograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

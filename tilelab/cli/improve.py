@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument("--crop", type=int, default=192, metavar="PX", help="side of what is learned from (192)")
     effort.add_argument("--rate", type=float, default=1e-3, metavar="R", help="of learning (0.001)")
     effort.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (0)")
+    effort.add_argument("--tell-steps", action="store_true", help="a line for every twentieth of the steps\nfor "
+                        "programs that watch")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     claim(
         {"MODEL": args.model, "--corrections": args.corrections, "--home": args.home}, [Write(output, "-o", "result")]
     )
-    screen = _Screen()
+    screen: Screen | _Steps = _Steps() if args.tell_steps else Screen()
     try:
         done = improve_model(
             args.model,
@@ -95,15 +96,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Screen(Screen):
-    """A line for every twentieth of the steps where there is no terminal to draw a bar on."""
+class _Steps:
+    """A line for every twentieth of the steps, where a program watches."""
 
     def show(self, progress: StepReport) -> None:
         """Move on."""
-        super().show(progress)
         every = max(1, progress.steps // 20)
-        if not sys.stderr.isatty() and (progress.step % every == 0 or progress.step == progress.steps):
+        if progress.step % every == 0 or progress.step == progress.steps:
             say(f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
+
+    def stop(self) -> None:
+        """Nothing is left open."""
 
 
 def _home(args: argparse.Namespace) -> Home:
@@ -111,10 +114,17 @@ def _home(args: argparse.Namespace) -> Home:
     from tilelab.exporting.improved import Home
 
     if args.home is None:
+        if args.home_labels:
+            raise InputError("--home-labels says what the masks of --home hold: give --home, or leave it out")
         return Home()
     if not args.home.exists():
         raise InputError(f"--home {args.home} does not exist")
-    if not (args.home / "images").is_dir():
-        return Home(images=args.home)
-    masks = next((args.home / name for name in ("masks", "labels") if (args.home / name).is_dir()), None)
-    return Home(images=args.home / "images", masks=masks, labels=args.home_labels)
+    images = args.home / "images" if (args.home / "images").is_dir() else args.home
+    folders = (args.home / name for name in ("masks", "labels"))
+    masks = None if images == args.home else next((folder for folder in folders if folder.is_dir()), None)
+    if args.home_labels and masks is None:
+        raise InputError(
+            f"--home {args.home} has no masks that --home-labels could tell of: put them into {args.home}/masks beside "
+            f"{args.home}/images, or leave --home-labels out"
+        )
+    return Home(images=images, masks=masks, labels=args.home_labels)

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         with live as growing:
             for number, name in enumerate(args.named if args.model is None else args.named[1:]):
                 gathered.add(name, args.image if number == 0 else None)
+            if growing is not None and begin is None:
+                growing.look_ahead()
             whole = args.model is None and not args.full_size
             server = ViewServer(gathered.scene(), args.port, state=begin, full_size=not whole)
             serve(server, open_page=not args.no_open, save=args.save_state)

@@ -122,7 +122,8 @@ def match_names(names: set[str], files: dict[str, Path], *, results: bool = Fals
     found = {name: files[name] for name in names if name in files}
     for core_of in (_core, _without_model) if results else (_core,):
         by_core: dict[str, list[Path]] = {}
-        for name in files.keys() - {name_of(path) for path in found.values()}:
+        taken = set(found.values())
+        for name in [name for name, path in files.items() if path not in taken]:
             by_core.setdefault(_core(name), []).append(files[name])
         wanting: dict[str, list[str]] = {}
         for name in names - set(found):

@@ -19,6 +19,7 @@ from tilelab.exporting.export import Exported, check_output, export_model
 from tilelab.exporting.home import widen_home
 from tilelab.exporting.parity import Reference, Sample, compare
 from tilelab.exporting.samples import drawn_sample, find_images
+from tilelab.exporting.seams import measure_file
 from tilelab.exporting.source import OnnxSource
 from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
@@ -34,8 +35,7 @@ _DRAWN, _REMINDERS = 6, 16  # that it is held to; half as many judge it
 _SEED = 20_000  # of what is drawn
 _ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
-_TOLERANCE = 0.002  # of mean IoU with a truth: less is chance
-_TOLD = 0.003  # of the answers that it was sure of; real images of home lost as much mean IoU then
+_TOLD = 0.0005  # of the answers that it was sure of; real images of home lost no mean IoU then
 _LOOK = 1024  # pixels of an image of --home
 
 
@@ -138,7 +138,7 @@ def improve_model(
         say(line)
     planes = Planes(name="corrections", planes=corrected.planes, normalizations=corrected.normalizations)
     engine = TorchEngine(network, spec)
-    kept, checks = _knowledge(spec, engine, planes, home or Home(), effort.crop, say)
+    kept, checks = _knowledge(spec, engine, planes, home or Home(), effort.crop, black_white, say)
     if not checks:
         say("nothing is known of what the model was trained on: whether it gets worse there is not checked; see --home")
     learned = improve(network, spec, planes, kept, checks, effort, report)
@@ -149,18 +149,25 @@ def improve_model(
     if spec.home is not None and knows(spec) and alike:
         wide = widen_home(spec.home, TorchEngine(learned.network, spec), [plane.image for plane in alike])
         spec = msgspec.structs.replace(spec, home=wide)
-    samples = [Sample(p.name, p.image, p.mask.read(Box.whole(p.shape))) for p in alike]
+    samples = [_sample(plane) for plane in alike]
     output.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(output.parent, ".improve-") as folder:
         trained: Any = learned.network  # a GraphNetwork, as it was given
         trained.save(folder / "learned.onnx")
         embed_spec(folder / "learned.onnx", spec)
+        real = [one for planes in checks if planes.real for one in map(_sample, planes.planes)]
+        spec = msgspec.structs.replace(spec, seams=measure_file(folder / "learned.onnx", real or samples))
+        embed_spec(folder / "learned.onnx", spec)
         made = (
             OnnxSource(folder / "learned.onnx") if ending else ImprovedSource(folder / "learned.onnx", learned.network)
         )
         images = samples[:_PLACES] or [drawn_sample(spec)]
-        done = export_model(made, output, images, seams=spec.seams is None, force=force, report=say)
+        done = export_model(made, output, images, seams=False, force=force, report=say)
     return Handed(done, learned)
+
+
+def _sample(plane: Any) -> Sample:
+    return Sample(plane.name, plane.image, plane.mask.read(Box.whole(plane.shape)))
 
 
 def _check_alike(source: OnnxSource, engine: Engine) -> None:
@@ -188,12 +195,18 @@ def _describe(spec: ModelSpec, output: Path, learned: Any, digest: str, count: i
 
 
 def _knowledge(
-    spec: ModelSpec, engine: Engine, corrected: Any, home: Home, crop: int, say: Callable[[str], None]
+    spec: ModelSpec,
+    engine: Engine,
+    corrected: Any,
+    home: Home,
+    crop: int,
+    black_white: tuple[float, float] | None,
+    say: Callable[[str], None],
 ) -> tuple[list[Any], list[Any]]:
     """What the model is held to, and by what it is judged."""
     pairs = []
     if home.images is not None:
-        pairs.append(_given(spec, home))
+        pairs.append(_given(spec, home, black_white))
     if spec.home is not None and knows(spec):
         if spec.channels == 1 and (drawn := _drawn(spec, engine)) is not None:
             pairs.append(drawn)
@@ -203,7 +216,7 @@ def _knowledge(
     return [kept for kept, _ in pairs], [check for _, check in pairs]
 
 
-def _given(spec: ModelSpec, home: Home) -> tuple[Any, Any]:
+def _given(spec: ModelSpec, home: Home, black_white: tuple[float, float] | None) -> tuple[Any, Any]:
     """The user's images; every second one judges, where there are several."""
     from tilelab.training.corrections import values_of
     from tilelab.training.judge import Planes
@@ -222,12 +235,12 @@ def _given(spec: ModelSpec, home: Home) -> tuple[Any, Any]:
             image = load_plane(Plane(open_image(path, bar=None)))
             size = image.shape[-2:]
             planes.append(MaskedPlane(name, image, ArrayMask(np.full(size, IGNORE, np.uint8))))
-    own = [_constants(spec, plane.image) for plane in planes]
+    own = [_constants(spec, plane.image, black_white) for plane in planes]
     told = home.masks is None
 
     def every(first: int, step: int) -> Any:
         name = "images of --home" + (", against what it said before" if told else "")
-        limit = _TOLD if told else _TOLERANCE
+        limit = _TOLD if told else 0.0
         return Planes(
             name=name, planes=planes[first::step], normalizations=own[first::step], tolerance=limit, told=told
         )
@@ -235,10 +248,11 @@ def _given(spec: ModelSpec, home: Home) -> tuple[Any, Any]:
     return (every(0, 1), every(0, 1)) if len(planes) == 1 else (every(0, 2), every(1, 2))
 
 
-def _constants(spec: ModelSpec, image: Any) -> Normalization:
-    """As the model normalises an image, in constants."""
+def _constants(spec: ModelSpec, image: Any, black_white: tuple[float, float] | None = None) -> Normalization:
+    """As the model normalises an image, in constants; `black_white` are of images of another type than the model's."""
     whole = msgspec.structs.replace(spec.normalization, per="stack")
-    mean, gain, _ = normalization_constants(Volume(image), whole, spec.channels)
+    given = None if str(image.dtype) == whole.dtype else black_white
+    mean, gain, _ = normalization_constants(Volume(image), whole, spec.channels, given)
     stated: dict[str, tuple[float, ...]] = {"mean": tuple(mean.tolist()), "std": tuple((1 / gain).tolist())}
     return msgspec.structs.replace(whole, kind="constants", dtype=str(image.dtype), **stated)
 
@@ -267,7 +281,7 @@ def _drawn(spec: ModelSpec, engine: Engine) -> tuple[Any, Any] | None:
     own = [_constants(spec, plane.image) for plane in planes]
 
     def part(where: slice) -> Any:
-        limit = _TOLERANCE if truth else _TOLD
+        limit = 0.0 if truth else _TOLD
         return Planes(
             name="drawn micrographs", planes=planes[where], normalizations=own[where], tolerance=limit, told=not truth
         )
@@ -297,7 +311,8 @@ def _remembered(spec: ModelSpec, corrected: Any, side: int) -> tuple[Any, Any]:
             for i, image in enumerate(images)
         ]
         plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32")
-        return Planes(name=name, planes=planes, normalizations=[plain] * len(planes), tolerance=_TOLD, told=True)
+        own = [plain] * len(planes)
+        return Planes(name=name, planes=planes, normalizations=own, tolerance=_TOLD, told=True, real=False)
 
     name = "images with the texture that it remembers"
     return made(_REMINDERS, _SEED, name), made(_REMINDERS // 2, _SEED + 1, name)

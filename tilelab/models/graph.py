@@ -18,6 +18,8 @@ from tilelab.models.operators import OPERATORS
 _LEAST = 1e-6  # of a probability
 _TRAINED = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (1,), "PRelu": (1,)}
 """Which inputs of an operator are weights; and of the others `_SCALES`, where they are per channel."""
+_FEATURES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
+"""The axis of an operator's weights along which its results' features lie; `Gemm` says it itself."""
 _SCALES = {"BatchNormalization": (1, 2), "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2)}
 
 
@@ -27,6 +29,10 @@ class GraphNetwork(nn.Module):
     Args:
         path: of the file; its weights may lie beside it.
         ending: the function that it ends with, which is taken back: what it gives are logits all the same.
+
+    Attributes:
+        feature_axes: of each of its `weights`, the axis along which the features lie that it makes; None of biases and
+            of scales, of which each feature has its own.
 
     Raises:
         ModelError: it has operators that are not known here (they are named), holds no fp32 weights, or has several
@@ -55,6 +61,8 @@ class GraphNetwork(nn.Module):
         if not trained:
             raise ModelError(f"{path} holds no fp32 weights to train: give the fp32 file that it was made from")
         self._names = sorted(trained)
+        axes = {node.input[1]: _feature_axis(node) for node in graph.node if len(node.input) > 1}
+        self.feature_axes = tuple(axes.get(name) if held[name].ndim > 1 else None for name in self._names)
         self.weights = nn.ParameterList([nn.Parameter(held[name]) for name in self._names])
         self._held = {name: tensor for name, tensor in held.items() if name not in trained}
         self._nodes = [
@@ -95,6 +103,12 @@ class GraphNetwork(nn.Module):
             path.write_bytes(self.model.SerializeToString(deterministic=True))
         except ValueError as error:
             raise ModelError(f"{path} would be larger than 2 GB: {error}") from error
+
+
+def _feature_axis(node: Any) -> int | None:
+    if node.op_type == "Gemm":
+        return 0 if _attributes(node).get("transB") else 1
+    return _FEATURES.get(node.op_type)
 
 
 def _attributes(node: Any) -> dict[str, Any]:

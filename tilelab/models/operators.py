@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -234,6 +235,7 @@ OPERATORS: dict[str, Callable[[Tensors, dict[str, Any]], Any]] = {
     "AveragePool": lambda g, a: _pool(g, a, mean=True),
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
+    "Ceil": _plain(torch.ceil),
     "Clip": _clip,
     "Concat": _concat,
     "Constant": _constant,
@@ -260,6 +262,7 @@ OPERATORS: dict[str, Callable[[Tensors, dict[str, Any]], Any]] = {
     ),
     "LeakyRelu": lambda g, a: functional.leaky_relu(g[0], a.get("alpha", 0.01)),
     "MatMul": _plain(torch.matmul),
+    "Max": lambda g, a: functools.reduce(torch.maximum, g),
     "MaxPool": lambda g, a: _pool(g, a, mean=False),
     "Mul": _plain(torch.mul),
     "Neg": _plain(torch.neg),

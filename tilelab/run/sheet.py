@@ -24,7 +24,14 @@ from tilelab.run.look import SHEET, STYLE
 from tilelab.text import format_bytes, size_text
 
 _MARK = '<meta name="generator" content="tilelab">'
-_STAGES = {"start": "#8a94a3", "sweep": "#3987e5", "overview": "#c98500", "page": "#7a5bd0", "convert": "#2a9d6f"}
+_STAGES = {
+    "start": "#8a94a3",
+    "sweep": "#3987e5",
+    "with image": "#c2497d",
+    "overview": "#c98500",
+    "page": "#7a5bd0",
+    "convert": "#2a9d6f",
+}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """A trained network learns from a few corrections and keeps what it knew.
 
-Three things keep it: its batch statistics are folded away and cannot drift; half of every batch are images of what it
-knew, on which it is held to what it said before; and its weights are a mean of the old and the new ones (WiSE-FT,
-Wortsman et al., 2022, arXiv 2109.01903), with as little of the new ones as gives nearly all of what was gained, and
-never so much that it is worse on what it knew.
+Four things keep it. Its batch statistics are folded away and cannot drift. What it learns is a factor for each feature
+of each layer, and an offset: few numbers, which cannot serve what is shown and spoil what is like it (after the affine
+parameters of batch normalisation, Frankle et al., 2020, arXiv 2003.00152); all weights learn only where that does not
+do. Half of every batch are images of what it knew, on which it is held to what it said before. And its weights are a
+mean of the old and the new ones (WiSE-FT, Wortsman et al., 2022, arXiv 2109.01903), with as little of the new ones as
+gives nearly all of what was gained, and never so much that it is worse on what it knew.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from tilelab.errors import ModelError
 from tilelab.machine.cpu import core_count, has_cpu_feature
+from tilelab.models.graph import GraphNetwork
 from tilelab.spec import ModelSpec
 from tilelab.training.allocator import keep_freed_memory
 from tilelab.training.crops import stack
@@ -29,12 +33,13 @@ from tilelab.training.optimize import build_optimizer
 from tilelab.training.schedule import rate_at
 from tilelab.training.sections import IGNORE, Augmentation, LossTerm, Optimizer, Sampling, Schedule
 
-SHARES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2)
+SHARES = (1.0, 0.8, 0.6, 0.45, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 """Of the new weights in the mean."""
 _ENOUGH = 0.95  # of the gain: no more of the new weights than for this
 _LEAST_GAIN = 0.02  # of mean IoU on what it learned from: less is not worth the risk
 _KEEPING = 4.0  # weight of what it is held to, against what it learns
 _LOSS = (LossTerm("cross-entropy"), LossTerm("dice"))
+_FACTORS_RATE = 10.0  # times the rate of weights: of factors that are near 1
 _TRIED = 3  # steps after which it is known what one takes
 _PLAIN = Augmentation()
 
@@ -81,7 +86,7 @@ class Improved:
 
 
 def improve(
-    network: nn.Module,
+    network: GraphNetwork,
     spec: ModelSpec,
     corrected: Planes,
     kept: Sequence[Planes],
@@ -126,7 +131,7 @@ def _fit(effort: Effort, spec: ModelSpec, largest: int) -> Effort:
 
 
 def _improve(
-    network: nn.Module,
+    network: GraphNetwork,
     spec: ModelSpec,
     corrected: Planes,
     kept: Sequence[Planes],
@@ -135,24 +140,80 @@ def _improve(
     report: Report,
 ) -> Improved:
     old = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    new = copy.deepcopy(old)
     judges = [Judge(planes, spec, effort.crop, old) for planes in (corrected, *checks)]
     before = [judge.score(old) for judge in judges]
-    began = time.perf_counter()
-    steps = _learn(old, new, spec, corrected, kept, effort, report)
+    began, steps = time.perf_counter(), 0
+    first, new = [p.detach().clone() for p in old.parameters()], copy.deepcopy(old)
+    for learner in (Factors(old), Whole(old)):
+        left = replace(effort, minutes=max(0.0, effort.minutes - (time.perf_counter() - began) / 60))
+        steps += _learn(old, learner, spec, corrected, kept, left, report)
+        last = learner.weights()
+        found = []
+        for share in SHARES:
+            _blend(new, first, last, share)
+            judged = [
+                Judged(judge.name, b, judge.score(new), judge.tolerance, judge.told)
+                for judge, b in zip(judges, before, strict=True)
+            ]
+            found.append((share, judged[0], tuple(judged[1:])))
+        try:
+            share, abroad, home = _choose(found, spec)
+        except ModelError:
+            if isinstance(learner, Whole):
+                raise
+            continue
+        break
     seconds = time.perf_counter() - began
-    first, last = ([p.detach().clone() for p in one.parameters()] for one in (old, new))
-    found = []
-    for share in SHARES:
-        _blend(new, first, last, share)
-        judged = [
-            Judged(judge.name, b, judge.score(new), judge.tolerance, judge.told)
-            for judge, b in zip(judges, before, strict=True)
-        ]
-        found.append((share, judged[0], tuple(judged[1:])))
-    share, abroad, home = _choose(found, spec)
     _blend(new, first, last, share)
     return Improved(new, share, steps, seconds, abroad, home)
+
+
+class Factors(nn.Module):
+    """A network of which a factor for each feature is learned, and every number that each feature has one of."""
+
+    rate = _FACTORS_RATE
+
+    def __init__(self, network: GraphNetwork) -> None:
+        super().__init__()
+        self._held = (network,)  # its own weights are no parameters of this one
+        given = list(zip(network.weights, network.feature_axes, strict=True))
+        sizes = [
+            [n if i == axis % w.ndim else 1 for i, n in enumerate(w.shape)] if axis is not None else w.shape
+            for w, axis in given
+        ]
+        self.learned = nn.ParameterList([nn.Parameter(torch.zeros(*size)) for size in sizes])
+
+    def weights(self) -> list[torch.Tensor]:
+        """Those of the network, as they are with what was learned."""
+        (network,) = self._held
+        given = zip(network.weights, network.feature_axes, self.learned, strict=True)
+        return [w.detach() * (1 + z) if axis is not None else w.detach() + z for w, axis, z in given]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        (network,) = self._held
+        names = [name for name, _ in network.named_parameters()]
+        logits: torch.Tensor = functional_call(network, dict(zip(names, self.weights(), strict=True)), (x,))
+        return logits
+
+
+class Whole(nn.Module):
+    """A network of which all weights are learned."""
+
+    rate = 1.0
+
+    def __init__(self, network: GraphNetwork) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+
+    def weights(self) -> list[torch.Tensor]:
+        """As they are now."""
+        return list(self.network.weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        logits: torch.Tensor = self.network(x)
+        return logits
 
 
 def _choose(
@@ -168,8 +229,8 @@ def _choose(
         least = min(found, key=lambda one: one[0])
         worst = min(least[2], key=lambda judged: judged.after - judged.before)
         raise ModelError(
-            f"{spec.name} would be worse on what it knew with a fifth of the new weights ({worst}): name images that "
-            "it must keep (--home), or correct more; nothing was written"
+            f"{spec.name} would be worse on what it knew with {least[0]:.0%} of the new weights ({worst}): name images "
+            "that it must keep (--home), or correct more; nothing was written"
         )
     gain = max(abroad.after - abroad.before for _, abroad, _ in allowed)
     if not gain >= _LEAST_GAIN:
@@ -189,7 +250,7 @@ def _blend(network: nn.Module, old: Sequence[torch.Tensor], new: Sequence[torch.
 
 def _learn(
     old: nn.Module,
-    new: nn.Module,
+    new: Factors | Whole,
     spec: ModelSpec,
     corrected: Planes,
     kept: Sequence[Planes],
@@ -199,14 +260,15 @@ def _learn(
     """Train `new`; returns the steps that were taken."""
     learned = _sampler(corrected, spec, effort, 1.0, _varied(corrected, spec))
     others = [_sampler(planes, spec, effort, 0.0, _PLAIN) for planes in kept]
-    optimizer = build_optimizer(new, Optimizer(rate=effort.rate))
-    schedule = Schedule(kind="cosine", warmup=min(10, effort.steps // 4), least=effort.rate / 100)
+    highest = new.rate * effort.rate
+    optimizer = build_optimizer(new, Optimizer(rate=highest))
+    schedule = Schedule(kind="cosine", warmup=min(10, effort.steps // 4), least=highest / 100)
     steps, done, began = effort.steps, 0, time.perf_counter()
     while done < steps:
         if done == _TRIED:
             each = (time.perf_counter() - began) / done
             steps = max(done, min(steps, int(60 * effort.minutes / each)))
-        rate = rate_at(done, steps, effort.rate, schedule)
+        rate = rate_at(done, steps, highest, schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
         images, truth = learned.batch(done)

@@ -19,7 +19,7 @@ from tilelab.training.pairs import MaskedPlane
 from tilelab.training.sections import IGNORE, Augmentation
 
 _SURE = 0.9  # the probability of an old answer that counts
-_CROPS = 10  # that a set is judged by
+_CROPS = 32  # that a set is judged by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class Planes:
         normalizations: of each.
         tolerance: mean IoU that may be lost on them.
         told: there is no truth: what the old network was sure of stands for it.
+        real: micrographs, or drawn like them; not what only has their texture.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Planes:
     normalizations: Sequence[Normalization]
     tolerance: float = 0.0
     told: bool = False
+    real: bool = True
 
 
 @dataclass(frozen=True, slots=True)

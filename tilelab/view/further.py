@@ -28,7 +28,7 @@ def train_further(model: str, corrections: Path, new: Path, minutes: float = 10.
     Raises:
         ModelError: it failed or would be no better, in the words of the command.
     """
-    words = [model, "--corrections", str(corrections), "-o", str(new), "--minutes", f"{minutes:g}"]
+    words = [model, "--corrections", str(corrections), "-o", str(new), "--minutes", f"{minutes:g}", "--tell-steps"]
     line = "it said nothing"
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "tilelab", "improve", *words],

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -86,14 +87,16 @@ def open_live(
 
 
 class RememberingEngine:
-    """An engine that gives logits again which it gave lately for the same pixels."""
+    """An engine that gives logits again which it gave lately, or is about to give, for the same pixels."""
 
     on_device = None
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._held = engine, 0
         self._known: OrderedDict[bytes, Float32] = OrderedDict()
-        self._lock = threading.Lock()
+        self._under_way: set[bytes] = set()
+        self._news = threading.Condition()
+        self._room = threading.Semaphore(engine.streams)  # several sweeps ask at a time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -101,18 +104,29 @@ class RememberingEngine:
     def run(self, tiles: Float32, out: Float32) -> None:
         """See `Engine.run`."""
         key = hashlib.blake2b(tiles.data, digest_size=16).digest()
-        with self._lock:
+        with self._news:
+            self._news.wait_for(lambda: key not in self._under_way)
             known = self._known.get(key)
-            if known is not None:
+            if known is None:
+                self._under_way.add(key)
+            else:
                 self._known.move_to_end(key)
         if known is not None:
             out[...] = known
             return
-        self._engine.run(tiles, out)
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = out.copy()
-                self._held += out.nbytes
+        try:
+            with self._room:
+                self._engine.run(tiles, out)
+            self._keep(key, out.copy())
+        finally:
+            with self._news:
+                self._under_way.discard(key)
+                self._news.notify_all()
+
+    def _keep(self, key: bytes, logits: Float32) -> None:
+        with self._news:
+            self._known[key] = logits
+            self._held += logits.nbytes
             while self._held > _TILE_BYTES:
                 self._held -= self._known.popitem(last=False)[1].nbytes
 
@@ -124,6 +138,7 @@ class _Asked:
     gone: list[Callable[[], bool]] = field(default_factory=list)
     error: BaseException | None = None
     dropped: bool = False
+    begun: bool = False
 
 
 class Live:
@@ -147,8 +162,14 @@ class Live:
             for what in ("labels", "probabilities")
             if info.arrays(sink.partial, what)
         }
-        self._worker = threading.Thread(target=self._work, name="tilelab-live", daemon=True)
-        self._worker.start()
+        self._writing = threading.Lock()
+        # one block has hardly a new tile: as many blocks at a time as the engine takes tiles
+        self._workers = [
+            threading.Thread(target=self._work, name=f"tilelab-live-{i}", daemon=True)
+            for i in range(prepared.engine.streams)
+        ]
+        for worker in self._workers:
+            worker.start()
 
     @classmethod
     @contextlib.contextmanager
@@ -203,10 +224,25 @@ class Live:
             NotWanted: whoever asked has gone before its turn.
             TilelabError: the engine failed.
         """
+        return self._join(what, box, channel, self._block)
+
+    def look_ahead(self, side: int = BLOCK_PX) -> None:
+        """Begin with the middle, so many pixels to each side of it, before anybody asks."""
+        shape = self.plan.source.shape
+        z, y, x = (n // 2 for n in (1,) * (3 - len(shape)) + tuple(shape))
+        cells = self._cells(Box((z, max(0, y - side), max(0, x - side)), (z + 1, y + side, x + side)))
+        near = sorted(cells, key=lambda cell: math.dist(cell[1:], (y / BLOCK_PX - 0.5, x / BLOCK_PX - 0.5)))
+        with self._news:
+            for index in near:
+                if all(a < b for a, b in zip(self._box(index).start, self._box(index).stop, strict=True)):
+                    self._asked.setdefault(index, _Asked()).gone.append(lambda: False)
+            self._news.notify_all()
+
+    def _join(self, what: str, box: Box, channel: int, block_of: Callable[[Index], Finished]) -> Array:
         out = np.empty(box.shape, np.uint8)
         for index in self._cells(box):
             cell = self._box(index)
-            block = self._block(index)
+            block = block_of(index)
             part: Array = getattr(block, what)
             part = part if what == "labels" else part[channel]
             start = tuple(max(a, b) for a, b in zip(box.start, cell.start, strict=True))
@@ -221,7 +257,8 @@ class Live:
         with self._news:
             self._closing = True
             self._news.notify_all()
-        self._worker.join()
+        for worker in self._workers:
+            worker.join()
 
     def _cells(self, box: Box) -> Iterator[Index]:
         steps = (1, BLOCK_PX, BLOCK_PX)
@@ -256,34 +293,44 @@ class Live:
 
     def _work(self) -> None:
         """Compute what is asked for, in turn, until it is closed."""
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._asked or self._closing)
-                if self._closing:
-                    return
-                index, asked = next(iter(self._asked.items()))
-                if all(gone() for gone in asked.gone):
-                    asked.dropped = True
-                    del self._asked[index]
-                    self._news.notify_all()
-                    continue
+        while (taken := self._take()) is not None:
+            index, asked = taken
             try:
                 block = self._on_disk(index) or self._compute(index)
                 with self._news:
                     self._keep(index, block)
                     del self._asked[index]
                     self._news.notify_all()
-                self._write_units(index)
+                with self._writing:
+                    self._write_units(index)
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 with self._news:
                     asked.error = error
                     self._asked.pop(index, None)
                     self._news.notify_all()
 
+    def _take(self) -> tuple[Index, _Asked] | None:
+        """The first block that nobody computes yet and somebody still waits for; None when it is closed."""
+        with self._news:
+            while not self._closing:
+                for index, asked in list(self._asked.items()):
+                    if asked.begun:
+                        continue
+                    if all(gone() for gone in asked.gone):
+                        asked.dropped = True
+                        del self._asked[index]
+                        self._news.notify_all()
+                        continue
+                    asked.begun = True
+                    return index, asked
+                self._news.wait()
+            return None
+
     def _compute(self, index: Index) -> Finished:
         rows = KeptRows(self.plan.frame.sweep_axis)
         make_sweep(self.prepared.job, self.prepared.engine, self._box(index)).run(rows)
-        self.computed += 1
+        with self._news:
+            self.computed += 1
         wanted = {what: rows.joined(what) for what in self._stored}
         return Finished(wanted.get("labels"), wanted.get("probabilities"), None)
 
@@ -331,10 +378,13 @@ class Live:
         for unit in self._units(self._box(index)):
             if self._position(unit) == unit.box.stop[1]:
                 continue
-            cells = list(self._cells(unit.box))
-            if any(cell not in self._blocks for cell in cells):
+            with self._news:  # what others compute meanwhile may push them out
+                held = {cell: self._blocks.get(cell) for cell in self._cells(unit.box)}
+            blocks = {cell: block for cell, block in held.items() if block is not None}
+            if len(blocks) < len(held):
                 continue
-            rows = Finished(self._gather("labels", unit.box), self._gather("probabilities", unit.box), None)
+            labels, chances = (self._gather(what, unit.box, blocks) for what in ("labels", "probabilities"))
+            rows = Finished(labels, chances, None)
             writer = self._sink.writer(unit.box, unit.box.start[1], 1)
             try:
                 writer.write(rows)
@@ -343,9 +393,9 @@ class Live:
                 writer.close()
             self._journal.positions[unit.index] = unit.box.stop[1]
 
-    def _gather(self, what: str, box: Box) -> Array | None:
+    def _gather(self, what: str, box: Box, blocks: Mapping[Index, Finished]) -> Array | None:
         if what not in self._stored:
             return None
         channels = len(self._sink.info.probabilities) if what == "probabilities" else 1
-        parts = [self.read(what, box, channel) for channel in range(channels)]
+        parts = [self._join(what, box, channel, blocks.__getitem__) for channel in range(channels)]
         return parts[0] if what == "labels" else np.stack(parts)
