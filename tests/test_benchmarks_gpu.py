@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.__main__ import Findings, main
+from benchmarks.gpu.__main__ import STEPS, Findings, main
+from benchmarks.gpu.bare import LIMIT, Bare, Step, steps, together
+from benchmarks.gpu.carry import packages, slim_imagecodecs
 from benchmarks.gpu.cost import cost_table
 from benchmarks.gpu.cost import main as cost
 from tilelab.machine.nvidia import driver_problem
@@ -102,10 +104,81 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
     assert json.loads((tmp_path / "gpu.json").read_text())["findings"][-1]["figure"] == 4.0
 
 
+def test_on_a_bare_machine_what_fails_and_what_hangs_are_told_and_the_others_go_on(tmp_path, capsys):
+    run = Bare(tmp_path, limit=2 * LIMIT, environment=dict(os.environ))
+    found = tmp_path / "good.json"
+    write = f'open({str(found)!r}, \'w\').write(\'{{"gpu": "a GPU", "findings": [{{"what": "x"}}]}}\')'
+    run.run(Step("good", 30, [sys.executable, "-c", write]))
+    run.run(Step("bad", 30, [sys.executable, "-c", "print('why'); raise SystemExit(3)"]))
+    run.run(Step("absent", 30, ["/nowhere/compute-sanitizer"]))
+    run.run(Step("hangs", 6, [sys.executable, "-c", "import time; time.sleep(300)"]))
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert [(step["step"], step["ended"]) for step in kept["steps"][:2]] == [("good", 0), ("bad", 3)]
+    assert "No such file" in kept["steps"][2]["ended"]
+    assert kept["steps"][3]["ended"] == "took too long"
+    assert kept["gpu"] == "a GPU"
+    assert kept["findings"] == [{"what": "x"}]
+    assert "why" in capsys.readouterr().out
+    assert "why" in (tmp_path / "log.txt").read_text()
+    late = Bare(tmp_path, limit=1, environment={})
+    late.run(Step("late", 30, [sys.executable, "-c", ""]))
+    assert late.ended[0]["ended"] == "no time left"
+
+
+def test_steps_of_a_bare_machine_exist(tmp_path):
+    every = steps(tmp_path, tmp_path, toy=False)
+    for step in every:
+        for word in step.command:
+            assert not word.startswith("tests/") or (ROOT / word).is_file(), word
+        if "benchmarks.gpu" in step.command:
+            asked = step.command[step.command.index("benchmarks.gpu") + 1 :]
+            assert set(asked[: next(i for i, w in enumerate(asked) if w.startswith("--"))]) <= set(STEPS)
+    alone = [s.seconds for s in every if not s.beside]
+    assert sum(alone) + max(s.seconds for s in every if s.beside) < 2 * LIMIT, "none takes all it may"
+    assert [len(group) for group in together(every)] == [1, 4, *[1] * (len(every) - 5)]
+
+
+def test_what_is_carried_is_what_such_a_machine_lacks():
+    assert {"zarr", "msgspec", "imagecodecs", "google-crc32c", "donfig"} <= set(packages())
+    assert not {"numpy", "numba", "tifffile"} & set(packages())
+
+
+def test_a_slim_wheel_has_the_codecs_that_are_used(tmp_path):
+    """Built from the one that is installed here; what it leaves out is not missed by results and images."""
+    import zipfile
+
+    import imagecodecs
+
+    folder = Path(imagecodecs.__file__).parent
+    with zipfile.ZipFile(tmp_path / "whole.whl", "w") as wheel:
+        for part in (folder, *folder.parent.glob("imagecodecs*.libs"), *folder.parent.glob("imagecodecs-*.dist-info")):
+            for path in part.rglob("*"):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    wheel.write(path, path.relative_to(folder.parent).as_posix())
+    slim_imagecodecs(tmp_path / "whole.whl", tmp_path / "slim.whl")
+    assert (tmp_path / "slim.whl").stat().st_size < 6e6
+    with zipfile.ZipFile(tmp_path / "slim.whl") as wheel:
+        wheel.extractall(tmp_path / "site")
+    code = """
+import imagecodecs, numpy as np
+assert imagecodecs.__file__.startswith(PLACE), imagecodecs.__file__
+data = bytes(range(256)) * 9
+for name in ("zstd", "zlib", "gzip", "blosc"):
+    decode, encode = (getattr(imagecodecs, f"{name}_{way}") for way in ("decode", "encode"))
+    assert bytes(decode(encode(data))) == data, name
+image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+assert (imagecodecs.png_decode(imagecodecs.png_encode(image)) == image).all()
+import tilelab.run.infer, tilelab.io.images.open, tilelab.io.results.ome_zarr
+"""
+    place = str(tmp_path / "site")
+    result = run("-c", f"PLACE = {place!r}\n{code}", PYTHONPATH=os.pathsep.join((place, str(ROOT))))
+    assert result.returncode == 0, result.stderr
+
+
 def test_unknown_steps_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["kernel"])
-    assert "there is no step kernel: choose among launches, bus, kernels, networks, product" in capsys.readouterr().err
+    assert "there is no step kernel: choose among launches, bus, kernels, networks, make" in capsys.readouterr().err
 
 
 def test_cost_needs_measured_figures(tmp_path, capsys):

@@ -5,7 +5,8 @@
 `newest`: the newest Python, the newest packages; `lowest`: the oldest Python, the lowest packages; a number: that
 Python, the newest packages.
 
-Without `--all`: the quick part, geometry, kernels (also Numba's simulator and compiler for GPUs), files and engines.
+Without `--all`: the quick part, geometry, kernels (also Numba's simulator and compiler for GPUs), files, engines and
+the GPU path on the stand-in for the driver.
 What pyproject.toml promises is what was run: `lowest` fails where a declared bound cannot be installed as it stands.
 Environments are kept in .venv-versions.
 """
@@ -31,7 +32,7 @@ HELD_BACK = ("nncf",)
 
 QUICK = [
     "geometry", "layout", "kernels", "cuda_kernels", "sweep", "region", "formats", "read_files", "tiff_out",
-    "zarr_sink", "engines",
+    "zarr_sink", "engines", "gpu_driver", "gpu_faults", "gpu_races", "plan_gpu", "tensorrt",
 ]  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BOUND = re.compile(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)")

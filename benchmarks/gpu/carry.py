@@ -8,17 +8,27 @@ and numba-cuda) has not, and leaves all out of imagecodecs but the codecs that a
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-PACKAGES = ("msgspec", "zarr", "numcodecs", "imagecodecs", "donfig", "google-crc32c")
+THERE = ("numba", "numpy", "pillow", "rich", "tifffile")  # of what tilelab needs
+BESIDE = ("donfig",)  # that zarr needs
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64", "any")
-CODECS = ("imcd", "shared", "shared_cython", "zstd", "zlib", "blosc", "png", "jpeg8")
+CODECS = ("imcd", "shared", "shared_cython", "zstd", "zlib", "deflate", "blosc", "png", "jpeg8")
 FOLDER = Path(".gpu")
+
+
+def packages() -> list[str]:
+    """Names of what tilelab needs that is not there."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]]
+    return [*(name for name in names if name not in THERE), *BESIDE]
 
 
 def slim_imagecodecs(wheel: Path, out: Path, codecs: Sequence[str] = CODECS) -> None:
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words += [word for abi in (tag, "abi3", "none") for word in ("--abi", abi)]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", "--python-version", args.python, "--implementation", "cp", *words]
-        code = subprocess.run([*command, "--dest", name, *PACKAGES], check=False).returncode
+        code = subprocess.run([*command, "--dest", name, *packages()], check=False).returncode
         if code:
             return code
         for old in args.folder.glob("*.whl"):
