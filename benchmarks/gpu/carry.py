@@ -1,7 +1,7 @@
 """What a machine without network needs to be carried there: ``python -m benchmarks.gpu.carry [FOLDER]``.
 
 Downloads wheels of the packages that tilelab imports and such a machine (Python 3.12 on x86-64 Linux with torch, numba
-and numba-cuda) has not, and leaves all out of imagecodecs but the codecs that are used there: about 6 MB in all.
+and numba-cuda) has not, and leaves out of them what is not used there: about 6 MB in all.
 `benchmarks.gpu.bare` installs them beside the machine's own.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,22 +32,39 @@ def packages() -> list[str]:
     return [*(name for name in names if name not in THERE), *BESIDE]
 
 
-def slim_imagecodecs(wheel: Path, out: Path, codecs: Sequence[str] = CODECS) -> None:
-    """Write the wheel with these codecs alone, and the libraries that they load."""
+def slim(wheel: Path, out: Path) -> None:
+    """Write the wheel with what is used there alone: some of imagecodecs, one half of zstandard, no debugging tables."""
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
         files = {n: source.read(n) for n in source.namelist() if not n.endswith("/")}
-        wanted = {n for n in files if ".so" not in n and "/licenses/" not in n and not n.endswith((".pyi", "RECORD"))}
-        found = {n for n in files if n.startswith(tuple(f"imagecodecs/_{codec}." for codec in codecs)) and ".so" in n}
-        while found:
-            wanted |= found
-            needed = {
-                n for n in files if ".libs/" in n and any(n.rpartition("/")[2].encode() in files[m] for m in found)
-            }
-            found = needed - wanted
+        wanted = {n for n in files if "/licenses/" not in n and "cffi" not in n and not n.endswith((".pyi", "RECORD"))}
+        if wheel.name.startswith("imagecodecs"):
+            wanted = _with_codecs(files, wanted)
         for name in sorted(wanted):
-            target.writestr(name, files[name])
+            target.writestr(name, _stripped(files[name]) if ".so" in name and ".libs/" not in name else files[name])
         record = next(name for name in files if name.endswith("RECORD"))
         target.writestr(record, "".join(f"{name},,\n" for name in [*sorted(wanted), record]))
+
+
+def _with_codecs(files: dict[str, bytes], wanted: set[str]) -> set[str]:
+    """Of what is wanted, without all codecs but ours and the libraries that these load."""
+    kept = {n for n in wanted if ".so" not in n}
+    found = {n for n in wanted if n.startswith(tuple(f"imagecodecs/_{codec}." for codec in CODECS)) and ".so" in n}
+    while found:
+        kept |= found
+        found = {n for n in files if ".libs/" in n and any(n.rpartition("/")[2].encode() in files[m] for m in found)}
+        found -= kept
+    return kept
+
+
+def _stripped(code: bytes) -> bytes:
+    """A library without what only a debugger reads, where the tool for that is here."""
+    if shutil.which("strip") is None:
+        return code
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "library.so"
+        path.write_bytes(code)
+        done = subprocess.run(["strip", "--strip-unneeded", path], capture_output=True, check=False)
+        return code if done.returncode else path.read_bytes()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for old in args.folder.glob("*.whl"):
             old.unlink()
         for wheel in sorted(Path(name).glob("*.whl")):
-            if wheel.name.startswith("imagecodecs"):
-                slim_imagecodecs(wheel, args.folder / wheel.name)
-            else:
-                (args.folder / wheel.name).write_bytes(wheel.read_bytes())
+            slim(wheel, args.folder / wheel.name)
     wheels = sorted(args.folder.glob("*.whl"))
     for wheel in wheels:
         print(f"{wheel.stat().st_size / 1e6:6.2f} MB  {wheel.name}")
