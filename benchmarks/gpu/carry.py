@@ -33,7 +33,7 @@ def packages() -> list[str]:
 
 
 def slim(wheel: Path, out: Path) -> None:
-    """Write the wheel with what is used there alone: some of imagecodecs, one half of zstandard, no debugging tables."""
+    """Write the wheel with what is used there: some of imagecodecs, one half of zstandard, no debugging tables."""
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
         files = {n: source.read(n) for n in source.namelist() if not n.endswith("/")}
         wanted = {n for n in files if "/licenses/" not in n and "cffi" not in n and not n.endswith((".pyi", "RECORD"))}
