@@ -15,6 +15,8 @@ default_role = "code"
 html_theme = "furo"
 html_title = "tilelab"
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

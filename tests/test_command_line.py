@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -251,6 +252,26 @@ def test_bash_completes(line: str, found: set[str], tmp_path: Path) -> None:
     assert all(word.startswith(words[-1]) for word in done.stdout.split())
 
 
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_read_their_scripts(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    script = tmp_path / "script"
+    script.write_text(said_by("completion", shell)[1])
+    if shell == "zsh":
+        subprocess.run(["zsh", "-n", str(script)], check=True)
+        return
+    for line, wanted in (
+        ("tilelab in", {"infer", "info"}),
+        ("tilelab infer a.tif --overl", {"--overlap"}),
+        ("tilelab infer a.tif --model super", {"superalloy", "superalloy-unet"}),
+        ("tilelab train super", {"superalloy-quick"}),
+    ):
+        asked = f"source {script}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(["fish", "--no-config", "-c", asked], capture_output=True, text=True, check=True)
+        assert {said.split("\t")[0] for said in done.stdout.splitlines()} >= wanted
+
+
 class Clock:
     """Seconds that pass when they are told to."""
 
@@ -311,6 +332,7 @@ def test_the_end_of_a_run_says_what_was_found_and_where(tmp_path: Path, monkeypa
         (1.5e12, 2, "1.5 mm"),
         (3.2e8, 2, "320 µm"),
         (4e9, 3, "4 µm"),
+        (1.75e7, 3, "0.0175 µm"),
         (0.0, 2, "0 nm"),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_disk_that_is_full_when_the_report_comes(
     before = (tmp_path / "r.json").read_text()
     monkeypatch.setattr(Path, "write_text", full)
     assert main(list(words)) == 2
-    assert "r.json cannot be written: No space left" in last_line(capsys)
+    assert "r.json cannot be written: the disk is full" in last_line(capsys)
     assert (tmp_path / "r.json").read_text() == before
     assert not list(tmp_path.glob(f".*{disk.MARK}"))
 

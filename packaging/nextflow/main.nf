@@ -2,7 +2,8 @@
 //
 //     nextflow run packaging/nextflow --images 'micrographs/*.tif' --model superalloy --results results
 //
-// As a module: include { SEGMENT; MEASURE } from './packaging/nextflow/main.nf'
+// The model is a bundled name or a file (net.onnx; beside a net.xml its net.bin).
+// As a module: include { SEGMENT; MEASURE; model_of } from './packaging/nextflow/main.nf'
 
 nextflow.enable.dsl = 2
 
@@ -11,6 +12,16 @@ params.model = 'superalloy'
 params.results = 'results'
 params.flags = ''
 
+// What SEGMENT takes: the name for --model, and the files that a task needs for it; none for a bundled name, which has no suffix.
+def model_of(name) {
+    if (!name.contains('.')) {
+        return [name, []]
+    }
+    def named = file(name, checkIfExists: true)
+    def weights = file(name.replaceAll(/\.xml$/, '.bin'))
+    return [named.name, name.endsWith('.xml') ? [named, weights] : [named]]
+}
+
 process SEGMENT {
     tag "${image.baseName}"
     cpus 2
@@ -18,7 +29,7 @@ process SEGMENT {
 
     input:
     path image
-    val model
+    tuple val(model), path(files)
 
     output:
     tuple val(image.baseName), path("${image.baseName}.ome.zarr"), emit: result
@@ -48,6 +59,6 @@ process MEASURE {
 }
 
 workflow {
-    SEGMENT(Channel.fromPath(params.images), params.model)
+    SEGMENT(Channel.fromPath(params.images), model_of(params.model))
     MEASURE(SEGMENT.out.result)
 }

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--truth-map", metavar="MAP", help="classes of the values stored in MASK, as for eval")
     add("--pixels", type=parse_count, default=16, metavar="N", help="pixels of each of these kinds (%(default)s)")
     add("--strict", action="store_true", help="refuse to assume anything of the image")
+    add("--trust", action="store_true", help=TRUST_HELP)
     add = parser.add_argument_group("how it is computed").add_argument
     add("--crop", type=parse_count, metavar="PX", help="side of the crop around the pixel\nwhat it sees, at most the "
         "tile")  # fmt: skip
@@ -68,7 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--series", metavar="N", help=SERIES_HELP)
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
-    add("--trust", action="store_true", help=TRUST_HELP)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tilelab.cli.main import COMMANDS, parser_of
 
 SHELLS = ("bash", "zsh", "fish")
+_OR_FILES = ("train", "pretrain")  # take a name of ours, or a file
 EXAMPLES = (
     "tilelab completion bash > ~/.local/share/bash-completion/completions/tilelab",
     "tilelab completion zsh > ~/.zfunc/_tilelab    # a folder of your fpath",
@@ -54,7 +55,10 @@ def _options(command: str) -> Iterator[_Option]:
 def _words(command: str) -> tuple[str, ...]:
     """What may stand where no option does, beside files."""
     from tilelab.engines.bundled import bundled_models
+    from tilelab.training.recipe_file import shipped_recipes
 
+    if command in _OR_FILES:
+        return tuple(shipped_recipes(command))
     return {"help": tuple(COMMANDS), "completion": SHELLS, "models": tuple(bundled_models())}.get(command, ())
 
 
@@ -116,7 +120,8 @@ def _zsh() -> str:
                     value = f":model:{{ _values model {' '.join(option.values)}; _files }}"
             lines += [f"      {_quoted(f'{flag}[{about}]{value}')} \\" for flag in option.flags]
         words = " ".join(_words(command))
-        lines.append(f"      {_quoted(f'*:word:({words})' if words else '*:file:_files')};;")
+        some = f"{{ _values word {words}; _files }}" if command in _OR_FILES else f"({words})"
+        lines.append(f"      {_quoted(f'*:word:{some}' if words else '*:file:_files')};;")
     end = 'if [ "$funcstack[1]" = "_tilelab" ]; then _tilelab "$@"; else compdef _tilelab tilelab; fi'
     return "\n".join([*lines, "  esac", "}", end, ""])
 
@@ -133,7 +138,8 @@ def _fish() -> str:
             values = f" -a {_quoted(' '.join(option.values))}" if option.values else ""
             lines.append(f"complete -c tilelab {when} {names}{takes}{values} -d {_quoted(option.about)}")
         if words := _words(command):
-            lines.append(f"complete -c tilelab {when} -f -a {_quoted(' '.join(words))}")
+            alone = "" if command in _OR_FILES else " -f"
+            lines.append(f"complete -c tilelab {when}{alone} -a {_quoted(' '.join(words))}")
     return "\n".join([*lines, ""])
 
 

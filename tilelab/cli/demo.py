@@ -9,7 +9,7 @@ from pathlib import Path
 from tilelab.cli.command_parser import program
 from tilelab.errors import OutputError, PlanError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import replacing, write_text
+from tilelab.machine.disk import replacing, why_unwritten, write_text
 
 _MODEL = "superalloy"
 _LEAST = 256
@@ -86,4 +86,4 @@ def _draw(image: Path, truth: Path, size: int, seed: int) -> None:
         with replacing(image, suffix=".tif") as unfinished, replacing(truth, suffix=".tif") as beside:
             write_superalloy(unfinished, beside, (size, size), seed)
     except OSError as error:
-        raise OutputError(f"the sample cannot be written to {image.parent}: {error.strerror or error}") from error
+        raise OutputError(f"the sample cannot be written to {image.parent}: {why_unwritten(error)}") from error

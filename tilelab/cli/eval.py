@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("truth", metavar="TRUTH", help="a label image, or a folder, paired by name")
     add("--image", metavar="IMAGE", help="the micrograph, or a folder, shown under errors")
     add("--pictures", metavar="DIR", help="write accuracy maps, and an overlay of errors")
+    add("--picture-size", metavar="N", type=int, default=2048, help="longest side of pictures in pixels (2048)")
     add("--objects", action="store_true", help="match the objects of each class: PQ, AP, F1\nand Rand error")
     add("--markdown", metavar="FILE", help="write the table")
     add_json(parser, "all numbers")
@@ -64,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or corners")  # fmt: skip
     group = parser.add_argument_group("how they are read")
     add = group.add_argument
-    add("--picture-size", metavar="N", type=int, default=2048, help="longest side of pictures in pixels (2048)")
     add("--axes", metavar="LETTERS", help="what the stored axes of all three mean, e.g. zyx\nof t c z y x s")
     for name in ("pred", "truth", "image"):
         add(f"--{name}-axes", metavar="LETTERS", help=f"as --axes, of {name.upper()} alone")

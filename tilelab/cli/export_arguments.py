@@ -15,7 +15,7 @@ The suffix of FILE is its format:
   .onnx    for ONNX Runtime, OpenVINO and, as a source, the others
   .xml     OpenVINO, with a .bin beside it
   .engine  TensorRT, for the GPU of this machine
-  .zip     a package of bioimage.io with the .onnx in it, checked by its library
+  .zip     a package of bioimage.io around the .onnx, checked by its library
   .pt2     AOTInductor, for this machine's GPU or CPU; of checkpoints; no int8
 An .engine and a .pt2 are machine code: whoever loads one runs it.
 

@@ -57,7 +57,7 @@ def area_text(value: float, axes: int) -> str:
     if not _writes("µ²³"):
         power, names = ("2" if axes == 2 else "3"), ("nm", "um", "mm")
     step = 0
-    while step < 2 and value >= 1000.0**axes / 10:
+    while step < 2 and value >= 1000.0**axes / 10 ** (axes - 1):
         value, step = value / 1000.0**axes, step + 1
     unit = names[step]
     return f"{value:,.0f} {unit}{power}" if value >= 100 else f"{value:.3g} {unit}{power}"

@@ -51,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images a folder, which gets a result and a picture each, summary.csv and summary.html",
     )
     add("--overview", metavar="FILE", help="draw the image with the segmentation over it\nPNG or JPEG")
+    add("--overview-size", type=parse_count, default=1600, metavar="PX", help="longer side of the picture (1600)")
     add("--page", metavar="FILE.html", help="write a page: picture, areas, times, assumptions")
     add("--view", action="store_true", help="open a page in the browser: the result grows in it")
+    add("--no-open", action="store_true", help="with --view: say the link only")
     add("--dry-run", action="store_true", help="rehearse on a small part, say what to expect\nkeeps nothing")
     add("--restart", action="store_true", help="throw away what an earlier run left at OUT")
     add("--strict", action="store_true", help="refuse to assume anything of image or model")
@@ -61,8 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, metavar="KIND", help=f"in a folder: {', '.join(FORMATS)}\nome.zarr "
         "where nothing is said")  # fmt: skip
     add("--at-once", type=parse_count, metavar="N", help="of many images, so many at a time\nas the engine needs")
-    add("--overview-size", type=parse_count, default=1600, metavar="PX", help="longer side of the picture (1600)")
-    add("--no-open", action="store_true", help="with --view: say the link only")
     add_run_arguments(parser)
     parser.epilog = (
         "An .engine and a .pt2 are machine code: whoever loads one runs it.\n\n"

@@ -42,7 +42,7 @@ GROUPS = {
     },
     "this machine": {
         "doctor": "say which engines and devices work here, and why",
-        "bench": "measure how fast it is",
+        "bench": "measure how fast this machine segments",
         "completion": "let the shell complete commands and options",
         "help": "tell more of a command",
     },

@@ -262,9 +262,14 @@ def _time_rows(plan: PlanDocument) -> dict[str, str]:
     rate = plan.image.megapixels / plan.seconds
     rows = {
         "time": f"about {duration(plan.seconds)}{shared} ({rate:.2f} MP/s)",
-        "work": f"{plan.worker_hours:.2f} worker-hours",
+        "work": f"{_hundredths(plan.worker_hours)} worker-hours",
     }
-    return rows if plan.cost is None else rows | {"cost": f"about {plan.cost:.2f}"}
+    return rows if plan.cost is None else rows | {"cost": f"about {_hundredths(plan.cost)}"}
+
+
+def _hundredths(value: float | None) -> str:
+    """A number with two places; what rounds to nothing is not nothing."""
+    return "less than 0.01" if value and value < 0.005 else f"{value or 0:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +311,7 @@ class PlannedImages:
             rate = self.megapixels / self.seconds
             rows["time"] = f"about {duration(self.seconds)} of the engine ({rate:.2f} MP/s)"
         if self.cost is not None:
-            rows["cost"] = f"about {self.cost:.2f}"
+            rows["cost"] = f"about {_hundredths(self.cost)}"
         for i, note in enumerate(self.notes[:_LISTED]):
             rows["note" if i == 0 else " " * i] = note
         rows |= assumption_rows(self.assumptions[:_LISTED])

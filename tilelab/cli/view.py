@@ -96,7 +96,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse flags that have no meaning."""
+    """Refuse flags that have no meaning, and a folder of many results."""
+    from tilelab.run.batch.many import PAGE
+
+    for summary in (Path(name) / PAGE for name in args.named):
+        if summary.is_file():
+            raise InputError(f"{summary.parent} holds results of many images: view one of them, or open {summary}")
     if args.model is not None:
         return
     for flag in ("out", "ignore_pixel_size", "rescale"):

@@ -29,7 +29,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import replacing
+from tilelab.machine.disk import replacing, why_unwritten
 from tilelab.spec import ClassInfo
 
 DEFAULT_SIZE = 2048
@@ -143,7 +143,7 @@ def draw_errors(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
+        raise OutputError(f"pictures cannot be written to {folder}: {why_unwritten(error)}") from error
     reads = {"PRED": labels.path, "TRUTH": truth.path, "--image": image}
     claim(reads, [Write(path, "--pictures", "png") for path in paths])
     for path, picture in zip(paths, written.values(), strict=True):

@@ -19,7 +19,7 @@ from tilelab.exporting.home import learn_home
 from tilelab.exporting.openvino_file import read_network, write_ir
 from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import move_whole, replacing
+from tilelab.machine.disk import move_whole, replacing, why_unwritten
 from tilelab.spec import ModelSpec
 from tilelab.text import install_hint
 
@@ -92,7 +92,7 @@ def describe_model(
         else:
             _write_onnx(file, spec, output)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {output}: {why_unwritten(error)}") from error
     return Described(output, read_model(output), spec)
 
 

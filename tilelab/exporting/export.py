@@ -22,7 +22,7 @@ from tilelab.geometry import Window
 from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine import nvidia
-from tilelab.machine.disk import move_whole, remove_entry, work_folder
+from tilelab.machine.disk import move_whole, remove_entry, why_unwritten, work_folder
 from tilelab.spec import Home, ModelSpec, Precision
 from tilelab.text import install_hint
 
@@ -125,7 +125,7 @@ def export_model(
             for file in written_files:
                 move_whole(file, output.parent / file.name)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {output}: {why_unwritten(error)}") from error
     return Exported(output, read_model(output), spec, tuple(gate.checks))
 
 

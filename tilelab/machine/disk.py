@@ -12,6 +12,7 @@ mark, `MARK`; links are never followed when something is removed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -27,6 +28,15 @@ from tilelab.errors import OutputError
 MARK = ".tilelab"
 """What a folder of ours holds: a file, or a folder with the journal of an unfinished result."""
 _MANY_FILES = 256
+
+
+def why_unwritten(error: OSError) -> str:
+    """Why nothing could be written, and what to do where it is the place: it is full, or another user's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "this user may not write there; name another place"
+    return error.strerror or str(error)
 
 
 @contextlib.contextmanager
@@ -56,7 +66,7 @@ def replacing(path: Path, *, suffix: str = "") -> Iterator[Path]:
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be written: {why_unwritten(error)}") from error
 
 
 @contextlib.contextmanager
@@ -96,7 +106,7 @@ def move_whole(source: Path, path: Path) -> None:
         source.replace(final)
         flush(final.parent)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be written: {why_unwritten(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from tilelab.io.results.sink import Sink, Stored, StoringWriter, partial_path
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census
 from tilelab.machine.cpu import core_count
+from tilelab.machine.disk import why_unwritten
 from tilelab.machine.version import __version__
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import open_journal
@@ -110,7 +111,7 @@ def journal_of(prepared: Prepared, work: Place) -> Journal:
         split = {"extents": [c.extent for c in prepared.plan.units.cuts]}
         return open_journal(unfinished, prepared.fingerprint, split)
     except OSError as error:
-        raise OutputError(f"cannot write {unfinished}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {unfinished}: {why_unwritten(error)}") from error
 
 
 def take_up(

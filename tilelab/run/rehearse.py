@@ -30,6 +30,7 @@ from tilelab.io.results.result import Result, read_result
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.place import Address, Place
 from tilelab.kernels.reference import SIGMOID, SOFTMAX, finish
+from tilelab.machine.disk import why_unwritten
 from tilelab.run.infer import infer
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.opening import open_its_mask, open_source
@@ -280,7 +281,7 @@ def _check_target(target: Place, plan: Plan, restart: bool) -> str:
     try:
         free = target.free_bytes()
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+        raise OutputError(f"cannot write {target}: {why_unwritten(error)}") from None
     if free is None:
         return f"{target} can be written"
     if free < plan.bytes_written:

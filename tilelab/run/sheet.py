@@ -19,7 +19,7 @@ from tilelab.errors import OutputError
 from tilelab.io.images.image import Image
 from tilelab.io.results.overview import Drawn, draw_layers
 from tilelab.io.storage.place import Place
-from tilelab.machine.disk import replacing
+from tilelab.machine.disk import replacing, why_unwritten
 from tilelab.run.look import SHEET, STYLE
 from tilelab.text import format_bytes, size_text
 
@@ -62,7 +62,7 @@ class Sheet:
                 for part in _parts(self, report):
                     file.write(part)
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise OutputError(f"{path} cannot be written: {why_unwritten(error)}") from error
 
 
 def _parts(sheet: Sheet, report: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError, OutputError, ResumeError
-from tilelab.machine.disk import remove_entry
+from tilelab.machine.disk import remove_entry, why_unwritten
 from tilelab.training.allocator import keep_freed_memory
 from tilelab.training.checkpoint import (
     Checkpoint,
@@ -218,7 +218,7 @@ class Trainer(Generic[H]):
                         self._spare(self.output / name)
                     remove_entry(self.output / name)
         except OSError as error:
-            raise OutputError(f"cannot write to {self.output}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write to {self.output}: {why_unwritten(error)}") from error
 
     def _spare(self, path: Path) -> None:
         """Refuse to replace the weights of a training that cannot be continued, but what a kill left of this one."""

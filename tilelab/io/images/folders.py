@@ -117,10 +117,11 @@ def list_images(path: str) -> tuple[str, list[str], list[str]]:
             found.append(entry.name)
     kept, aside = leave_out(folder, found)
     notes = [f"{folder}: left out {', '.join(a.taken for a in aside)}: {aside[0].because}"] if aside else []
+    deeper = f"'{folder.rstrip('/')}/**/*.tif'"
     if inner and not kept:
-        raise InputError(f"{folder} holds no image, but {inner} folders: name them, or '{folder}/**/*.tif'")
+        raise InputError(f"{folder} holds no image, but {inner} folders: name them, or {deeper}")
     if inner:
-        notes.append(f"{folder}: {inner} folders in it were not looked into: name them, or '{folder}/**/*.tif'")
+        notes.append(f"{folder}: {inner} folders in it were not looked into: name them, or {deeper}")
     return folder, kept, notes
 
 

@@ -13,7 +13,6 @@ the same, a file is a bare chunk.  Everything here is plain Zarr: the tests read
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census, count_shard
 from tilelab.io.zarr.metadata import array_node
 from tilelab.io.zarr.remote_chunks import open_reader
+from tilelab.machine.disk import why_unwritten
 
 ZSTD_LEVEL = 1
 """Labels and probabilities that a network made of real micrographs take 0.9 and 1.2 to 2.6 ns per pixel and shrink to
@@ -224,9 +224,7 @@ def remove_file(path: Place) -> None:
 
 def output_error(path: object, error: OSError) -> OutputError:
     """What `error` means for the one who writes to `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"cannot write {path}: the disk is full; free some space and run the same command again")
-    return OutputError(f"cannot write {path}: {error.strerror or error}")
+    return OutputError(f"cannot write {path}: {why_unwritten(error)}")
 
 
 def _encode_index(chunks: Sequence[bytes | None]) -> bytes:

@@ -22,6 +22,7 @@ from tilelab.io.images.folders import gather_images
 from tilelab.io.results.result import read_result
 from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.place import Place, remote_place
+from tilelab.machine.disk import why_unwritten
 from tilelab.run.batch.names import choose_names, known_names, place_of
 from tilelab.run.batch.page import check_page, write_page
 from tilelab.run.batch.row import Row, digest_of, keep_report, kept_report, measure_areas, row_of
@@ -178,7 +179,7 @@ class Batch:
             for inner in (self.folder / "overviews", self.folder / "reports"):
                 inner.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.folder} cannot be written: {error.strerror}") from error
+            raise OutputError(f"{self.folder} cannot be written: {why_unwritten(error)}") from error
         check_options(claim_run(None, "", self.target(next(iter(self.names))), self.options), self.options)
         self._write_table()  # so that names stay, whatever becomes of this run
         with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tilelab.errors import OutputError
 from tilelab.io.storage.remote_path import RemotePath
+from tilelab.machine.disk import why_unwritten
 from tilelab.run.journal.fingerprint import FOLDER
 from tilelab.run.journal.local import boot
 
@@ -40,7 +41,7 @@ class Lease:
         try:
             self._tag = self._take()
         except OSError as error:
-            raise OutputError(f"cannot write {result}: {error.strerror}") from None
+            raise OutputError(f"cannot write {result}: {why_unwritten(error)}") from None
 
     def renew(self) -> None:
         """Say that this process lives.

@@ -19,6 +19,7 @@ from typing import Any
 from tilelab.errors import OutputError
 from tilelab.io.results.sink import Stored
 from tilelab.io.storage.remote_path import RemotePath
+from tilelab.machine.disk import why_unwritten
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint
 from tilelab.run.journal.lease import Lease
 from tilelab.run.journal.local import Journal
@@ -54,7 +55,7 @@ class RemoteJournal(Journal):
                 (result / FOLDER / "job.json").write_bytes(self._description(fingerprint).encode())
         except OSError as error:
             self._lease.release()
-            raise OutputError(f"cannot write {result}: {error.strerror}") from None
+            raise OutputError(f"cannot write {result}: {why_unwritten(error)}") from None
         except BaseException:
             self._lease.release()
             raise
@@ -122,7 +123,7 @@ class RemoteJournal(Journal):
                 self._failure = error
                 return
             except OSError as error:
-                self._failure = OutputError(f"cannot write {self.result}: {error.strerror or error}")
+                self._failure = OutputError(f"cannot write {self.result}: {why_unwritten(error)}")
                 return
 
     def _save(self) -> int:
