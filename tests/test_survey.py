@@ -127,3 +127,20 @@ def test_a_layer_along_the_edge_is_measured_as_it_is_seen() -> None:
     layer = measure_layer(ArrayPlanes(band), [1])
     assert (layer.cut, layer.position[0]) == (0.25, 50)
     assert layer.mean == pytest.approx(9, rel=0.01)
+
+
+def test_an_axon_without_myelin_has_no_g_ratio(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    y, x = np.ogrid[:80, :160]
+    near, far = (np.hypot(y - 40, x - middle) for middle in (40, 120))
+    classes = np.where((near < 15) | (far < 15), 2, np.where(near < 25, 1, 0)).astype(np.uint8)
+    with measure(classes, fibres=("2", "1"), only=("2",)) as survey:
+        table = survey.table()
+    assert table["g_ratio"][0] == pytest.approx(0.6, rel=0.02)
+    assert table["sheath_area_px2"][1] == 0
+    for name in ("g_ratio", "sheath_thickness_px", "fibre_diameter_px"):
+        assert np.isnan(table[name][1])
+    tifffile.imwrite(tmp_path / "a.tif", classes)
+    assert main(["measure", str(tmp_path / "a.tif"), "--fibres", "2,1", "--class", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["fibres"]["class 2"]
+    assert (told["count"], told["without_sheath"]) == (1, 1)
+    assert told["mean_g_ratio"] == pytest.approx(table["g_ratio"][0])

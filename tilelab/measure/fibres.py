@@ -35,7 +35,7 @@ class Fibres:
     def columns(
         self, which: slice, area_px: Array, own: Bool, size: tuple[float, float], unit: str
     ) -> dict[str, Array]:
-        """Diameters, thickness and g-ratio of some objects, NaN for objects that are not `own`.
+        """Diameters, thickness and g-ratio of some objects, NaN for objects that are not `own` or have no sheath.
 
         All are of discs of equal area: axon diameter ``2 sqrt(A / pi)``, fibre diameter the same of axon and sheath
         together, thickness half their difference, g-ratio their quotient, ``sqrt(A_axon / A_fibre)``.
@@ -55,7 +55,11 @@ class Fibres:
             f"sheath_thickness_{unit}": (fibre - axon) / 2,
             "g_ratio": axon / fibre,
         }
-        columns = {key: np.where(own, values, np.nan) for key, values in columns.items()}
+        # an axon without myelin is no fibre of g-ratio 1: its sheath has an area, 0, and nothing else
+        columns = {
+            key: np.where(own & ((sheath > 0) | key.startswith("sheath_area")), values, np.nan)
+            for key, values in columns.items()
+        }
         return {**columns, "sheath_cut": own & self.cut[which]}
 
 

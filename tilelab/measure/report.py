@@ -66,6 +66,9 @@ class Summary:
                     elif key.startswith(_WHOLE):
                         whole = chosen & ~part["touches_border"] & ~part["sheath_cut"] & ~np.isnan(values)
                         columns.setdefault(key, []).append(values[whole])
+                    elif key.startswith("sheath_area"):
+                        inside = chosen & ~part["touches_border"] & ~part["sheath_cut"]
+                        columns.setdefault("bare", []).append(values[inside] == 0)
             yield {"image": np.repeat(np.array([survey.name]), len(part["object"])), **part}
 
     def profiles(self) -> Iterator[dict[str, Array]]:
@@ -117,7 +120,10 @@ class Summary:
         if found:
             parts.append(markdown_table(*_object_rows(found)))
         layers = [_layer_record(survey) for survey in self.surveys if survey.layer is not None]
-        for title, rows in (("Layers", layers), ("Fibres, without those that the frame cuts", self._fibres())):
+        for title, rows in (
+            ("Layers", layers),
+            ("Fibres, without those that the frame cuts; axons without a sheath are none", self._fibres()),
+        ):
             if rows:
                 parts += [f"{title}:", markdown_table(*_object_rows(rows))]
         if many:
@@ -192,6 +198,7 @@ class Summary:
             if not len(g):
                 continue
             row: dict[str, Any] = {"class": info.name, "count": len(g)}
+            row["without_sheath"] = int(self.values(info.name, "bare")[1].sum())
             for begins in _WHOLE:
                 key, values = self.values(info.name, begins)
                 row |= {f"mean_{key}": float(values.mean()), f"sd_{key}": _spread(values)}
