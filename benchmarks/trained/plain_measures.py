@@ -50,7 +50,8 @@ def diameters(areas: Float64, size: float = 1.0) -> Float64:
 def fibres(mask: Array, axon: int, sheath: int, size: float) -> tuple[Float64, Float64, Float64]:
     """Fibre diameter, sheath thickness and g-ratio of the axons that the frame cuts neither itself nor in its sheath.
 
-    An axon without a sheath has none of these.  Every pixel of the sheath belongs to the axon that is nearest, as the crow flies, of those that it is connected to.
+    An axon without a sheath has none of these.  Every pixel of the sheath belongs to the axon that is nearest, as the
+    crow flies, of those that it is connected to.
     """
     numbers, areas = objects(mask, axon)
     together, _ = ndimage.label((mask == sheath) | (numbers > 0), np.ones((3, 3)))
