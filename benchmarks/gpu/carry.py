@@ -1,7 +1,7 @@
 """What a machine without network needs to be carried there: ``python -m benchmarks.gpu.carry [FOLDER]``.
 
 Downloads wheels of the packages that tilelab imports and such a machine (Python 3.12 on x86-64 Linux with torch, numba
-and numba-cuda) has not, and leaves out of them what is not used there: about 6 MB in all.
+and numba-cuda) has not, and leaves out of them what is not used there: about 4 MB in all.
 `benchmarks.gpu.bare` installs them beside the machine's own.
 """
 
