@@ -23,31 +23,32 @@ from pathlib import Path
 from typing import Any
 
 # The bare engine, as a careful user would write it: as many tiles at a time as tilelab has, with the same
-# multiplications and telemetry silenced. Prints loading and loop seconds and the most memory it had.
+# multiplications and telemetry silenced. Several tiles take turns. Prints seconds of loading, the most memory it had,
+# and the median seconds per batch of each tile.
 BARE = """
 import sys, time
 began = time.perf_counter()
 import numpy as np
 path, name, precision = sys.argv[1:4]
-batch, height, width, channels, count, streams = map(int, sys.argv[4:10])
-shape = (batch, channels, height, width)
-data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+batch, channels, count, streams, rounds = map(int, sys.argv[4:9])
+tiles = [tuple(map(int, word.split("x"))) for word in sys.argv[9:]]
 if name == "openvino":
     from tilelab.engines.cpu.openvino import import_openvino  # as it is, less its telemetry
     from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
     openvino = import_openvino()
     core = openvino.Core()
-    model = core.read_model(path)
-    model.reshape(list(shape))
-    fold_upsampling(model)
     hint = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision]
     config = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams}
-    compiled = core.compile_model(model, "CPU", config)
-    queue = openvino.AsyncInferQueue(compiled, streams)
-    for _ in range(streams):
-        queue.start_async({0: openvino.Tensor(data, shared_memory=True)})
-    queue.wait_all()
-    run, wait = queue.start_async, queue.wait_all
+    config["ENABLE_CPU_PINNING"] = False
+    def load(data):
+        model = core.read_model(path)
+        model.reshape(list(data.shape))
+        fold_upsampling(model)
+        queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", config), streams)
+        for _ in range(streams):
+            queue.start_async({0: openvino.Tensor(data, shared_memory=True)})
+        queue.wait_all()
+        return queue.start_async, queue.wait_all
 else:
     from collections import deque
     from concurrent.futures import ThreadPoolExecutor
@@ -55,36 +56,69 @@ else:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    key = session.get_inputs()[0].name
     pool, under_way = ThreadPoolExecutor(streams), deque()
-    def run():
-        under_way.append(pool.submit(session.run, None, {key: data}))
-        if len(under_way) > streams:
-            under_way.popleft().result()
     def wait():
         while under_way:
             under_way.popleft().result()
-run()
-wait()
+    def load(data):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        key = session.get_inputs()[0].name
+        def run():
+            under_way.append(pool.submit(session.run, None, {key: data}))
+            if len(under_way) > streams:
+                under_way.popleft().result()
+        return run, wait
+works = []
+for height, width in tiles:
+    data = np.random.default_rng(0).normal(size=(batch, channels, height, width)).astype(np.float32)
+    works.append((*load(data), max(2 * streams, count * tiles[0][0] * tiles[0][1] // (height * width)), []))
+    works[-1][0]()
+    works[-1][1]()
 loaded = time.perf_counter()
-for _ in range(count):
-    run()
-wait()
-done = time.perf_counter()
+for _ in range(rounds):
+    for run, wait, batches, times in works:
+        began_round = time.perf_counter()
+        for _ in range(batches):
+            run()
+        wait()
+        times.append((time.perf_counter() - began_round) / batches)
 fields = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-print(loaded - began, done - loaded, int(fields["VmHWM"].split()[0]) * 1024)
+print(loaded - began, int(fields["VmHWM"].split()[0]) * 1024, *(sorted(times)[len(times) // 2] for *_, times in works))
 """
 
 
 def run_bare(model: Path, engine: dict[str, Any], tile: list[int], channels: int, batches: int) -> dict[str, float]:
     """One bare process, on tiles of this height and width."""
-    words = [model, engine["name"], engine["precision"], engine["batch"], *tile, channels, batches, engine["streams"]]
     began = time.perf_counter()
+    load, memory, each = _bare(model, engine, [tile], channels, batches, 1)
+    return {"wall": time.perf_counter() - began, "load": load, "loop": each * batches, "memory": memory}
+
+
+def bare_rates(
+    model: Path, engine: dict[str, Any], tiles: list[list[int]], channels: int, batches: int, rounds: int
+) -> list[float]:
+    """Pixels per second of the engine alone at each of some tiles, which take turns in one process.
+
+    What else a machine does meets all of them alike: a limit that is the best of several lucky moments is none.
+
+    Args:
+        model, engine, channels: as a run has them.
+        tiles: heights and widths.
+        batches: of the first tile in a round; of the others as many as have as many pixels.
+        rounds: of which the median counts.
+    """
+    _, _, *times = _bare(model, engine, tiles, channels, batches, rounds)
+    return [engine["batch"] * math.prod(tile) / seconds for tile, seconds in zip(tiles, times, strict=True)]
+
+
+def _bare(
+    model: Path, engine: dict[str, Any], tiles: list[list[int]], channels: int, batches: int, rounds: int
+) -> list[float]:
+    """Seconds of loading, most memory, and seconds per batch of each tile."""
+    numbers = [engine["batch"], channels, batches, engine["streams"], rounds]
+    words = [model, engine["name"], engine["precision"], *numbers, *("x".join(map(str, tile)) for tile in tiles)]
     done = subprocess.run([sys.executable, "-c", BARE, *map(str, words)], check=True, capture_output=True, text=True)
-    wall = time.perf_counter() - began
-    load, loop, memory = map(float, done.stdout.split())
-    return {"wall": wall, "load": load, "loop": loop, "memory": memory}
+    return [float(word) for word in done.stdout.split()]
 
 
 def run_tilelab(image: Path, model: Path, words: list[str]) -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.quality import compare_labels, labels_of
 from benchmarks.bench.workbench import Workbench
-from benchmarks.measure.efficiency import computed_per_pixel, measure, run_bare, run_tilelab
+from benchmarks.measure.efficiency import bare_rates, computed_per_pixel, measure, run_tilelab
+from tilelab.cli.bench import macs_per_pixel
 from tilelab.engines.cpu.matrix_product import best_product
+from tilelab.engines.registry import load_engine
 from tilelab.io.images.open import open_image
 
 LIMIT_TILES = (256, 384, 512, 768, 1024)
@@ -90,36 +91,25 @@ def _measure_bare(bench: Workbench, model: Path, report: dict[str, Any]) -> dict
     What the best tile gives, each pixel computed once, is the limit; `sweep_of_limit` is the share of it that the run
     reaches, start-up aside.
     """
-    own = _bare_rate(bench, model, report, list(report["tile"]))
     sides = LIMIT_TILES if bench.scale.tile > 64 else (bench.scale.tile,)
-    rates = {f"{n} x {n}": _bare_rate(bench, model, report, [n, n], repeats=1) for n in sides}
-    rates[" x ".join(map(str, report["tile"]))] = own
+    tiles = [list(report["tile"]), *([n, n] for n in sides if [n, n] != report["tile"])]
+    batches = max(2, round(8 * bench.scale.seconds * bench.scale.tile**2 / math.prod(tiles[0])))
+    found = bare_rates(model, report["engine"], tiles, bench.model.spec.channels, batches, rounds=5)
+    rates = {" x ".join(map(str, tile)): rate / 1e6 for tile, rate in zip(tiles, found, strict=True)}
     best = max(rates, key=lambda name: rates[name])
-    work = bench.model.spec.training.get("macs_per_pixel")
+    engine = load_engine(model, engine=report["engine"]["name"], precision=report["engine"]["precision"], trial=False)
+    work = macs_per_pixel(engine)
+    engine.close()
     product = best_product(report["engine"]["precision"], bench.scale.seconds) if work else None
     needed = report["megapixels"] / rates[best]
     return {
-        "bare_megapixels_per_s": own,
+        "bare_megapixels_per_s": found[0] / 1e6,
         "limit_megapixels_per_s": rates[best],
         "limit_tile": best,
         "rates": rates,
         "sweep_of_limit": needed / report["seconds"]["sweep"],
         "of_product": 2e6 * work * rates[best] / product if work and product else None,
     }
-
-
-def _bare_rate(
-    bench: Workbench, model: Path, report: dict[str, Any], tile: list[int], repeats: int | None = None
-) -> float:
-    """Megapixels of tiles per second of the engine alone, on about as many pixels whatever the tile."""
-    scale, engine = bench.scale, report["engine"]
-    area = engine["batch"] * math.prod(tile)
-    batches = max(2, round(16 * scale.seconds * scale.tile**2 / area))
-    channels = bench.model.spec.channels
-    loops: list[float] = [
-        run_bare(model, engine, tile, channels, batches)["loop"] for _ in range(repeats or scale.repeats)
-    ]
-    return batches * area / 1e6 / statistics.median(loops)
 
 
 def fast_precision() -> str:

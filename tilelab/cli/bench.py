@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -151,13 +152,21 @@ def _roofline(
 
     limits: operations per second that were measured already.
     """
-    work = engine.spec.training.get("macs_per_pixel")
-    if engine.device != "cpu" or not isinstance(work, int | float):
+    work = macs_per_pixel(engine)
+    if engine.device != "cpu" or work is None:
         return ""
     if precision not in limits:
         limits[precision] = best_product(precision, seconds / 2)
     limit = limits[precision]
     return f"; {2 * work * pixels_per_s / limit:.0%} of the best product's {limit / 1e9:.0f} GFLOP/s" if limit else ""
+
+
+def macs_per_pixel(engine: Engine) -> float | None:
+    """Multiplications that an engine makes for each pixel of a tile: its own count, else that of the training."""
+    if isinstance(own := getattr(engine, "macs", None), int):
+        return own / math.prod(engine.tile)
+    known = engine.spec.training.get("macs_per_pixel")
+    return float(known) if isinstance(known, int | float) else None
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
-from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
+from tilelab.engines.cpu.openvino_upsampling import count_macs, fold_upsampling
 from tilelab.engines.files.bounds import find_ending
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.files.openvino_graph import read_graph
@@ -201,6 +201,7 @@ class OpenvinoEngine(FileEngine):
         try:
             model.reshape({model.input(0): request.source.native((self._group, *request.input_shape[1:]))})
             fold_upsampling(model)
+            self.macs = count_macs(model) // self._group  # of a tile
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it

@@ -12,6 +12,7 @@ Of a U-Net with a ResNet-18 encoder this saves one multiplication in six, and th
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,19 @@ def fold_upsampling(model: Any) -> int:
     if replaced:
         model.validate_nodes_and_infer_types()
     return replaced
+
+
+def count_macs(model: Any) -> int:
+    """Multiplications with weights that convolutions make, of an ``openvino.Model`` whose sizes are known."""
+    found = 0
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind not in ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData"):
+            continue
+        weights, backwards = _sizes(node.input_value(1)), "Backprop" in kind
+        places = _sizes(node.input_value(0) if backwards else node.output(0))
+        found += math.prod(weights) * math.prod(places[2:]) * places[0]
+    return found
 
 
 def _fold(convolution: Any) -> bool:
