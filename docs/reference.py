@@ -32,6 +32,7 @@ _DESCRIPTION = (
     "export` write it, `tilelab info MODEL --json` prints it, Python has it as `tilelab.ModelSpec`. Made from the "
     "program's own text.\n"
 )
+_PICTURE = "![What `tilelab --help` prints](../help.png)\n"
 _MARKUP = re.compile(r"([\\*_<>\[\]$|#])")
 
 
@@ -56,7 +57,7 @@ def escaped(text: str) -> str:
 
 def commands_page() -> str:
     """Every command with every flag."""
-    parts = ["# Commands\n", "Made from the program's own help: `tilelab help COMMAND` prints the same.\n"]
+    parts = ["# Commands\n", "Made from the program's own help: `tilelab help COMMAND` prints the same.\n", _PICTURE]
     for name in COMMANDS:
         sub = _subparsers(build_parser(name)).choices[name]
         about = sub.description or ""

@@ -287,6 +287,19 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert all(f">{key}</span>" in recipes for key in ("checkpoint", "balance", "weight_decay", "plateau"))
 
 
+@pytest.mark.parametrize(("picture", "command"), [("help", "tilelab"), ("help-view", "view")])
+def test_pictures_of_the_help_are_of_this_help(picture: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else draw it again: `python docs/draw_help.py docs --columns 80 --picture PICTURE COMMAND`."""
+    named = importlib.util.spec_from_file_location("draw_help", ROOT / "docs" / "draw_help.py")
+    assert named is not None
+    assert named.loader is not None
+    drawing = importlib.util.module_from_spec(named)
+    named.loader.exec_module(drawing)
+    monkeypatch.setenv("COLUMNS", "80")
+    with Image.open(ROOT / "docs" / f"{picture}.png") as drawn:
+        assert drawn.text["text"] == drawing.page_of(command, 80)
+
+
 def commands_of_packages() -> list[str]:
     """What containers and workflows call, with a word in the place of each of their variables."""
     found = []
