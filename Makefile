@@ -7,13 +7,14 @@
 #   make site        build the documentation, strictly: build/site/html/index.html
 #   make bench       measure: a page, its numbers and plots in benchmarks/results/short (ten minutes)
 #   make bench-guard compare ratios with those in the repository: did anything get slower?
+#   make bench-instructions  the same by counted instructions, where valgrind is installed
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-versions test-versions-all fuzz check format site bench bench-guard clean
+.PHONY: demo test test-slow test-versions test-versions-all fuzz check format site bench bench-guard bench-instructions clean
 
 demo: $(VENV)/.demo
 	$(RUN)/tilelab demo
@@ -52,6 +53,9 @@ bench: $(VENV)/.bench
 
 bench-guard: $(VENV)/.test
 	$(RUN)/python -m benchmarks guard
+
+bench-instructions: $(VENV)/.test
+	$(RUN)/python -m benchmarks guard --instructions
 
 clean:
 	rm -rf $(VENV) .venv-versions demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,7 +22,7 @@ from benchmarks.bench.processes import run_process, without_paths
 from benchmarks.bench.quality import compare_labels, compare_logits, softmax
 from benchmarks.bench.settings import TOY
 from benchmarks.bench.workbench import Workbench
-from benchmarks.measure import guard, stack, versus
+from benchmarks.measure import guard, instructions, stack, versus
 from benchmarks.measure.limits import Kernels, measure_limits, take_turns
 from benchmarks.measure.precision import measure_efficiency, measure_precisions
 from benchmarks.measure.scaleout import measure_planning, measure_scaleout
@@ -463,6 +463,8 @@ def test_a_seam_is_found() -> None:
 
 # --- kernels and guard
 
+MEASURED = set(instructions.MEASURES)
+
 
 def test_kernels_move_what_is_counted() -> None:
     kernels = Kernels(threads=2, width=256, tile=64)
@@ -499,6 +501,23 @@ def test_guard_keeps_its_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     kept.write_text(json.dumps({"a": {"ratio": 1.0, "noise": 0.2}}))
     guard.update(kept, lambda line: None)
     assert guard.read_kept(kept) == {"a": {"ratio": 0.5, "noise": 0.2}}
+
+
+def test_instructions_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instructions, "why_not", lambda: "")
+    monkeypatch.setattr(instructions, "MEASURES", {"a": lambda: 100.0, "b": lambda: 120.0})
+    kept, lines = tmp_path / "instructions.json", list[str]()
+    assert all(one.holds for one in instructions.check(kept, lines.append))  # none are kept
+    kept.write_text(json.dumps({"versions": instructions.versions(), "counts": {"a": 99.0, "b": 100.0}}))
+    assert [one.holds for one in instructions.check(kept, lines.append)] == [True, False]
+    instructions.update(kept, lines.append)
+    assert all(one.holds for one in instructions.check(kept, lines.append))
+    kept.write_text(json.dumps({"versions": {"python": "0"}, "counts": {"a": 1.0, "b": 1.0}}))
+    assert all(one.holds for one in instructions.check(kept, lines.append))
+    monkeypatch.setattr(instructions, "why_not", lambda: "there is no valgrind")
+    assert instructions.check(kept, lines.append) == []
+    assert lines[-1].endswith("there is no valgrind")
+    assert set(json.loads(instructions.KEPT.read_text())["counts"]) <= MEASURED
 
 
 def test_nothing_got_slower() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,8 @@ def explain(error: BaseException) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean --out?``, for the end of a message; empty where nothing is like `word`."""
+    from difflib import get_close_matches  # for messages alone
+
     names, bare = list(dict.fromkeys(known)), word.lstrip("-").lower()
     bodies = {name: name.lstrip("-").lower() for name in names if len(name.lstrip("-")) > 2}
     begin = [name for name, own in bodies.items() if bare and (own.startswith(bare) or bare.startswith(own))]
@@ -49,6 +49,7 @@ def install_hint(extra: str) -> str:
 
 def _origin() -> dict[str, Any]:
     """Where pip had the package from (PEP 610), empty where it does not say."""
+    import json
     from importlib.metadata import PackageNotFoundError, distribution  # 20 ms, for messages alone
 
     try:
@@ -79,6 +80,8 @@ def _install_from(origin: dict[str, Any], extra: str) -> str:
 
 def nearest_word(word: str, known: Sequence[str]) -> str:
     """What to say to one who wrote a word that is not known: the nearest that is, or all of them."""
+    from difflib import get_close_matches  # for messages alone
+
     near = get_close_matches(word, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
 

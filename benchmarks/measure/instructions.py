@@ -3,14 +3,16 @@
     python -m benchmarks guard --instructions            compare with benchmarks/instructions.json
     python -m benchmarks guard --instructions --update   keep those of this Python and these packages instead
 
-Valgrind shows programs a processor with AVX2 and no more, so that all kinds of processors count alike; versions of
-Python, NumPy and Numba do not, and are kept beside the counts.
+Of start-up, what a bare Python takes is left out: it depends on what else is installed.  Kernels are compiled for one
+processor with AVX2, which valgrind knows, wherever they are counted; versions of Python, NumPy and Numba count
+otherwise, and are kept beside the counts.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -18,32 +20,44 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from benchmarks.bench.settings import ROOT
 from tilelab.errors import InputError
 
 KEPT = ROOT / "benchmarks" / "instructions.json"
-NOISE = 0.1  # hashes are seeded anew in every process
-_SIDE, _CALLS = 128, 40
-_KERNEL = """
+NOISE = 0.1  # addresses differ from process to process
+KERNELS = ("cut", "blend", "finish", "finish two", "halve", "chunks")
+_SIDE, _CALLS = 128, 1000
+_ALIKE = {
+    "PYTHONHASHSEED": "0",
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2",
+    "NUMBA_NUM_THREADS": "1",
+}
+_KERNELS = """
 import sys
 import numpy as np
 from tilelab.kernels import cpu
-from tilelab.kernels.pyramid import halve_mean, halve_mode
+from tilelab.kernels.pyramid import cut_chunks, halve_mean, halve_mode
 n, which, calls = {side}, sys.argv[1], int(sys.argv[2])
 one, share, none = np.ones(1, np.float32), np.ones(n, np.float32), np.empty((0, 0, 0, 0), np.float32)
 canvas, logits = np.ones((3, n, 1, n), np.float32), np.ones((3, n, 1, n), np.float32)
 labels, probabilities = np.empty((n, 1, n), np.uint8), np.empty((2, n, 1, n), np.uint8)
 band, at, tile = np.ones((1, n, 1, n), np.uint8), np.arange(n), np.empty((1, n, 1, n), np.float32)
+block = band.reshape(1, 1, n, n)
 works = {{
     "cut": lambda: cpu.cut(band, at, np.zeros(1, np.int64), at, one, one, tile),
     "blend": lambda: cpu.blend(canvas, logits, share, one, share, 0, 0, n, 0, 0),
     "finish": lambda: cpu.finish(canvas, 0, cpu.SOFTMAX, labels, probabilities, np.arange(1, 3), none),
-    "halve": lambda: (halve_mean(band.reshape(1, 1, n, n), 1), halve_mode(band.reshape(1, 1, n, n), 1)),
+    "finish two": lambda: cpu.finish(canvas[:2], 0, cpu.SOFTMAX, labels, probabilities[:1], np.arange(1, 2), none),
+    "halve": lambda: (halve_mean(block, 1), halve_mode(block, 1)),
+    "chunks": lambda: cut_chunks(block, 0, 0, (1, n, n // 2)),
 }}
-for _ in range(calls):
-    works[which]()
+for name, work in works.items():
+    for _ in range(1 + calls * (name == which)):
+        work()
 """
 
 
@@ -72,30 +86,42 @@ def why_not() -> str:
 
 
 def count(words: list[str]) -> int:
-    """Instructions of a Python process.
+    """Instructions of a Python process that has run before: what it keeps for the next is kept.
 
     Raises:
         InputError: valgrind could not count them.
     """
-    command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", sys.executable]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
+    for prefix in ([], command):
+        process = [*prefix, sys.executable, *words]
+        done = subprocess.run(process, cwd=ROOT, env=os.environ | _ALIKE, capture_output=True, text=True, check=False)
     found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
     if done.returncode or found is None:
         raise InputError(f"valgrind did not count {words[:3]}: {done.stderr.strip()[-300:]}")
     return int(found.group(1).replace(",", ""))
 
 
+@cache
+def _bare(*words: str) -> int:
+    """Of a process that others do more than."""
+    return count(list(words))
+
+
+def _start(*words: str) -> float:
+    """Of a process, beyond a bare Python's."""
+    return float(count(list(words)) - _bare("-c", "pass"))
+
+
 def _kernel(name: str) -> float:
-    """Of a kernel, per pixel: what many calls take beyond one."""
-    program = _KERNEL.format(side=_SIDE)
-    one, many = (count(["-c", program, name, str(calls)]) for calls in (1, 1 + _CALLS))
-    return (many - one) / (_CALLS * _SIDE**2)
+    """Of a kernel, per pixel: what many more calls take."""
+    program = _KERNELS.format(side=_SIDE)
+    return (count(["-c", program, name, str(_CALLS)]) - _bare("-c", program, "none", "0")) / (_CALLS * _SIDE**2)
 
 
 MEASURES: dict[str, Callable[[], float]] = {
-    "start of tilelab --help": lambda: float(count(["-m", "tilelab", "--help"])),
-    "start of import tilelab": lambda: float(count(["-c", "import tilelab"])),
-    **{f"{name}, per pixel": lambda name=name: _kernel(name) for name in ("cut", "blend", "finish", "halve")},  # type: ignore[misc]
+    "start of tilelab --help": lambda: _start("-m", "tilelab", "--help"),
+    "start of import tilelab": lambda: _start("-c", "import tilelab"),
+    **{f"{name}, per pixel": partial(_kernel, name) for name in KERNELS},
 }
 
 

@@ -6,8 +6,6 @@ import argparse
 import os
 from pathlib import Path
 
-from tilelab.machine.disk import write_text
-
 SCREEN = "-"
 _NAMES_FILE = ("attribute", "eval", "measure")
 """Commands whose file may have any name, as it could before `--json` was one thing everywhere."""
@@ -36,6 +34,8 @@ def put_json(asked: str | None, text: str) -> bool:
     if asked == SCREEN:
         print(text.rstrip("\n"))
         return True
+    from tilelab.machine.disk import write_text  # with OpenSSL, which help pages do without
+
     write_text(Path(asked), text.rstrip("\n") + "\n")
     return False
 
