@@ -18,7 +18,7 @@ from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.open import open_image
 from tilelab.io.results import precomputed_shards as _precomputed_shards
-from tilelab.io.results.precomputed import read_precomputed_metadata, write_precomputed
+from tilelab.io.results.precomputed import read_precomputed_info, write_precomputed
 from tilelab.io.results.precomputed_shards import Sharding
 from tilelab.io.results.result import read_result
 from tilelab.run.infer import infer
@@ -72,7 +72,7 @@ def test_tensorstore_reads_every_scale(
     names = json.loads((out / "segment_properties" / "info").read_text())["inline"]
     assert names["ids"] == ["1", "2"]
     assert names["properties"][0]["values"] == [known.name for known in CLASSES[1:]]
-    assert read_precomputed_metadata(out) == METADATA
+    assert read_precomputed_info(out).metadata == METADATA
 
 
 def test_few_files_and_the_same_bytes_each_time(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     out.mkdir()
     (out / "info").write_text("{}")
     with pytest.raises(InputError, match="was not made by tilelab"):
-        read_precomputed_metadata(out)
+        read_precomputed_info(out)
     with pytest.raises(OutputError, match="was not made by tilelab"):
         infer(np.zeros((60, 70), np.uint8), "identity", out, options=options())
     with pytest.raises(OutputError, match="was not made by tilelab"):

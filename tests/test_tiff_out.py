@@ -16,8 +16,8 @@ from tilelab.errors import InputError, OutputError
 from tilelab.evaluation.labels import open_labels
 from tilelab.geometry import Box
 from tilelab.io.results import tiff as tiff_out
-from tilelab.io.results.png import check_png, read_png_metadata, write_png
-from tilelab.io.results.tiff import read_tiff_metadata, write_tiff
+from tilelab.io.results.png import check_png, read_png_info, write_png
+from tilelab.io.results.tiff import read_tiff_info, write_tiff
 from tilelab.kernels.pyramid import reference_halve_mean, reference_halve_mode
 
 
@@ -142,7 +142,7 @@ def test_a_png_shows_the_classes_in_their_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colors[labels])
 
 
-@pytest.mark.parametrize("read", [read_tiff_metadata, read_png_metadata])
+@pytest.mark.parametrize("read", [read_tiff_info, read_png_info])
 def test_files_of_others_are_told_apart(tmp_path: Path, read: Any) -> None:
     tifffile.imwrite(tmp_path / "other.tif", np.zeros((5, 5), np.uint8))
     Picture.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "other.png")
