@@ -39,7 +39,13 @@ PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d
 
 
 class ClassInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One class: its name and its display colour, ``#rrggbb``."""
+    """One class: its name and its display colour, ``#rrggbb``.
+
+    name
+        As tables, pictures and viewers give it.
+    color
+        As pictures and viewers draw it, ``#rrggbb``.
+    """
 
     name: str
     color: str
@@ -66,6 +72,12 @@ class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ``mean-std``: they are those of the image, gathered once before the sweep.
         ``percentile``: the image's `low` and `high` percentiles map to 0 and 1.
         ``min-max``: the image's least and greatest intensity do.
+    mean, std
+        Of the training's intensities, for ``constants``.
+    dtype
+        Type whose units `mean` and `std` have: images of another need to say what is black and white.
+    low, high
+        Percentiles, for ``percentile``.
     per
         Whose statistics they are: those of the whole ``stack``, or each ``slice`` its own.
     clip
@@ -197,6 +209,16 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Per-axis values are in the order of `axes` and in pixels.
 
+    schema
+        Version of this description.
+    name
+        Of the model; results are called after it.
+    architecture
+        Of the network, for people.
+    axes
+        Of a tile: 2-D networks take planes, 3-D ones blocks.
+    activation
+        What makes probabilities of the network's logits.
     classes
         All classes, background first; labels are indices into it.  With ``softmax`` the network has one output per
         class; with ``sigmoid`` one per class except the first, which is where every output is below 0.  None where
@@ -212,6 +234,14 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tile
         Tile the model was trained or exported for.  With `tile_fixed` no other is allowed; otherwise any multiple of
         `stride` that is at least `tile_min` is.
+    tile_fixed
+        Whether `tile` is the only one.
+    tile_min
+        Least tile where it is not.
+    overlap
+        Of neighbouring tiles, where nobody says another.
+    window
+        How the tiles' edges fade where they are blended.
     stride
         Total stride of the network: tile positions and sizes are multiples of it.
     receptive_field

@@ -59,7 +59,7 @@ def page(title: str, facts: Mapping[str, str], picture: str, caption: str) -> st
         for name, fact in facts.items()
         if fact
     )
-    side = f"<div>{picture}<div style='opacity:.7;font-size:85%'>{caption}</div></div>" if picture or caption else ""
+    side = f"<div>{picture}<div style='font-size:85%'>{caption}</div></div>" if picture or caption else ""
     return (
         "<div style='display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start'>"
         f"{side}<div><b style='overflow-wrap:anywhere'>{_text(title)}</b><table>{rows}</table></div></div>"
