@@ -283,6 +283,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert said.returncode == 0, said.stderr
     commands = (tmp_path / "html/docs/reference/commands.html").read_text()
     assert [name for name in COMMANDS if f"<h2>tilelab {name}<" not in commands] == []
+    assert not re.search(r"<p>—</p>", "".join(p.read_text() for p in (tmp_path / "html/docs/reference").glob("*.html")))
     recipes = (tmp_path / "html/docs/reference/recipes.html").read_text()
     assert all(f">{key}</span>" in recipes for key in ("checkpoint", "balance", "weight_decay", "plateau"))
 

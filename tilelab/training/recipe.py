@@ -119,6 +119,7 @@ class Recipe(BaseRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
     train: Data
     validation: Data
     pixel_size_nm: float | None = None
+    """Of the images; goes into the model, which then takes images of that size."""
     sampling: Sampling = Sampling()
     loss: tuple[LossTerm, ...] = (LossTerm(kind="cross-entropy"),)
     inference: Inference = Inference()

@@ -26,6 +26,12 @@ def check(condition: bool, message: str) -> None:
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The network: its name (`tilelab.models.build_model`), input channels and the architecture's own options.
 
+    architecture
+        Its name, with an encoder behind a colon where it has one: ``unet:resnet18``.
+    channels
+        Of the input.
+    options
+        Of the architecture, such as ``widths``.
     neighbours
         Slices on either side of the segmented one that are channels of the input: N make 2 N + 1 channels.
     weights
@@ -64,6 +70,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PlainEncoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The encoder to pretrain: a name of segmentation_models_pytorch, or ``tu-NAME`` of timm.
 
+    encoder   its name
     channels  input channels; a grey image is repeated to fill them
     weights   file of encoder weights to begin with, relative to the data folder; ``imagenet`` takes an installed
               package's (extra ``pretrained``); empty starts from chance
@@ -235,6 +242,8 @@ LossKind = Literal["cross-entropy", "balanced-cross-entropy", "dice", "focal"]
 class LossTerm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One term of the loss; the loss is the weighted sum of all.
 
+    kind           what it is
+    weight         of this term
     class_weights  per output of the network, for cross-entropy and focal; empty weighs all alike
     gamma          exponent of the focal loss
     boundary       how much more pixels within `reach` pixels of another class weigh: 4 makes them count five times;
@@ -259,7 +268,14 @@ class LossTerm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Optimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The optimiser; `betas` are Adam's, `momentum` is SGD's."""
+    """The optimiser; `betas` are Adam's, `momentum` is SGD's.
+
+    kind          which one
+    rate          learning rate at its greatest
+    momentum      of SGD
+    betas         of Adam and AdamW
+    weight_decay  how fast weights shrink
+    """
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     rate: float = 1e-3
@@ -283,6 +299,9 @@ class Optimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the learning rate falls from the optimiser's `rate`, as a function of the step.
 
+    kind     how it falls
+    factor   of each fall, for step
+    patience  validations without a better score, for plateau
     warmup   steps of linear rise before anything else
     least    lowest rate of poly and cosine
     power    exponent of poly
@@ -348,6 +367,12 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the trained network is to be used; goes into its description.  Sizes in pixels.
 
+    tile
+        Side of a tile.
+    overlap
+        Of neighbouring tiles.
+    window
+        How the tiles' edges fade where they are blended.
     activation
         ``softmax``: one output per class, of which one is true.  ``sigmoid``: one output per class except the
         background, each a yes or no of its own; background is where none says yes.
