@@ -36,9 +36,8 @@ def driver_problem() -> str:
 
 def missing_gpu(device: str) -> str:
     """Why ``cuda:N`` cannot be used where there are fewer GPUs; empty where it can, or where there are none at all."""
-    count = gpu_count()
     number = device.removeprefix("cuda:")
-    if not count or not number.isdecimal() or int(number) < count:
+    if not number.isdecimal() or not (count := gpu_count()) or int(number) < count:
         return ""
     there = "1 GPU here, cuda:0" if count == 1 else f"{count} GPUs here, cuda:0 to cuda:{count - 1}"
     return f"the driver shows {there}"
