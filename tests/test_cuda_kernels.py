@@ -138,10 +138,11 @@ def test_blend_is_equal_to_the_reference(gpu, seed, classes, dtype, block):
     scale=st.sampled_from([0.1, 3.0, 40.0]),
     want_logits=st.booleans(),
     want_probabilities=st.booleans(),
+    sharpness=st.sampled_from([1.0, 0.61, 1.7]),
     block=blocks,
 )
 def test_finish_is_equal_to_the_reference(
-    gpu, seed, classes, activation, scale, want_logits, want_probabilities, block
+    gpu, seed, classes, activation, scale, want_logits, want_probabilities, sharpness, block
 ):
     rng = np.random.default_rng(seed)
     size = n, height, width = tuple(int(rng.integers(1, k)) for k in (5, 4, 40))
@@ -157,8 +158,8 @@ def test_finish_is_equal_to_the_reference(
     logits_got = gpu.put(logits) if want_logits else None
     classes_got = gpu.put(channels.astype(np.int32)) if want_probabilities else None
     asked = probabilities_got, classes_got, logits_got
-    gpu.cuda.finish(work, row, activation, labels_got, flag, *asked, block=small(block))
-    reference.finish(canvas, row, activation, labels, probabilities, channels, logits)
+    gpu.cuda.finish(work, row, activation, labels_got, flag, *asked, sharpness=sharpness, block=small(block))
+    reference.finish(canvas, row, activation, labels, probabilities, channels, logits, sharpness)
     np.testing.assert_array_equal(labels_got.copy_to_host(), labels)
     np.testing.assert_array_equal(work.copy_to_host(), canvas)
     assert flag.copy_to_host()[0] == 0

@@ -151,7 +151,7 @@ def install(monkeypatch, clocks):
     def blend(canvas, logits, placement, first, n, row, shares, origin, begin, end, stream):
         clocks.on_stream(stream, "blend", [spans(logits)], [rows_of(canvas, begin, end)])
 
-    def finish(canvas, row, activation, labels, flag, probabilities, channels, logits, stream):
+    def finish(canvas, row, activation, labels, flag, probabilities, channels, logits, stream, sharpness):
         more = [spans(a) for a in (labels, flag, probabilities, logits) if a is not None]
         clocks.on_stream(stream, "finish", [], [rows_of(canvas, row, row + labels.shape[0]), *more])
 

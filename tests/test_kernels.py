@@ -73,8 +73,9 @@ def test_blend_equals_reference(seed, classes, tile, canvas, row, origin, data):
     row=st.integers(0, 20),
     scale=st.sampled_from([0.1, 3.0, 40.0]),
     want_logits=st.booleans(),
+    sharpness=st.sampled_from([1.0, 0.61, 1.7]),
 )
-def test_finish_equals_reference(seed, classes, activation, size, row, scale, want_logits):
+def test_finish_equals_reference(seed, classes, activation, size, row, scale, want_logits, sharpness):
     rng = np.random.default_rng(seed)
     n, height, width = size
     canvas = (rng.normal(size=(classes, n + 2, height, width)) * scale).astype(np.float32)
@@ -86,7 +87,7 @@ def test_finish_equals_reference(seed, classes, activation, size, row, scale, wa
         labels = np.full(size, 77, np.uint8)
         probabilities = np.full((len(channels), *size), 77, np.uint8)
         logits = np.full((classes, *size) if want_logits else (0, 0, 0, 0), 77, np.float32)
-        finish(work, row, activation, labels, probabilities, channels, logits)
+        finish(work, row, activation, labels, probabilities, channels, logits, sharpness)
         results.append((work, labels, probabilities, logits))
     (work_r, labels_r, probabilities_r, logits_r), (work, labels, probabilities, logits) = results
     np.testing.assert_array_equal(labels, labels_r)

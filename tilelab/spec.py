@@ -31,6 +31,7 @@ _LATER = (
     "clip",
     "home",
     "seams",
+    "confidence",
 )  # of the fields: earlier files lack them, and results know their models by the text
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -204,6 +205,28 @@ class Seams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         return known[-1] if known else (max(self.labels) if self.labels else 0.0)
 
 
+class Confidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """How a model's probabilities become such that can be believed: of those that say 0.9, nine of ten are right.
+
+    temperature
+        Logits are divided by it before they become probabilities (Guo et al., 2017, arXiv 1706.04599).
+    images
+        On how many it was found.
+    ece
+        Expected calibration error without and with it, each image by what the others teach; empty where not measured.
+    """
+
+    temperature: float
+    images: int = 0
+    ece: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} must be positive")
+        if len(self.ece) not in (0, 2):
+            raise ValueError(f"ece {self.ece} is two numbers: without and with the temperature")
+
+
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything `tilelab infer` needs to know of a model.
 
@@ -254,6 +277,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Pixel size of the training images; None when unknown or irrelevant.
     home
         What the training images look like; None where nobody has said.
+    confidence
+        How its probabilities are calibrated; None where they are taken as the network gives them.
     training
         Free-form provenance: data, licence, commit, scores.
     """
@@ -279,6 +304,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     precisions: tuple[Precision, ...] = ("fp32",)
     pixel_size_nm: tuple[float, ...] | None = None
     home: Home | None = None
+    confidence: Confidence | None = None
     training: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -382,6 +408,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def core_overlap(self) -> tuple[int, ...]:
         """The least overlap of neighbouring cores, whose tiles overlap by `overlap` and their halos at least."""
         return tuple(max(0, o - 2 * h) for o, h in zip(self.overlap, self.halo, strict=True))
+
+    @property
+    def sharpness(self) -> float:
+        """What logits are multiplied by before they become probabilities."""
+        return 1.0 if self.confidence is None else 1 / self.confidence.temperature
 
     @property
     def plain(self) -> bool:

@@ -47,7 +47,9 @@ def blend(canvas, logits, placement, first, count, row, shares, origin, begin, e
         reference.blend(view(canvas), view(logits)[t].astype(np.float32), along, across[i], aside[j], *place)
 
 
-def finish(canvas, row, activation, labels, flag, probabilities=None, channels=None, logits=None, stream=0):
+def finish(
+    canvas, row, activation, labels, flag, probabilities=None, channels=None, logits=None, stream=0, sharpness=1.0
+):
     absent = np.empty((0, *labels.shape), np.uint8)
     reference.finish(
         view(canvas),
@@ -57,6 +59,7 @@ def finish(canvas, row, activation, labels, flag, probabilities=None, channels=N
         absent if probabilities is None else view(probabilities),
         np.empty(0, np.int64) if channels is None else view(channels).astype(np.int64),
         absent.astype(np.float32) if logits is None else view(logits),
+        sharpness,
     )
 
 

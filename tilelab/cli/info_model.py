@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tilelab.cli.info_words import Rows, classes_text, pixel_text, plain_text
+from tilelab.cli.info_words import Rows, classes_text, confidence_text, pixel_text, plain_text
 from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.errors import EngineError
@@ -108,6 +108,7 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("stride", spec["stride"]),
         ("sees", "the whole tile" if field is None else f"{field} px around each pixel"),
         ("seams", _seams_text(spec.get("seams"))),
+        ("confidence", confidence_text(spec.get("confidence"))),
         ("check", model.get("check")),
         ("precisions", ", ".join(model.get("permitted") or spec["precisions"])),
         ("int8", _quantised_text(model.get("quantised"))),

@@ -57,3 +57,13 @@ def plain_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(plain_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def confidence_text(found: dict[str, Any] | None) -> str | None:
+    """How the probabilities were calibrated, and what that is worth."""
+    if not found:
+        return None
+    text = f"logits over {found['temperature']:g}"
+    if found.get("ece"):
+        text += f": calibration error {found['ece'][1]:.2%}, without {found['ece'][0]:.2%}, on {found['images']} images"
+    return text

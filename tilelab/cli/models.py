@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.cli.command_parser import terminal_width
-from tilelab.cli.info_words import pixel_text
+from tilelab.cli.info_words import confidence_text, pixel_text
 from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.errors import ModelError
 from tilelab.io.storage.claims import Write, claim
@@ -61,6 +61,8 @@ def read_card(file: Path) -> str:
 
 def describe_bundled(name: str, file: Path) -> dict[str, Any]:
     """What card and file say in short."""
+    import msgspec
+
     from tilelab.engines.bundled import quantised_file
     from tilelab.engines.registry import permitted, read_model
 
@@ -76,6 +78,7 @@ def describe_bundled(name: str, file: Path) -> dict[str, Any]:
         "about": " ".join(about[1].split()) if about else "",
         "classes": {info.name: scores.get("iou", {}).get(info.name) for info in spec.classes},
         "mean_iou": scores.get("mean_iou"),
+        "confidence": msgspec.to_builtins(spec.confidence),
         "validation_images": scores.get("images"),
         "pixel_size_nm": None if spec.pixel_size_nm is None else dict(zip(spec.axes, spec.pixel_size_nm, strict=True)),
         "axes": spec.axes,
@@ -95,6 +98,7 @@ def in_short(model: dict[str, Any]) -> str:
         "": model["about"],
         "classes": classes,
         "mean IoU": f"{model['mean_iou']:.3f}{images} it was not trained on" if model["mean_iou"] else "not measured",
+        "confidence": confidence_text(model["confidence"]) or "not calibrated",
         "pixel size": pixel_text(list(size.items())) if size else "not recorded",
         "file": f"{format_bytes(model['bytes'])}, {', '.join(model['precisions'])}, licence {model['licence']}",
     }

@@ -20,7 +20,10 @@ class Models(dict[str, ModelSpec]):
             score = history.get("validation", {}).get("mean_iou")
             classes = ", ".join(known.name for known in spec.classes)
             data = f"{history.get('data', 'not known')}, {history.get('licence', 'licence not known')}"
-            rows.append((name, classes, data, "" if score is None else f"mean IoU {score:.3f}"))
+            found = "" if score is None else f"mean IoU {score:.3f}"
+            if spec.confidence is not None and spec.confidence.ece:
+                found += f", ECE {spec.confidence.ece[1]:.3f}"
+            rows.append((name, classes, data, found))
         return rows
 
     def __repr__(self) -> str:

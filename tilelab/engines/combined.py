@@ -1,6 +1,7 @@
 """Several models as one, or one under the symmetries of the square, and how far they agree.
 
-The probabilities of several models are averaged; where they differ is a map of its own, blended like every map:
+The probabilities of several models are averaged, each calibrated where its model says how (`tilelab.spec.Confidence`);
+where they differ is a map of its own, blended like every map:
 
     entropy      of the mean probabilities: bits that are missing to certainty
     models       what the models disagree about, symmetries   what the turned and mirrored tiles do:
@@ -65,6 +66,7 @@ def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -
         "receptive_field": _widest([spec.receptive_field for spec in specs]),
         "seams": None,
         "home": None,
+        "confidence": None,  # each has its own, and the mean is of what can be believed
         "training": {"models": [spec.name for spec in specs]},
         "precisions": tuple(p for p in first.precisions if all(p in spec.precisions for spec in specs)) or ("fp32",),
     }
@@ -148,13 +150,13 @@ class CombinedEngine(BaseEngine):
                 member.run(turned if between is None else turned * between[0] + between[1], one)
                 logits += turn_back(one, *symmetry)
                 if sure is not None and self._uncertainty == "symmetries":
-                    chances = self._probabilities(turn_back(one, *symmetry))
+                    chances = self._probabilities(turn_back(one, *symmetry), member.spec.sharpness)
                     spread += chances
                     sure += self._entropy(chances)
             if len(self._symmetries) > 1:
                 np.multiply(logits, np.float32(1 / len(self._symmetries)), out=logits)
             if shared or self._uncertainty:
-                chances = self._probabilities(logits)
+                chances = self._probabilities(logits, member.spec.sharpness)
                 mean += chances
                 if self._uncertainty == "models" and sure is not None:
                     spread += chances
@@ -175,7 +177,8 @@ class CombinedEngine(BaseEngine):
         made[3][...] = 0
         return tuple(made)
 
-    def _probabilities(self, logits: Float32) -> Float32:
+    def _probabilities(self, logits: Float32, sharpness: float) -> Float32:
+        logits = logits * np.float32(sharpness)
         if self.spec.activation == "sigmoid":
             found = np.negative(logits)
             with np.errstate(over="ignore"):  # of a number far below 0: infinity, the probability is 0

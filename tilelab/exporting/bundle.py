@@ -2,9 +2,12 @@
 
     python -m tilelab.exporting.bundle runs/superalloy/best.safetensors superalloy --data DATA/superalloy --drawn
     python -m tilelab.exporting.bundle superalloy.onnx superalloy --recipe superalloy --data DATA/superalloy --drawn
+    python -m tilelab.exporting.bundle superalloy.onnx superalloy --describe --recipe superalloy --data DATA/superalloy
 
 A checkpoint becomes both files.  A described .onnx is taken as it is and gets its int8 file; its recipe, which an .onnx
-does not hold, says where in DATA the images are.  In NAME.md, the card, the row of precisions is written anew.
+does not hold, says where in DATA the images are.  With --describe the networks stay, and learn anew what they know of
+themselves: their home and their confidence.  In NAME.md, the card, the rows of precisions and of confidence are written
+anew.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from functools import partial
 from pathlib import Path
 
 from tilelab.engines.bundled import QUANTISED, bundled_folder
+from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import read_spec
 from tilelab.errors import ModelError, TilelabError
 from tilelab.exporting.calibration import Variation
+from tilelab.exporting.describe import describe_model
 from tilelab.exporting.export import Exported, Place, export_model
 from tilelab.exporting.onnx_file import round_weights
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity
@@ -120,10 +125,37 @@ def build_bundle(
             remove_entry(stale)
         for file in files:
             move_whole(file, folder / file.name)
-    card = folder / f"{name}.md"
-    if card.is_file():
-        card.write_text(_with_precisions(card.read_text(), read_spec(folder / plain.name), proof))
+    bundled = read_spec(folder / plain.name)
+    _write_row(folder / f"{name}.md", "precisions", _precisions(bundled, proof))
+    _write_row(folder / f"{name}.md", "confidence", _confidence(bundled))
     return tuple(folder / file.name for file in files)
+
+
+def describe_bundle(
+    name: str, material: Material, folder: Path, report: Callable[[str], None] = lambda _: None
+) -> tuple[Path, ...]:
+    """Let the files of a bundled model learn anew what they know of themselves: home and confidence; networks stay.
+
+    Returns:
+        The files.
+
+    Raises:
+        ModelError, EngineError, InputError, OutputError: see `describe_model`.
+    """
+    source = OnnxSource(folder / f"{name}.onnx")
+    confidence = Reference(source.reference, material.samples).confidence(source.spec)
+    known = [*(sample.image for sample in material.samples), *material.known]
+    files = [path for path in (source.path, folder / f"{name}{QUANTISED}") if path.is_file()]
+    with tempfile.TemporaryDirectory(prefix=".bundle-", suffix=MARK, dir=folder) as scratch:
+        for file in files:
+            describe_model(
+                file, Path(scratch) / file.name, SpecOverrides(), trained=material.trained, known=known,
+                confidence=confidence, report=report,
+            )  # fmt: skip
+        for made in sorted(Path(scratch).iterdir()):
+            move_whole(made, folder / made.name)
+    _write_row(folder / f"{name}.md", "confidence", _confidence(read_spec(source.path)))
+    return tuple(files)
 
 
 def _round(
@@ -157,13 +189,39 @@ def _quantise(plain: Path, quick: Path, material: Material, report: Callable[[st
         return None
 
 
-def _with_precisions(card: str, spec: ModelSpec | None, quantised: Exported | None) -> str:
-    """A card with its row of precisions as they were proved."""
+def _write_row(card: Path, name: str, text: str) -> None:
+    """Put a row of a card's table, where there is one, before that of the data if it is new."""
+    if not card.is_file():
+        return
+    lines = card.read_text().split("\n")
+    old = next((i for i, line in enumerate(lines) if line.startswith(f"| {name} |")), None)
+    if old is not None:
+        lines[old : old + 1] = [f"| {name} | {text} |"] if text else []
+    elif text and any(line.startswith("| data |") for line in lines):
+        lines.insert(next(i for i, line in enumerate(lines) if line.startswith("| data |")), f"| {name} | {text} |")
+    card.write_text("\n".join(lines))
+
+
+def _precisions(spec: ModelSpec | None, quantised: Exported | None) -> str:
+    """As they were proved."""
     words: list[str] = [] if spec is None else list(spec.precisions)
     if quantised is not None:
         words.append(f"int8 in a file of its own ({_proof(quantised.checks)})")
-    lines = [f"| precisions | {', '.join(words)} |" if s.startswith("| precisions |") else s for s in card.split("\n")]
-    return "\n".join(lines)
+    return ", ".join(words)
+
+
+def _confidence(spec: ModelSpec | None) -> str:
+    """How probabilities are calibrated."""
+    if spec is None or spec.confidence is None:
+        return ""
+    sure = spec.confidence
+    text = f"logits over {sure.temperature:g}"
+    if sure.ece:
+        text += (
+            f": expected calibration error {sure.ece[1]:.4f}, without {sure.ece[0]:.4f} "
+            "(each validation image by what the others teach)"
+        )
+    return text
 
 
 def _proof(checks: Sequence[Parity]) -> str:
@@ -193,6 +251,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder of the recipe")
     parser.add_argument("--recipe", metavar="R", help="of an .onnx (a checkpoint has its own)")
     parser.add_argument("--drawn", action="store_true", help="the network is at home in drawn superalloys, too")
+    parser.add_argument("--describe", action="store_true", help="of the files that are there: their networks stay")
     parser.add_argument("-o", "--folder", type=Path, default=bundled_folder(), metavar="DIR",
                         help="where the files go (the package's own)")  # fmt: skip
     args = parser.parse_args(words)
@@ -203,7 +262,12 @@ def main(words: Sequence[str] | None = None) -> int:
         if recipe is None:
             raise ModelError(f"{args.source} does not say what it was trained with: give --recipe")
         material = Material.of(recipe, args.data, drawn=args.drawn)
-        for file in build_bundle(source, args.name, material, args.folder, say):
+        files = (
+            describe_bundle(args.name, material, args.folder, say)
+            if args.describe
+            else build_bundle(source, args.name, material, args.folder, say)
+        )
+        for file in files:
             say(f"wrote {file} ({file.stat().st_size / 1e6:.2f} MB)")
     except TilelabError as error:
         parser.exit(2, f"error: {error}\n")

@@ -20,7 +20,7 @@ from tilelab.exporting.openvino_file import read_network, write_ir
 from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import move_whole, replacing, why_unwritten
-from tilelab.spec import ModelSpec
+from tilelab.spec import Confidence, ModelSpec
 from tilelab.text import install_hint
 
 
@@ -41,6 +41,7 @@ def describe_model(
     name: str | None = None,
     trained: Sequence[Image] = (),
     known: Sequence[Image] = (),
+    confidence: Confidence | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Described:
@@ -55,6 +56,7 @@ def describe_model(
         name: of the model; None keeps its own, or that of the file.
         trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
         known: others that it is at home with.
+        confidence: what calibrates its probabilities; None keeps what the file says.
         force: replace an existing file.
         report: called with one line for each thing the user should know.
 
@@ -78,7 +80,7 @@ def describe_model(
     engine = load_engine(source, spec_overrides=overrides)
     try:
         spec = settle_outputs(engine, overrides)
-        spec = msgspec.structs.replace(spec, name=name or spec.name)
+        spec = msgspec.structs.replace(spec, name=name or spec.name, confidence=confidence or spec.confidence)
         if trained:
             spec = msgspec.structs.replace(spec, home=learn_home(engine, trained, known))
         for line in (*engine.warnings, *engine.assumptions):

@@ -62,6 +62,7 @@ def export_model(
     trained: Sequence[Image] = (),
     known: Sequence[Image] = (),
     seams: bool = True,
+    calibrate: bool = True,
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -79,6 +80,7 @@ def export_model(
         trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
         known: others that it is at home with, beside the samples.
         seams: measure how far tiles are from the whole image; False keeps what the source says of it.
+        calibrate: find the temperature of the probabilities, where truth is known; False keeps what the source says.
         force: replace an existing output.
         report: called with one line per check.
 
@@ -108,13 +110,16 @@ def export_model(
             partial = folder / output.name
             written = Writing(source, spec, held, partial, request, folder).write()
             images = samples(spec) if callable(samples) else samples
-            gate = _Gate(Reference(source.reference, images), partial, source.threads, request, report)
+            reference = Reference(source.reference, images)
+            gate = _Gate(reference, partial, source.threads, request, report)
             passed = gate.pass_all(spec, require)
             spec = msgspec.structs.replace(
                 spec, precisions=passed, training={**spec.training, "proved": gate.proved(passed)}
             )
             if seams and spec.axes == "yx" and spec.plain and gate.file.device is None:
                 spec = msgspec.structs.replace(spec, seams=measure_file(partial, images, source.threads))
+            if calibrate:
+                spec = msgspec.structs.replace(spec, confidence=reference.confidence(spec))
             if trained:
                 spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images, known))
             written.describe(spec)

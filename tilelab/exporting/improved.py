@@ -162,7 +162,7 @@ def improve_model(
             OnnxSource(folder / "learned.onnx") if ending else ImprovedSource(folder / "learned.onnx", learned.network)
         )
         images = samples[:_PLACES] or [drawn_sample(spec)]
-        done = export_model(made, output, images, seams=False, force=force, report=say)
+        done = export_model(made, output, images, seams=False, calibrate=False, force=force, report=say)
     return Handed(done, learned)
 
 
@@ -191,7 +191,10 @@ def _describe(spec: ModelSpec, output: Path, learned: Any, digest: str, count: i
         "share": learned.share,
         "scores": {j.name: [round(j.before, 4), round(j.after, 4)] for j in (learned.abroad, *learned.home)},
     }
-    return msgspec.structs.replace(spec, name=output.name.split(".")[0], training=known | {"improved": story})
+    sure = spec.confidence and msgspec.structs.replace(spec.confidence, images=0, ece=())  # measured of the old ones
+    return msgspec.structs.replace(
+        spec, name=output.name.split(".")[0], confidence=sure, training=known | {"improved": story}
+    )
 
 
 def _knowledge(

@@ -16,11 +16,13 @@ from tilelab.arrays import Float32, UInt8
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import load_engine, read_model
 from tilelab.errors import EngineError
+from tilelab.evaluation.metrics.confidence import Answers, calibrate
 from tilelab.evaluation.metrics.confusion import count_confusion, mean_of_present, score_confusion
 from tilelab.io.images.image import Image
-from tilelab.spec import ModelSpec, Precision
+from tilelab.kernels.reference import ACTIVATIONS
+from tilelab.spec import Confidence, ModelSpec, Precision
 from tilelab.training.recipe import IGNORE
-from tilelab.training.validate import infer_logits
+from tilelab.training.validate import infer_logits, labels_of
 
 
 class ParityError(EngineError):
@@ -142,6 +144,17 @@ class Reference:
                 engine.close()
         return self._known[key]
 
+    def confidence(self, spec: ModelSpec) -> Confidence | None:
+        """What calibrates its probabilities, by the samples whose truth is known; else what `spec` says."""
+        if not (spec.plain and spec.classified) or spec.outputs[0].thresholds:
+            return spec.confidence
+        answers = [
+            Answers.of(logits, sample.truth, ignore=IGNORE)
+            for sample, logits in zip(self.samples, self.logits(spec), strict=True)
+            if sample.truth is not None
+        ]
+        return calibrate(answers, ACTIVATIONS[spec.activation]) or spec.confidence
+
 
 def check_parity(
     reference: Reference,
@@ -234,12 +247,3 @@ def compare(
         place,
         file,
     )
-
-
-def labels_of(logits: Float32, spec: ModelSpec) -> UInt8:
-    """The class of every pixel, of logits ``(K, y, x)``."""
-    highest: UInt8 = logits.argmax(axis=0).astype(np.uint8)
-    if spec.activation == "softmax":
-        return highest
-    # with sigmoid, the background is where no output is above 0
-    return np.where(logits.max(axis=0) > 0, highest + np.uint8(1), np.uint8(0))

@@ -18,13 +18,13 @@ from tilelab.engines.base import Engine
 from tilelab.engines.files.onnx import embed_spec
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine, read_spec
-from tilelab.exporting.parity import Sample, labels_of
+from tilelab.exporting.parity import Sample
 from tilelab.exporting.samples import user_samples
 from tilelab.geometry import AxisTiling
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import crop
 from tilelab.spec import ModelSpec, Seams
-from tilelab.training.validate import infer_logits
+from tilelab.training.validate import infer_logits, labels_of
 
 LARGEST = 1024
 """Side of the part, px, that is taken from the middle of a larger image."""

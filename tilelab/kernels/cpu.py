@@ -97,11 +97,11 @@ def _classify(canvas, slot, a, x0, x1, offset, best, label):  # type: ignore[no-
 
 
 @_jit
-def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities):  # type: ignore[no-untyped-def]
+def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities, sharpness):  # type: ignore[no-untyped-def]
     if canvas.shape[0] == 2:  # of the likelier one exp is 1
         line, other = canvas[0, slot, a, x0:x1], canvas[1, slot, a, x0:x1]
         for x in range(line.size):
-            e = _exp_negative(-abs(line[x] - other[x]))
+            e = _exp_negative(-abs(line[x] - other[x]) * sharpness)
             likelier = other[x] > line[x]
             total[x] = ONE + e
             line[x] = e if likelier else ONE
@@ -112,7 +112,7 @@ def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities): 
         for k in range(canvas.shape[0]):
             line = canvas[k, slot, a, x0:x1]
             for x in range(line.size):
-                line[x] = _exp_negative(line[x] - best[x])
+                line[x] = _exp_negative((line[x] - best[x]) * sharpness)
                 total[x] += line[x]
     for x in range(total.size):
         total[x] = BYTE / total[x]
@@ -124,13 +124,13 @@ def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities): 
 
 
 @_jit
-def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities):  # type: ignore[no-untyped-def]
+def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities, sharpness):  # type: ignore[no-untyped-def]
     for x in range(total.size):
         total[x] = ZERO
     for k in range(canvas.shape[0]):
         line = canvas[k, slot, a, x0:x1]
         for x in range(line.size):
-            e = _exp_negative(-abs(line[x]))
+            e = _exp_negative(-abs(line[x]) * sharpness)
             p = ONE / (ONE + e)
             line[x] = p if line[x] >= ZERO else e * p
             total[x] = max(total[x], line[x])
@@ -146,7 +146,7 @@ def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities):  # typ
 
 
 @_jit
-def _finish(canvas, row, first, last, activation, labels, probabilities, channels, logits):  # type: ignore[no-untyped-def]
+def _finish(canvas, row, first, last, activation, labels, probabilities, channels, logits, sharpness):  # type: ignore[no-untyped-def]
     classes, ring, height, width = canvas.shape
     best_, total_ = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     for i in range(first, last):
@@ -167,9 +167,9 @@ def _finish(canvas, row, first, last, activation, labels, probabilities, channel
                     label[x] = 0
                 _classify(canvas, slot, a, x0, x1, 0 if activation == SOFTMAX else 1, best, label)
                 if channels.size > 0 and activation == SOFTMAX:
-                    _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities)
+                    _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities, sharpness)
                 elif channels.size > 0:
-                    _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities)
+                    _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities, sharpness)
                 for k in range(classes):
                     line = canvas[k, slot, a, x0:x1]
                     for x in range(line.size):
@@ -184,9 +184,11 @@ def finish(
     probabilities: UInt8,
     channels: Int64,
     logits: Float32,
+    sharpness: float = 1.0,
 ) -> None:
     """Turn finished rows into bytes and clear them; see `reference.finish`."""
-    _finish(canvas, row, 0, labels.shape[0], activation, labels, probabilities, channels, logits)
+    rows = labels.shape[0]
+    _finish(canvas, row, 0, rows, activation, labels, probabilities, channels, logits, np.float32(sharpness))
 
 
 @_jit

@@ -249,7 +249,7 @@ def _finish_kernel(classes: int, activation: int, with_probabilities: bool, with
     offset = 1 if activation == SIGMOID else 0
 
     @jit
-    def kernel(canvas, shape, row, labels, rows, probabilities, channels, logits, flag):  # type: ignore[no-untyped-def]
+    def kernel(canvas, shape, row, labels, rows, probabilities, channels, logits, flag, sharpness):  # type: ignore[no-untyped-def]
         # shape: of the canvas (K, R, A, X)
         i = int32(cuda.blockIdx.z * cuda.blockDim.y + cuda.threadIdx.y)
         if i >= rows:
@@ -288,7 +288,7 @@ def _finish_kernel(classes: int, activation: int, with_probabilities: bool, with
                 if activation == SOFTMAX:
                     total = ZERO
                     for k in range(classes):
-                        e = _exp_negative(canvas[at + uint64(k) * plane] - best)
+                        e = _exp_negative(_product(canvas[at + uint64(k) * plane] - best, sharpness))
                         canvas[at + uint64(k) * plane] = e
                         total += e
                     scale = BYTE / total
@@ -299,7 +299,7 @@ def _finish_kernel(classes: int, activation: int, with_probabilities: bool, with
                     highest = ZERO
                     for k in range(classes):
                         value = canvas[at + uint64(k) * plane]
-                        e = _exp_negative(-abs(value))
+                        e = _exp_negative(_product(-abs(value), sharpness))
                         p1 = ONE / (ONE + e)
                         value = p1 if value >= ZERO else _product(e, p1)
                         canvas[at + uint64(k) * plane] = value
@@ -324,6 +324,7 @@ def finish(
     channels: DeviceArray | None = None,
     logits: DeviceArray | None = None,
     stream: Stream = 0,
+    sharpness: float = 1.0,
     block: Block = _FINISH_BLOCK,
 ) -> None:
     """Turn finished rows into bytes and clear their slots; see `reference.finish`.
@@ -337,6 +338,7 @@ def finish(
         probabilities: uint8 ``(P, n, A, X)``, written, or None.
         channels: int32 ``(P,)``, the class of each probability channel, or None.
         logits: float32 ``(K, n, A, X)``, written, or None.
+        sharpness: logits are multiplied by it before they become probabilities.
     """
     rows, depth, width = labels.shape
     if rows:
@@ -353,6 +355,7 @@ def finish(
             flag if channels is None else channels,
             _flat(canvas if logits is None else logits),
             flag,
+            np.float32(sharpness),
         )
 
 

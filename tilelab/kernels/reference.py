@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 
 SOFTMAX, SIGMOID = 0, 1
+ACTIVATIONS = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
 
 
 def cut(band: Array, rows: Int64, cross: Int64, cols: Int64, mean: Float32, gain: Float32, tile: Float32) -> None:
@@ -71,6 +72,7 @@ def finish(
     probabilities: UInt8,
     channels: Int64,
     logits: Float32,
+    sharpness: float = 1.0,
 ) -> None:
     """Turn finished rows into bytes and clear their slots.
 
@@ -82,6 +84,7 @@ def finish(
         probabilities: uint8 ``(P, n, A, X)``, written with ``round(255 p)``; P may be 0.
         channels: the class of each probability channel.
         logits: float32 ``(K, n, A, X)``, written, or empty.
+        sharpness: logits are multiplied by it before they become probabilities; labels and `logits` are as without.
     """
     ring = canvas.shape[1]
     slots = (row + np.arange(labels.shape[0])) % ring
@@ -90,15 +93,21 @@ def finish(
         logits[...] = canvas[:, slots]
     if activation == SOFTMAX:
         labels[...] = z.argmax(axis=0)
-        e = np.exp(z - z.max(axis=0))
-        p = e / e.sum(axis=0)
     else:
         labels[...] = np.where(z.max(axis=0) > 0, z.argmax(axis=0) + 1, 0)
-        p = 1 / (1 + np.exp(-z))
-        p = np.concatenate([1 - p.max(axis=0, keepdims=True), p])
+    p = to_probabilities(z, activation, sharpness)
     for i, k in enumerate(channels):
         probabilities[i] = np.floor(p[k] * 255 + 0.5)
     canvas[:, slots] = 0
+
+
+def to_probabilities(logits: Array, activation: int, sharpness: float = 1.0) -> Array:
+    """Logits ``(K, ...)`` as probabilities of the classes: of sigmoids with the background before them."""
+    if activation == SIGMOID:
+        yes = 1 / (1 + np.exp(-logits * logits.dtype.type(sharpness)))
+        return np.concatenate([1 - yes.max(axis=0, keepdims=True), yes])
+    powers = np.exp((logits - logits.max(axis=0)) * logits.dtype.type(sharpness))
+    return np.asarray(powers / powers.sum(axis=0))
 
 
 def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:

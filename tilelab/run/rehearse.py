@@ -29,7 +29,7 @@ from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.result import Result, read_result
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.place import Address, Place
-from tilelab.kernels.reference import SIGMOID, SOFTMAX, finish
+from tilelab.kernels.reference import ACTIVATIONS, finish
 from tilelab.machine.disk import why_unwritten
 from tilelab.run.infer import infer
 from tilelab.run.normalize import normalization_constants
@@ -311,8 +311,10 @@ def _compare(image: ThinnedImage, result: Result, engine: CopyingEngine, options
         clear = ranked[-1] - ranked[-2] > 1e-3 * (1 + np.abs(ranked[-1]))  # blending rounds where two are equal
         labels = np.empty(box.shape, np.uint8)
         shares = np.empty((len(chosen), *box.shape), np.uint8)
-        kind = SOFTMAX if spec.activation == "softmax" else SIGMOID
-        finish(logits, 0, kind, labels, shares, chosen, np.empty((0, 0, 0, 0), np.float32))
+        finish(
+            logits, 0, ACTIVATIONS[spec.activation], labels, shares, chosen, np.empty((0, 0, 0, 0), np.float32),
+            spec.sharpness,
+        )  # fmt: skip
         part = Box(box.start[1:], box.stop[1:]) if flat else box
         wrong = 0
         if options.labels:

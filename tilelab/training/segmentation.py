@@ -15,7 +15,7 @@ from tilelab.errors import ResumeError
 from tilelab.models.build import initialise
 from tilelab.models.encoders import find_weights, load_checkpoint_weights, load_encoder_weights
 from tilelab.models.measure import measure_network
-from tilelab.spec import ModelSpec, Normalization
+from tilelab.spec import Confidence, ModelSpec, Normalization
 from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
 from tilelab.training.data import CropSampler
 from tilelab.training.engine import TorchEngine
@@ -24,7 +24,7 @@ from tilelab.training.losses import weighted_sum
 from tilelab.training.pairs import check_images, measure_normalization, open_set
 from tilelab.training.provenance import DIGEST, describe_training, stated
 from tilelab.training.recipe import Recipe, RecipeError
-from tilelab.training.validate import validate
+from tilelab.training.validate import CONFIDENCE, validate
 
 _SAID = 4
 """Assumptions that are said one by one."""
@@ -168,7 +168,12 @@ class Segmentation:
         return f"mean IoU {scores['mean_iou']:.4f}  ({classes})"
 
     def keep(self, path: Path, header: Header, network: nn.Module) -> None:
-        """A checkpoint with the weights alone."""
+        """A checkpoint with the weights alone; what calibrates them is in their description."""
+        scores = dict(header.scores)
+        known = scores.pop(CONFIDENCE, None)
+        if known is not None:
+            spec = msgspec.structs.replace(header.spec, confidence=msgspec.convert(known, Confidence))
+            header = msgspec.structs.replace(header, spec=spec, scores=scores)
         tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
         save_checkpoint(path, Checkpoint(header, tensors))
 

@@ -6,20 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from tilelab.arrays import Float32, Int64
+from tilelab.arrays import Float32, Int64, UInt8
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError
+from tilelab.evaluation.metrics.confidence import Answers, calibrate, lattice_step
 from tilelab.evaluation.metrics.confusion import count_confusion, mean_of_present, score_confusion
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.results.sink import Finished
+from tilelab.kernels.reference import ACTIVATIONS
 from tilelab.run.options import Options
 from tilelab.run.prepare import prepare
 from tilelab.run.sweep.start import make_sweep
+from tilelab.spec import ModelSpec
 from tilelab.training.pairs import MaskedPlane
 from tilelab.training.sections import IGNORE
+
+CONFIDENCE = "confidence"
+"""Of the scores: `tilelab.spec.Confidence`, which is part of a model's description and none of its history."""
 
 
 class _Writer:
@@ -71,18 +78,33 @@ def infer_logits(engine: Engine, image: Image) -> Float32:
     return result
 
 
-def count_pair(engine: Engine, pair: MaskedPlane) -> Int64:
-    """Pixels of a pair by true class (rows) and predicted class (columns), int64 ``(classes, classes)``."""
-    classes = len(engine.spec.classes)
+def labels_of(logits: Float32, spec: ModelSpec) -> UInt8:
+    """The class of every pixel, of logits ``(K, ...)``."""
+    highest: UInt8 = logits.argmax(axis=0).astype(np.uint8)
+    if spec.activation == "softmax":
+        return highest
+    # with sigmoid, the background is where no output is above 0
+    return np.where(logits.max(axis=0) > 0, highest + np.uint8(1), np.uint8(0))
+
+
+def answer_pair(engine: Engine, pair: MaskedPlane) -> tuple[Int64, Answers]:
+    """Pixels of a pair by true class (rows) and predicted class (columns), int64 ``(classes, classes)``; and answers.
+
+    The latter are on a lattice, from which the temperature is found.
+    """
+    classes, step = len(engine.spec.classes), lattice_step(pair.shape)
     counts = np.zeros((256, 256), np.int64)
+    parts: list[Answers] = []
 
     def take(box: Box, rows: Finished) -> None:
-        assert rows.labels is not None  # noqa: S101  # asked for
-        truth = pair.mask.read(Box(box.start[1:], box.stop[1:]))
-        counts.__iadd__(count_confusion(rows.labels[0], truth, ignore=IGNORE))
+        assert rows.logits is not None  # noqa: S101  # asked for
+        logits, truth = rows.logits[:, 0], pair.mask.read(Box(box.start[1:], box.stop[1:]))
+        counts.__iadd__(count_confusion(labels_of(logits, engine.spec), truth, ignore=IGNORE))
+        y, x = (-start % step for start in box.start[1:])
+        parts.append(Answers.of(logits[:, y:, x:], truth[y:, x:], ignore=IGNORE, step=step))
 
-    sweep(engine, pair.image, take)
-    return counts[:classes, :classes]
+    sweep(engine, pair.image, take, logits=True)
+    return counts[:classes, :classes], Answers.all(parts)
 
 
 def validate(engine: Engine, pairs: Sequence[MaskedPlane]) -> dict[str, Any]:
@@ -90,12 +112,13 @@ def validate(engine: Engine, pairs: Sequence[MaskedPlane]) -> dict[str, Any]:
 
     Returns:
         ``mean_iou`` and ``iou`` (by class name) of the confusion matrix pooled over the images, ``image_mean_iou`` (the
-        mean over images of each one's mean IoU), ``pixel_accuracy``, and ``images``, their number.
+        mean over images of each one's mean IoU), ``pixel_accuracy``, ``images``, their number, and ``confidence``, what
+        calibrates the probabilities.
 
     Raises:
         InputError: there is nothing to score: every pixel is to be ignored.
     """
-    matrices = [count_pair(engine, pair) for pair in pairs]
+    matrices, answers = zip(*(answer_pair(engine, pair) for pair in pairs), strict=True)
     pooled = score_confusion(np.sum(matrices, axis=0))
     if np.isnan(pooled.pixel_accuracy):
         raise InputError("the validation masks hold no class at all: nothing can be scored")
@@ -108,4 +131,5 @@ def validate(engine: Engine, pairs: Sequence[MaskedPlane]) -> dict[str, Any]:
         ),
         "pixel_accuracy": round(pooled.pixel_accuracy, 6),
         "images": len(pairs),
+        CONFIDENCE: msgspec.to_builtins(calibrate(answers, ACTIVATIONS[engine.spec.activation])),
     }

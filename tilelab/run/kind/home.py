@@ -18,6 +18,7 @@ from tilelab.arrays import Array, Float32, Float64
 from tilelab.engines.base import Engine
 from tilelab.geometry import Box
 from tilelab.io.images.volume import Volume
+from tilelab.kernels.reference import ACTIVATIONS, to_probabilities
 from tilelab.spec import Home, ModelSpec
 
 BLOCK = 256  # pixels
@@ -87,7 +88,7 @@ def _blocks(engine: Engine, tile: Float32) -> Iterator[tuple[Float32, Float32]]:
     """At most 16 blocks of a tile, overlapping where it is not a multiple of them, with the network's probabilities."""
     logits = np.empty((engine.batch, engine.spec.values, *engine.tile), np.float32)
     engine.run(np.ascontiguousarray(np.broadcast_to(tile, (engine.batch, *tile.shape))), logits)
-    answers = to_probabilities(logits[0], engine.spec.activation)
+    answers = to_probabilities(logits[0], ACTIVATIONS[engine.spec.activation])
     grey = tile.mean(axis=0) if engine.spec.neighbours == 0 else tile[engine.spec.neighbours]
     for y in _starts(grey.shape[0]):
         for x in _starts(grey.shape[1]):
@@ -99,15 +100,6 @@ def _starts(size: int) -> list[int]:
     extra = size - min(size, BLOCK)
     count = 1 + min(3, -(-2 * extra // BLOCK))
     return sorted({round(extra * i / max(1, count - 1)) for i in range(count)})
-
-
-def to_probabilities(logits: Float32, activation: str) -> Float32:
-    """Logits ``(K, ...)`` as probabilities, of sigmoids with the background before them."""
-    if activation == "sigmoid":
-        yes = 1 / (1 + np.exp(-logits))
-        return np.concatenate([1 - yes.max(axis=0, keepdims=True), yes])
-    powers = np.exp(logits - logits.max(axis=0))
-    return np.asarray(powers / powers.sum(axis=0))
 
 
 def distance(home: Home, described: Float64, features: Sequence[int] | None = None) -> float:

@@ -244,6 +244,7 @@ class DeviceWork:
                 self.constants.get("channels"),
                 rows.get("finished logits"),
                 self.compute,
+                self.job.sharpness,
             )
             self.landings.send(landing, self.compute, self.down)
             self.done = landing.stop

@@ -81,13 +81,15 @@ def _take(canvas: Float32, start: int, stop: int, out: Array) -> None:
 def _finish_logits(job: Job, engine: Engine, canvas: Float32, start: int, rows: FinishedRows, _box: Box) -> None:
     limits = engine.spec.outputs[0].thresholds
     if not limits:
-        kernels.finish(canvas, start, job.activation, rows.labels, rows.probabilities, job.channels, rows.logits)
+        _to_bytes(job, canvas, start, rows, rows.labels)
         return
     odds = np.array([math.log(t / (1 - t)) for t in limits], np.float32)
     kernels.find_over(canvas, start, np.broadcast_to(odds, canvas.shape[:1]).copy(), rows.labels)
-    kernels.finish(
-        canvas, start, job.activation, np.empty_like(rows.labels), rows.probabilities, job.channels, rows.logits
-    )
+    _to_bytes(job, canvas, start, rows, np.empty_like(rows.labels))
+
+
+def _to_bytes(job: Job, canvas: Float32, start: int, rows: FinishedRows, labels: UInt8) -> None:
+    kernels.finish(canvas, start, job.activation, labels, rows.probabilities, job.channels, rows.logits, job.sharpness)
 
 
 def _finish_labels(_job: Job, engine: Engine, canvas: Float32, start: int, rows: FinishedRows, box: Box) -> None:

@@ -11,7 +11,7 @@ from tilelab.engines.base import Engine, GpuRoom
 from tilelab.geometry import Frame, Lattice
 from tilelab.io.images.finite import FiniteVolume
 from tilelab.io.images.volume import Volume, network_input
-from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.kernels.reference import ACTIVATIONS
 from tilelab.run.plan.request import ImageFacts, Request, Written, written_maps
 from tilelab.spec import ModelSpec
 
@@ -23,6 +23,7 @@ class Job:
     mean, gain: float32 ``(spec.channels,)``, or ``(slices, spec.channels)`` where each slice has its own; the network's
         input is ``(raw - mean) * gain``.
     clip: what it is cut off at, or None.
+    sharpness: what logits are multiplied by before they become probabilities.
     channels: the class of each probability channel, int64 ``(P,)``.
     mask: nonzero where the result is wanted; elsewhere labels and probabilities are 0 and blank tiles are not inferred.
     symmetries: 1, or 8 for test-time augmentation over the symmetries of the square.
@@ -42,6 +43,7 @@ class Job:
     symmetries: int = 1
     finite: bool = True
     clip: tuple[float, float] | None = None
+    sharpness: float = 1.0
 
     @classmethod
     def of(
@@ -67,13 +69,14 @@ class Job:
             frame=request.frame,
             mean=mean,
             gain=gain,
-            activation=SOFTMAX if request.spec.activation == "softmax" else SIGMOID,
+            activation=ACTIVATIONS[request.spec.activation],
             channels=np.array(request.written.probabilities, np.int64),
             labels=request.written.labels,
             logits=request.written.logits > 0,
             mask=mask,
             symmetries=request.symmetries,
             clip=request.spec.normalization.clip,
+            sharpness=request.spec.sharpness,
         )
 
     def request(self, engine: Engine, gpu: GpuRoom | None = None) -> Request:
