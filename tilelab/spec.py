@@ -148,7 +148,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             raise ValueError(f"thresholds {self.thresholds} are probabilities: give numbers between 0 and 1")
 
 
-class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What the images that a model was trained on look like, in the features of `tilelab.run.kind.home`.
 
     mean
@@ -159,16 +159,26 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Distance from which on an image is foreign.
     images
         How many there were.
+    others
+        Means of what is not home: of the training images inverted, at other scales, with noise, and of other kinds.
+    bounds
+        How far towards each of these an image of home lies at most, in spreads.
     """
 
     mean: tuple[float, ...]
     covariance: tuple[float, ...]
     limit: float
     images: int
+    others: tuple[tuple[float, ...], ...] = ()
+    bounds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if 2 * len(self.covariance) != len(self.mean) * (len(self.mean) + 1):
             raise ValueError(f"home has {len(self.mean)} features and {len(self.covariance)} covariances")
+        if len(self.bounds) != len(self.others) or any(len(other) != len(self.mean) for other in self.others):
+            raise ValueError("home has a bound for each other kind, and as many features of it as of itself")
+        if any(not bound > 0 for bound in self.bounds):
+            raise ValueError(f"bounds {self.bounds} of home must be positive")
 
 
 class Seams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

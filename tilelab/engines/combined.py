@@ -178,14 +178,14 @@ class CombinedEngine(BaseEngine):
         return tuple(made)
 
     def _probabilities(self, logits: Float32, sharpness: float) -> Float32:
-        logits = logits * np.float32(sharpness)
         if self.spec.activation == "sigmoid":
-            found = np.negative(logits)
+            found = logits * np.float32(-sharpness)
             with np.errstate(over="ignore"):  # of a number far below 0: infinity, the probability is 0
                 np.exp(found, out=found)
             found += 1
             return np.asarray(np.divide(1, found, out=found))
         found = logits - logits.max(axis=1, keepdims=True)
+        found *= np.float32(sharpness)
         np.exp(found, out=found)
         found /= found.sum(axis=1, keepdims=True)
         return np.asarray(found, np.float32)

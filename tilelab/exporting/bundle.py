@@ -31,7 +31,7 @@ from tilelab.exporting.describe import describe_model
 from tilelab.exporting.export import Exported, Place, export_model
 from tilelab.exporting.onnx_file import round_weights
 from tilelab.exporting.parity import Parity, ParityError, Reference, Sample, check_parity
-from tilelab.exporting.samples import training_images, validation_samples
+from tilelab.exporting.samples import planes_of, training_images, validation_samples
 from tilelab.exporting.source import CheckpointSource, OnnxSource, open_network
 from tilelab.exporting.write import Request
 from tilelab.io.images.image import Image
@@ -47,6 +47,7 @@ MOST_ROUNDED = 0.0005
 """Share of the labels that rounding the weights may change."""
 MOST_BYTES = 40_000_000
 """Of all bundled models as a wheel packs them."""
+_UNLIKE = 6  # images of a folder that say what another kind is like
 _DRAWN = (range(100, 106), range(106, 112))  # seeds of micrographs that are home, and of others that are known
 
 
@@ -58,17 +59,19 @@ class Material:
         samples: with truth, that files are compared on.
         trained: images of the training.
         known: others that the network is at home with.
+        foreign: groups of images of other kinds.
         variation: of brightness and contrast in training.
     """
 
     samples: Sequence[Sample]
     trained: Sequence[Image]
     known: Sequence[Image] = ()
+    foreign: Sequence[Sequence[Image]] = ()
     variation: Variation | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, data: Path, *, drawn: bool = False) -> Material:
-        """That of a recipe, with drawn superalloys where they are what the network is for.
+    def of(cls, recipe: Recipe, data: Path, *, drawn: bool = False, unlike: Sequence[Path] = ()) -> Material:
+        """That of a recipe, with drawn superalloys where they are what the network is for, unlike what folders hold.
 
         Raises:
             InputError: the images are not there, or do not fit the recipe.
@@ -79,6 +82,7 @@ class Material:
             validation_samples(recipe, data),
             [*training_images(recipe, data), *home],
             others,
+            [planes_of(folder)[:_UNLIKE] for folder in unlike],
             Variation(trained.brightness, trained.contrast),
         )
 
@@ -117,7 +121,7 @@ def build_bundle(
             _round(rounded, source, material, report)
             export_model(
                 OnnxSource(rounded), plain, material.samples, place=Place(free_size=not spec.tile_fixed),
-                trained=material.trained, known=material.known, report=report,
+                trained=material.trained, known=material.known, foreign=material.foreign, report=report,
             )  # fmt: skip
         proof = _quantise(plain, quick, material, report)
         files = [plain] if proof is None else [plain, quick.with_suffix(".bin"), quick]
@@ -150,7 +154,7 @@ def describe_bundle(
         for file in files:
             describe_model(
                 file, Path(scratch) / file.name, SpecOverrides(), trained=material.trained, known=known,
-                confidence=confidence, report=report,
+                foreign=material.foreign, confidence=confidence, report=report,
             )  # fmt: skip
         for made in sorted(Path(scratch).iterdir()):
             move_whole(made, folder / made.name)
@@ -178,7 +182,7 @@ def _quantise(plain: Path, quick: Path, material: Material, report: Callable[[st
     try:
         done = export_model(
             source, quick, material.samples, precision="int8", request=request, trained=material.trained,
-            known=material.known, report=report,
+            known=material.known, foreign=material.foreign, report=report,
         )  # fmt: skip
         refused = max(done.checks, key=lambda check: check.changed)
         if refused.changed <= MOST_CHANGED:
@@ -251,6 +255,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder of the recipe")
     parser.add_argument("--recipe", metavar="R", help="of an .onnx (a checkpoint has its own)")
     parser.add_argument("--drawn", action="store_true", help="the network is at home in drawn superalloys, too")
+    parser.add_argument("--unlike", type=Path, nargs="+", default=[], metavar="DIR", help="images of other kinds")
     parser.add_argument("--describe", action="store_true", help="of the files that are there: their networks stay")
     parser.add_argument("-o", "--folder", type=Path, default=bundled_folder(), metavar="DIR",
                         help="where the files go (the package's own)")  # fmt: skip
@@ -261,7 +266,7 @@ def main(words: Sequence[str] | None = None) -> int:
         recipe = load_recipe(args.recipe) if args.recipe else source.recipe
         if recipe is None:
             raise ModelError(f"{args.source} does not say what it was trained with: give --recipe")
-        material = Material.of(recipe, args.data, drawn=args.drawn)
+        material = Material.of(recipe, args.data, drawn=args.drawn, unlike=args.unlike)
         files = (
             describe_bundle(args.name, material, args.folder, say)
             if args.describe

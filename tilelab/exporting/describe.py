@@ -41,6 +41,7 @@ def describe_model(
     name: str | None = None,
     trained: Sequence[Image] = (),
     known: Sequence[Image] = (),
+    foreign: Sequence[Sequence[Image]] = (),
     confidence: Confidence | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda _: None,
@@ -56,6 +57,7 @@ def describe_model(
         name: of the model; None keeps its own, or that of the file.
         trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
         known: others that it is at home with.
+        foreign: groups of images that it is not at home with.
         confidence: what calibrates its probabilities; None keeps what the file says.
         force: replace an existing file.
         report: called with one line for each thing the user should know.
@@ -82,7 +84,7 @@ def describe_model(
         spec = settle_outputs(engine, overrides)
         spec = msgspec.structs.replace(spec, name=name or spec.name, confidence=confidence or spec.confidence)
         if trained:
-            spec = msgspec.structs.replace(spec, home=learn_home(engine, trained, known))
+            spec = msgspec.structs.replace(spec, home=learn_home(engine, trained, known, foreign))
         for line in (*engine.warnings, *engine.assumptions):
             report(str(line))
     finally:

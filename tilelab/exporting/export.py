@@ -61,6 +61,7 @@ def export_model(
     require: Sequence[Precision] = (),
     trained: Sequence[Image] = (),
     known: Sequence[Image] = (),
+    foreign: Sequence[Sequence[Image]] = (),
     seams: bool = True,
     calibrate: bool = True,
     force: bool = False,
@@ -79,6 +80,7 @@ def export_model(
             too, and permitted if they pass.
         trained: images that the network was trained on: what they look like is kept in the file, see `learn_home`.
         known: others that it is at home with, beside the samples.
+        foreign: groups of images that it is not at home with.
         seams: measure how far tiles are from the whole image; False keeps what the source says of it.
         calibrate: find the temperature of the probabilities, where truth is known; False keeps what the source says.
         force: replace an existing output.
@@ -121,7 +123,9 @@ def export_model(
             if calibrate:
                 spec = msgspec.structs.replace(spec, confidence=reference.confidence(spec))
             if trained:
-                spec = msgspec.structs.replace(spec, home=_home(partial, source.threads, trained, images, known))
+                spec = msgspec.structs.replace(
+                    spec, home=_home(partial, source.threads, trained, images, known, foreign)
+                )
             written.describe(spec)
             written_files = list(
                 reversed(read_model(partial).files)
@@ -135,12 +139,17 @@ def export_model(
 
 
 def _home(
-    path: Path, threads: int | None, trained: Sequence[Image], samples: Sequence[Sample], known: Sequence[Image]
+    path: Path,
+    threads: int | None,
+    trained: Sequence[Image],
+    samples: Sequence[Sample],
+    known: Sequence[Image],
+    foreign: Sequence[Sequence[Image]],
 ) -> Home:
     """What `trained` look like to the exported file; the gate's images are known to it, too."""
     engine = load_engine(path, device="auto", threads=threads, trial=False)
     try:
-        return learn_home(engine, trained, [*(sample.image for sample in samples), *known])
+        return learn_home(engine, trained, [*(sample.image for sample in samples), *known], foreign)
     finally:
         engine.close()
 

@@ -12,7 +12,8 @@ from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
-from tilelab.run.kind.home import distance, knows, look
+from tilelab.run.kind.fit import scaled
+from tilelab.run.kind.home import BLOCK, describe, distance, knows, look, normalized, places, towards
 from tilelab.run.normalize import normalization_constants
 from tilelab.spec import Home
 
@@ -20,13 +21,20 @@ _SHRINKAGE = 0.3  # of covariances to none: images are few, features are many
 _MARGIN = 1.15  # beyond the farthest image that is known
 _LEAST = 1e-3  # of a variance
 _PLACES = 16
+_FEW = 2  # of an image that is changed
+_ENOUGH = 6  # images that tell what lies around them
+_SCALES = (2.0, 0.5)
+_NOISES = (0.5, 1.0)  # of an image's spread
 
 
-def learn_home(engine: Engine, trained: Sequence[Image], known: Sequence[Image] = ()) -> Home:
+def learn_home(
+    engine: Engine, trained: Sequence[Image], known: Sequence[Image] = (), foreign: Sequence[Sequence[Image]] = ()
+) -> Home:
     """What `trained` look like to the model of `engine`; `known` are others that it is at home with.
 
     An image is foreign when it is farther away than any of both, by a margin; where none is known beside those of the
-    training, farther than any of these is from the others.
+    training, farther than any of these is from the others.  So is one that lies farther than they towards what the
+    training images would be if they were changed, or towards a group of `foreign` ones.
 
     Raises:
         InputError: there is no image.
@@ -37,12 +45,67 @@ def learn_home(engine: Engine, trained: Sequence[Image], known: Sequence[Image] 
     if not knows(engine.spec):
         raise ModelError("only 2-D models that give classes of grey images can remember what they were trained on")
     seen = [_describe(engine, image) for image in trained]
+    others = [_describe(engine, image) for image in known]
     home = _remember(seen)
     if known:
-        far = [distance(home, part) for part in [*seen, *(_describe(engine, image) for image in known)]]
+        far = [distance(home, part) for part in [*seen, *others]]
     else:  # each by what the others teach
         far = [distance(_remember(seen[:i] + seen[i + 1 :] or seen), part) for i, part in enumerate(seen)]
-    return msgspec.structs.replace(home, limit=float(f"{_MARGIN * max(far):.4g}"))
+    home = msgspec.structs.replace(home, limit=float(f"{_MARGIN * max(far):.4g}"))
+    if len(trained) < _ENOUGH:
+        return home
+    changed = [_change(engine, image) for image in trained]
+    groups = [np.mean([_describe(engine, image, 1).mean(axis=0) for image in group], axis=0) for group in foreign]
+    return _look_away(home, seen, others, changed, groups)
+
+
+def _look_away(
+    home: Home, seen: list[Float64], known: list[Float64], changed: list[Float64], groups: list[Float64]
+) -> Home:
+    """Home with what lies around it.
+
+    Args:
+        home: of `seen`.
+        seen, known: blocks ``(n, features)`` of each image.
+        changed: of each image in `seen`, its mean features in every change, ``(changes, features)``; NaN where it
+            allows none.
+        groups: mean features of each group of foreign images.
+    """
+    possible = (~np.isnan(changed).any(axis=2)).sum(axis=0) > 1
+
+    def without(i: int | None) -> Home:
+        means = np.array([one[possible] for k, one in enumerate(changed) if k != i])
+        kept = [part for k, part in enumerate(seen) if k != i]
+        others = (*np.nanmean(means, axis=0), *groups)
+        return msgspec.structs.replace(
+            home if i is None else _remember(kept), others=tuple(map(_short, others)), bounds=(1.0,) * len(others)
+        )
+
+    whole = without(None)
+    far = [towards(without(i), part) for i, part in enumerate(seen)] + [towards(whole, part) for part in known]
+    bounds = np.maximum(np.max(far, axis=0) + np.std(far, axis=0), 1)
+    return msgspec.structs.replace(whole, bounds=_short(bounds))
+
+
+def _change(engine: Engine, image: Image) -> Float64:
+    """Mean features of an image in every change, ``(changes, features)``."""
+    volume = network_input(Volume(image), engine.spec)
+    mean, gain, _ = normalization_constants(Volume(image), engine.spec.normalization, engine.spec.channels)
+    chance = np.random.default_rng(0)
+    found: list[list[Float64]] = [[] for _ in range(1 + len(_NOISES))]
+    for box in places(volume, engine.tile, _FEW):
+        tile = normalized(volume.read(box)[:, 0], mean, gain, engine.tile)
+        noises = [tile + chance.normal(0, share * tile.std(), tile.shape) for share in _NOISES]
+        for kept, made in zip(found, [2 * tile.mean() - tile, *noises], strict=True):
+            kept.append(describe(engine, made.astype(np.float32)))
+    rows = [np.concatenate(kept).mean(axis=0) for kept in found]
+    for scale in _SCALES:
+        if scale * min(volume.shape[1:]) < BLOCK:
+            rows.append(np.full_like(rows[0], np.nan))
+            continue
+        resampled = network_input(Volume(scaled(image, scale)), engine.spec)
+        rows.append(look(resampled, engine, mean, gain, _FEW).mean(axis=0))
+    return np.array(rows)
 
 
 def widen_home(home: Home, engine: Engine, images: Sequence[Image]) -> Home:
@@ -60,7 +123,9 @@ def widen_home(home: Home, engine: Engine, images: Sequence[Image]) -> Home:
         images=home.images + len(images),
     )
     far = max(distance(wide, part) for part in seen)
-    return msgspec.structs.replace(wide, limit=max(home.limit, float(f"{_MARGIN * far:.4g}")))
+    bounds = np.max([np.array(home.bounds), *(_MARGIN * towards(wide, part) for part in seen)], axis=0)
+    limit = max(home.limit, float(f"{_MARGIN * far:.4g}"))
+    return msgspec.structs.replace(wide, limit=limit, bounds=_short(bounds))
 
 
 def _remember(seen: list[Float64]) -> Home:
@@ -76,10 +141,10 @@ def _remember(seen: list[Float64]) -> Home:
     )
 
 
-def _describe(engine: Engine, image: Image) -> Float64:
+def _describe(engine: Engine, image: Image, most: int = _PLACES) -> Float64:
     volume = Volume(image)
     mean, gain, _ = normalization_constants(volume, engine.spec.normalization, engine.spec.channels)
-    return look(network_input(volume, engine.spec), engine, mean, gain, _PLACES)
+    return look(network_input(volume, engine.spec), engine, mean, gain, most)
 
 
 def _short(values: Float64) -> tuple[float, ...]:

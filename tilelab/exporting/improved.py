@@ -25,7 +25,7 @@ from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.machine.disk import work_folder
-from tilelab.run.kind.home import distance, knows, look
+from tilelab.run.kind.home import knows, look, strangeness
 from tilelab.run.normalize import normalization_constants
 from tilelab.spec import ModelSpec, Normalization
 from tilelab.text import install_hint
@@ -277,7 +277,7 @@ def _drawn(spec: ModelSpec, engine: Engine) -> tuple[Any, Any] | None:
         image = open_image((drawn * np.float32(FULL_SCALE.get(dtype, 1.0))).astype(dtype), axes="yx")
         its = _constants(spec, image)
         mean, gain = np.array(its.mean, np.float32), np.array([1 / s for s in its.std], np.float32)
-        if not planes and distance(spec.home, look(Volume(image), engine, mean, gain, 1)) > spec.home.limit:
+        if not planes and strangeness(spec.home, look(Volume(image), engine, mean, gain, 1)) > 1:
             return None
         known = mask if truth else np.full(mask.shape, IGNORE, np.uint8)
         planes.append(MaskedPlane(f"drawn {number}", image, ArrayMask(known)))

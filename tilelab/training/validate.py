@@ -19,7 +19,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.results.sink import Finished
 from tilelab.kernels.reference import ACTIVATIONS
 from tilelab.run.options import Options
-from tilelab.run.prepare import prepare
+from tilelab.run.prepare import Prepared, prepare
 from tilelab.run.sweep.start import make_sweep
 from tilelab.spec import ModelSpec
 from tilelab.training.pairs import MaskedPlane
@@ -59,11 +59,15 @@ def sweep(engine: Engine, image: Image, take: Callable[[Box, Finished], None], *
         InputError, ModelError, EngineError: as `tilelab.infer`.
     """
     options = Options(labels=not logits, logits=logits, probabilities=("none",), ignore_pixel_size=True)
-    prepared = prepare(image, engine, options)
+    sweep_prepared(prepare(image, engine, options), take)
+
+
+def sweep_prepared(prepared: Prepared, take: Callable[[Box, Finished], None]) -> None:
+    """The same of what is prepared already."""
     axis = prepared.plan.frame.sweep_axis
     job = replace(prepared.job, finite=False)  # a network in training, or one that is being compared, may give NaN
     for unit in prepared.plan.units:
-        make_sweep(job, engine, unit.box).run(_Writer(take, unit.box, axis))
+        make_sweep(job, prepared.engine, unit.box).run(_Writer(take, unit.box, axis))
 
 
 def infer_logits(engine: Engine, image: Image) -> Float32:

@@ -5,6 +5,10 @@ texture: spread, skewness and kurtosis of its intensities as the network gets th
 pyramid (Burt and Adelson, 1983), which tell scale, contrast, polarity and noise.  The other half is what the network
 says of it: how much it sees of each class, and how sure it is.  An image's distance from home is the median of its
 blocks' Mahalanobis distances from the training images' (Lee et al., 2018, arXiv 1807.03888, with these features).
+
+That is blind where the training images differ much among themselves.  So a model also remembers what it would look like
+were they inverted, at another scale, noisy or of another kind: an image that lies towards one of these (on Fisher's
+line from home) as no image of home does is foreign, too, however near it is otherwise.
 """
 
 from __future__ import annotations
@@ -128,6 +132,19 @@ def texture_distance(volume: Volume, spec: ModelSpec, mean: Float32, gain: Float
         normalized(volume.read(box)[:, 0], mean, gain, tile)[grey].mean(axis=0) for box in places(volume, tile, _BLOCKS)
     ]
     return distance(spec.home, np.array([describe_texture(block) for block in blocks]), range(TEXTURE))
+
+
+def towards(home: Home, described: Float64) -> Float64:
+    """How far blocks ``(n, features)`` are from home towards each of the others, on the mean, in spreads of home."""
+    off = np.array(home.others).reshape(-1, len(home.mean)) - np.array(home.mean)
+    lines = off @ np.linalg.inv(covariance_of(home))
+    far = lines @ (described.mean(axis=0) - np.array(home.mean))
+    return np.asarray(far / np.sqrt((lines * off).sum(axis=1)))
+
+
+def strangeness(home: Home, described: Float64) -> float:
+    """How unlike home described blocks are: beyond 1 they are foreign."""
+    return float(max([distance(home, described) / home.limit, *(towards(home, described) / np.array(home.bounds))]))
 
 
 def covariance_of(home: Home) -> Float64:

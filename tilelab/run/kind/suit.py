@@ -15,7 +15,7 @@ from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.storage.decode import LARGE_BYTES
-from tilelab.run.kind.home import BLOCK, MOST_PLACES, distance, knows, look, texture_distance
+from tilelab.run.kind.home import BLOCK, MOST_PLACES, knows, look, strangeness, texture_distance
 from tilelab.run.normalize import WHITE, normalization_constants
 from tilelab.run.opening import OpenedImage
 from tilelab.run.options import Options
@@ -87,7 +87,7 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
     assumed = Assumption(
         what=_WHAT.format(image.uri),
         taken=f"that of the training images, {best}",
-        because=f"{_unlike(home, far)}, and so changed {best.distance:.3g} from them",
+        because=f"{_unlike(home, far)}, and so changed {best.distance / home.limit:.2g} times",
         flag="--scale and --invert",
     )
     scale = None if best.scale == 1 else best.scale
@@ -136,11 +136,11 @@ def _home_of(image: Image, spec: ModelSpec) -> Home | None:
 def _compare(
     image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32, home: Home, search: bool = True
 ) -> tuple[float, Fit, Constants] | None:
-    """How far an image is from home, and what would bring it closest; None for one that is at home, or unreadable."""
+    """How strange an image is, and what would bring it closest; None for one that is at home, or unreadable."""
     volume = network_input(Volume(image), engine.spec)
     try:
-        far = distance(home, look(volume, engine, mean, gain, _worth(volume, engine)))
-        if far <= home.limit:
+        far = strangeness(home, look(volume, engine, mean, gain, _worth(volume, engine)))
+        if far <= 1:
             return None
         from tilelab.run.kind.fit import Fit, fit_home
 
@@ -156,13 +156,14 @@ def _assume(image: Image, home: Home, far: float, best: Fit) -> Assumption:
     return Assumption(
         what=_WHAT.format(image.uri),
         taken="the model's" if alike else "the model's, though it may be of another material or instrument",
-        because=_unlike(home, far) + (f", most like them {best} ({best.distance:.3g})" if best.changes else ""),
+        because=_unlike(home, far)
+        + (f", most like them {best} ({best.distance / home.limit:.2g})" if best.changes else ""),
         flag="--fit",
     )
 
 
 def _unlike(home: Home, far: float) -> str:
-    return f"it is unlike the {home.images} images of the training (distance {far:.3g}, known ones {home.limit:.3g})"
+    return f"it is unlike the {home.images} images of the training ({far:.2g} times as far off as known ones may be)"
 
 
 def _worth(volume: Volume, engine: Engine) -> int:
