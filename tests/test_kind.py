@@ -10,12 +10,13 @@ import onnx
 import pytest
 
 import tilelab
+from tilelab.engines.registry import read_spec
 from tilelab.errors import ModelError, StrictError
 from tilelab.exporting.home import learn_home
 from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
 from tilelab.run.kind.fit import Constants, Fit, scaled
-from tilelab.run.kind.home import BLOCK, TEXTURE, describe_texture, distance
+from tilelab.run.kind.home import BLOCK, TEXTURE, describe_texture, distance, strangeness, towards
 from tilelab.run.options import Options
 from tilelab.sample import draw_superalloy
 from tilelab.spec import Home, ModelSpec
@@ -168,3 +169,30 @@ def test_a_home_is_kept_in_the_description():
 def test_fit_and_a_scale_contradict_each_other(model, tmp_path):
     with pytest.raises(ModelError, match="leave --scale and --rescale out"):
         said(model, drawn(20), tmp_path, fit=True, scale=0.5)
+
+
+def test_what_lies_towards_another_kind_is_foreign_however_near():
+    """On the line to the other kind two spreads are home's bound; across it only the distance counts."""
+    home = Home(
+        mean=(0.0, 0.0), covariance=(4.0, 0.0, 1.0), limit=10.0, images=6, others=((20.0, 0.0),), bounds=(2.0,)
+    )
+    away = np.array([[3.0, 0.0], [7.0, 0.0]])  # on the mean 2.5 spreads
+    assert towards(home, away) == pytest.approx([2.5])
+    assert strangeness(home, away) == pytest.approx(1.25)
+    assert strangeness(home, -away) < 0.4
+    assert strangeness(home, np.array([[0.0, 9.0]])) == pytest.approx(0.9)
+    assert strangeness(home, np.array([[0.0, 11.0]])) == pytest.approx(1.1)
+    plain = Home(mean=(0.0,), covariance=(1.0,), limit=2.0, images=1)
+    assert strangeness(plain, np.array([[3.0]])) == 1.5
+    assert b"bounds" not in msgspec.json.encode(plain)
+    with pytest.raises(ValueError, match="bound for each other kind"):
+        Home(mean=(0.0,), covariance=(1.0,), limit=2.0, images=1, others=((1.0,),))
+
+
+def test_home_knows_what_it_would_look_like_changed(model):
+    """None of the images that it was learnt from lies towards any of the others as far as the bounds."""
+    home = read_spec(model).home
+    assert len(home.others) == 5
+    far = [(np.array(other) - home.mean) for other in home.others]
+    assert all(np.linalg.norm(off) > 0 for off in far)
+    assert min(home.bounds) >= 1

@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                           "trained on, where its folder does not say")  # fmt: skip
     collects.add_argument("--lines", default="membrane", metavar="CLASS", help="class whose lines enclose regions: "
                           "models that have it get V_rand and V_info (%(default)s)")  # fmt: skip
+    collects.add_argument("--add", action="store_true", help="runs of other names stay on the page")
     collects.add_argument("--no-pictures", action="store_true")
     for command in (trains, collects):
         command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
@@ -157,6 +158,15 @@ def _collect(args: argparse.Namespace) -> int:
     command = shlex.join(["python", "-m", "benchmarks.trained.results", "collect", "RUNS", "--data", "DATA",
                           *(["--split", args.split] if args.split else [])])  # fmt: skip
     records = [result.record for result in results]
+    if args.add:
+        names = {record["run"] for record in records}
+        kept = args.output.with_suffix(".json")
+        records += [old for old in (json.loads(kept.read_text()) if kept.exists() else []) if old["run"] not in names]
+        drawn = {
+            record["dataset"]: args.output.with_name(f"{args.output.stem}-{record['dataset']}.png")
+            for record in records
+        }
+        pictures = {data: file.name for data, file in drawn.items() if file.exists()} | pictures
     args.output.write_text(to_markdown(records, pictures, command))
     args.output.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
     print(args.output)
