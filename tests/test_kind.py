@@ -173,9 +173,7 @@ def test_fit_and_a_scale_contradict_each_other(model, tmp_path):
 
 def test_what_lies_towards_another_kind_is_foreign_however_near():
     """On the line to the other kind two spreads are home's bound; across it only the distance counts."""
-    home = Home(
-        mean=(0.0, 0.0), covariance=(4.0, 0.0, 1.0), limit=10.0, images=6, others=((20.0, 0.0),), bounds=(2.0,)
-    )
+    home = Home(mean=(0.0, 0.0), covariance=(4.0, 0.0, 1.0), limit=10.0, images=6, others=((20.0, 0.0),), bounds=(2.0,))
     away = np.array([[3.0, 0.0], [7.0, 0.0]])  # on the mean 2.5 spreads
     assert towards(home, away) == pytest.approx([2.5])
     assert strangeness(home, away) == pytest.approx(1.25)

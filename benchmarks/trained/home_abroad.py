@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from benchmarks.trained.home_abroad_page import draw_page, to_markdown
+from benchmarks.trained.home_abroad_page import Panel, draw_page, to_markdown
 from tilelab.arrays import Float32, UInt8
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import load_engine
@@ -39,6 +39,8 @@ from tilelab.training.validate import labels_of, sweep_prepared
 
 MODELS = ("superalloy", "coating", "axon", "particles", "superalloy-unet", "superalloy-pmcanet")
 SETS = ("superalloy", "coating", "axon", "particles", "meltpool", "membrane")
+SHOWN = ("superalloy", "coating", "axon", "particles")
+"""Models in the picture; the micrographs are of sets whose licence lets them be shown."""
 CHANGES = ("as they are", "inverted", "twice the size", "half the size", "noisy")
 TILE, FEW = 64, 0.05  # pixels of a side of the tiles that are ranked, and their share
 LARGEST = 1024  # pixels of a side, from the middle
@@ -189,6 +191,28 @@ def rows_of(known: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def panels_of(model: str, data: Path) -> list[Panel]:
+    """Its first image as it is; inverted and at half the size, without and with ``--fit``; and one of another set."""
+    other = SHOWN[SHOWN.index(model) - 1]
+    _, image, _ = next(images_of(data, model))
+    _, foreign, _ = next(images_of(data, other))
+    ways = [(f"{model}: as it is", image, False)]
+    for change in ("inverted", "half the size"):
+        ways += [(change, changed(image, change), False), (f"{change} --fit", changed(image, change), True)]
+    with closing(load_engine(model, device="cpu", precision="fp32")) as engine:
+        colors = [list(bytes.fromhex(info.color[1:])) for info in engine.spec.classes]
+        return [
+            Panel(
+                title,
+                not fit and alarmed(engine, seen),
+                seen,
+                labels_of(infer_logits(engine, seen, fit)[0], engine.spec),
+                colors,
+            )
+            for title, seen, fit in [*ways, (f"of {other}", foreign, False)]
+        ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -200,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.md", help="the page")
     parser.add_argument("--models", default=",".join(MODELS), metavar="A,B", help="(%(default)s)")
     parser.add_argument("--page", action="store_true", help="write page and pictures of what was measured before")
+    parser.add_argument("--no-picture", action="store_true", help="leave the picture as it is")
     args = parser.parse_args(argv)
     kept = args.output.with_suffix(".json")
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -207,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model in args.models.split(","):
             measure(model, args.data, known, lambda: kept.write_text(json.dumps(known, indent=0) + "\n"))
     picture = args.output.with_suffix(".png")
-    draw_page(args.data, picture)
+    if not args.no_picture:
+        draw_page([panels_of(model, args.data) for model in SHOWN], picture)
     args.output.write_text(to_markdown(rows_of(known), picture.name))
     print(args.output)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from PIL import ImageDraw, ImageFont
 from tilelab.arrays import UInt8
 
 _PANEL, _GAP, _TEXT = 200, 4, 16
-SHOWN = ("superalloy", "coating", "axon", "particles")
-"""Models in the picture; the micrographs are of sets whose licence lets them be shown."""
 
 _ABOUT = """\
 # The bundled models at home and abroad
@@ -84,32 +82,28 @@ def _abroad_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw_page(data: Path, file: Path) -> None:
-    """One row a model: its image, inverted and at half the size, each without and with ``--fit``, and another kind."""
-    from benchmarks.trained.home_abroad import alarmed, changed, images_of, infer_logits
-    from tilelab.engines.registry import load_engine
-    from tilelab.training.validate import labels_of
+@dataclass(frozen=True)
+class Panel:
+    """An image with what a model says of it, and the words above."""
 
-    width, height = 6 * (_PANEL + _GAP), len(SHOWN) * (_PANEL + _TEXT + _GAP)
+    title: str
+    alarm: bool
+    image: UInt8
+    labels: UInt8
+    colors: Sequence[Sequence[int]]
+
+
+def draw_page(rows: Sequence[Sequence[Panel]], file: Path) -> None:
+    """Rows of panels; what raises an alarm has its words in red."""
+    width, height = len(rows[0]) * (_PANEL + _GAP), len(rows) * (_PANEL + _TEXT + _GAP)
     sheet = Pillow.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for i, model in enumerate(SHOWN):
-        _, image, _ = next(images_of(data, model))
-        _, other, _ = next(images_of(data, SHOWN[i - 1]))
-        ways = [("as it is", image, False)]
-        ways += [
-            (change, changed(image, change), fit) for change in ("inverted", "half the size") for fit in (False, True)
-        ]
-        with closing(load_engine(model, device="cpu", precision="fp32")) as engine:
-            colors = [list(bytes.fromhex(info.color[1:])) for info in engine.spec.classes]
-            for k, (title, seen, fit) in enumerate([*ways, (f"{SHOWN[i - 1]} image", other, False)]):
-                logits, _ = infer_logits(engine, seen, fit)
-                alarm = not fit and alarmed(engine, seen)
-                panel = _overlay(seen, labels_of(logits, engine.spec), colors)
-                x, y = k * (_PANEL + _GAP), i * (_PANEL + _TEXT + _GAP)
-                text = f"{model}: " * (k == 0) + title + " --fit" * fit + "  ALARM" * alarm
-                pen.text((x + 2, y), text, fill="#c00000" if alarm else "black", font=font)
-                sheet.paste(panel, (x, y + _TEXT))
+    for i, panels in enumerate(rows):
+        for k, panel in enumerate(panels):
+            x, y = k * (_PANEL + _GAP), i * (_PANEL + _TEXT + _GAP)
+            text = panel.title + "  ALARM" * panel.alarm
+            pen.text((x + 2, y), text, fill="#c00000" if panel.alarm else "black", font=font)
+            sheet.paste(_overlay(panel.image, panel.labels, panel.colors), (x, y + _TEXT))
     sheet.quantize(128, dither=Pillow.Dither.NONE).save(file, optimize=True)
 
 
