@@ -24,6 +24,9 @@ strong as the image's own spread), and those of the other sets. *Alarm*: `tilela
 those of the training. *IoU* is the mean over the classes, of the pixels of all images; *ECE* the expected calibration
 error of the calibrated probabilities, fifteen bins, the mean over the images; labels of images at other sizes are
 compared at the truth's. `--fit` changes only images that raise an alarm.
+
+The particles come from many microscopes, dark and bright, large and small: one of them inverted or at another size is
+like another of them, the model does as well there, and an alarm would be wrong.
 """
 
 _TILES = """\
