@@ -34,7 +34,8 @@ def why_unwritten(error: OSError) -> str:
     """Why nothing could be written, and what to do where it is the place: it is full, or another user's."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    ours = error.errno is not None and error.strerror != os.strerror(error.errno)  # which says more
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not ours:
         return "this user may not write there; name another place"
     return error.strerror or str(error)
 
