@@ -4,9 +4,10 @@ numba-cuda-mlir comes first because it is the one that is maintained: it works w
 numba-cuda stays for its simulator (``NUMBA_ENABLE_CUDASIM=1``), which the other has not, and for machines that have
 nothing else.
 
-Compiled kernels are kept between processes, under the user's cache folder, where that can be written.  A kernel is found
-again by its signature, its code and what it closes over, the compute capability, the versions of the CUDA runtime and
-of the compiler (all by Numba), and a digest of this folder's sources (by us: Numba does not see what a kernel calls).
+Compiled kernels are kept between processes, under the user's cache folder, where that can be written.  A kernel is
+found again by its signature, its code and what it closes over, the compute capability, the versions of the CUDA
+runtime and of the compiler (all by Numba), and a digest of this folder's sources (by us: Numba does not see what a
+kernel calls).
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ def _import_numba_cuda() -> Any:
     """numba-cuda; its releases up to 0.30.4 ask NumPy by name for a function that 2.5 removed, while they load."""
     lacking = not hasattr(np, "row_stack")
     if lacking:
-        np.row_stack = np.vstack
+        np.vstack = np.vstack
     try:
         module = import_module("numba.cuda")
         if not SIMULATED:
             import_module("numba.cuda.np.arrayobj")
     finally:
         if lacking:
-            del np.row_stack
+            del np.vstack
     return module
 
 
 def _import_mlir() -> None:
-    """numba-cuda-mlir, made ready without torch, which it would import if it found it: no kernel needs those seconds."""
+    """numba-cuda-mlir, made ready without torch, which it would import if it found it: no kernel needs that."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]
@@ -77,8 +78,7 @@ def _choose() -> tuple[str, str]:
     except ImportError as error:
         problems.append(f"numba-cuda: {error}")
         raise EngineError(
-            f"the GPU path needs numba-cuda-mlir, which does not load ({'; '.join(problems)}): "
-            + install_hint("gpu")
+            f"the GPU path needs numba-cuda-mlir, which does not load ({'; '.join(problems)}): " + install_hint("gpu")
         ) from error
     return "numba-cuda", "numba.cuda"
 
@@ -97,7 +97,7 @@ _config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 @cache
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept: one folder per compiler and state of the kernels' sources; None without a place."""
+    """Where compiled kernels are kept: by compiler and state of the sources; None without a place."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())

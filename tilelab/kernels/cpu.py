@@ -1,20 +1,30 @@
 """The kernels on the CPU, compiled by Numba: same arguments and meaning as in `tilelab.kernels.reference`.
 
-They release the GIL, and every pixel is computed in one order, so rows shared among threads have the same bytes.  Inner loops run over
-x alone and hold float32 only, which lets LLVM vectorise them; `fastmath` stays off, so nothing is reordered or fused.
+They release the GIL, and every pixel is computed in one order, so rows shared among threads have the same bytes.
+Inner loops run over x alone and hold float32 only, which lets LLVM vectorise them; `fastmath` stays off, so nothing
+is reordered or fused.
 """
 
 from __future__ import annotations
 
-from tilelab.arrays import Array, Float32, Int64, UInt8
-
-from tilelab.kernels.jit import jit
 import numpy as np
 
+from tilelab.arrays import Array, Float32, Int64, UInt8
+from tilelab.kernels.jit import jit
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
-__all__ = ["SIGMOID", "SOFTMAX", "all_finite", "blend", "cut", "find_constant_lines", "find_over", "finish", "is_constant"]
+__all__ = [
+    "SIGMOID",
+    "SOFTMAX",
+    "all_finite",
+    "blend",
+    "cut",
+    "find_constant_lines",
+    "find_over",
+    "finish",
+    "is_constant",
+]
 
 _jit = jit(error_model="numpy")
 

@@ -1,4 +1,4 @@
-"""The kernels on an NVIDIA GPU, compiled by NVIDIA's Numba: what `tilelab.kernels.reference` does, a whole batch at a time.
+"""The kernels on an NVIDIA GPU, compiled by Numba: what `tilelab.kernels.reference` does, a whole batch at a time.
 
 Nothing is atomic and every output is computed by one thread in one order, so the bytes are the same run after run.
 Products that are followed by a sum are rounded first, as on the CPU (no fused multiply-add): canvas, labels and logits

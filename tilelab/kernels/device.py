@@ -5,8 +5,6 @@ With ``NUMBA_ENABLE_CUDASIM=1`` in the environment everything runs in Numba's si
 
 from __future__ import annotations
 
-from tilelab.arrays import Array
-
 import contextlib
 import math
 import re
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilelab.arrays import Array
 from tilelab.errors import EngineError
 from tilelab.kernels.compiler import SIMULATED, cuda, is_fault
 
@@ -159,7 +158,7 @@ def pointer(array: DeviceArray) -> int:
 
 
 def give_back() -> None:
-    """Free now what the calling thread's GPU still holds for arrays that are gone; Numba would wait for more of them."""
+    """Free now what the calling thread's GPU still holds for arrays that are gone; Numba would wait for more."""
     for queue in _pending():
         queue.clear()
 
@@ -216,7 +215,7 @@ def _abandon(index: int, error: BaseException) -> None:
 
 
 def _calm(queue: Any) -> None:
-    """Have what frees memory keep a fault for the next call: it is called by finalizers, whose exceptions are printed."""
+    """Have what frees memory keep a fault for the next call: finalizers call it, whose exceptions are printed."""
     if "clear" in vars(queue):
         return
     clear = queue.clear

@@ -12,11 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tilelab.arrays import Array, Bool, UInt8
 from tilelab.kernels.jit import jit
-
 
 
 def halved(shape: tuple[int, ...], z_factor: int) -> tuple[int, ...]:

@@ -6,13 +6,9 @@ All arrays have the sweep axis first: images are ``(C, S, A, X)`` (channels, swe
 
 from __future__ import annotations
 
-from tilelab.arrays import Array, Float32, Int64, UInt8
-
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from tilelab.arrays import Array, Float32, Int64, UInt8
 
 SOFTMAX, SIGMOID = 0, 1
 ACTIVATIONS = {"softmax": SOFTMAX, "sigmoid": SIGMOID}

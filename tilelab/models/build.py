@@ -13,8 +13,8 @@ from torch import nn
 
 from tilelab.errors import ModelError
 from tilelab.models.casenet import CaseNet
-from tilelab.models.encoders import check_encoder, drop_unused_stages, nearest, reason
 from tilelab.models.emnet import EmNet
+from tilelab.models.encoders import check_encoder, drop_unused_stages, nearest, reason
 from tilelab.models.mitonet import MitoNet
 from tilelab.models.oneformer import OneFormer
 from tilelab.models.pidnet import PidNet

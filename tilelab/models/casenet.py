@@ -1,8 +1,8 @@
 """CASENet (Yu 2017), as used for membranes by the authors of U-RISC: category-aware edges from side outputs.
 
-``yu``: stages 1, 2, 3 of the encoder each give one channel, stage 5 one per class, all by a 1x1 convolution and bilinear
-enlargement.  For every class, its channel of stage 5 and the three others are put side by side (sliced concatenation)
-and fused by a 1x1 convolution of its own (grouped).  Fused map and stage 5 are supervised.
+``yu``: stages 1, 2, 3 of the encoder each give one channel, stage 5 one per class, all by a 1x1 convolution and
+bilinear enlargement.  For every class, its channel of stage 5 and the three others are put side by side (sliced
+concatenation) and fused by a 1x1 convolution of its own (grouped).  Fused map and stage 5 are supervised.
 
 ``urisc``, as the code of U-RISC's authors has it: all five stages give one channel each, with batch normalisation; the
 five are normalised once more and fused by one 1x1 convolution; the fused map alone is supervised.

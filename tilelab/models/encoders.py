@@ -46,7 +46,7 @@ def build_encoder(name: str, channels: int, *, depth: int, output_stride: int) -
 
 
 def drop_unused_stages(encoder: Any) -> None:
-    """Remove the stages of an EfficientNet of timm that lie below its deepest output: timm computes them for nothing."""
+    """Remove the stages of an EfficientNet of timm below its deepest output: timm computes them for nothing."""
     body = getattr(encoder, "model", None)
     blocks, taken = getattr(body, "blocks", None), getattr(body, "_stage_out_idx", None)
     if isinstance(blocks, nn.Sequential) and isinstance(taken, dict):
@@ -69,7 +69,8 @@ def check_encoder(name: str) -> None:
         return
     near = nearest(name, [*known, *(f"tu-{other}" for other in timm.list_models())])
     raise ModelError(
-        f"unknown encoder {name!r}" + (f": the nearest are {', '.join(near)}" if near else "")
+        f"unknown encoder {name!r}"
+        + (f": the nearest are {', '.join(near)}" if near else "")
         + f"; there are {len(known)} of segmentation_models_pytorch (resnet18, ...) and, as tu-NAME, those of timm"
     )
 
@@ -83,7 +84,9 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 def reason(error: Exception) -> str:
     """What a library says of its failure, in one line."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {' '.join(lines)}".strip()
+    return (
+        lines[0] if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {' '.join(lines)}".strip()
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _keeps_size(model: nn.Module, channels: int, size: int) -> bool:
     try:
         with torch.no_grad():
             return tuple(model(torch.zeros(1, channels, size, size)).shape[-2:]) == (size, size)
-    except Exception:  # shapes that do not concatenate, or the network's own check, of whatever kind
+    except Exception:  # noqa: BLE001 - shapes that do not concatenate, or the network's own check, of whatever kind
         return False
 
 
@@ -129,14 +129,12 @@ def _takes(model: nn.Module, channels: int, height: int, width: int) -> bool:
     try:
         with torch.no_grad():
             model(torch.zeros(1, channels, height, width))
-    except Exception:  # too few rows for some pooling
+    except Exception:  # noqa: BLE001 - too few rows for some pooling
         return False
     return True
 
 
-def _poison(
-    model: nn.Module, channels: int, stride: int, size: tuple[int, int]
-) -> list[tuple[int, int]] | None:
+def _poison(model: nn.Module, channels: int, stride: int, size: tuple[int, int]) -> list[tuple[int, int]] | None:
     """Per phase of the stride, the relative output columns that one input column touches; None: it met an edge."""
     height, width = size
     centre = width // 2 // stride * stride

@@ -23,7 +23,7 @@ STRIDE = 16
 WIDTH = 256
 _RATES = (2, 4, 6)
 _PROJECTED = (128, 64, 32)
-"""Channels that the encoder's finer stages (of stride 16, 8 and 4) are reduced to, semantic; half of them, instances."""
+"""Channels that the encoder's finer stages (of stride 16, 8, 4) are reduced to, semantic; half of them, instances."""
 _POINTS, _DRAWN, _UNSURE = 1024, 3, 0.75
 """Points that are supervised, how many times as many are drawn, and the share that is chosen for being least sure."""
 
@@ -76,9 +76,7 @@ class Decoder(nn.Module):
 
     def __init__(self, widths: list[int], projected: tuple[int, ...]):
         super().__init__()
-        self.rates = nn.ModuleList(
-            [_conv(widths[5], WIDTH, 1), *(_conv(widths[5], WIDTH, 3, rate) for rate in _RATES)]
-        )
+        self.rates = nn.ModuleList([_conv(widths[5], WIDTH, 1), *(_conv(widths[5], WIDTH, 3, rate) for rate in _RATES)])
         self.whole = _conv(widths[5], WIDTH, 1)
         self.join = nn.Sequential(_conv(5 * WIDTH, WIDTH, 1), nn.Dropout2d(0.1))
         self.project = nn.ModuleList(_conv(widths[k], w, 1) for k, w in zip((4, 3, 2), projected, strict=True))

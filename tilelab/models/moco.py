@@ -44,9 +44,7 @@ class MoCo(nn.Module):
     queue: torch.Tensor
     place: torch.Tensor
 
-    def __init__(
-        self, channels: int, *, encoder: str, features: int, queue: int, momentum: float, temperature: float
-    ):
+    def __init__(self, channels: int, *, encoder: str, features: int, queue: int, momentum: float, temperature: float):
         super().__init__()
         self.momentum, self.temperature, self.channels = momentum, temperature, channels
         self.learner = Projector(channels, encoder, features)
@@ -79,7 +77,7 @@ class MoCo(nn.Module):
         return torch.cat([right, others], dim=1) / self.temperature
 
     def _follow(self, views: torch.Tensor) -> torch.Tensor:
-        """Vectors by the follower; in another order, in two parts, so that batch statistics tell nothing of the pairs."""
+        """Vectors by the follower; in another order, in two parts: batch statistics tell nothing of the pairs."""
         order = torch.randperm(views.shape[0], device=views.device)
         parts = 2 if views.shape[0] >= 4 else 1
         mixed = torch.cat([self.follower(part) for part in views[order].chunk(parts)])

@@ -71,7 +71,14 @@ def _conv_transpose(given: Tensors, attributes: dict[str, Any]) -> torch.Tensor:
     run = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
     extra, strides = attributes.get("output_padding", [0] * rank), attributes.get("strides", [1] * rank)
     return run(
-        x, weight, bias, strides, pads[:rank], extra, attributes.get("group", 1), attributes.get("dilations", [1] * rank)
+        x,
+        weight,
+        bias,
+        strides,
+        pads[:rank],
+        extra,
+        attributes.get("group", 1),
+        attributes.get("dilations", [1] * rank),
     )
 
 

@@ -132,7 +132,9 @@ class Bottleneck(nn.Module):
         first = [inputs] + [2 * width] * (blocks - 1)
         steps = [stride] + [1] * (blocks - 1)
         self.bodies = nn.ModuleList(
-            nn.Sequential(_conv(a, width, 1), nn.ReLU(), _conv(width, width, 3, s), nn.ReLU(), _conv(width, 2 * width, 1))
+            nn.Sequential(
+                _conv(a, width, 1), nn.ReLU(), _conv(width, width, 3, s), nn.ReLU(), _conv(width, 2 * width, 1)
+            )
             for a, s in zip(first, steps, strict=True)
         )
         self.skips = nn.ModuleList(
@@ -148,7 +150,7 @@ class Bottleneck(nn.Module):
 
 
 class Gate(nn.Module):
-    """Pixel-attention-guided fusion: of detail and context what looks alike comes from context, the rest from detail."""
+    """Pixel-attention-guided fusion: what looks alike comes from context, the rest from detail."""
 
     def __init__(self, channels: int, inner: int):
         super().__init__()

@@ -79,7 +79,9 @@ class AttentionToMask(nn.Module):
     def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(B, K, C)`` and ``(B, N, C)`` to new queries and the logits of masks ``(B, K, N)``."""
         queries = self.norms[0](queries + self.own(queries, queries, queries, need_weights=False)[0])
-        q, k, v = (self._split(layer(x)) for layer, x in ((self.query, queries), (self.key, patches), (self.value, patches)))
+        q, k, v = (
+            self._split(layer(x)) for layer, x in ((self.query, queries), (self.key, patches), (self.value, patches))
+        )
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, heads, K, N)
         mixed = (scores.softmax(dim=3) @ v).transpose(1, 2).flatten(2)
         queries = self.norms[1](queries + self.proj(mixed))
@@ -119,9 +121,7 @@ class SegVit(nn.Module):
         size, count = (x.shape[2], x.shape[3]), self.queries.shape[1]
         queries = self.queries.repeat(x.shape[0], 1, 1)
         masks: list[torch.Tensor] = []
-        for seen, enter, attend in zip(
-            reversed(self.encoder(x, self.layers)), self.enter, self.attend, strict=True
-        ):
+        for seen, enter, attend in zip(reversed(self.encoder(x, self.layers)), self.enter, self.attend, strict=True):
             queries, scores = attend(queries, enter(seen.flatten(2).transpose(1, 2)))
             masks.append(scores.reshape(x.shape[0], count, seen.shape[2], seen.shape[3]))
         # each query's probability of its own class, and of the mask, as logarithms of their product

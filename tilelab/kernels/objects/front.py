@@ -21,7 +21,13 @@ from tilelab.kernels.objects.hulls import measure_corners, piece_corners, reduce
 from tilelab.kernels.objects.runs import Runs, find_pieces, join_rows, stack_runs
 from tilelab.kernels.objects.solids import measure_solids, piece_planes, reduce_planes, reduce_solids
 from tilelab.kernels.objects.sums import (
-    COLUMNS, PAIRS, merge_sums, pair_rows, resolve, sum_intensities, sum_runs,
+    COLUMNS,
+    PAIRS,
+    merge_sums,
+    pair_rows,
+    resolve,
+    sum_intensities,
+    sum_runs,
 )  # fmt: skip
 
 _jit = jit()
@@ -338,7 +344,7 @@ def _join_slab(
 @_jit
 def _pair_band(
     rows: Any, starts: Any, stops: Any, classes: Any, owners: Any,
-    rows_: Any, starts_: Any, stops_: Any, classes_: Any, owners_: Any, y0: int, pairs: Any, apart: Any,
+    rows_: Any, starts_: Any, stops_: Any, classes_: Any, owners_: Any, y0: int, pairs: Any, apart: Any,  # noqa: ARG001
 ) -> int:  # fmt: skip
     """Count the pairs between the first row of each plane and the last rows of the band before."""
     depth, count = len(rows) - 1, 0

@@ -17,8 +17,8 @@ def cut_by_mutexes(affinities: Array, offsets: Int64, mask: Bool) -> Int64:
     """Cut a plane into parts.
 
     Pairs of pixels are taken from the surest on, equally sure ones in the order of offsets and then of pixels.  A pair
-    of neighbours (whose offset is one step) makes two parts one, unless a surer pair forbade it; a far pair forbids that
-    its two parts are ever one, unless they are already.
+    of neighbours (whose offset is one step) makes two parts one, unless a surer pair forbade it; a far pair forbids
+    that its two parts are ever one, unless they are already.
 
     Args:
         affinities: ``(pairs, y, x)`` from 0 to 1: how likely a pixel and that at its offset are of one object.

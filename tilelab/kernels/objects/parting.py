@@ -30,9 +30,9 @@ def squared_distances(classes: UInt8) -> Int32:
 def find_lines(classes: UInt8, depth: float, connectivity: int) -> Bool:
     """The pixels that part objects at their necks, bool ``(y, x)``.
 
-    Pixels are taken from the middle of the objects outwards, those at equal distance in raster order, and join the basin
-    that they touch.  Where two basins meet, they become one if the shallower rises less than `depth` pixels above the
-    meeting; else the pixel is line.
+    Pixels are taken from the middle of the objects outwards, those at equal distance in raster order, and join the
+    basin that they touch.  Where two basins meet, they become one if the shallower rises less than `depth` pixels
+    above the meeting; else the pixel is line.
 
     Args:
         classes: uint8 ``(y, x)``; 0 belongs to no object.

@@ -68,7 +68,11 @@ def find_pieces(block: Array, connectivity: int) -> tuple[Runs, int]:
     _count_runs(lines, rows)
     total = int(rows[-1])
     runs = Runs(
-        rows, np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, block.dtype), np.empty(total, np.int64)
+        rows,
+        np.empty(total, np.int32),
+        np.empty(total, np.int32),
+        np.empty(total, block.dtype),
+        np.empty(total, np.int64),
     )
     _cut_runs(lines, rows, runs.starts, runs.stops, runs.classes)
     pieces = _unite(*runs, depth, height, connectivity)
@@ -204,7 +208,9 @@ def join_rows(
 def reference_label(block: UInt8, connectivity: int) -> Int64:
     """Number the objects of a whole image from 1 in raster order, pixel by pixel; int64 of the same shape."""
     numbers = np.zeros(block.shape, np.int64)
-    steps = [np.array(s) - 1 for s in np.ndindex((3,) * block.ndim) if 0 < np.abs(np.array(s) - 1).sum() <= connectivity]
+    steps = [
+        np.array(s) - 1 for s in np.ndindex((3,) * block.ndim) if 0 < np.abs(np.array(s) - 1).sum() <= connectivity
+    ]
     count = 0
     for at in np.ndindex(block.shape):
         if not block[at] or numbers[at]:
