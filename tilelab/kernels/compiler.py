@@ -37,14 +37,14 @@ def _import_numba_cuda() -> Any:
     """numba-cuda; its releases up to 0.30.4 ask NumPy by name for a function that 2.5 removed, while they load."""
     lacking = not hasattr(np, "row_stack")
     if lacking:
-        np.vstack = np.vstack
+        np.row_stack = np.vstack  # noqa: NPY201
     try:
         module = import_module("numba.cuda")
         if not SIMULATED:
             import_module("numba.cuda.np.arrayobj")
     finally:
         if lacking:
-            del np.vstack
+            del np.row_stack  # noqa: NPY201
     return module
 
 
