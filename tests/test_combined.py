@@ -56,8 +56,8 @@ def entropy(p: Any) -> Any:
 
 
 def test_exact_is_exact_with_a_map_of_uncertainty_too(drawn_field: str, tmp_path: Path) -> None:
-    """Such a description has two outputs, for which tiles are not chosen: the overlap is."""
-    words = WORDS | {"tile": None, "overlap": None, "exact": True, "uncertainty": "entropy"}
+    """A tile that is given needs an overlap of what the network sees; a chosen one may hold the whole image."""
+    words = WORDS | {"tile": 128, "overlap": None, "exact": True, "uncertainty": "entropy"}
     done = tilelab.infer(IMAGE, drawn_field, tmp_path / "exact.ome.zarr", **words)
     spec = read_spec(drawn_field)
     assert spec is not None
