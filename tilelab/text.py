@@ -86,6 +86,11 @@ def nearest_word(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Say how many: ``1 tile``, ``1,024 tiles``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_bytes(count: float) -> str:
     """``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

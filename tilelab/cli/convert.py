@@ -22,7 +22,7 @@ from tilelab.cli.run_arguments import (
 )
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
-from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
+from tilelab.errors import InputError, Interrupted, OutputError, Stopped, TilelabError
 from tilelab.io.images.folders import gather_images, holds_images_quietly
 from tilelab.io.storage.claims import Write, claim
 from tilelab.run.batch.names import choose_names
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         done = _convert(args, source, args.destination, say)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped: {args.destination} was not written") from None
+        raise Stopped(f"stopped: {args.destination} was not written") from None
     if not args.quiet:
         _say_done(done)
     return EXIT_DONE

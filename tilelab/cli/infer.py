@@ -23,6 +23,7 @@ from tilelab.errors import Interrupted, OutputError
 from tilelab.machine.disk import write_text
 from tilelab.run.options import Options
 from tilelab.run.progress import Progress, Silent
+from tilelab.text import counted
 
 if TYPE_CHECKING:
     from tilelab.view.growing import GrowingPage
@@ -227,7 +228,8 @@ def _rehearse(args: argparse.Namespace, options: Options) -> int:
     workers = f" on {expected.workers} workers" if expected.workers > 1 else ""
     for line in found.checked:
         print(f"checked   {line}")
-    print(f"expected  {duration(expected.seconds)}{workers}: {expected.tiles} tiles in {expected.units} units")
+    work = f"{counted(expected.tiles, 'tile')} in {counted(expected.units, 'unit')}"
+    print(f"expected  {duration(expected.seconds)}{workers}: {work}")
     print(
         f"          {format_bytes(expected.bytes_read)} to read (about {duration(expected.seconds_reading)} "
         f"at the rate seen), at most {format_bytes(expected.bytes_written_at_most)} to write before compression"

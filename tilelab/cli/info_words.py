@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tilelab.cli.terminal import printable
-from tilelab.text import size_text
+from tilelab.text import counted, size_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -65,5 +65,6 @@ def confidence_text(found: dict[str, Any] | None) -> str | None:
         return None
     text = f"logits over {found['temperature']:g}"
     if found.get("ece"):
-        text += f": calibration error {found['ece'][1]:.2%}, without {found['ece'][0]:.2%}, on {found['images']} images"
+        without, calibrated = found["ece"]
+        text += f": calibration error {calibrated:.2%}, without {without:.2%}, on {counted(found['images'], 'image')}"
     return text

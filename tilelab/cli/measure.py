@@ -18,6 +18,7 @@ from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError, OutputError
 from tilelab.io.storage.claims import Write, claim
+from tilelab.text import counted
 
 if TYPE_CHECKING:
     from tilelab.measure.reading import Question
@@ -262,7 +263,8 @@ def _write_objects(survey: Survey, path: Path, overwrite: bool) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     done = convert_image(survey.objects_image(), path, labels=True, overwrite=overwrite)
-    say(f"{path}: {survey.objects.count:,} objects, {done['dtype']}, {done['levels']} levels, {done['seconds']:.1f} s")
+    objects = counted(survey.objects.count, "object")
+    say(f"{path}: {objects}, {done['dtype']}, {done['levels']} levels, {done['seconds']:.1f} s")
 
 
 def _write_outlines(survey: Survey, path: Path) -> None:

@@ -14,7 +14,7 @@ from tilelab.cli.info_words import confidence_text, pixel_text
 from tilelab.cli.json_output import add_json, json_file, put_json
 from tilelab.errors import ModelError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.text import did_you_mean, format_bytes
+from tilelab.text import counted, did_you_mean, format_bytes
 
 EXAMPLES = ("tilelab models", "tilelab models superalloy    # the whole card", "tilelab models --json")
 
@@ -93,7 +93,7 @@ def in_short(model: dict[str, Any]) -> str:
     """A paragraph of a model."""
     classes = ", ".join(name if score is None else f"{name} {score:.3f}" for name, score in model["classes"].items())
     size = model["pixel_size_nm"]
-    images = f" on {model['validation_images']} images" if model["validation_images"] else ""
+    images = f" on {counted(model['validation_images'], 'image')}" if model["validation_images"] else ""
     rows = {
         "": model["about"],
         "classes": classes,

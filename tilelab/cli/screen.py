@@ -14,7 +14,7 @@ from tilelab.cli.pace import Pace
 from tilelab.cli.pace import duration as duration
 from tilelab.cli.pace import say as say
 from tilelab.cli.terminal import drawn
-from tilelab.text import format_bytes, size_text
+from tilelab.text import counted, format_bytes, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -117,7 +117,8 @@ def summary(report: dict[str, Any], ending: Mapping[str, str] | None = None) -> 
         "image": f"{size_text(report['shape'])} {report['dtype']}, {report['megapixels']:.1f} MP",
         "model": f"{report['model']}, tile {_size(report['tile'])}, overlap {_size(report['overlap'])}, "
         f"{report['window']} window, output {report['output_is']}",
-        "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, {tiles['inferred']} tiles{skipped}",
+        "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, "
+        f"{counted(tiles['inferred'], 'tile')}{skipped}",
         "time": f"{seconds['wall']:.1f} s, {report['megapixels_per_second']:.2f} MP/s",
         "engine busy": f"{seconds['engine']:.1f} s; waited for {waits}",
     }

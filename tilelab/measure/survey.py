@@ -31,7 +31,7 @@ from tilelab.measure.shapes import centres, classes_of, measure_intensities, mea
 from tilelab.measure.sizes import parse_size
 from tilelab.measure.spool import RECORD
 from tilelab.spec import ClassInfo, default_colors
-from tilelab.text import size_text
+from tilelab.text import counted, size_text
 
 
 @dataclass(repr=False)
@@ -124,7 +124,7 @@ class Survey:
     def __repr__(self) -> str:
         each = zip(self.classes, self.fractions, strict=False)
         shares = ", ".join(f"{known.name} {one.share:.2%}" for known, one in each)
-        return f"<Survey of {self.path}: {self.objects.count:,} objects; {shares}>"
+        return f"<Survey of {self.path}: {counted(self.objects.count, 'object')}; {shares}>"
 
     def close(self) -> None:
         """Release files, and what the table is made of."""

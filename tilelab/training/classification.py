@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tilelab.errors import InputError
 from tilelab.models.classifier import Classifier
+from tilelab.text import counted
 from tilelab.training.augment import draw_scale
 from tilelab.training.checkpoint import Checkpoint, save_checkpoint
 from tilelab.training.crops import CropSource, Example, Square, fit_start
@@ -48,7 +49,7 @@ class Classification(EncoderTask):
     @property
     def about(self) -> str:
         """Classes and images, in words."""
-        sets = f"{len(self.images.images)} images to train on, {len(self.validation.images)} to validate on"
+        sets = f"{counted(len(self.images.images), 'image')} to train on, {len(self.validation.images)} to validate on"
         return f"{len(self.names)} classes, {sets}"
 
     def draw(self, step: int, index: int) -> Example:

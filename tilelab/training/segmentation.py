@@ -16,6 +16,7 @@ from tilelab.models.build import initialise
 from tilelab.models.encoders import find_weights, load_checkpoint_weights, load_encoder_weights
 from tilelab.models.measure import measure_network
 from tilelab.spec import Confidence, ModelSpec, Normalization
+from tilelab.text import counted
 from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
 from tilelab.training.data import CropSampler
 from tilelab.training.engine import TorchEngine
@@ -97,7 +98,7 @@ class Segmentation:
         options = {**recipe.network.options, "trust": trust}
         self.network = initialise(recipe.seed, recipe.network.architecture, self.channels, recipe.outputs, **options)
         self.draw = self.sampler.crop
-        sets = f"{len(pairs)} images to train on, {len(self.validation)} to validate on"
+        sets = f"{counted(len(pairs), 'image')} to train on, {len(self.validation)} to validate on"
         self.about = f"{len(self.names)} classes ({', '.join(self.names)}), {sets}"
 
     def begin(self, note: Note) -> Header:

@@ -28,7 +28,7 @@ from tilelab.run.prepare import Prepared
 from tilelab.run.progress import Progress
 from tilelab.run.sweep.job import Stalls
 from tilelab.spec import ModelSpec, parse_precision
-from tilelab.text import install_hint
+from tilelab.text import counted, install_hint
 
 REPORT_SECONDS = 0.5
 REPORTS_PER_SECOND = 200  # of all workers together: what a client and a scheduler take in passing
@@ -137,7 +137,7 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
     with start_client(options) as (client, fitted):
         addresses = list(client.nthreads())
         local = fitted.scheduler is None
-        note(f"{len(addresses)} workers {'on this machine' if local else f'of {fitted.scheduler}'}")
+        note(f"{counted(len(addresses), 'worker')} {'on this machine' if local else f'of {fitted.scheduler}'}")
         if (link := dashboard_link(client)) is not None:
             note(f"dashboard: {link}")
         elif local:
