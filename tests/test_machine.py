@@ -441,15 +441,16 @@ loop.Trainer = slow
 
 @posix
 @pytest.mark.parametrize(
-    ("patch", "words", "code"),
+    ("patch", "words"),
     [
-        (START_UP, ("info", "in.tif"), 130), (START_UP, ("infer", "in.tif", "-m", "identity"), 130),
-        (CONVERSION, ("convert", "in.tif", "out.ome.zarr"), 3), (STUBBORN, ("convert", "in.tif", "out.ome.zarr"), 3),
-        (TRAINING, ("train", "r.toml"), 3),
+        (START_UP, ("info", "in.tif")), (START_UP, ("infer", "in.tif", "-m", "identity")),
+        (CONVERSION, ("convert", "in.tif", "out.ome.zarr")), (STUBBORN, ("convert", "in.tif", "out.ome.zarr")),
+        (TRAINING, ("train", "r.toml")),
     ],
     ids=["start", "start of infer", "conversion", "twice", "training"],
 )  # fmt: skip
-def test_interrupted_at_any_moment(patch: str, words: tuple[str, ...], code: int, tmp_path: Path) -> None:
+def test_interrupted_at_any_moment(patch: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    """With nothing to go on with: code 130."""
     if words[0] == "train":
         pytest.importorskip("torch")
         from tests.test_danger import RECIPE
@@ -469,7 +470,7 @@ def test_interrupted_at_any_moment(patch: str, words: tuple[str, ...], code: int
         wait_for((tmp_path / "again").exists, "its answer", process=process)
         process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith("tilelab: ")
     assert not (tmp_path / "out.ome.zarr").exists()
