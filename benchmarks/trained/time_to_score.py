@@ -233,7 +233,7 @@ def as_markdown(curves: Curves, picture: str, commands: Commands | None = None) 
             "",
             *table(heads, rows),
             *timed,
-            f"![curves]({picture})",
+            f"![curves; dashed: the second seed]({picture})",
             "",
         ]
     )
