@@ -68,9 +68,10 @@ else:
             if len(under_way) > streams:
                 under_way.popleft().result()
         return run, wait
-works = []
+works, kept = [], []
 for height, width in tiles:
     data = np.random.default_rng(0).normal(size=(batch, channels, height, width)).astype(np.float32)
+    kept.append(data)  # requests of OpenVINO share it, and do not keep it
     works.append((*load(data), max(2 * streams, count * tiles[0][0] * tiles[0][1] // (height * width)), []))
     works[-1][0]()
     works[-1][1]()
