@@ -44,6 +44,12 @@ def real_data() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled CUDA kernels: what one test compiles, the next one finds."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch on one thread: small networks are no faster on more, and sums are the same on every machine."""

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -35,6 +36,18 @@ def digest(result: Path) -> str:
         total.update(str(file.relative_to(result)).encode())
         total.update(file.read_bytes())
     return total.hexdigest()
+
+
+def draw_picture(folder: Path, shape: tuple[int, int], blank: tuple[slice, slice], tile: int) -> Path:
+    """Put an image with a blank area into a folder, and a network of three classes with such tiles; returns it."""
+    from tiny_models import make_spec, save_conv
+
+    image = (np.random.default_rng(0).random(shape) * 250).astype(np.uint8)
+    image[blank] = 60
+    np.save(folder / "image.npy", image)
+    spec = make_spec(classes=3, tile=(tile, tile), overlap=(tile // 4, tile // 4))
+    save_conv(folder / "net.onnx", (tile, tile), classes=3, spec=spec)
+    return folder
 
 
 def compilers() -> list[str]:

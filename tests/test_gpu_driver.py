@@ -13,15 +13,9 @@ import sys
 
 import numpy as np
 import pytest
-from driver_standin import FOLDER, build, compilers, digest, environment, run_on_standin
+from driver_standin import FOLDER, build, compilers, digest, draw_picture, environment, run_on_standin
 
 pytestmark = pytest.mark.skipif(not compilers(), reason="no compiler of CUDA kernels is installed")
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """A folder for compiled kernels: what one test compiles, the next one finds."""
-    return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.mark.parametrize("compiler", compilers())
@@ -189,14 +183,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     """A folder with an image of several shards, blank areas among them, and a network of three classes."""
-    from tiny_models import make_spec, save_conv
-
-    folder = tmp_path_factory.mktemp("picture")
-    image = (np.random.default_rng(0).random((700, 3000)) * 250).astype(np.uint8)
-    image[100:400, 500:2500] = 60
-    np.save(folder / "image.npy", image)
-    save_conv(folder / "net.onnx", (128, 128), classes=3, spec=make_spec(classes=3, tile=(128, 128), overlap=(32, 32)))
-    return folder
+    return draw_picture(tmp_path_factory.mktemp("picture"), (700, 3000), np.s_[100:400, 500:2500], tile=128)
 
 
 def whole(picture, work, kernels, **settings):

@@ -11,28 +11,15 @@ import sys
 
 import numpy as np
 import pytest
-from driver_standin import FOLDER, compilers, environment, run_on_standin
+from driver_standin import FOLDER, compilers, draw_picture, environment, run_on_standin
 
 pytestmark = pytest.mark.skipif(not compilers(), reason="no compiler of CUDA kernels is installed")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """A folder for compiled kernels: what one test compiles, the next one finds."""
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     """A folder with a small image, blank areas in it, and a network of three classes."""
-    from tiny_models import make_spec, save_conv
-
-    folder = tmp_path_factory.mktemp("picture")
-    image = (np.random.default_rng(0).random((300, 700)) * 250).astype(np.uint8)
-    image[100:200, 200:500] = 60
-    np.save(folder / "image.npy", image)
-    save_conv(folder / "net.onnx", (64, 64), classes=3, spec=make_spec(classes=3, tile=(64, 64), overlap=(16, 16)))
-    return folder
+    return draw_picture(tmp_path_factory.mktemp("picture"), (300, 700), np.s_[100:200, 200:500], tile=64)
 
 
 @pytest.mark.parametrize("how", [[], pytest.param(["all"], marks=pytest.mark.slow)])
