@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.bench.settings import CACHE, RESULTS, ROOT, SCALES
+from benchmarks.command import make_parser
 from tilelab.errors import TilelabError
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     from benchmarks.registry import SUITE
 
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("benchmarks", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     names = "; ".join(f"{name}: {entry.title.lower()}" for name, entry in SUITE.items())
     run = commands.add_parser("run", help="measure", description=f"Measure. {names}.")

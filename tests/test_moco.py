@@ -18,9 +18,10 @@ from tilelab.models.encoders import load_encoder_weights  # noqa: E402
 from tilelab.models.moco import MoCo  # noqa: E402
 from tilelab.training.checkpoint import read_checkpoint  # noqa: E402
 from tilelab.training.contrastive import Contrastive  # noqa: E402
-from tilelab.training.encoder_task import ENCODER, EncoderHeader  # noqa: E402
+from tilelab.training.encoder_task import EncoderHeader  # noqa: E402
 from tilelab.training.folders import find_unlabelled  # noqa: E402
-from tilelab.training.loop import LAST, StepReport  # noqa: E402
+from tilelab.training.log import ENCODER, LAST  # noqa: E402
+from tilelab.training.loop import StepReport  # noqa: E402
 from tilelab.training.pretraining import pretrain  # noqa: E402
 from tilelab.training.recipe import Pretraining, RecipeError, load_pretraining  # noqa: E402
 from tilelab.training.sections import ImageFolders  # noqa: E402

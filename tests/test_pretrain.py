@@ -21,9 +21,9 @@ from tilelab.models import build_model  # noqa: E402
 from tilelab.models.encoders import load_encoder_weights  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint, read_checkpoint  # noqa: E402
 from tilelab.training.classification import Classification  # noqa: E402
-from tilelab.training.encoder_task import ENCODER, EncoderHeader  # noqa: E402
+from tilelab.training.encoder_task import EncoderHeader  # noqa: E402
 from tilelab.training.folders import find_classes, split_images  # noqa: E402
-from tilelab.training.loop import LAST  # noqa: E402
+from tilelab.training.log import ENCODER, LAST  # noqa: E402
 from tilelab.training.pretraining import pretrain  # noqa: E402
 from tilelab.training.recipe import Pretraining, RecipeError, load_pretraining, shipped_recipes  # noqa: E402
 from tilelab.training.sections import ImageFolders  # noqa: E402

@@ -15,7 +15,8 @@ pytest.importorskip("kornia", reason="training extra not installed")
 from benchmarks.trained import compare, models, recipes, runs, speed, time_to_score  # noqa: E402
 from tilelab.sample import draw_superalloy  # noqa: E402
 from tilelab.training.deviations import deviations  # noqa: E402
-from tilelab.training.loop import LAST, StepReport  # noqa: E402
+from tilelab.training.log import LAST  # noqa: E402
+from tilelab.training.loop import StepReport  # noqa: E402
 from tilelab.training.recipe import Recipe, load_recipe  # noqa: E402
 
 

@@ -29,7 +29,7 @@ from tilelab.training import losses  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint, load_network  # noqa: E402
 from tilelab.training.data import CropSampler  # noqa: E402
 from tilelab.training.engine import TorchEngine  # noqa: E402
-from tilelab.training.loop import BEST, LAST  # noqa: E402
+from tilelab.training.log import BEST, LAST  # noqa: E402
 from tilelab.training.pairs import (  # noqa: E402
     ArrayMask,
     MaskedPlane,

@@ -20,7 +20,8 @@ from tilelab.cli.main import main  # noqa: E402
 from tilelab.errors import InputError  # noqa: E402
 from tilelab.machine.version import __version__  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint  # noqa: E402
-from tilelab.training.loop import BEST, LAST, StepReport  # noqa: E402
+from tilelab.training.log import BEST, LAST  # noqa: E402
+from tilelab.training.loop import StepReport  # noqa: E402
 from tilelab.training.pairs import open_set  # noqa: E402
 from tilelab.training.recipe import Recipe, RecipeError, load_recipe, shipped_recipes  # noqa: E402
 from tilelab.training.recipe_file import flatten_changes, read_recipe  # noqa: E402

@@ -8,7 +8,6 @@ cut, blended, finished, halved and compressed is what a real run has.  ``write``
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ import msgspec
 import numpy as np
 
 import tilelab
+from benchmarks.command import make_parser
 from tilelab.arrays import Float32, UInt8
 from tilelab.engines.base import BaseEngine
 from tilelab.io.results.result import read_result
@@ -111,11 +111,7 @@ def measure(side: int, tile: int, overlap: int, rounds: int = 3) -> dict[str, di
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.measure.host",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.measure.host", __doc__)
     parser.add_argument("--side", type=int, default=16384, metavar="N", help="of the image (%(default)s)")
     parser.add_argument("--tile", type=int, default=1024, metavar="N", help="%(default)s")
     parser.add_argument("--overlap", type=int, default=64, metavar="N", help="%(default)s")

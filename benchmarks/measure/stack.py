@@ -11,7 +11,6 @@ of all pixels.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import random
 import shutil
@@ -28,6 +27,7 @@ import psutil
 from benchmarks.bench.machine import commit
 from benchmarks.bench.mosaic import Mosaic, data_folder, load_micrographs
 from benchmarks.bench.settings import ROOT
+from benchmarks.command import make_parser
 from tilelab.geometry import Box
 
 Fault = Callable[["WatchedRun"], None]
@@ -187,11 +187,7 @@ class Bench:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything and write the page; 1 when two answers differ."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.measure.stack",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.measure.stack", __doc__)
     parser.add_argument("folder", type=Path, metavar="WORK", help="for the stack and the results")
     parser.add_argument("--shape", default="64x4096x4096", metavar="ZxYxX", help="of the stack (%(default)s)")
     parser.add_argument("--model", default="identity:2", help="the engine (%(default)s)")

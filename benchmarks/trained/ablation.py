@@ -8,11 +8,11 @@ higher.  Finished trainings are kept: the same command goes on where it was stop
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.command import make_parser
 from benchmarks.trained.runs import train_once
 from tilelab.training.recipe import Recipe, load_recipe
 
@@ -33,11 +33,7 @@ _SETTINGS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, and write the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.trained.ablation", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train and val of the superalloy")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--seeds", default="1,2,3", metavar="A,B", help="(%(default)s)")

@@ -9,7 +9,6 @@ minutes; the page shows what there is.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from benchmarks.command import make_parser
 from benchmarks.trained.runs import is_trained, train_once
 from tilelab.models.build import count_parameters, initialise
 from tilelab.training.recipe import Recipe, load_recipe
@@ -78,11 +78,7 @@ Found = dict[tuple[str, str], list[tuple[float, float]]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, and write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.trained.compare", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=f"with {' and '.join(SETS)}")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="begin no training after (%(default)s)")

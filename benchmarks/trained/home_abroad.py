@@ -9,7 +9,6 @@ that was stopped goes on there; pictures go beside it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
+from benchmarks.command import make_parser
 from benchmarks.trained.home_abroad_page import Panel, draw_page, to_markdown
 from tilelab.arrays import Float32, UInt8
 from tilelab.engines.base import Engine
@@ -215,11 +215,7 @@ def panels_of(model: str, data: Path) -> list[Panel]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.home_abroad",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.trained.home_abroad", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.md", help="the page")
     parser.add_argument("--models", default=",".join(MODELS), metavar="A,B", help="(%(default)s)")

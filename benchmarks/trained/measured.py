@@ -9,7 +9,6 @@ on whole arrays; then what bundled models make of the images.  Without --attribu
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bench.machine import commit
+from benchmarks.command import make_parser
 from benchmarks.trained import plain_measures as plain
 from tilelab.arrays import Array, Float64
 from tilelab.engines.registry import bundled_models
@@ -249,10 +249,7 @@ _SHARPNESS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.measured", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser("benchmarks.trained.measured", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PAGE.md")
     parser.add_argument("--attribute", action="append", default=[], metavar="SET=CHECKPOINT")

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench.machine import commit, describe_machine
+from benchmarks.command import make_parser
 from benchmarks.trained.results_page import draw_example, to_markdown
 from tilelab.errors import InputError, TilelabError
 from tilelab.evaluation import Evaluation, Pair, evaluate
@@ -38,7 +39,8 @@ from tilelab.run.infer import infer
 from tilelab.run.options import Options
 from tilelab.training.checkpoint import load_checkpoint, load_network
 from tilelab.training.engine import TorchEngine
-from tilelab.training.loop import BEST, LAST, StepReport
+from tilelab.training.log import BEST, LAST
+from tilelab.training.loop import StepReport
 from tilelab.training.pairs import MaskedPlane, open_pairs
 from tilelab.training.recipe import IGNORE, Data, Recipe, load_recipe
 from tilelab.training.segmentation import train
@@ -61,11 +63,7 @@ UNSHOWN = ("membrane",)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.results",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.trained.results", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     trains = commands.add_parser("train", help="train jobs one after the other")
     trains.add_argument("jobs", nargs="+", metavar="RECIPE=SET")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tilelab.training.checkpoint import load_checkpoint
-from tilelab.training.loop import BEST, LAST
+from tilelab.training.log import BEST, LAST
 from tilelab.training.recipe import Recipe
 from tilelab.training.segmentation import train
 

@@ -9,7 +9,6 @@ seconds of the processor are counted, not those of the clock, so that what else 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.command import make_parser
 from tilelab.machine.cpu import core_count
 from tilelab.training.crops import Batches
 from tilelab.training.loop import Trainer
@@ -39,11 +39,7 @@ VARIANTS = ("plain PyTorch", "tilelab fp32", "tilelab bf16", "tilelab bf16, comp
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.trained.speed", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train and val of the superalloy")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="of a turn (%(default)s)")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="(%(default)s)")

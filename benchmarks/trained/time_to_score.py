@@ -10,7 +10,6 @@ With ``--commands``, nothing else is trained: the two commands from images to an
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -22,10 +21,12 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command import make_parser
 from benchmarks.page.markdown import table
 from tilelab.machine.cpu import core_count
 from tilelab.training.checkpoint import load_checkpoint
-from tilelab.training.loop import BEST, LAST, StepReport
+from tilelab.training.log import BEST, LAST
+from tilelab.training.loop import StepReport
 from tilelab.training.recipe import Recipe, load_recipe
 from tilelab.training.segmentation import train
 
@@ -81,11 +82,7 @@ class Reached(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing; write the page and the picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trained.time_to_score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.trained.time_to_score", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="with train and val of the superalloy")
     parser.add_argument("--runs", type=Path, default=Path("runs/time-to-score"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="begin no training after (%(default)s)")

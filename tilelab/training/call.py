@@ -130,7 +130,7 @@ def run_training(
 
 def _stopped(recipe: BaseRecipe, output: Path) -> Interrupted:
     """What to say of a training that Ctrl-C stopped: what is on disk, and how it goes on."""
-    from tilelab.training.loop import LAST
+    from tilelab.training.log import LAST
 
     weights = output / best_name(recipe)
     kept = f"; best weights so far: {weights}" if weights.exists() else ""
@@ -144,7 +144,9 @@ def _stopped(recipe: BaseRecipe, output: Path) -> Interrupted:
 
 def best_name(recipe: BaseRecipe) -> str:
     """Name of the file with a training's best weights."""
-    return "best.safetensors" if isinstance(recipe, Recipe) else "encoder.safetensors"
+    from tilelab.training.log import BEST, ENCODER
+
+    return BEST if isinstance(recipe, Recipe) else ENCODER
 
 
 def require_torch() -> None:
@@ -177,9 +179,9 @@ def claim_training(name: str | Path | None, recipe: BaseRecipe, root: Path, outp
     }
     writes = [Write(output, "-o", "into")]
     if output.is_dir():
-        from tilelab.training.log import CSV, CURVES
+        from tilelab.training.log import CSV, CURVES, LAST
 
-        files: dict[str, Kind] = {CSV: "text", CURVES: "png", best_name(recipe): "model", "last.safetensors": "model"}
+        files: dict[str, Kind] = {CSV: "text", CURVES: "png", best_name(recipe): "model", LAST: "model"}
         writes += [Write(output / file, "-o", kind) for file, kind in files.items()]
     claim(reads, writes)
 

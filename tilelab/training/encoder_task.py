@@ -15,11 +15,10 @@ from tilelab.models.encoders import WeightsReport, find_weights, load_encoder_we
 from tilelab.spec import Normalization
 from tilelab.training.checkpoint import State
 from tilelab.training.folders import Labelled, Library, open_some
+from tilelab.training.log import ENCODER
 from tilelab.training.loop import Note
 from tilelab.training.pairs import measure_normalization
 from tilelab.training.recipe import Pretraining, RecipeError
-
-ENCODER = "encoder.safetensors"
 
 _STRIDE = 32
 

@@ -13,6 +13,7 @@ from typing import Any
 from tilelab.machine.disk import replacing
 
 CSV, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
+BEST, LAST, ENCODER = "best.safetensors", "last.safetensors", "encoder.safetensors"
 
 
 class TrainingLog:

@@ -28,14 +28,12 @@ from tilelab.training.checkpoint import (
     save_checkpoint,
 )
 from tilelab.training.crops import Batches, Example
-from tilelab.training.log import TrainingLog
+from tilelab.training.log import LAST, TrainingLog
 from tilelab.training.losses import supervise
 from tilelab.training.optimize import RunningAverage, build_optimizer, encoder_of
 from tilelab.training.parallel import Group, join
 from tilelab.training.recipe import BaseRecipe
 from tilelab.training.schedule import rate_at
-
-BEST, LAST = "best.safetensors", "last.safetensors"
 
 H = TypeVar("H", bound=State)
 

@@ -20,7 +20,8 @@ from tilelab.text import counted
 from tilelab.training.checkpoint import Checkpoint, Header, save_checkpoint
 from tilelab.training.data import CropSampler
 from tilelab.training.engine import TorchEngine
-from tilelab.training.loop import BEST, Note, Report, ignore, run_task
+from tilelab.training.log import BEST
+from tilelab.training.loop import Note, Report, ignore, run_task
 from tilelab.training.losses import weighted_sum
 from tilelab.training.pairs import check_images, measure_normalization, open_set
 from tilelab.training.provenance import DIGEST, describe_training, stated
