@@ -143,8 +143,9 @@ def _improve(
     judges = [Judge(planes, spec, effort.crop, old) for planes in (corrected, *checks)]
     before = [judge.score(old) for judge in judges]
     began, steps = time.perf_counter(), 0
-    first, new = [p.detach().clone() for p in old.parameters()], copy.deepcopy(old)
-    for learner in (Factors(old), Whole(old)):
+    first, new = [p.detach() for p in old.parameters()], copy.deepcopy(old)
+    for make in (Factors, Whole):
+        learner = make(old)
         left = replace(effort, minutes=max(0.0, effort.minutes - (time.perf_counter() - began) / 60))
         steps += _learn(old, learner, spec, corrected, kept, left, report)
         last = learner.weights()
@@ -158,11 +159,10 @@ def _improve(
             found.append((share, judged[0], tuple(judged[1:])))
         try:
             share, abroad, home = _choose(found, spec)
+            break
         except ModelError:
-            if isinstance(learner, Whole):
+            if make is Whole:
                 raise
-            continue
-        break
     seconds = time.perf_counter() - began
     _blend(new, first, last, share)
     return Improved(new, share, steps, seconds, abroad, home)
