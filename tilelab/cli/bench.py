@@ -163,8 +163,8 @@ def _roofline(
 
 def macs_per_pixel(engine: Engine) -> float | None:
     """Multiplications that an engine makes for each pixel of a tile: its own count, else that of the training."""
-    if isinstance(own := getattr(engine, "macs", None), int):
-        return own / math.prod(engine.tile)
+    if engine.macs is not None:
+        return engine.macs / math.prod(engine.tile)
     known = engine.spec.training.get("macs_per_pixel")
     return float(known) if isinstance(known, int | float) else None
 

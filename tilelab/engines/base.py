@@ -63,6 +63,7 @@ class Engine(Protocol):
         gpu_room: what it leaves of its GPU, wherever that is; None without a GPU.
         on_device: the engine for those who have their tiles on its GPU, or None: ask here, nowhere else.
         members: the engines that it is made of, where it is made of several.
+        macs: multiplications that it makes of a tile, where it counts them.
     """
 
     @property
@@ -95,6 +96,8 @@ class Engine(Protocol):
     def on_device(self) -> DeviceEngine | None: ...
     @property
     def members(self) -> tuple[Engine, ...]: ...
+    @property
+    def macs(self) -> int | None: ...
 
     def run(self, tiles: Float32, out: Float32) -> None:
         """Compute what the network gives for one batch into `out`; blocks, and releases the GIL while computing.
@@ -174,6 +177,7 @@ class BaseEngine(abc.ABC):
     output_is: OutputKind = "logits"
     memory = EngineMemory()
     members: tuple[Engine, ...] = ()
+    macs: int | None = None
 
     def __init__(
         self, spec: ModelSpec, tile: tuple[int, ...] | None = None, batch: int = 1, model_digest: str = ""

@@ -74,8 +74,7 @@ def _product(shape: Shape, *, quantized: bool) -> Any:
     rows, columns, depth = shape
     source = ops.parameter([rows, depth], np.float32, name="source")
     factor = ops.constant(np.random.default_rng(0).standard_normal((columns, depth), np.float32))
-    left, right = (_eight_bits(ops, node, 256 - known) if quantized else node
-                   for known, node in enumerate((source, factor)))  # fmt: skip
+    left, right = _factors(ops, source, factor, quantized=quantized)
     return openvino.Model([ops.reduce_max(ops.matmul(left, right, False, True), 1)], [source])
 
 
@@ -85,10 +84,14 @@ def _convolution(side: int, channels: int, *, quantized: bool) -> Any:
     ops: Any = openvino.opset13
     source = ops.parameter([1, channels, side, side], np.float32, name="source")
     weights = ops.constant(np.random.default_rng(0).standard_normal((channels, channels, 3, 3), np.float32))
-    left, right = (_eight_bits(ops, node, 256 - known) if quantized else node
-                   for known, node in enumerate((source, weights)))  # fmt: skip
+    left, right = _factors(ops, source, weights, quantized=quantized)
     ones = [1, 1]
     return openvino.Model([ops.reduce_max(ops.convolution(left, right, ones, ones, ones, ones), [1, 2, 3])], [source])
+
+
+def _factors(ops: Any, source: Any, known: Any, *, quantized: bool) -> tuple[Any, Any]:
+    """What is multiplied: in int8 the known factor has one level less, as weights that are symmetric about 0 have."""
+    return (_eight_bits(ops, source, 256), _eight_bits(ops, known, 255)) if quantized else (source, known)
 
 
 def _eight_bits(ops: Any, node: Any, levels: int) -> Any:
