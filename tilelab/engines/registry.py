@@ -369,7 +369,8 @@ def choose(
                 if not target.reason:
                     return name, target.device, arithmetic
                 reasons[target.reason] = None
-    if problem := nvidia.missing_gpu(device):
+    number = device.removeprefix("cuda:")
+    if number.isdecimal() and (problem := nvidia.missing_gpu(int(number))):
         reasons = {problem: None}
     asked = " ".join(w for w in (engine, device, precision) if w != "auto") or "any engine"
     raise EngineError(f"{asked} cannot run {file.path}: {'; '.join(reasons) or 'no engine does this'}")

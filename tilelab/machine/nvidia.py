@@ -34,10 +34,9 @@ def driver_problem() -> str:
     return "" if count.value else "the NVIDIA driver finds no GPU: use --device cpu"
 
 
-def missing_gpu(device: str) -> str:
-    """Why ``cuda:N`` cannot be used where there are fewer GPUs; empty where it can, or where there are none at all."""
-    number = device.removeprefix("cuda:")
-    if not number.isdecimal() or not (count := gpu_count()) or int(number) < count:
+def missing_gpu(number: int) -> str:
+    """Why a GPU cannot be used where there are fewer; empty where it can, or where there are none at all."""
+    if not (count := gpu_count()) or number < count:
         return ""
     there = "1 GPU here, cuda:0" if count == 1 else f"{count} GPUs here, cuda:0 to cuda:{count - 1}"
     return f"the driver shows {there}"

@@ -69,7 +69,7 @@ def _slots(device: str) -> list[Slot]:
     visible = _visible()
     if visible is None:
         for number in numbers:
-            if problem := missing_gpu(f"cuda:{number}"):
+            if problem := missing_gpu(number):
                 raise EngineError(f"--device {device} names GPU {number}, {problem}")
         return [_gpu(str(number)) for number in numbers]
     for number in numbers:
