@@ -32,17 +32,21 @@ _INDEX_BYTES = 16 * 2**20
 _MOST_OPEN = 256  # files that one read has open at a time, where the process may have so many
 _SHARE = 16
 """One read takes at most this part of the files that a process may have open: several read at once."""
-_own = threading.local()
+
+
+class _Own(threading.local):
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_own = _Own()
 
 
 def decode_zstd(data: bytes, out: int) -> bytes | bytearray:
     """One frame of so many bytes with this thread's decompressor, which is half the time; all else as others do it."""
-    decompressor: zstandard.ZstdDecompressor | None = getattr(_own, "decompressor", None)
-    if decompressor is None:
-        decompressor = _own.decompressor = zstandard.ZstdDecompressor()
     with contextlib.suppress(zstandard.ZstdError):
         if zstandard.frame_content_size(data) == out:
-            return decompressor.decompress(data, allow_extra_data=False)
+            return _own.decompressor.decompress(data, allow_extra_data=False)
     whole: bytes | bytearray = imagecodecs.zstd_decode(data, out=out)
     return whole
 

@@ -38,7 +38,6 @@ ZSTD_LEVEL = 1
 1/27 and 1/12 to 1/4.  Level 3 takes a tenth longer and saves 0 to 2 %; -5 takes a quarter less and gives 1.4 times
 as many bytes."""
 
-_own = threading.local()
 _ABSENT = 2**64 - 1
 _INDEX = {"index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]}
 
@@ -186,15 +185,20 @@ class ShardedArray:
         return self.path.joinpath("c", *map(str, index))
 
 
+class _Own(threading.local):
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(ZSTD_LEVEL)
+
+
+_own = _Own()
+
+
 def encode_chunk(chunk: Array) -> bytes:
     """Compress one C-contiguous chunk; releases the GIL.
 
     Each thread keeps its compressor: making one takes as long as compressing a quarter of a chunk.
     """
-    compressor: zstandard.ZstdCompressor | None = getattr(_own, "compressor", None)
-    if compressor is None:
-        compressor = _own.compressor = zstandard.ZstdCompressor(ZSTD_LEVEL)
-    encoded = compressor.compress(chunk.reshape(-1).view(np.uint8).data)
+    encoded = _own.compressor.compress(chunk.reshape(-1).view(np.uint8).data)
     return bytes(memoryview(encoded))  # which keeps all the room that noise would have needed
 
 
