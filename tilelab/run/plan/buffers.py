@@ -135,11 +135,10 @@ def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostB
     passing = {"raw blocks": Buffer((BLOCKS_AHEAD + 2, image.channels, block, *seen[1:]), image.dtype)}
     if n := request.spec.neighbours:
         passing["neighbouring slices"] = Buffer((seen[1] + 2 * n, block, seen[2]), image.dtype)
-    passing |= _combined(request)
-    if not request.spec.plain and not is_combined(
-        request.spec
-    ):  # of each stream: as the network gives them, as float32, enlarged
-        batches = 4 * request.streams * request.batch
+    if combined := _combined(request):
+        passing |= combined
+    elif not request.spec.plain:
+        batches = 4 * request.streams * request.batch  # as the network gives them, as float32, enlarged
         passing["placed outputs"] = Buffer((batches, request.spec.values, *request.spec.tile), _F32)
     passing["decoded chunks"] = Buffer((_decoded_bytes(request, extent, seen, block),), _U8)
     if request.masked:
