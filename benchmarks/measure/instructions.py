@@ -4,8 +4,8 @@
     python -m benchmarks guard --instructions --update   keep those of this Python and these packages instead
 
 Of start-up, what a bare Python takes is left out: it depends on what else is installed.  Kernels are compiled for one
-processor with AVX2, which valgrind knows, wherever they are counted; versions of Python, NumPy and Numba count
-otherwise, and are kept beside the counts.
+processor with AVX2, which valgrind knows, wherever they are counted, and nothing starts threads, which count while they
+wait.  Versions of Python, NumPy and Numba, and processors, count otherwise, and are kept beside the counts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from benchmarks.bench.machine import cpu_kind
 from benchmarks.bench.settings import ROOT
 from tilelab.errors import InputError
 
 KEPT = ROOT / "benchmarks" / "instructions.json"
-NOISE = 0.1  # addresses differ from process to process
+NOISE = 0.1  # a process beside another like it differs by one in a million; compilers' small releases by more
 START_NOISE = 0.25  # what is imported comes from packages, whose patch releases are not kept beside the counts
 KERNELS = ("cut", "blend", "finish", "finish two", "halve", "chunks")
 _SIDE, _CALLS = 128, 1000
@@ -36,6 +37,9 @@ _ALIKE = {
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2",
     "NUMBA_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
 }
 _KERNELS = """
 import sys
@@ -130,7 +134,7 @@ MEASURES: dict[str, Callable[[], float]] = {
 def versions() -> dict[str, str]:
     """What the counts depend on."""
     packages = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "llvmlite")}
-    return {"python": platform.python_version(), **packages}
+    return {"python": platform.python_version(), "processor": cpu_kind(), **packages}
 
 
 def check(path: Path = KEPT, say: Callable[[str], None] = print) -> list[Count]:
