@@ -26,6 +26,7 @@ from tilelab.errors import InputError, ModelError, ResumeError  # noqa: E402
 from tilelab.geometry import Box  # noqa: E402
 from tilelab.spec import ClassInfo, ModelSpec, Normalization  # noqa: E402
 from tilelab.training import losses  # noqa: E402
+from tilelab.training.arithmetic import arithmetic  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint, load_network  # noqa: E402
 from tilelab.training.data import CropSampler  # noqa: E402
 from tilelab.training.engine import TorchEngine  # noqa: E402
@@ -501,6 +502,27 @@ def test_every_optimizer_lowers_the_loss(
         report=lambda p: seen.append(p.loss) if p.scores is None else None,
     )
     assert np.mean(seen[-3:]) < seen[0]
+
+
+@pytest.mark.parametrize(("groups", "stride", "kernel"), [(8, 1, 3), (8, 2, 3), (8, 2, 5), (2, 1, 3), (1, 2, 3)])
+def test_depthwise_convolutions_round_once(groups: int, stride: int, kernel: int) -> None:
+    """In bf16 they are computed in fp32 and their result rounded; all others are left to autocast."""
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(8, 16, kernel, stride, kernel // 2, groups=groups)
+    x = torch.randn(2, 8, 24, 24, requires_grad=True)
+    with arithmetic("cpu", True):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = layer(x)
+    assert torch.equal(out, exact.bfloat16() if groups == 8 else usual)
+    given = torch.randn_like(exact).bfloat16()
+    (weight,) = torch.autograd.grad(out, layer.weight, given)
+    (wanted,) = torch.autograd.grad(exact, layer.weight, given.float())
+    torch.testing.assert_close(weight, wanted, rtol=1e-5 if groups == 8 else 0.05, atol=1e-3 if groups == 8 else 0.5)
+    with arithmetic("cpu", False):
+        assert torch.equal(layer(x), exact)
 
 
 # --- checkpoints

@@ -19,6 +19,7 @@ from torch import nn
 from tilelab.errors import ModelError, OutputError, ResumeError
 from tilelab.machine.disk import remove_entry, why_unwritten
 from tilelab.training.allocator import keep_freed_memory
+from tilelab.training.arithmetic import arithmetic
 from tilelab.training.checkpoint import (
     Checkpoint,
     State,
@@ -272,7 +273,7 @@ class Trainer(Generic[H]):
         total, pieces = 0.0, recipe.run.accumulate
         for part, target in zip(images.chunk(pieces), targets.chunk(pieces), strict=True):
             x = part.to(device, memory_format=torch.channels_last)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
+            with arithmetic(device, recipe.run.precision == "bf16", whole=recipe.run.compile):
                 out = self.parallel(x)
             loss = supervise(self.task.loss, out, target.to(device)) / pieces
             loss.backward()  # type: ignore[no-untyped-call]
