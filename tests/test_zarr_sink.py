@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import tempfile
@@ -26,8 +27,10 @@ from tilelab.io.results.ome_zarr import OmeZarrSink, partial_path
 from tilelab.io.results.result import Result, read_result
 from tilelab.io.results.sink import Finished
 from tilelab.io.storage.local_path import LocalPath
+from tilelab.io.zarr import levels
 from tilelab.io.zarr import sharded_array as _zarr_array
 from tilelab.io.zarr.layout import Layout
+from tilelab.io.zarr.parking import Parked, Parking
 from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.kernels.pyramid import cut_chunks, halve_mean, halve_mode, reference_halve_mean, reference_halve_mode
 from tilelab.spec import ClassInfo
@@ -486,3 +489,52 @@ def test_a_writer_holds_no_more_than_it_says(
     finally:
         tracemalloc.stop()
     assert bound / 2 < peak < bound
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "axis", "threads"), [((1, 900, 2100), "2d", 1, 1), ((70, 130, 200), "3d", 0, 2)]
+)
+def test_chunks_that_wait_on_the_disk_leave_the_same_bytes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int, int],
+    kind: Literal["2d", "3d"],
+    axis: int,
+    threads: int,
+) -> None:
+    layout = Layout.fit(shape, kind=kind)
+    noise = np.random.default_rng(1).integers(0, 256, (3, *shape), np.uint8)
+    parked: list[Parked] = []
+    put = Parking.put
+
+    def count_put(parking: Parking, chunk: bytes) -> Parked:
+        parked.append(put(parking, chunk))
+        return parked[-1]
+
+    monkeypatch.setattr(Parking, "put", count_put)
+    found = []
+    for held in (0.0, 0.05, 2.0):
+        monkeypatch.setattr(levels, "HELD", held)
+        sink = make(tmp_path / f"{held}.ome.zarr", layout)
+        sink.threads = threads
+        writer, count = sink.writer(Box.whole(shape), 0, axis), len(parked)
+        for position in range(0, shape[axis], 50):
+            cut = (slice(None),) * (1 + axis) + (slice(position, position + 50),)
+            writer.write(Finished(noise[cut][0], noise[cut][1:], None))
+        assert (len(parked) > count) == (held < 1), held
+        writer.close()
+        sink.finalize()
+        found.append({name: data for name, data in files(tmp_path / f"{held}.ome.zarr").items() if "/c/" in f"/{name}"})
+    assert found[0] == found[1] == found[2] != {}
+
+
+def test_a_disk_too_full_to_park_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(levels, "HELD", 0.0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    layout = Layout.fit((1, 600, 300))
+    writer = make(tmp_path / "r.ome.zarr", layout).writer(Box.whole(layout.shape), 0, 1)
+    with pytest.raises(OutputError, match=r"cannot write .*r\.ome\.zarr.*full"):
+        writer.write(pixels(layout, 1))

@@ -127,6 +127,17 @@ def read_ir(path: Path) -> ModelFile:
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelError(f"{path} keeps its weights in {weights.name}, which is missing: put it beside the model")
+    return _read_ir(path, weights, _version(path), _version(weights))
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes with a file."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4)  # a run asks for it several times, and a network of many layers takes 50 ms
+def _read_ir(path: Path, weights: Path, *_versions: tuple[int, int, int]) -> ModelFile:
     try:
         text = path.read_bytes()
         if b"<net" not in text[:4096] or not text.rstrip().endswith(b"</net>"):  # openvino would ask every importer

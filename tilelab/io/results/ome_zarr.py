@@ -10,9 +10,10 @@
 An OME-Zarr root has to be an image.  When no probabilities are wanted, the root's ``multiscales`` names the arrays of
 the label image (or else of the logits, or of the first map): the same pixels under two names, nothing is stored twice.
 
-Unfinished rows live in memory only: one row of chunks per level as pixels, everything else compressed.  A file appears
-whole, by renaming, so the death of the process at any moment loses nothing that `write` has reported.  A power failure
-can: all is flushed to the disk once, before the result gets its name.
+Unfinished rows live in memory, one row of chunks per level as pixels, everything else compressed, and in a file without
+a name where that is much.  A file of the result appears whole, by renaming, so the death of the process at any moment
+loses nothing that `write` has reported.  A power failure can: all is flushed to the disk once, before the result gets
+its name.
 
 In a remote store everything is at its final place at once, under ``OUT``; only the root's ``zarr.json``, without which
 there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is complete.
@@ -41,6 +42,7 @@ from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.levels import Cascade, Halve, make_level, push_all
+from tilelab.io.zarr.parking import Parking
 from tilelab.io.zarr.sharded_array import output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.machine.disk import flush_tree, replace_folder
@@ -333,8 +335,11 @@ class ZarrUnitWriter:
         self._cross = tuple(n for a, n in enumerate(box.shape) if a != sweep_axis)
         rest = Box(tuple(start if a == sweep_axis else b for a, b in enumerate(box.start)), box.stop)
         self._outputs = {f"maps/{known.name}": known.output for known in sink.info.kept_maps}
+        self._parking = Parking(sink._scratch)
         self._cascades = {
-            what: Cascade(arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch)
+            what: Cascade(
+                arrays[: layout.aligned], layout, rest, sweep_axis, _HALVE.get(what), sink._scratch, self._parking
+            )
             for what in sink.info.whats
             if (arrays := sink.info.arrays(sink.partial, what))
         }
@@ -371,6 +376,7 @@ class ZarrUnitWriter:
     def close(self) -> None:
         """Forget unfinished rows and stop threads."""
         self._cascades = {}
+        self._parking.close()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

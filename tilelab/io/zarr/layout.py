@@ -38,6 +38,8 @@ units have narrower lanes, whose borders are inferred twice (1 PB in 2 GiB: 1 % 
 a probability, 11 % with 16)."""
 _COARSEST = 512
 """The coarsest level is at most this wide and high, so that any viewer can show it at once."""
+HELD = 1 / 8
+"""Of the pixels of an unfinished shard, as much as is held compressed: labels and probabilities seldom take more."""
 _ISOTROPIC = 1.5
 """z is halved with y and x when its pixel size is at most this many times theirs."""
 
@@ -149,8 +151,8 @@ class Layout:
     def writer_bytes(self, box: Box, sweep_axis: int, *, labels: bool, probabilities: int, logits: int) -> int:
         """Upper bound of the memory that the writer of a unit holds, for planning.
 
-        A row of chunks per level is held as it is, everything else compressed until its shard is complete; the bound
-        supposes that nothing compresses.
+        A row of chunks per level is held as it is, everything else compressed until its shard is complete, or parked
+        on the disk; the bound supposes that nothing compresses.
 
         Args:
             box: the unit.
@@ -165,9 +167,14 @@ class Layout:
         padded = math.prod(-(-n // c) * c for n, c in zip(box.shape, self.chunk, strict=True))
         chunks = padded // -(-box.shape[sweep_axis] // self.chunk[sweep_axis])
         # Pixels of all levels (each at most half of the one before), one kind of them cut into chunks and halved, and
-        # compressed shards of all levels (each at most a third of the one before).
+        # compressed shards of all levels (each at most a third of the one before), one of them whole while it is
+        # written.
         kinds = (int(labels), probabilities, 4 * logits)
-        return 2 * row * sum(kinds) + 5 * chunks * max(kinds) // 4 + (labels + probabilities) * shard_row * 4 // 3
+        several = self.shard[sweep_axis] > self.chunk[sweep_axis]
+        held = int(shard_row * HELD) if several else shard_row
+        written = math.prod(self.shard) if several else 0
+        pixels = 2 * row * sum(kinds) + 5 * chunks * max(kinds) // 4
+        return pixels + (labels + probabilities) * held * 4 // 3 + written
 
 
 def _depth(slices: int, shards: int, shard: Extent, bytes_per_pixel: int) -> int:

@@ -16,14 +16,15 @@ from tilelab.geometry import Box, boxes
 from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census
-from tilelab.io.zarr.layout import Layout
+from tilelab.io.zarr.layout import HELD, Layout
+from tilelab.io.zarr.parking import Parked, Parking
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
 from tilelab.kernels.pyramid import cut_chunks
 
 Halve = Callable[[UInt8, int], UInt8]
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map`, or that of a pool of threads."""
-_Shard = tuple[ShardedArray, tuple[int, ...], list[bytes | None]]
+_Shard = tuple[ShardedArray, tuple[int, ...], list[bytes | Parked | None]]
 """Where it is, and its chunks."""
 
 
@@ -48,13 +49,17 @@ class Cascade:
         sweep_axis: int,
         halve: Halve | None,
         scratch: Place,
+        parking: Parking | None = None,
     ) -> None:
-        """Begin at the first row of `box` (z, y, x), the unit or what remains of it, with one of `arrays` per level."""
+        """Begin at the first row of `box` (z, y, x), the unit or what remains of it, with one of `arrays` per level.
+
+        With `parking`, no more than `HELD` of a shard's pixels stays in memory.
+        """
         self.channels = arrays[0].channels
-        self._waits, self._scratch = arrays[0].path.waits, scratch
+        self._waits, self._scratch, self._parking = arrays[0].path.waits, scratch, parking
         extent = tuple(max(1, box.shape[a]) if a == sweep_axis else layout.grain[a] for a in range(3))
         self._columns = [
-            _Column(arrays, layout, box, part, channel, sweep_axis, halve)
+            _Column(arrays, layout, box, part, channel, sweep_axis, halve, self._parking)
             for channel, part in product(range(self.channels), boxes(box.shape, extent))
         ]
         self.stored = Census()
@@ -70,13 +75,23 @@ class Cascade:
 
         def write(shard: _Shard) -> None:
             array, index, chunks = shard
-            written.append(array.write_shard(index, chunks, self._scratch))
+            written.append(array.write_shard(index, [self._whole(chunk) for chunk in chunks], self._scratch))
 
+        held = [shard for shard in ready if not any(isinstance(chunk, Parked) for chunk in shard[2])]
         if self._waits:
-            for_each(write, ready, threads=False, requests=True)
+            for_each(write, held, threads=False, requests=True)
         else:
-            deque(each(write, ready), maxlen=0)
+            deque(each(write, held), maxlen=0)
+        for shard in ready:  # one after the other: memory is why they were not held
+            if shard not in held:
+                write(shard)
         self.stored += sum(written, Census())
+
+    def _whole(self, chunk: bytes | Parked | None) -> bytes | None:
+        if not isinstance(chunk, Parked):
+            return chunk
+        assert self._parking is not None  # noqa: S101 - it parked the chunk
+        return self._parking.take(chunk)
 
 
 def push_all(given: Sequence[tuple[Cascade, Array]], each: Each = map) -> None:
@@ -101,6 +116,7 @@ class _Column:
         channel: int,
         sweep_axis: int,
         halve: Halve | None,
+        parking: Parking | None,
     ) -> None:
         """Of the `part` of a `unit`, whose positions count from the unit's."""
         cross = (slice(None) if a == sweep_axis else s for a, s in enumerate(part.slices))
@@ -108,7 +124,8 @@ class _Column:
         start, stop = (tuple(o + n for o, n in zip(unit.start, end, strict=True)) for end in (part.start, part.stop))
         box = Box(start, stop)
         self._levels = [
-            _Level(array, layout, layout.level_box(box, i), channel, sweep_axis) for i, array in enumerate(arrays)
+            _Level(array, layout, layout.level_box(box, i), channel, sweep_axis, parking)
+            for i, array in enumerate(arrays)
         ]
         self._halve = halve
         self._z_factor = layout.z_factor
@@ -131,19 +148,30 @@ class _Column:
 
 
 class _Level:
-    """One level of a column: a row of chunks as pixels, and the compressed chunks of its unfinished shards."""
+    """One level of a column: a row of chunks as pixels, and the compressed chunks of its unfinished shards.
 
-    def __init__(self, array: ShardedArray, layout: Layout, box: Box, channel: int, axis: int) -> None:
+    Of a shard of several rows of chunks, what is more than a share of its pixels waits on the disk: labels and
+    probabilities seldom are.
+    """
+
+    def __init__(
+        self, array: ShardedArray, layout: Layout, box: Box, channel: int, axis: int, parking: Parking | None
+    ) -> None:
         self.axis = axis
         self._array, self._channel = array, channel
+        self._parking = parking
+        several = array.shard_zyx[axis] > layout.chunk[axis]
+        self._most = int(math.prod(array.shard_zyx) * array.dtype.itemsize * HELD) if several else math.inf
+        self._held: dict[tuple[int, ...], int] = {}
         self._chunk = layout.chunk
+        self._grid = tuple(s // c for s, c in zip(array.shard_zyx, layout.chunk, strict=True))
         self._box = box
         self._position = box.start[axis]  # of the buffer's first row
         self._filled = 0
         extent = list(box.shape)
         extent[axis] = min(extent[axis], layout.chunk[axis])
         self._buffer = np.empty((1, *extent), array.dtype)
-        self._shards: dict[tuple[int, ...], list[bytes | None]] = {}
+        self._shards: dict[tuple[int, ...], list[bytes | Parked | None]] = {}
         self._complete: list[_Shard] = []
 
     def fill(self, block: Array, first: int) -> int:
@@ -164,7 +192,7 @@ class _Level:
         rows = np.ascontiguousarray(self._rows(self._buffer, 0, self._filled))
         origin = list(self._box.start)
         origin[self.axis] = self._position
-        grid = tuple(s // c for s, c in zip(self._array.shard_zyx, self._chunk, strict=True))
+        grid = self._grid
         depth, height, _ = self._chunk
         for z0, y0 in product(range(0, rows.shape[1], depth), range(0, rows.shape[2], height)):
             z, in_z = divmod((origin[0] + z0) // depth, grid[0])
@@ -173,14 +201,22 @@ class _Level:
             for piece, filled, column in zip(*cut_chunks(rows, z0, y0, self._chunk), columns, strict=False):
                 if filled:
                     x, in_x = divmod(column, grid[2])
-                    shard = self._shards.setdefault((self._channel, z, y, x), [None] * math.prod(grid))
-                    shard[(in_z * grid[1] + in_y) * grid[2] + in_x] = encode_chunk(piece)
+                    self._keep((self._channel, z, y, x), (in_z * grid[1] + in_y) * grid[2] + in_x, encode_chunk(piece))
         self._position += self._filled
         self._filled = 0
         if self._position % self._array.shard_zyx[self.axis] == 0 or self._position == self._box.stop[self.axis]:
             self._complete += [(self._array, index, chunks) for index, chunks in self._shards.items()]
-            self._shards = {}
+            self._shards, self._held = {}, {}
         return rows
+
+    def _keep(self, index: tuple[int, ...], at: int, chunk: bytes) -> None:
+        """A chunk of a shard, in memory or on the disk."""
+        held = self._held.get(index, 0) + len(chunk)
+        chunks = self._shards.setdefault(index, [None] * math.prod(self._grid))
+        if self._parking is not None and held > self._most:
+            chunks[at] = self._parking.put(chunk)
+        else:
+            chunks[at], self._held[index] = chunk, held
 
     def take_shards(self) -> list[_Shard]:
         """The shards that are complete, which are held no longer."""
