@@ -93,7 +93,8 @@ def _measure_bare(bench: Workbench, model: Path, report: dict[str, Any]) -> dict
     """
     sides = LIMIT_TILES if bench.scale.tile > 64 else (bench.scale.tile,)
     tiles = [list(report["tile"]), *([n, n] for n in sides if [n, n] != report["tile"])]
-    batches = max(2, round(8 * bench.scale.seconds * bench.scale.tile**2 / math.prod(tiles[0])))
+    least = 2 * report["engine"]["streams"]  # as all others get: the last batches of a round leave streams idle
+    batches = max(least, round(8 * bench.scale.seconds * bench.scale.tile**2 / math.prod(tiles[0])))
     found = bare_rates(model, report["engine"], tiles, bench.model.spec.channels, batches, rounds=5)
     rates = {" x ".join(map(str, tile)): rate / 1e6 for tile, rate in zip(tiles, found, strict=True)}
     best = max(rates, key=lambda name: rates[name])
