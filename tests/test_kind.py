@@ -15,8 +15,11 @@ from tilelab.errors import ModelError, StrictError
 from tilelab.exporting.home import learn_home
 from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
+from tilelab.io.images.volume import Volume
 from tilelab.run.kind.fit import Constants, Fit, scaled
 from tilelab.run.kind.home import BLOCK, TEXTURE, describe_texture, distance, strangeness, towards
+from tilelab.run.kind.suit import look_at_kind
+from tilelab.run.normalize import normalization_constants
 from tilelab.run.options import Options
 from tilelab.sample import draw_superalloy
 from tilelab.spec import Home, ModelSpec
@@ -81,6 +84,20 @@ def test_what_is_unlike_the_training_images_is_said(model, tmp_path, change, for
     if foreign:
         with pytest.raises(StrictError, match="unlike the 6 images"):
             said(model, image, tmp_path, strict=True)
+
+
+def test_one_strange_place_makes_no_strange_image(model):
+    """Of a small image one tile is looked at; before it is called foreign, more of them are."""
+    image = drawn(20, 512)
+    image[:256, :256] = enlarged(image[:256, :256], 1.4)[:256, :256]
+    with contextlib.closing(tilelab.load_engine(model, device="cpu", threads=1, tile=(256, 256), trial=False)) as own:
+        mean, gain, _ = normalization_constants(Volume(open_image(image, axes="yx")), own.spec.normalization, 1)
+        part, whole = (
+            look_at_kind(open_image(np.ascontiguousarray(pixels), axes="yx"), own, ON_CPU, mean, gain, hint=False)
+            for pixels in (image[:256, :256], image)
+        )
+    assert part
+    assert not whole
 
 
 def test_fit_finds_scale_and_polarity(model, tmp_path):
