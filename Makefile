@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	$(RUN)/tilelab demo
 
 test: $(VENV)/.test
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 fuzz: $(VENV)/.test
 	$(RUN)/python -m tests.fuzzing --count 5000

@@ -6,18 +6,25 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tilelab.machine.cpu import core_count
+
 # A test that imports OpenVINO itself would have it report every conversion, each from a process that it forks.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 # What an earlier run measured decides nothing here.
 os.environ["TILELAB_CACHE"] = ""
+
+# Workers of pytest-xdist share the cores; libraries read this when they are loaded, here and in what tests start.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, core_count() // workers)))
 
 # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,21 +82,33 @@ def device() -> Any:
     return device
 
 
-_spent: Counter[str] = Counter()
-_before = 0.0
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each core, at most two: every one takes up to 2 GiB, and starts clusters of its own."""
+    return min(2, core_count())
 
 
 def _processor_seconds() -> float:
-    """Of this process and those it started and waited for."""
+    """Of this process and those it started and waited for: the workers too, and what these started."""
     return sum(os.times()[:4])
+
+
+_spent: Counter[str] = Counter()
+_before = _processor_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note the processor time since the last report, in the process that ran the test."""
+    global _before
+    report = yield
+    now = _processor_seconds()
+    report.processor_seconds, _before = now - _before, now  # type: ignore[attr-defined]
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Count each file's processor time."""
-    global _before
-    now = _processor_seconds()
-    _spent[report.nodeid.partition("::")[0]] += now - _before
-    _before = now
+    _spent[report.nodeid.partition("::")[0]] += getattr(report, "processor_seconds", 0.0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
