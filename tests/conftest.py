@@ -82,6 +82,7 @@ def device() -> Any:
     return device
 
 
+@pytest.hookimpl(optionalhook=True)  # also where pytest-xdist is not installed
 def pytest_xdist_auto_num_workers() -> int:
     """One worker for each core, at most two: every one takes up to 2 GiB, and starts clusters of its own."""
     return min(2, core_count())

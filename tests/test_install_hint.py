@@ -9,7 +9,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from tilelab import text
+from tilelab.errors import OutputError
 from tilelab.text import install_hint
+from tilelab.training import call
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,3 +58,10 @@ def test_every_extra_that_is_named_exists_and_no_index_is_meant():
     assert len(named) >= 8
     assert named <= extras
     assert not [str(path) for path, source in sources.items() if re.search(r"install '?\"?tilelab\[\w", source)]
+
+
+@pytest.mark.parametrize("missing", ["torch", "kornia", "safetensors"])
+def test_what_training_needs_is_named(missing, monkeypatch):
+    monkeypatch.setattr(call, "find_spec", lambda name: None if name == missing else True)
+    with pytest.raises(OutputError, match=rf"^training needs {missing}: .*\[train\]"):
+        call.require_torch()

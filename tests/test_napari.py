@@ -109,6 +109,46 @@ def test_napari_shows_and_takes_paint(result, tmp_path, monkeypatch):
     assert tuple(place["scale"]) == tuple(image.scale)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("napari") is None, reason="no napari")
+def test_what_was_painted_stays_when_the_image_is_segmented_again(monkeypatch):
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    pytest.importorskip("qtpy")
+    import napari
+    from napari.layers import Image
+
+    from tilelab.view.napari import segment_widget
+
+    class Viewer:
+        """What the widget needs of one: it takes layers."""
+
+        def __init__(self):
+            self.layers = []
+
+        def add_layer(self, layer):
+            self.layers.append(layer)
+
+    from qtpy.QtWidgets import QApplication
+
+    app = QApplication.instance() or QApplication([])
+    viewer = Viewer()
+    monkeypatch.setattr(napari, "current_viewer", lambda: viewer)
+    form = segment_widget()
+    image = Image(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), name="a")
+    form["image"].choices = [image]
+    for count in (1, 2):
+        form(image=image, model="identity:3")
+        end = time.monotonic() + 60
+        while (len(viewer.layers) < count or not form.call_button.enabled) and time.monotonic() < end:
+            app.processEvents()
+            time.sleep(0.01)
+    first, second = viewer.layers
+    assert first is not second
+    assert first.name == "classes by identity:3"
+    assert first.data.shape == (64, 64)
+    assert "superalloy" in form["model"].tooltip
+    assert form.min_width > 400
+
+
 def test_a_process_says_how_far_it_is(tmp_path, monkeypatch):
     import sys
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,12 +154,11 @@ def require_torch() -> None:
     """Refuse where the extra is not installed.
 
     Raises:
-        OutputError: torch is missing.
+        OutputError: torch, or one of the packages that come with it, is missing.
     """
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise OutputError(f"training needs torch: {install_hint('train')}") from None
+    for name in ("torch", "kornia", "safetensors"):
+        if find_spec(name) is None:
+            raise OutputError(f"training needs {name}: {install_hint('train')}")
 
 
 def claim_training(name: str | Path | None, recipe: BaseRecipe, root: Path, output: Path) -> None:

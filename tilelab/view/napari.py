@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.engines.bundled import bundled_models
 from tilelab.errors import InputError
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
@@ -26,6 +27,9 @@ from tilelab.view.gather import class_colors, recorded_image
 LayerData = tuple[Any, dict[str, Any], str]
 _PAINTABLE = 2**28
 """Pixels up to which labels are held in memory, where they can be painted."""
+_WIDTH = 420
+"""Of a widget, in points: a folder can be read beside its button."""
+_MODELS = "a bundled model ({}), or the path of a file"
 
 
 def get_reader(path: str | list[str]) -> Callable[[str], list[LayerData]] | None:
@@ -148,16 +152,26 @@ def _middle(size: int, most: int = 1024) -> slice:
 def segment_widget() -> Any:
     """A widget: choose a layer and a model, get its classes as a layer to paint on."""
     from magicgui import magicgui
+    from napari import current_viewer
     from napari.layers import Image as ImageLayer
-    from napari.types import LayerDataTuple
+    from napari.layers import Layer
+    from napari.qt.threading import create_worker
 
-    def segment(image: Any, model: str = "superalloy", ignore_pixel_size: bool = False) -> Any:
-        return [LayerDataTuple(segment_layer(image, model, ignore_pixel_size=ignore_pixel_size))]
+    def segment(image: Any, model: str = "superalloy", ignore_pixel_size: bool = False) -> None:
+        viewer = current_viewer()
+        asked = {"ignore_pixel_size": ignore_pixel_size, "_start_thread": False, "_progress": True}
+        work = create_worker(segment_layer, image, model, **asked)
+        work.started.connect(lambda: setattr(form.call_button, "enabled", False))
+        # not returned to magicgui, which replaces a layer of the same name and what was painted on it
+        work.returned.connect(lambda made: viewer.add_layer(Layer.create(*made)))
+        work.finished.connect(lambda: setattr(form.call_button, "enabled", True))
+        work.start()
 
     # what magicgui makes the form of: texts would be looked up among the names of this module
-    segment.__annotations__ |= {"image": ImageLayer, "model": str, "ignore_pixel_size": bool}
-    segment.__annotations__["return"] = list[LayerDataTuple]
-    return magicgui(segment, call_button="segment")
+    segment.__annotations__ |= {"image": ImageLayer, "model": str, "ignore_pixel_size": bool, "return": None}
+    form = magicgui(segment, call_button="segment", model={"tooltip": _MODELS.format(", ".join(bundled_models()))})
+    form.min_width = _WIDTH
+    return form
 
 
 def segment_layer(layer: Any, model: str, *, ignore_pixel_size: bool = False) -> LayerData:
@@ -186,7 +200,8 @@ def segment_layer(layer: Any, model: str, *, ignore_pixel_size: bool = False) ->
     told = {"before": labels.copy(), "image": layer.name}
     place = {"scale": tuple(layer.scale), "translate": tuple(layer.translate), "units": tuple(layer.units)}
     look = label_look(result.info)
-    return labels, {"name": "classes", "metadata": {"tilelab": told}, "opacity": 0.5, **look, **place}, "labels"
+    name = f"classes by {Path(model).stem}"
+    return labels, {"name": name, "metadata": {"tilelab": told}, "opacity": 0.5, **look, **place}, "labels"
 
 
 def corrections_widget() -> Any:
@@ -197,10 +212,13 @@ def corrections_widget() -> Any:
     from napari.utils.notifications import show_info
 
     def keep(image: Any, labels: Any, folder: Any = Path("corrections")) -> None:
-        show_info(f"{len(keep_layers(image, labels, folder))} crops are in {folder}")
+        count = len(keep_layers(image, labels, folder))
+        show_info(f"kept in {folder}: {count} crop{'s' * (count > 1)}" if count else "nothing has been painted yet")
 
     keep.__annotations__ |= {"image": ImageLayer, "labels": Labels, "folder": Path, "return": None}
-    return magicgui(keep, call_button="keep corrections", folder={"mode": "d"})
+    form = magicgui(keep, call_button="keep corrections", folder={"mode": "d"})
+    form.min_width = _WIDTH
+    return form
 
 
 def keep_layers(image: Any, labels: Any, folder: str | Path) -> list[Path]:
@@ -230,6 +248,8 @@ def further_widget() -> Any:
         Label(value=""),
     )
     form = Container(widgets=[model, folder, new, minutes, button, bar, said], labels=True)
+    form.min_width = _WIDTH
+    said.native.setWordWrap(True)
 
     def show(progress: Progress) -> None:
         said.value = progress.line[-120:]
