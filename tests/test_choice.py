@@ -222,6 +222,10 @@ def test_a_plan_tells_what_it_chose_from_and_how_long_it_takes(drawn, tmp_path, 
     assert all(one["seconds"] >= 1 and one["labels_as_whole"] >= 1 - TOLERANCE for one in told["choices"])
     computed = told["tiles"] * math.prod(told["engine"]["tile"]) / (4 * drawn.size)
     assert told["computed_per_pixel"] == pytest.approx(computed)
+    assert main([*words, "--no-calibration"]) == 0
+    table = capsys.readouterr().out.partition("choices")[2].splitlines()
+    assert table[0].split() == ["tile", "overlap", "computed", "labels", "engine", "memory", "time"]
+    assert table[1].split()[0] == str(told["engine"]["tile"][0])
     assert main([*words, "--no-calibration", "--tile", "256"]) == 0
     text = capsys.readouterr().out
     assert "pixels computed for each of the image" in text

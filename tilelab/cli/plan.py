@@ -28,6 +28,7 @@ from tilelab.io.storage.claims import Write, claim
 from tilelab.run.autotile import Choice, choose_work
 from tilelab.run.idle import idle_flags, refuse_idle
 from tilelab.run.intensities import glance
+from tilelab.run.kind.suit import look_seconds
 from tilelab.run.options import Options, load
 from tilelab.run.plan.estimate import calibrate, overhead_seconds, sample_tiles, seconds_per_tile, stored_bytes
 from tilelab.run.plan.plan import Plan
@@ -161,6 +162,7 @@ class _Planner:
                 per_tile *= wanted
                 if engine is not None:
                     overhead = overhead_seconds(plan, engine, per_tile, self.load_seconds, workers)
+                    overhead += look_seconds(opened.image, engine, per_tile)
             return examine_plan(
                 plan,
                 engine,

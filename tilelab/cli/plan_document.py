@@ -229,7 +229,7 @@ def as_text(plan: PlanDocument) -> str:
         rows["GPU memory"] = _device_memory_text(plan.device_memory)
     rows |= _time_rows(plan)
     if plan.choices:
-        rows["choices"] = "\n".join(map(_choice_text, plan.choices))
+        rows["choices"] = _choices_text(plan.choices)
     samples = plan.sample_tiles
     if samples and samples.blank:
         rows["samples"] = f"{samples.blank} of {samples.read} sample tiles are blank: those take no engine time"
@@ -241,11 +241,24 @@ def as_text(plan: PlanDocument) -> str:
     return "\n".join(f"{name:<{width}}  {value}".replace("\n", below) for name, value in rows.items())
 
 
-def _choice_text(one: PlannedChoice) -> str:
-    return (
-        f"tile {size_text(one.tile)}, overlap {size_text(one.overlap)}: {one.computed_per_pixel:.2f} computed, labels "
-        f"{one.labels_as_whole:.4f} as of the whole, engine at {one.rate:.2f}, {format_bytes(one.memory)}, takes "
-        f"{one.seconds:.2f}"
+def _choices_text(choices: Sequence[PlannedChoice]) -> str:
+    """A table, the taken one first."""
+    rows = [("tile", "overlap", "computed", "labels", "engine", "memory", "time")]
+    rows += [
+        (
+            size_text(one.tile),
+            size_text(one.overlap),
+            f"{one.computed_per_pixel:.2f}",
+            f"{one.labels_as_whole:.4f}",
+            f"{one.rate:.2f}",
+            format_bytes(one.memory),
+            f"{one.seconds:.2f}",
+        )
+        for one in choices
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows) + (
+        "\n(pixels computed for each of the image; labels as of the whole at once; engine's speed, time: relative)"
     )
 
 

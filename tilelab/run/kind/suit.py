@@ -28,6 +28,7 @@ _LEAST = 3 * BLOCK // 4  # pixels a side
 _WHAT = "the kind of image that {} is"
 _GLANCE = 8 << 20  # pixels of an image from which on a glance at its texture costs little beside the run
 _NEAR = 0.9  # of the distance up to which an image is at home: texture alone tells less than the network does
+_DESCRIBE = 6e-8  # seconds per pixel of a tile whose texture and answers are described
 _ONE_IN = 60
 """Of so many tiles of an image one is looked at: what it costs is a few percent of the run."""
 
@@ -125,6 +126,13 @@ def look_at_kind(
         return ()
     found = _compare(image, engine, options, mean, gain, home, hint)
     return () if found is None else (_assume(image, home, found[0], found[1]),)
+
+
+def look_seconds(image: Image, engine: Engine, per_tile: float) -> float:
+    """What `look_at_kind` takes of an image that is at home, when the engine takes `per_tile` with all streams busy."""
+    if _home_of(image, engine.spec) is None:
+        return 0.0
+    return _worth(Volume(image), engine) * (per_tile * engine.streams + _DESCRIBE * math.prod(engine.tile))
 
 
 def _home_of(image: Image, spec: ModelSpec) -> Home | None:
