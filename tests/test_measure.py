@@ -684,7 +684,7 @@ def test_numbers_are_painted_side_by_side_with_the_same_bytes(tmp_path: Path, mo
     make_result(tmp_path / "r.ome.zarr", (700, 900))
     written = []
     for cores in (1, 3):
-        monkeypatch.setattr("tilelab.io.results.image_pyramid.usable_cpus", lambda cores=cores: cores)
+        monkeypatch.setattr("tilelab.io.results.image_pyramid.core_count", lambda cores=cores: cores)
         with closing(measure(tmp_path / "r.ome.zarr", grid=(1, 64))) as survey:
             out = tmp_path / f"{cores}.ome.zarr"
             convert_image(survey.objects_image(), out, labels=True)

@@ -65,10 +65,16 @@ def core_count() -> int:
         count = len(os.sched_getaffinity(0))
     except AttributeError:
         count = os.cpu_count() or 1
+    return max(1, min(count, _quota()))
+
+
+@lru_cache(maxsize=1)
+def _quota() -> int:
+    """Cores' worth of time that the process's container has, rounded up; more than any machine where it has all."""
     with contextlib.suppress(OSError, ValueError):  # "max 100000" where there is no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, -(-int(quota) // int(period)))
-    return max(1, count)
+        return -(-int(quota) // int(period))
+    return 1 << 20
 
 
 def physical_core_count() -> int:

@@ -21,10 +21,10 @@ from tilelab.arrays import Array, Int64, UInt8
 from tilelab.errors import PlanError
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.image import Image
-from tilelab.io.storage.decode import usable_cpus
 from tilelab.kernels.objects.front import Front, open_pieces
 from tilelab.kernels.objects.runs import find_pieces, paint_runs
 from tilelab.kernels.objects.sums import AREA, FIRST, MOST_PIXELS
+from tilelab.machine.cpu import core_count
 from tilelab.measure.fractions import BlockCounts
 from tilelab.measure.piecework import ClassPlanes, Intensities, Piecework
 from tilelab.measure.spool import RECORD, Spool
@@ -183,7 +183,7 @@ def find_objects(
     work = Piecework(
         labels, image, shape, connectivity, found.only, pixel_size, None if counts is None else counts.side
     )
-    count = threads or usable_cpus()
+    count = threads or core_count()
     with _workers(pool, count) as workers:
         for part in _in_order(workers, work, boxes(shape, (planes, rows, shape[2])), count + 1):
             base, done = front.push(part.pieces)

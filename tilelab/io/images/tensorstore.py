@@ -13,7 +13,8 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.optional import one_line, require
 from tilelab.io.images.source import Source, whole_piece_warning
-from tilelab.io.storage.decode import LARGE_BYTES, usable_cpus
+from tilelab.io.storage.decode import LARGE_BYTES
+from tilelab.machine.cpu import core_count
 
 
 @cache
@@ -21,7 +22,7 @@ def _context(tensorstore: Any) -> Any:
     return tensorstore.Context(
         {
             "cache_pool": {"total_bytes_limit": LARGE_BYTES},
-            "data_copy_concurrency": {"limit": usable_cpus()},
+            "data_copy_concurrency": {"limit": core_count()},
         }
     )
 

@@ -20,13 +20,13 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
-from tilelab.io.storage.decode import usable_cpus
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Cascade, make_level, push_all
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode, halved
+from tilelab.machine.cpu import core_count
 
 Progress = Callable[[int], None]
 """Called with the number of pixels that were written since the last call."""
@@ -65,7 +65,7 @@ def write_pyramid(
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(root, error) from error
-    with ThreadPoolExecutor(usable_cpus(), "tilelab-shards") as pool:
+    with ThreadPoolExecutor(core_count(), "tilelab-shards") as pool:
         for box, rows in _units(image, layout, channels):
             cascade = Cascade(arrays[: layout.aligned], layout, box, 1, reduce, scratch)
             for block in _read_rows(image, box, rows):
@@ -165,7 +165,7 @@ def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
         pixels = image.read(Box(*ends))
         return pixels.reshape(count, stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
 
-    ahead = min(_COMPUTED, usable_cpus()) if image.computed else 1
+    ahead = min(_COMPUTED, core_count()) if image.computed else 1
     with ThreadPoolExecutor(ahead, "tilelab-read") as reader:
         positions = iter([box.start[1], *range(rows - phase, box.stop[1], rows)])
         coming = [reader.submit(read, y) for y in islice(positions, ahead)]

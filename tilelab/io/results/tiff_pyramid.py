@@ -17,9 +17,9 @@ import tifffile
 from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.images.tiff_log import collect_notes
-from tilelab.io.storage.decode import usable_cpus
 from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
+from tilelab.machine.cpu import core_count
 
 _TILE = 512
 _LABEL = "image-label"
@@ -78,7 +78,7 @@ def write_pyramid_tiff(
                     photometric="minisblack",
                     compression="adobe_deflate",
                     predictor=level.dtype.kind in "iu",  # few readers know the one for float
-                    maxworkers=usable_cpus(),
+                    maxworkers=core_count(),
                     buffersize=2**24,
                     **resolution,
                     **({"subfiletype": 1} if i else first),

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TypeVar
 
 from tilelab.arrays import Array
+from tilelab.machine.cpu import core_count
 
 T = TypeVar("T")
 
@@ -72,13 +73,6 @@ class DecodedPieces:
         return piece
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="tilelab-decode")
@@ -101,7 +95,7 @@ def for_each(work: Callable[[T], object], items: Iterable[T], *, threads: bool =
     for work that is little more than copying.  With `requests` the work waits for a remote store: many at a time.
     """
     todo = list(items)
-    helpers = min(len(todo), usable_cpus(), MOST_THREADS) - 1 if threads else 0
+    helpers = min(len(todo), core_count(), MOST_THREADS) - 1 if threads else 0
     if requests:
         helpers = min(len(todo), _MOST_REQUESTS) - 1
     pool = _request_pool if requests else _pool
