@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,18 +83,29 @@ def _read_metadata(path: Path) -> tuple[ModelSpec, Compiled]:
     raise ModelError(f"{path} does not describe its model: make it with `tilelab export CHECKPOINT -o {path.name}`")
 
 
+_exact = threading.Lock()
+_before: list[list[bool]] = []  # the settings as they were, once for everyone who is within
+
+
 @contextmanager
 def exact_fp32(torch: Any) -> Iterator[None]:
-    """Within it, torch multiplies fp32 as fp32: by itself its convolutions on a GPU keep 10 bits of 23 (TF32)."""
+    """Within it, torch multiplies fp32 as fp32: by itself its convolutions on a GPU keep 10 bits of 23 (TF32).
+
+    Torch has one setting for all threads: it is put back when the last of those that are within leaves.
+    """
     places = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [place.allow_tf32 for place in places]
-    try:
+    with _exact:
+        _before.append(_before[0] if _before else [place.allow_tf32 for place in places])
         for place in places:
             place.allow_tf32 = False
+    try:
         yield
     finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
+        with _exact:
+            before = _before.pop()
+            if not _before:
+                for place, allowed in zip(places, before, strict=True):
+                    place.allow_tf32 = allowed
 
 
 def load_compiled(path: Path, precision: Precision, device_index: int) -> tuple[Any, Any]:
