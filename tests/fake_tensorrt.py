@@ -1,4 +1,4 @@
-"""TensorRT's Python surface as far as tilelab may use it, for versions 10 and 11; what 11 removed is not there.
+"""TensorRT's Python surface as far as tilelab may use it: what versions 10 and 11 have in common, and nothing else.
 
 Names, arguments and results follow NVIDIA's bindings (``python/src/infer/pyCore.cpp``, ``parsers/pyOnnx.cpp``) and the
 list of APIs removed in 11.  Objects have slots, so that setting anything that does not exist raises, as pybind11's do.
@@ -20,13 +20,7 @@ from fake_gpu import FakeGpu, array_at
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.errors import ModelError
 
-
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
+Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING", start=0)
 
 
 class ILogger:
@@ -50,22 +44,9 @@ HardwareCompatibilityLevel = enum.Enum(
 _DTYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32}
 
 
-class _Bytes(bytearray):
-    """``IHostMemory``: bytes behind the buffer protocol."""
-
-    @property
-    def nbytes(self) -> int:
-        return len(self)
-
-
-class ITimingCache:
-    __slots__ = ("_data",)
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def serialize(self) -> _Bytes:
-        return _Bytes(self._data)
+class ITimingCache(SimpleNamespace):
+    def serialize(self) -> bytes:
+        return self.data
 
 
 def used_names(module: FakeTensorRT) -> set[str]:
@@ -84,8 +65,6 @@ class IOptimizationProfile:
         self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:  # noqa: A002
-        if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
-            raise RuntimeError("Shape provided for max is inconsistent with other shapes.")
         self.shapes[input] = (tuple(min), tuple(opt), tuple(max))
 
 
@@ -122,13 +101,13 @@ class IBuilderConfig:
         return len(self.profiles) - 1
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
-        return ITimingCache(bytes(serialized_timing_cache))
+        return ITimingCache(data=bytes(serialized_timing_cache))
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         assert ignore_mismatch is False
-        if cache._data and not cache._data.startswith(self._version.encode()):
+        if cache.data and not cache.data.startswith(self._version.encode()):
             return False
-        self._cache = ITimingCache(cache._data or self._version.encode())
+        self._cache = ITimingCache(data=cache.data or self._version.encode())
         return True
 
     def get_timing_cache(self) -> ITimingCache | None:
@@ -220,19 +199,12 @@ class FakeTensorRT(ModuleType):
     def __init__(self, version: str, gpu: FakeGpu) -> None:
         super().__init__("tensorrt")
         self.__version__ = version
-        self.major = int(version.split(".")[0])
         self.gpu = gpu
         self.failures: set[str] = set()
         self.configs: list[IBuilderConfig] = []
         self.networks: list[int] = []
-        removed_in_11 = ["FP16", "BF16", "INT8", "FP8", "INT4", "OBEY_PRECISION_CONSTRAINTS", "DIRECT_IO"]
-        flags = ["TF32", "REFIT", "STRIP_PLAN", "VERSION_COMPATIBLE"] + (removed_in_11 if self.major == 10 else [])
-        self.BuilderFlag = enum.IntEnum("BuilderFlag", flags, start=0)
-        created = (["EXPLICIT_BATCH"] if self.major == 10 else []) + ["STRONGLY_TYPED"]
-        values = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
-        self.NetworkDefinitionCreationFlag = enum.IntEnum(
-            "NetworkDefinitionCreationFlag", {name: values[name] for name in created}
-        )
+        self.BuilderFlag = enum.IntEnum("BuilderFlag", "TF32", start=0)
+        self.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", start=1)
         for item in (ILogger, IProgressMonitor, DataType, TensorIOMode, MemoryPoolType, HardwareCompatibilityLevel):
             setattr(self, item.__name__, item)
         module = self
@@ -270,7 +242,7 @@ class FakeTensorRT(ModuleType):
                 module.configs.append(IBuilderConfig(version, self._log))
                 return module.configs[-1]
 
-            def build_serialized_network(self, network: Any, config: IBuilderConfig) -> _Bytes | None:
+            def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes | None:
                 if config.progress_monitor and not _report_progress(config.progress_monitor):
                     return None
                 if "build" in module.failures:
@@ -280,18 +252,13 @@ class FakeTensorRT(ModuleType):
                 file = network.file
                 profile = [file.inputs[0].shape] * 3
                 if not all(isinstance(n, int) for n in profile[0]):
-                    if not config.profiles:
-                        self._log.log(Severity.ERROR, "Network has dynamic inputs, but no optimization profile")
-                        return None
                     profile = list(config.profiles[0].shapes[file.inputs[0].name])
                 tensors = [
                     {"name": p.name, "mode": mode, "dtype": p.dtype, "shape": [-1, *p.shape[1:]]}
                     for mode, ports in (("INPUT", file.inputs), ("OUTPUT", file.outputs))
                     for p in ports
                 ]
-                return _Bytes(
-                    b"ptrt" + json.dumps({"version": version, "profile": profile, "tensors": tensors}).encode()
-                )
+                return b"ptrt" + json.dumps({"version": version, "profile": profile, "tensors": tensors}).encode()
 
         class Runtime:
             def __init__(self, logger: ILogger) -> None:
