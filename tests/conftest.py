@@ -57,6 +57,16 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
+@pytest.fixture(scope="session")
+def standin(kernels: Path) -> Iterator[Any]:
+    """A process on the stand-in for NVIDIA's driver, which forks for every script; see `driver_standin.Prepared`."""
+    from driver_standin import Prepared
+
+    process = Prepared(kernels)
+    yield process
+    process.close()
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch on one thread: small networks are no faster on more, and sums are the same on every machine."""

@@ -7,7 +7,9 @@ the GPU providers, so that bindings, shapes, types and options are really used; 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -160,6 +162,13 @@ def run(engine, seed=0):
     out = np.full((engine.batch, engine.spec.values, *engine.tile), np.nan, np.float32)
     engine.run(tiles, out)
     return tiles, out
+
+
+def test_the_extra_brings_a_compiler_and_the_libraries_that_onnx_runtime_loads():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    brought = {re.split(r"[><=; ]", line)[0] for line in project["optional-dependencies"]["gpu"]}
+    assert brought >= {"numba-cuda-mlir[cu13]", "onnxruntime-gpu[cuda,cudnn]"}
+    assert "onnxruntime" not in brought, "both are one folder"
 
 
 NAMES = ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx"]

@@ -32,7 +32,7 @@ HELD_BACK = ("nncf",)
 
 QUICK = [
     "geometry", "layout", "kernels", "cuda_kernels", "sweep", "region", "formats", "read_files", "tiff_out",
-    "zarr_sink", "engines", "gpu_races", "plan_gpu", "tensorrt",
+    "zarr_sink", "engines", "core_counts", "gpu_races", "gpu_driver", "gpu_faults", "plan_gpu", "tensorrt",
 ]  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BOUND = re.compile(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)")

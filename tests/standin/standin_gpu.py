@@ -80,6 +80,7 @@ def turn(source, target, turns, mirror, *, back=False, add=False, stream=0):
 def install():
     """Compute after every launch, and have an engine."""
     from tilelab.engines import registry
+    from tilelab.run.sweep import device_work
 
     def both(launch, compute):
         def call(*args, **kwargs):
@@ -88,7 +89,8 @@ def install():
 
         return call
 
-    for module, functions in ((cuda, (cut, blend, finish)), (cuda_elementwise, (clear, turn))):
+    lesser = (clear, turn)
+    for module, functions in ((cuda, (cut, blend, finish)), (cuda_elementwise, lesser), (device_work, lesser)):
         for function in functions:
             setattr(module, function.__name__, both(getattr(module, function.__name__), function))
     registry.ENGINES["onnxruntime-cuda"] = (__name__, ("onnx",))

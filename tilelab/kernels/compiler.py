@@ -27,8 +27,22 @@ import numpy as np
 from tilelab.errors import EngineError
 from tilelab.text import install_hint
 
-__all__ = ["COMPILER", "SIMULATED", "cache_folder", "cuda", "float32", "int32", "is_fault", "jit", "libdevice"]
+__all__ = [
+    "COMPILER",
+    "NO_CONTEXT",
+    "SIMULATED",
+    "cache_folder",
+    "cuda",
+    "float32",
+    "int32",
+    "is_fault",
+    "jit",
+    "libdevice",
+]
 __all__ += ["typeof", "types", "uint32", "uint64"]
+
+NO_CONTEXT = "NULL context"
+"""What cuda-core before 1.0 says instead of the driver's error when that gives it no context."""
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
@@ -138,5 +152,7 @@ def is_fault(error: BaseException) -> bool:
     """Whether an exception is the driver's, by any of the libraries that call it."""
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     if names & {"numba_cuda_mlir.CudaDriverError", "numba.CudaDriverError", "cuda.CUDAError"}:
+        return True
+    if isinstance(error, ValueError) and NO_CONTEXT in str(error):
         return True
     return isinstance(error, RuntimeError) and "CUDA_ERROR_" in str(error)  # numba-cuda-mlir's own, of a kernel

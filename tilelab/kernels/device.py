@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tilelab.arrays import Array
 from tilelab.errors import EngineError
-from tilelab.kernels.compiler import SIMULATED, cuda, is_fault
+from tilelab.kernels.compiler import NO_CONTEXT, SIMULATED, cuda, is_fault
 
 DeviceArray = Any  # Numba's, or any object with __cuda_array_interface__
 Stream = Any
@@ -190,6 +190,8 @@ def faults(index: int) -> Iterator[None]:
 def _words(error: BaseException) -> str:
     """What the driver said, without the compiler's frame around it."""
     said = re.sub(r"^\[.*?\] Call to (\w+) results in ", r"\1: ", " ".join(str(error).split()))
+    if NO_CONTEXT in said:
+        said = "cuDevicePrimaryCtxRetain: it gave no context"
     if " from library: " in said:  # a kernel, by the name that it was compiled to
         said = "a kernel cannot be loaded: " + said.rpartition(": ")[2]
     return said.partition(". ")[0][:160]
