@@ -123,6 +123,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the run cost, and where: the whole suite is bounded to ten minutes of processor time."""
+    """Say what the run cost, and where: the whole suite is bounded to fifteen minutes on two cores."""
     dearest = ", ".join(f"{Path(file).stem} {seconds:.0f}" for file, seconds in _spent.most_common(6) if seconds >= 1)
     terminalreporter.write_line(f"{_processor_seconds():.0f} s of processor time" + (dearest and f": {dearest}"))

@@ -14,6 +14,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -26,32 +27,23 @@ SECRET = "SHHHsecretSHHH"  # noqa: S105 - of a server that lives as long as the 
 KEY = "AKIDidentityAKID"
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class S3Server:
-    """moto's S3 server; `url` is its address."""
+    """moto's S3 server on a port that it chose itself; `url` is its address."""
 
     def __init__(self) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self.said,
         )
 
-        def answers() -> bool:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 0.5).close()
-                return True
-            return False
+        def address() -> str | None:
+            # at a place of its own: the process writes where this file stands
+            found = re.search(rb"Running on (http://127\.0\.0\.1:\d+)\n", os.pread(self.said.fileno(), 1 << 16, 0))
+            return None if found is None else found[1].decode()
 
-        wait_for(answers, "an answer of the S3 server", process=self.process)
+        self.url: str = wait_for(address, "an answer of the S3 server", process=self.process)
 
     def make_bucket(self, name: str) -> None:
         """A new, empty bucket."""
@@ -62,6 +54,7 @@ class S3Server:
         """End the process."""
         self.process.terminate()
         self.process.wait(30)
+        self.said.close()
 
 
 def environment(url: str, **more: str) -> dict[str, str]:

@@ -145,6 +145,8 @@ def run_tests(python: str, names: list[str]) -> tuple[int, str]:
         "-p",
         "no:cacheprovider",
         "--tb=short",
+        "--numprocesses=auto",
+        "--dist=loadfile",
         *files,
     ]
     said = ""
