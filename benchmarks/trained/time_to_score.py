@@ -64,6 +64,12 @@ BEGINNINGS = (
     Beginning("EfficientNet-Lite0, from chance", "superalloy-quick", (*_QUICK, 'network.weights=""'), "#d1495b"),
     Beginning("the bundled U-Net, from chance", "superalloy", ("run.steps=400", "schedule.warmup=10"), "#f5a623"),
     Beginning("EfficientNet-Lite0, ImageNet's weights, to 0.90", "superalloy-quick", _LONG, "#2a9d8f"),
+    Beginning(
+        "the bundled U-Net, from chance, to 0.90",
+        "superalloy-quick",
+        (*_LONG, "run.steps=800", 'network={architecture="unet",options={widths=[16,32,64,128,192]}}'),
+        "#7b4ea3",
+    ),
 )
 _SETTINGS = ("run.validate=10", "run.threads=1", "run.precision=bf16", "run.average=0.9")
 
