@@ -35,7 +35,7 @@ _DRAWN, _REMINDERS = 6, 16  # that it is held to; half as many judge it
 _SEED = 20_000  # of what is drawn
 _ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
-_TOLD = 0.0005  # of the answers that it was sure of; real images of home lost no mean IoU then
+_LOST_IOU, _LOST = 0.001, 0.0005  # of the answers that it was sure of; how sure that must be says `Judged`
 _LOOK = 1024  # pixels of an image of --home
 
 
@@ -142,7 +142,7 @@ def improve_model(
     if not checks:
         say("nothing is known of what the model was trained on: whether it gets worse there is not checked; see --home")
     learned = improve(network, spec, planes, kept, checks, effort, report)
-    for judged in (learned.abroad, *learned.home):
+    for judged in _judged(learned):
         say(str(judged))
     spec = _describe(spec, output, learned, corrected.digest, len(corrected.planes), file.digest())
     alike = [plane for plane in corrected.planes if str(plane.image.dtype) == spec.normalization.dtype]
@@ -164,6 +164,10 @@ def improve_model(
         images = samples[:_PLACES] or [drawn_sample(spec)]
         done = export_model(made, output, images, seams=False, calibrate=False, force=force, report=say)
     return Handed(done, learned)
+
+
+def _judged(learned: Any) -> list[Any]:
+    return [j for j in (learned.abroad, learned.held, *learned.home) if j is not None]
 
 
 def _sample(plane: Any) -> Sample:
@@ -189,7 +193,7 @@ def _describe(spec: ModelSpec, output: Path, learned: Any, digest: str, count: i
         "corrections_digest": digest,
         "steps": learned.steps,
         "share": learned.share,
-        "scores": {j.name: [round(j.before, 4), round(j.after, 4)] for j in (learned.abroad, *learned.home)},
+        "scores": {j.name: [round(j.before, 4), round(j.after, 4)] for j in _judged(learned)},
     }
     sure = spec.confidence and msgspec.structs.replace(spec.confidence, images=0, ece=())  # measured of the old ones
     return msgspec.structs.replace(
@@ -243,7 +247,7 @@ def _given(spec: ModelSpec, home: Home, black_white: tuple[float, float] | None)
 
     def every(first: int, step: int) -> Any:
         name = "images of --home" + (", against what it said before" if told else "")
-        limit = _TOLD if told else 0.0
+        limit = _LOST if told else _LOST_IOU
         return Planes(
             name=name, planes=planes[first::step], normalizations=own[first::step], tolerance=limit, told=told
         )
@@ -284,7 +288,7 @@ def _drawn(spec: ModelSpec, engine: Engine) -> tuple[Any, Any] | None:
     own = [_constants(spec, plane.image) for plane in planes]
 
     def part(where: slice) -> Any:
-        limit = 0.0 if truth else _TOLD
+        limit = _LOST_IOU if truth else _LOST
         return Planes(
             name="drawn micrographs", planes=planes[where], normalizations=own[where], tolerance=limit, told=not truth
         )
@@ -315,7 +319,7 @@ def _remembered(spec: ModelSpec, corrected: Any, side: int) -> tuple[Any, Any]:
         ]
         plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32")
         own = [plain] * len(planes)
-        return Planes(name=name, planes=planes, normalizations=own, tolerance=_TOLD, told=True, real=False)
+        return Planes(name=name, planes=planes, normalizations=own, tolerance=_LOST, told=True, real=False)
 
     name = "images with the texture that it remembers"
     return made(_REMINDERS, _SEED, name), made(_REMINDERS // 2, _SEED + 1, name)

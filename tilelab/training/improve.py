@@ -4,42 +4,36 @@ Four things keep it. Its batch statistics are folded away and cannot drift. What
 of each layer, and an offset: few numbers, which cannot serve what is shown and spoil what is like it (after the affine
 parameters of batch normalisation, Frankle et al., 2020, arXiv 2003.00152); all weights learn only where that does not
 do. Half of every batch are images of what it knew, on which it is held to what it said before. And its weights are a
-mean of the old and the new ones (WiSE-FT, Wortsman et al., 2022, arXiv 2109.01903), with as little of the new ones as
-gives nearly all of what was gained, and never so much that it is worse on what it knew.
+mean of the old and the new ones (WiSE-FT, Wortsman et al., 2022, arXiv 2109.01903), see `tilelab.training.course`.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from tilelab.errors import ModelError
 from tilelab.machine.cpu import core_count, has_cpu_feature
 from tilelab.models.graph import GraphNetwork
 from tilelab.spec import ModelSpec
 from tilelab.training.allocator import keep_freed_memory
+from tilelab.training.course import Course, halves
 from tilelab.training.crops import stack
 from tilelab.training.data import CropSampler
 from tilelab.training.judge import Judge, Judged, Planes
+from tilelab.training.learners import Factors, Whole
 from tilelab.training.loop import Report, StepReport, ignore
 from tilelab.training.losses import weighted_sum
 from tilelab.training.optimize import build_optimizer
 from tilelab.training.schedule import rate_at
 from tilelab.training.sections import IGNORE, Augmentation, LossTerm, Optimizer, Sampling, Schedule
 
-SHARES = (1.0, 0.8, 0.6, 0.45, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
-"""Of the new weights in the mean."""
-_ENOUGH = 0.95  # of the gain: no more of the new weights than for this
-_LEAST_GAIN = 0.02  # of mean IoU on what it learned from: less is not worth the risk
 _KEEPING = 4.0  # weight of what it is held to, against what it learns
 _LOSS = (LossTerm("cross-entropy"), LossTerm("dice"))
-_FACTORS_RATE = 10.0  # times the rate of weights: of factors that are near 1
 _TRIED = 3  # steps after which it is known what one takes
 _PLAIN = Augmentation()
 
@@ -72,8 +66,10 @@ class Improved:
     Attributes:
         network: with its new weights.
         share: of them in the mean with the old ones.
-        steps, seconds: that it learned.
+        steps: that it learned.
+        seconds: that learning and choosing took.
         abroad: on the corrections, which it learned from.
+        held: on each half of them, what the other half taught; None of a single one.
         home: on each set of what it knew that it was not held to.
     """
 
@@ -82,6 +78,7 @@ class Improved:
     steps: int
     seconds: float
     abroad: Judged
+    held: Judged | None
     home: tuple[Judged, ...]
 
 
@@ -106,7 +103,7 @@ def improve(
         report: called after every step.
 
     Raises:
-        ModelError: it would be worse on what it knew whatever the share, or is no better on the corrections.
+        ModelError: it would be worse on what it knew whatever the share, or is no better on corrections.
     """
     largest = max(side for plane in corrected.planes for side in plane.shape)
     effort = _fit(effort or Effort(), spec, largest)
@@ -140,112 +137,51 @@ def _improve(
     report: Report,
 ) -> Improved:
     old = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judges = [Judge(planes, spec, effort.crop, old) for planes in (corrected, *checks)]
-    before = [judge.score(old) for judge in judges]
-    began, steps = time.perf_counter(), 0
-    first, new = [p.detach() for p in old.parameters()], copy.deepcopy(old)
+    judge, *others = [Judge(planes, spec, effort.crop, old) for planes in (corrected, *checks)]
+    held = [(rest, Judge(part, spec, effort.crop, old)) for rest, part in halves(corrected)]
+    course = Course(old, [one for _, one in held] or [judge], others)
+    began = time.perf_counter()
+    teachers = [corrected, *(rest for rest, _ in held)]
     for make in (Factors, Whole):
-        learner = make(old)
         left = replace(effort, minutes=max(0.0, effort.minutes - (time.perf_counter() - began) / 60))
-        steps += _learn(old, learner, spec, corrected, kept, left, report)
-        last = learner.weights()
-        found = []
-        for share in SHARES:
-            _blend(new, first, last, share)
-            judged = [
-                Judged(judge.name, b, judge.score(new), judge.tolerance, judge.told)
-                for judge, b in zip(judges, before, strict=True)
-            ]
-            found.append((share, judged[0], tuple(judged[1:])))
+        ends, steps = _teach(old, make, spec, teachers, kept, left, report)
         try:
-            share, abroad, home = _choose(found, spec)
+            found = course.choose(ends[0], ends[1:] or ends, spec.name)
             break
         except ModelError:
             if make is Whole:
                 raise
+    new = course.at(ends[0], found.share)
+    abroad = judge.compare(judge.count(old), judge.count(new))
     seconds = time.perf_counter() - began
-    _blend(new, first, last, share)
-    return Improved(new, share, steps, seconds, abroad, home)
+    return Improved(new, found.share, steps, seconds, abroad, found.gain if held else None, found.home)
 
 
-class Factors(nn.Module):
-    """A network of which a factor for each feature is learned, and every number that each feature has one of."""
+def _teach(
+    old: GraphNetwork,
+    make: type[Factors] | type[Whole],
+    spec: ModelSpec,
+    teachers: Sequence[Planes],
+    kept: Sequence[Planes],
+    effort: Effort,
+    report: Report,
+) -> tuple[list[list[torch.Tensor]], int]:
+    """Weights that learned from each of some corrections, every plane as often; and the steps of the first."""
+    counts = [len(planes.planes) for planes in teachers]
+    planned = [max(1, round(effort.steps * count / counts[0])) for count in counts]
+    ends: list[list[torch.Tensor]] = []
+    taken: list[int] = []
 
-    rate = _FACTORS_RATE
+    def tell(progress: StepReport) -> None:
+        gone, later = sum(taken), sum(planned[len(taken) + 1 :])
+        report(replace(progress, step=gone + progress.step, steps=gone + progress.steps + later))
 
-    def __init__(self, network: GraphNetwork) -> None:
-        super().__init__()
-        self._held = (network,)  # its own weights are no parameters of this one
-        given = list(zip(network.weights, network.feature_axes, strict=True))
-        sizes = [
-            [n if i == axis % w.ndim else 1 for i, n in enumerate(w.shape)] if axis is not None else w.shape
-            for w, axis in given
-        ]
-        self.learned = nn.ParameterList([nn.Parameter(torch.zeros(*size)) for size in sizes])
-
-    def weights(self) -> list[torch.Tensor]:
-        """Those of the network, as they are with what was learned."""
-        (network,) = self._held
-        given = zip(network.weights, network.feature_axes, self.learned, strict=True)
-        return [w.detach() * (1 + z) if axis is not None else w.detach() + z for w, axis, z in given]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the network."""
-        (network,) = self._held
-        names = [name for name, _ in network.named_parameters()]
-        logits: torch.Tensor = functional_call(network, dict(zip(names, self.weights(), strict=True)), (x,))
-        return logits
-
-
-class Whole(nn.Module):
-    """A network of which all weights are learned."""
-
-    rate = 1.0
-
-    def __init__(self, network: GraphNetwork) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
-
-    def weights(self) -> list[torch.Tensor]:
-        """As they are now."""
-        return list(self.network.weights)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the network."""
-        logits: torch.Tensor = self.network(x)
-        return logits
-
-
-def _choose(
-    found: Sequence[tuple[float, Judged, tuple[Judged, ...]]], spec: ModelSpec
-) -> tuple[float, Judged, tuple[Judged, ...]]:
-    """As little of the new weights as gives nearly all of what can be gained.
-
-    Raises:
-        ModelError: nothing can.
-    """
-    allowed = [one for one in found if all(judged.kept for judged in one[2])]
-    if not allowed:
-        least = min(found, key=lambda one: one[0])
-        worst = min(least[2], key=lambda judged: judged.after - judged.before)
-        raise ModelError(
-            f"{spec.name} would be worse on what it knew with {least[0]:.0%} of the new weights ({worst}): name images "
-            "that it must keep (--home), or correct more; nothing was written"
-        )
-    gain = max(abroad.after - abroad.before for _, abroad, _ in allowed)
-    if not gain >= _LEAST_GAIN:
-        worse = "without being worse on what it knew " if len(allowed) < len(found) else ""
-        raise ModelError(
-            f"{spec.name} does not get better on the corrections {worse}(mean IoU {found[0][1].before:.4f}): "
-            "correct more places, or more of each; nothing was written"
-        )
-    return min(one for one in allowed if one[1].after - one[1].before >= _ENOUGH * gain)
-
-
-@torch.no_grad()
-def _blend(network: nn.Module, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor], share: float) -> None:
-    for parameter, a, b in zip(network.parameters(), old, new, strict=True):
-        parameter.copy_(torch.lerp(a, b, share))
+    for planes, steps in zip(teachers, planned, strict=True):
+        learner, minutes = make(old), effort.minutes * steps / sum(planned)
+        mine = replace(effort, steps=steps, minutes=minutes)
+        taken.append(_learn(old, learner, spec, planes, kept, mine, tell))
+        ends.append(learner.weights())
+    return ends, taken[0]
 
 
 def _learn(
