@@ -31,6 +31,7 @@ EXAMPLES = (
     "tilelab measure cells.ome.zarr --class cell --min-size 200nm2 --image em.tif",
     "tilelab measure axons.ome.zarr --fibres axon,myelin -o fibres.csv",
     "tilelab measure coating.ome.zarr --layer oxide,crack --json",
+    "tilelab measure cells.ome.zarr --plan                 # time, memory, bytes, before it is measured",
 )
 
 
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--geojson", metavar="FILE", help="their outlines as polygons, for QuPath\nof many a folder")
     add("--image", metavar="IMAGE", help="the micrograph: intensities under the objects\nor a folder of them")
     add("--pictures", metavar="DIR", help="draw how sizes, shapes and distances spread")
-    add_json(parser, "all but the objects")
+    add("--plan", action="store_true", help="say what it will take, and measure a few pieces alone")
+    add_json(parser, "all but the objects, or the plan")
     add("--pixel-size", type=parse_sizes, metavar="NM", help=PIXEL_SIZE_HELP)
     add("--strict", action="store_true", help="refuse to assume anything, as the pixel size")
     add("--overwrite", action="store_true", help="replace what --objects names if it exists")
@@ -91,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure areas and objects."""
     from tilelab.evaluation.label_map import LabelMap
+    from tilelab.kernels.jit import tell_compiling
     from tilelab.measure.reading import Question
     from tilelab.measure.report import Summary
     from tilelab.measure.table import check_table, write_table
@@ -126,9 +129,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--layer-profile was given: say which classes form the layer with --layer")
     if args.opening < 0:
         raise InputError(f"--opening {args.opening} was given: 0 or more pixels")
+    if args.plan:
+        return _plan(labels, images, question, args)
     summary = Summary()
     failed: dict[str, str] = {}
-    with _client(args) as client:
+    with tell_compiling(say), _client(args) as client:
         rows = _measure_all(labels, images, question, args, client, summary, failed)
         if args.output is not None:
             write_table(Path(args.output), rows)
@@ -147,6 +152,22 @@ def run(args: argparse.Namespace) -> int:
     for name, why in failed.items():
         say(f"failed: {name}: {why}")
     return EXIT_INCOMPLETE if failed else EXIT_DONE
+
+
+def _plan(labels: dict[str, Path], images: dict[str, Any], question: Question, args: argparse.Namespace) -> int:
+    """Say what measuring each will take."""
+    from tilelab.cli.measure_plan import as_json, as_text
+    from tilelab.kernels.jit import tell_compiling
+    from tilelab.measure.forecast import foresee
+
+    wanted = {"numbers": args.objects is not None, "outlines": args.geojson is not None}
+    with tell_compiling(say):
+        plans = {name: foresee(path, question, image=images.get(name), **wanted) for name, path in labels.items()}
+    for plan in plans.values():
+        check_strict(plan.assumptions, args.strict)
+    if not put_json(args.json, as_json(plans)):
+        print("\n\n".join((f"{name}\n" if len(plans) > 1 else "") + as_text(plan) for name, plan in plans.items()))
+    return EXIT_DONE
 
 
 def _measure_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,20 @@ class Labels:
                 because="its partner has no such rows, as where an info bar was left out",
             ),
         )
+
+    @property
+    def image(self) -> Image:
+        """What they are read from."""
+        return self._image
+
+    def part(self, box: Box) -> Labels:
+        """A region (z, y, x) of them, as labels that these close."""
+        part = copy(self)
+        part._image = crop(self._image, list(zip(box.start, box.stop, strict=True))[self._lead :])
+        part._theirs = True
+        part.shape = _as_zyx(box.shape)
+        part.chunks = _as_zyx(part._image.chunks[part._image.rgb :])
+        return part
 
     def look(self) -> Census:
         """What is stored, by at most 2**26 pixels spread evenly."""

@@ -6,12 +6,17 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
+
+_TOLD_SECONDS = 2.0
 
 
 def _spare_scipy() -> None:
@@ -56,6 +61,38 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         return numba.njit(nogil=True, **options)(function)
 
     return compile_later
+
+
+@contextlib.contextmanager
+def tell_compiling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Say when kernels begin to be compiled, for which the first use on a machine has to wait, and how long it took."""
+    heard = _Heard(tell)
+    with event.install_listener("numba:compile", heard):
+        yield
+    if heard.seconds >= _TOLD_SECONDS:
+        tell(f"compiled kernels in {heard.seconds:.0f} s; the next time they are there")
+
+
+class _Heard(event.Listener):  # type: ignore[misc]
+    """Seconds during which anything was compiled, in whatever thread."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.seconds = 0.0
+        self._tell, self._lock, self._under_way, self._began = tell, threading.Lock(), 0, 0.0
+
+    def on_start(self, _: Any) -> None:
+        with self._lock:
+            if not self._under_way:
+                self._began = time.monotonic()
+            if not self._under_way and not self.seconds:
+                self._tell("compiling kernels, once on this machine")
+            self._under_way += 1
+
+    def on_end(self, _: Any) -> None:
+        with self._lock:
+            self._under_way -= 1
+            if not self._under_way:
+                self.seconds += time.monotonic() - self._began
 
 
 def _own_folder() -> str:

@@ -5,8 +5,9 @@
 ('px', True)
 """
 
-from tilelab.measure.call import measure
+from tilelab.measure.call import measure, plan
+from tilelab.measure.forecast import Forecast
 from tilelab.measure.reading import Question
 from tilelab.measure.survey import Survey
 
-__all__ = ["Question", "Survey", "measure"]
+__all__ = ["Forecast", "Question", "Survey", "measure", "plan"]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tilelab.evaluation import LabelMap, Pair, find_pairs, scoring
 from tilelab.evaluation.scoring import Evaluation
 from tilelab.measure import survey
+from tilelab.measure.forecast import Forecast, foresee
 from tilelab.measure.matching import add_object_scores
 from tilelab.measure.reading import Question
 from tilelab.measure.survey import Survey
@@ -55,6 +56,24 @@ def measure(
     bar = Bar("measuring") if progress is None and in_notebook() else None
     show = progress if bar is None else bar.show
     return survey.measure(source, asked, image=image, progress=show, client=client)
+
+
+def plan(source: Any, question: Question | None = None, *, image: Any = None, **wishes: Any) -> Forecast:
+    """Tell what `measure` would take of labels of any size, after measuring some pieces of them for a few seconds.
+
+    >>> plan = tilelab.measure.plan("sample.ome.zarr", only="secondary precipitate")
+    >>> plan.shape, plan.passes, plan.seconds < 60, plan.memory["total"] < 2**26
+    ((1, 512, 512), 1, True, True)
+
+    Args:
+        source, question, image, wishes: of `measure`.
+
+    Raises:
+        InputError: something cannot be read, or is asked for that is not there.
+        PlanError: an axis is longer than sums are exact for.
+        TypeError: a wish has no such name; the nearest one is named.
+    """
+    return foresee(source, _with_wishes(question or Question(), wishes), image=image)
 
 
 def evaluate(

@@ -12,9 +12,8 @@ from tilelab.kernels.objects.sums import COLUMNS
 
 RECORD = np.dtype([("sums", np.int64, COLUMNS), ("intensity", np.float64, 3), ("shape", np.float64, 3)])
 """What is kept of an object: `tilelab.kernels.objects.sums`, and Feret diameters and pixels of the hull."""
-
-
-_SPOOL_BYTES = 2**26
+SPOOL_BYTES = 2**26
+"""Of records in memory: more wait in a file."""
 
 
 class Spool:
@@ -29,7 +28,7 @@ class Spool:
         """Add records."""
         self._parts.append(records)
         self._bytes += records.nbytes
-        if self._bytes > _SPOOL_BYTES:
+        if self._bytes > SPOOL_BYTES:
             self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - gone with this
             for part in self._parts:
                 self._file.write(part.tobytes())
@@ -42,7 +41,7 @@ class Spool:
             chosen: Array = self._parts[0][at] if self._parts else np.empty(0, RECORD)
             return chosen
         if self._parts:
-            self._bytes = _SPOOL_BYTES + 1
+            self._bytes = SPOOL_BYTES + 1
             self.append(np.empty(0, RECORD))
         self._file.flush()
         taken: Array = np.memmap(self._file, RECORD, "r")[at]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,7 @@ class Survey:
     def close(self) -> None:
         """Release files, and what the table is made of."""
         self.objects.close()
-        self.labels.close()
-        if self.image is not None:
-            self.image.close()
+        _close(self.labels, self.image)
 
 
 def measure(
@@ -143,6 +142,16 @@ def measure(
     client: Any = None,
 ) -> Survey:
     """`tilelab.measure` without its keywords: the question is said, and nobody is shown how far it is unasked."""
+    labels, grey = _open(source, question, image)
+    try:
+        away = None if client is None else Away.of(source, image, question, labels)
+        return survey_of(labels, grey, question, progress, away, client)
+    except BaseException:
+        _close(labels, grey)
+        raise
+
+
+def _open(source: Any, question: Question, image: Any) -> tuple[Labels, Image | None]:
     labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
     grey: Image | None = None
     try:
@@ -152,26 +161,53 @@ def measure(
             )
             grey = match_rows(grey, labels.shape[1])
             _check_image(grey, labels)
-        away = None if client is None else Away.of(source, image, question, labels)
-        return _survey(labels, grey, question, progress, away, client)
     except BaseException:
-        labels.close()
-        if grey is not None:
-            grey.close()
+        _close(labels, grey)
         raise
+    return labels, grey
 
 
-def _survey(
+def _close(labels: Labels, image: Image | None) -> None:
+    labels.close()
+    if image is not None:
+        image.close()
+
+
+@contextmanager
+def opened(source: Any, question: Question, image: Any) -> Iterator[tuple[Labels, Image | None]]:
+    """What `measure` reads: the labels and their micrograph, if there is one.
+
+    Raises:
+        InputError: something cannot be read, or the micrograph has another size.
+    """
+    labels, grey = _open(source, question, image)
+    try:
+        yield labels, grey
+    finally:
+        _close(labels, grey)
+
+
+def assumed(labels: Labels, image: Image | None, question: Question) -> tuple[Assumption, ...]:
+    """What has to be guessed of them.
+
+    Raises:
+        InputError: what is said of them does not fit.
+    """
+    known = _pixel_size(labels, image, question) is not None
+    return labels.assumptions + (() if known else (_UNKNOWN_SIZE,))
+
+
+def survey_of(
     labels: Labels,
     image: Image | None,
     question: Question,
-    progress: Callable[[int, int], None] | None,
-    away: Away | None,
-    client: Any,
+    progress: Callable[[int, int], None] | None = None,
+    away: Away | None = None,
+    client: Any = None,
 ) -> Survey:
+    """What is asked of open labels; see `measure`."""
     size = _pixel_size(labels, image, question)
     flat = labels.shape[0] == 1
-    guesses = labels.assumptions + (() if size is not None else (_UNKNOWN_SIZE,))
     if not 1 <= question.connectivity <= (2 if flat else 3):
         raise InputError(f"connectivity {question.connectivity}: it is 1 to {2 if flat else 3} for {labels.path}")
     plan = prepare(labels, question)
@@ -212,7 +248,7 @@ def _survey(
         path=labels.path, name=name_of(labels.path), shape=labels.shape, size_nm=size, classes=known, counts=counts,
         fractions=fractions, objects=objects, nearest=_nearest(objects, size), layer=layer,
         fibres=(find_sheaths(objects, *plan.fibres), plan.fibres[0]) if plan.fibres else None,
-        labels=labels, image=image, assumptions=guesses,
+        labels=labels, image=image, assumptions=assumed(labels, image, question),
     )  # fmt: skip
 
 
