@@ -366,6 +366,8 @@ def test_a_model_improves_and_tells_how(tmp_path: Path, capsys: pytest.CaptureFi
         "40",
         "--rate",
         "0.02",
+        "--crop",
+        "32",
     ]
     assert main(command) == 0
     said = capsys.readouterr()
@@ -417,7 +419,7 @@ def test_home_has_its_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     save_unet(
         tmp_path / "old.onnx", ("h", "w"), spec=make_spec((32, 32), stride=4, tile_fixed=False, tile_min=(32, 32))
     )
-    words = ["--steps", "40", "--rate", "0.02", "--corrections"]
+    words = ["--steps", "40", "--rate", "0.02", "--crop", "32", "--corrections"]
     assert main(["improve", str(tmp_path / "old.onnx"), *words, str(tmp_path / "home"), "-o", str(first)]) == 0
     for folder in ("images", "labels"):
         (tmp_path / "c" / folder).mkdir(parents=True)
