@@ -31,7 +31,7 @@ EXAMPLES = (
     "tilelab measure cells.ome.zarr --class cell --min-size 200nm2 --image em.tif",
     "tilelab measure axons.ome.zarr --fibres axon,myelin -o fibres.csv",
     "tilelab measure coating.ome.zarr --layer oxide,crack --json",
-    "tilelab measure cells.ome.zarr --plan                 # time, memory, bytes, before it is measured",
+    "tilelab measure cells.ome.zarr --plan                 # time, memory, bytes",
 )
 
 

@@ -36,6 +36,7 @@ _SECONDS = 8.0  # after which no further piece is measured
 _START = 1.5  # of a process
 _PAINT, _WRITE = 2.0e-9, 3.0e-9  # seconds of processor for a pixel that is painted, a byte that is written
 _RUN_BYTES = 96  # of a run in a block: itself, and what its sums and corners are made of
+_REST_BYTES = 32 * 2**20  # of codecs, of tables on their way into a file, and what the allocator does not give back
 _KEPT_BYTES = 17  # of a run that waits for what comes
 _FRONT_BYTES = COLUMNS * 8 + 16 + 48 * 24  # of an object that reaches the front: sums, and corners of its hull
 _HANDLE_BYTES = 24  # of a piece that met the front
@@ -275,6 +276,7 @@ def _memory(
         "front": round(front * (opened * _FRONT_BYTES + 2 * runs * _KEPT_BYTES)),
         "objects": round(faces * opened * _HANDLE_BYTES + objects * _OBJECT_BYTES)
         + min(2 * SPOOL_BYTES, objects * RECORD.itemsize),
+        "rest": _REST_BYTES,
     }
     if numbers:
         parts["numbers"] = at_once * (numbers * (2 * (2**22 if depth == 1 else 2**25) + math.prod(block)))
