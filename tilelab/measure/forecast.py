@@ -20,9 +20,10 @@ from tilelab.evaluation.labels import Labels
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.region import crop
-from tilelab.io.storage.decode import LARGE_BYTES, usable_cpus
+from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.kernels.objects.runs import find_pieces
 from tilelab.kernels.objects.sums import COLUMNS, MOST_PIXELS
+from tilelab.machine.cpu import core_count
 from tilelab.measure.components import block_grid
 from tilelab.measure.reading import Question, prepare
 from tilelab.measure.spool import RECORD, SPOOL_BYTES
@@ -135,7 +136,7 @@ def _measure_pieces(labels: Labels, grey: Image | None, question: Question) -> _
         return seen
     question = replace(question, grid=labels.chunks[:2])
     began = time.perf_counter()
-    for i, box in enumerate(_pieces(labels, question.threads or usable_cpus())):
+    for i, box in enumerate(_pieces(labels, question.threads or core_count())):
         try:
             if not i:  # compiles, and finds the files
                 _measure_piece(labels, grey, question, box, _Seen())
@@ -205,7 +206,7 @@ def _forecast(
     outlines: bool,
 ) -> Forecast:
     shape, pixels = labels.shape, math.prod(labels.shape)
-    threads = question.threads or usable_cpus()
+    threads = question.threads or core_count()
     planes, rows = question.grid or block_grid(labels)
     block = (planes, rows, shape[2])
     blocks = -(-shape[0] // planes) * -(-shape[1] // rows)
