@@ -429,6 +429,7 @@ def test_home_has_its_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             tifffile.imwrite(tmp_path / "c" / folder / path.name, opposite)
     capsys.readouterr()
     command = ["improve", str(first), *words, str(tmp_path / "c"), "-o", str(second), "--home", str(tmp_path / "home")]
+    command += ["--steps", "10"]
     assert main(command) == 2
     said = capsys.readouterr().err
     assert "worse on what it knew" in said or "does not get better" in said
