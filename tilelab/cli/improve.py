@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known.add_argument("--home-labels", default="", metavar="MAP", help="which value of these masks is which class")
     effort = parser.add_argument_group("effort")
     effort.add_argument("--minutes", type=float, default=10.0, metavar="M", help="for training, about (10)")
-    effort.add_argument("--steps", type=int, default=160, metavar="N", help="at most (160)")
+    effort.add_argument("--steps", type=int, default=240, metavar="N", help="at most (240)")
     effort.add_argument("--crop", type=int, default=192, metavar="PX", help="side of what is learned from (192)")
     effort.add_argument("--rate", type=float, default=1e-3, metavar="R", help="of learning (0.001)")
     effort.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (0)")

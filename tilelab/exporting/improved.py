@@ -35,7 +35,7 @@ _DRAWN, _REMINDERS = 6, 16  # that it is held to; half as many judge it
 _SEED = 20_000  # of what is drawn
 _ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
-_LOST_IOU, _LOST = 0.001, 0.0005  # of the answers that it was sure of; how sure that must be says `Judged`
+_LOST_IOU, _LOST = 0.001, 0.001  # of the answers that it was sure of: a fifth of what int8 may change; see `Judged`
 _LOOK = 1024  # pixels of an image of --home
 
 

@@ -51,7 +51,7 @@ class Effort:
         seed: of everything drawn.
     """
 
-    steps: int = 160
+    steps: int = 240
     minutes: float = 10.0
     rate: float = 1e-3
     crop: int = 192
