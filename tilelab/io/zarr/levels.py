@@ -56,10 +56,10 @@ class Cascade:
         With `parking`, no more than `HELD` of a shard's pixels stays in memory.
         """
         self.channels = arrays[0].channels
-        self._waits, self._scratch, self._parking = arrays[0].path.waits, scratch, parking
+        self._waits, self._scratch = arrays[0].path.waits, scratch
         extent = tuple(max(1, box.shape[a]) if a == sweep_axis else layout.grain[a] for a in range(3))
         self._columns = [
-            _Column(arrays, layout, box, part, channel, sweep_axis, halve, self._parking)
+            _Column(arrays, layout, box, part, channel, sweep_axis, halve, parking)
             for channel, part in product(range(self.channels), boxes(box.shape, extent))
         ]
         self.stored = Census()
@@ -70,28 +70,25 @@ class Cascade:
 
     def write(self, each: Each = map) -> None:
         """Write the shards that are complete."""
-        ready = [shard for column in self._columns for shard in column.take_shards()]
+        held: list[_Shard] = []
+        parked: list[_Shard] = []
+        for column in self._columns:
+            for shard in column.take_shards():
+                (parked if any(isinstance(chunk, Parked) for chunk in shard[2]) else held).append(shard)
         written: list[Census] = []  # appending is atomic
 
         def write(shard: _Shard) -> None:
             array, index, chunks = shard
-            written.append(array.write_shard(index, [self._whole(chunk) for chunk in chunks], self._scratch))
+            whole = [chunk.take() if isinstance(chunk, Parked) else chunk for chunk in chunks]
+            written.append(array.write_shard(index, whole, self._scratch))
 
-        held = [shard for shard in ready if not any(isinstance(chunk, Parked) for chunk in shard[2])]
         if self._waits:
             for_each(write, held, threads=False, requests=True)
         else:
             deque(each(write, held), maxlen=0)
-        for shard in ready:  # one after the other: memory is why they were not held
-            if shard not in held:
-                write(shard)
+        for shard in parked:  # one after the other: memory is why they were not held
+            write(shard)
         self.stored += sum(written, Census())
-
-    def _whole(self, chunk: bytes | Parked | None) -> bytes | None:
-        if not isinstance(chunk, Parked):
-            return chunk
-        assert self._parking is not None  # noqa: S101 - it parked the chunk
-        return self._parking.take(chunk)
 
 
 def push_all(given: Sequence[tuple[Cascade, Array]], each: Each = map) -> None:

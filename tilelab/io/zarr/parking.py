@@ -16,8 +16,13 @@ from tilelab.io.zarr.sharded_array import output_error
 class Parked:
     """A chunk in the file: where it begins, and its bytes."""
 
+    parking: Parking
     offset: int
     size: int
+
+    def take(self) -> bytes:
+        """The chunk; see `Parking.take`."""
+        return self.parking.take(self)
 
 
 class Parking:
@@ -48,7 +53,7 @@ class Parking:
                 self._file.write(chunk)
             except OSError as error:
                 raise output_error(self._folder, error) from error
-            parked = Parked(self._end, len(chunk))
+            parked = Parked(self, self._end, len(chunk))
             self._end += len(chunk)
             self._count += 1
             return parked
