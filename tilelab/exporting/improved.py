@@ -35,7 +35,7 @@ _DRAWN, _REMINDERS = 6, 16  # that it is held to; half as many judge it
 _SEED = 20_000  # of what is drawn
 _ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
-_LOST_IOU, _LOST = 0.001, 0.001  # of the answers that it was sure of: a fifth of what int8 may change; see `Judged`
+_LOST = 0.001  # of mean IoU, or of the answers that it was sure of: a fifth of what int8 may change; see `Judged`
 _LOOK = 1024  # pixels of an image of --home
 
 
@@ -247,9 +247,8 @@ def _given(spec: ModelSpec, home: Home, black_white: tuple[float, float] | None)
 
     def every(first: int, step: int) -> Any:
         name = "images of --home" + (", against what it said before" if told else "")
-        limit = _LOST if told else _LOST_IOU
         return Planes(
-            name=name, planes=planes[first::step], normalizations=own[first::step], tolerance=limit, told=told
+            name=name, planes=planes[first::step], normalizations=own[first::step], tolerance=_LOST, told=told
         )
 
     return (every(0, 1), every(0, 1)) if len(planes) == 1 else (every(0, 2), every(1, 2))
@@ -288,9 +287,8 @@ def _drawn(spec: ModelSpec, engine: Engine) -> tuple[Any, Any] | None:
     own = [_constants(spec, plane.image) for plane in planes]
 
     def part(where: slice) -> Any:
-        limit = _LOST_IOU if truth else _LOST
         return Planes(
-            name="drawn micrographs", planes=planes[where], normalizations=own[where], tolerance=limit, told=not truth
+            name="drawn micrographs", planes=planes[where], normalizations=own[where], tolerance=_LOST, told=not truth
         )
 
     return part(slice(_DRAWN)), part(slice(_DRAWN, None))
