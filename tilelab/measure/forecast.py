@@ -31,7 +31,7 @@ from tilelab.measure.survey import assumed, opened, survey_of
 from tilelab.run.plan.estimate import stored_bytes
 from tilelab.text import size_text
 
-_PLACES = 5
+_PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of the way through the labels: the middle, first, is the least often empty
 _PIECE = 2**23  # pixels of a piece, about
 _SECONDS = 8.0  # after which no further piece is measured
 _START = 1.5  # of a process
@@ -151,12 +151,12 @@ def _measure_pieces(labels: Labels, grey: Image | None, question: Question) -> _
 
 
 def _pieces(labels: Labels, threads: int) -> Iterator[Box]:
-    """Pieces of whole chunks from the first corner to the last, the middle first: it is the least often empty."""
+    """Pieces of whole chunks, on the way from the first corner to the last."""
     shape, (planes, rows, columns) = labels.shape, labels.chunks
     extent = [min(shape[0], planes), min(shape[1], 2 * threads * rows), columns]
     extent[2] = min(shape[2], max(1, _PIECE // (extent[0] * extent[1] * columns)) * columns)
     found = set()
-    for part in (0.5, 0.25, 0.75, 0.0, 1.0)[:_PLACES]:
+    for part in _PLACES:
         start = tuple(int((n - e) * part) // c * c for n, e, c in zip(shape, extent, labels.chunks, strict=True))
         if start not in found:
             found.add(start)
