@@ -6,14 +6,16 @@ import itertools
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training extra not installed")
 pytest.importorskip("kornia", reason="training extra not installed")
 
-from benchmarks.trained import compare, models, recipes, runs, speed, time_to_score  # noqa: E402
+from benchmarks.trained import ceiling, compare, models, recipes, runs, speed, time_to_score  # noqa: E402
 from tilelab.sample import draw_superalloy  # noqa: E402
+from tilelab.training.checkpoint import load_checkpoint  # noqa: E402
 from tilelab.training.deviations import deviations  # noqa: E402
 from tilelab.training.log import LAST  # noqa: E402
 from tilelab.training.loop import StepReport  # noqa: E402
@@ -45,8 +47,8 @@ def test_a_page_says_how_many_seeds_it_has() -> None:
     pmcanet, unet = (
         next(line for line in page.splitlines() if line.startswith(f"| {name} |")) for name in ("PmcaNet", "U-Net")
     )
-    assert "0.8200 ± 0.0200 |" in pmcanet
-    assert "| 0.5000 (1) | 0.7500 (1) |" in unet
+    assert "| 0.8200 (0.8000 to 0.8400) |" in pmcanet
+    assert "| 0.5000 (one seed) | 0.7500 (one seed) |" in unet
     assert pmcanet.endswith("| - | - |")
 
 
@@ -115,13 +117,18 @@ def test_a_curve_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
         patch.setattr(time_to_score.Stopwatch, "report", stop)
         with pytest.raises(KeyboardInterrupt):
             time_to_score.learn(recipe, tmp_path, output)
-    (first,) = time_to_score.read_curve(output)
+    (first,) = time_to_score.read_curve(output, recipe)
     time_to_score.learn(recipe, tmp_path, output)
-    points = time_to_score.read_curve(output)
+    points = time_to_score.read_curve(output, recipe)
     assert points[0] == first
     assert [point.step for point in points] == [3, 6]
     assert all(one.seconds < two.seconds for one, two in itertools.pairwise(points))
     assert time_to_score.is_finished(points, recipe)
+    other = tiny(tmp_path, "optimizer.rate=1e-4")
+    assert not time_to_score.read_curve(output, other), "the curve of another recipe is none of this one"
+    time_to_score.learn(other, tmp_path, output)
+    assert load_checkpoint(output / LAST).header.recipe.optimizer.rate == 1e-4
+    assert len(time_to_score.read_curve(output, other)) == 2
 
 
 def test_goals_are_reached_at_their_first_validation(tmp_path: Path) -> None:
@@ -132,3 +139,40 @@ def test_goals_are_reached_at_their_first_validation(tmp_path: Path) -> None:
     time_to_score.draw({(time_to_score.BEGINNINGS[0], seed): points for seed in (1, 2)}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (1050, 600)
+
+
+def seen(moved: float = 0.0) -> ceiling.Seen:
+    """A drawn micrograph and a model that is right but for outlines that are so much off."""
+    image, truth = draw_superalloy((96, 96), 3)
+    labels = ceiling.moved(truth, moved)
+    logits = np.stack([(labels == k).astype(np.float32) for k in range(3)])
+    return ceiling.Seen("drawn", image, truth, logits, labels)
+
+
+def test_moved_outlines_are_told_from_what_is_wrong_as_a_whole() -> None:
+    right = ceiling.profile([seen()])
+    assert right[:2] == ["1.000", "1.000"]
+    off = seen(1.0)
+    assert (off.labels[1:, 1:] == off.truth[:-1, :-1]).all(), "a whole pixel is no interpolation"
+    score, forgiven, _, itself, near, *_ = ceiling.profile([off])
+    assert score == itself < forgiven
+    assert int(near[:-1]) > 50, "errors of moved outlines lie at outlines"
+    inverted = ceiling.Seen("wrong", off.image, off.truth, -off.logits, np.where(off.truth == 0, 1, 0).astype(np.uint8))
+    assert int(ceiling.profile([inverted])[4][:-1]) < int(near[:-1])
+
+
+def test_the_best_balance_is_no_worse_and_the_page_shows_it(tmp_path: Path) -> None:
+    one = seen(0.5)
+    assert ceiling.best_balance(one) >= float(ceiling.profile([one])[0]) - 5e-4
+    row = ceiling.profile([one])
+    page = ceiling.as_markdown([["axon", *row]], [[one.name, *row, "0.9"]], "a.png")
+    assert f"| axon | {row[0]} |" in page
+    ceiling.draw([one], tmp_path / "a.png")
+
+
+def test_borders_touch_another_class() -> None:
+    labels = np.zeros((5, 6), np.uint8)
+    labels[2, 3] = 1
+    found = np.argwhere(ceiling.borders(labels)).tolist()
+    assert found == [[1, 3], [2, 2], [2, 3], [2, 4], [3, 3]]
+    assert ceiling.distances(labels)[2, 0] == 3

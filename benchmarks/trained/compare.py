@@ -137,14 +137,16 @@ def _parameters(chosen: Variant) -> str:
 
 
 def as_markdown(found: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> str:
-    """The page: mean and spread of every cell."""
+    """The page: mean and range of every cell."""
 
     def cell(data: str, title: str, which: int) -> str:
         scores = [pair[which] for pair in found.get((data, title), ())]
         if not scores:
             return "-"
-        spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
-        return f"{statistics.mean(scores):.4f}{spread}" + (f" ({len(scores)})" if len(scores) < len(SEEDS) else "")
+        if len(scores) == 1:
+            return f"{scores[0]:.4f} (one seed)"
+        few = f", {len(scores)} seeds" if len(scores) < len(SEEDS) else ""
+        return f"{statistics.mean(scores):.4f} ({min(scores):.4f} to {max(scores):.4f}{few})"
 
     rows = [
         f"| {v.title} | {_parameters(v)} | {' | '.join(cell(d, v.title, which) for d in SETS for which in (0, 1))} |"
@@ -159,10 +161,10 @@ def as_markdown(found: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) 
         [
             "# PmcaNet beside others, on equal budgets",
             "",
-            "Made by `python -m benchmarks.trained.compare`: scores on the validation images, mean and standard",
-            f"deviation over {len(SEEDS)} seeds (or as many as the brackets say), after 150 steps of 8 crops of",
-            "128 px, AdamW at 2e-3, cross-entropy + Dice, all from scratch; encoders are ResNet-18. Small trainings:",
-            "they show what learns quickly, not the paper's table, and differences below twice the spread say nothing.",
+            "Made by `python -m benchmarks.trained.compare`: scores on the validation images, mean and range over",
+            f"{len(SEEDS)} seeds (or as many as the brackets say), after 150 steps of 8 crops of 128 px, AdamW at",
+            "2e-3, cross-entropy + Dice, all from scratch; encoders are ResNet-18. Small trainings: they show what",
+            "learns quickly, not the paper's table, and rows whose ranges overlap are not told apart.",
             "",
             f"| network | parameters, M | {' | '.join(heads)} |",
             "|---" * (2 + len(heads)) + "|",

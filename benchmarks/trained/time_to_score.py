@@ -3,8 +3,9 @@
     python -m benchmarks.trained.time_to_score --data DATA/superalloy --runs runs/time-to-score -o FILE.md
 
 Each training writes its curve as it goes and ends at the highest goal or its last step; the same command goes on where
-it was stopped.  The time is the processor's, of all threads, without that of the validations: a step that ends in one
-counts as much as the median of the others.  The page has a picture of the curves beside it, of whatever there is.
+it was stopped, and begins anew what was trained by another recipe.  The time is the processor's, of all threads,
+without that of the validations: a step that ends in one counts as much as the median of the others.  The page has a
+picture of the curves beside it, of whatever there is.
 With ``--commands``, nothing else is trained: the two commands from images to an engine's file are timed as they are.
 """
 
@@ -23,6 +24,7 @@ import msgspec
 
 from benchmarks.command import make_parser
 from benchmarks.page.markdown import table
+from benchmarks.trained.runs import digest
 from tilelab.machine.cpu import core_count
 from tilelab.training.checkpoint import load_checkpoint
 from tilelab.training.log import BEST, LAST
@@ -82,6 +84,13 @@ class Point(msgspec.Struct, frozen=True):
     score: float
 
 
+class Curve(msgspec.Struct, frozen=True):
+    """The validations of a training, and the digest of its recipe."""
+
+    recipe: str
+    points: list[Point]
+
+
 class Commands(msgspec.Struct, frozen=True):
     """Wall seconds of two commands on so many cores, and the mean IoU of what they make."""
 
@@ -116,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     curves: Curves = {}
     for seed in SEEDS:
         for beginning in BEGINNINGS:
-            output = args.runs / f"{BEGINNINGS.index(beginning)}-{seed}"
+            output, recipe = args.runs / f"{BEGINNINGS.index(beginning)}-{seed}", recipe_of(beginning, seed)
             if not args.commands and time.monotonic() < until:
-                learn(recipe_of(beginning, seed), args.data, output)
-            if points := read_curve(output):
+                learn(recipe, args.data, output)
+            if points := read_curve(output, recipe):
                 curves[beginning, seed] = points
                 picture = args.output.with_suffix(".png")
                 args.output.write_text(as_markdown(curves, picture.name, read_commands(args.runs)))
@@ -153,10 +162,11 @@ def recipe_of(beginning: Beginning, seed: int) -> Recipe:
     return load_recipe(beginning.recipe, [*_SETTINGS, *beginning.changes, f"seed={seed}"])
 
 
-def read_curve(output: Path) -> list[Point]:
-    """The validations so far."""
+def read_curve(output: Path, recipe: Recipe) -> list[Point]:
+    """The validations so far; none where they are of a training by another recipe."""
     path = output / CURVE
-    return msgspec.json.decode(path.read_bytes(), type=list[Point]) if path.exists() else []
+    curve = msgspec.json.decode(path.read_bytes(), type=Curve) if path.exists() else None
+    return curve.points if curve is not None and curve.recipe == digest(recipe) else []
 
 
 def is_finished(points: Sequence[Point], recipe: Recipe) -> bool:
@@ -166,10 +176,10 @@ def is_finished(points: Sequence[Point], recipe: Recipe) -> bool:
 
 def learn(recipe: Recipe, data: Path, output: Path) -> None:
     """Train to the highest goal or the last step, or go on where a kill left it."""
-    points = read_curve(output)
+    points = read_curve(output, recipe)
     if is_finished(points, recipe):
         return
-    watch = Stopwatch(output, points if (output / LAST).exists() else [])
+    watch = Stopwatch(output, digest(recipe), points if (output / LAST).exists() else [])
     try:
         train(recipe, data, output, restart=not watch.points, report=watch.report)
     except Reached:
@@ -177,10 +187,10 @@ def learn(recipe: Recipe, data: Path, output: Path) -> None:
 
 
 class Stopwatch:
-    """Writes a training's curve; `points` are those before an interruption."""
+    """Writes a training's curve, with the digest of its recipe; `points` are those before an interruption."""
 
-    def __init__(self, output: Path, points: list[Point]):
-        self.output, self.points = output, points
+    def __init__(self, output: Path, recipe: str, points: list[Point]):
+        self.output, self.recipe, self.points = output, recipe, points
         self._steps: list[float] = []
         self._last: float | None = None
 
@@ -198,7 +208,7 @@ class Stopwatch:
         self.points = [*before, Point(step.step, round(seconds, 2), float(step.scores["mean_iou"]))]
         self._steps = []
         self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / CURVE).write_bytes(msgspec.json.encode(self.points))
+        (self.output / CURVE).write_bytes(msgspec.json.encode(Curve(self.recipe, self.points)))
         print(f"{self.output.name}: {self.points[-1]}", flush=True)
         if self.points[-1].score >= GOALS[-1]:
             raise Reached
