@@ -34,6 +34,7 @@ batch, channels, count, streams, rounds = map(int, sys.argv[4:9])
 tiles = [tuple(map(int, word.split("x"))) for word in sys.argv[9:]]
 if name == "openvino":
     from tilelab.engines.cpu.openvino import import_openvino  # as it is, less its telemetry
+    from tilelab.engines.cpu.openvino_downsampling import fold_downsampling
     from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
     openvino = import_openvino()
     core = openvino.Core()
@@ -44,6 +45,7 @@ if name == "openvino":
         model = core.read_model(path)
         model.reshape(list(data.shape))
         fold_upsampling(model)
+        fold_downsampling(model)
         queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", config), streams)
         for _ in range(streams):
             queue.start_async({0: openvino.Tensor(data, shared_memory=True)})

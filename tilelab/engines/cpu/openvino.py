@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.engines.cpu.openvino_downsampling import fold_downsampling
 from tilelab.engines.cpu.openvino_upsampling import count_macs, fold_upsampling
 from tilelab.engines.files.bounds import find_ending
 from tilelab.engines.files.model_file import ModelFile, Port
@@ -213,6 +214,7 @@ class OpenvinoEngine(FileEngine):
             model.reshape({model.input(0): request.source.native((self._group, *request.input_shape[1:]))})
             fold_upsampling(model)
             self.macs = count_macs(model) // self._group  # of a tile
+            fold_downsampling(model)
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it

@@ -52,7 +52,7 @@ def count_macs(model: Any) -> int:
 
 def _fold(convolution: Any) -> bool:
     """Replace one convolution, if part of what it reads is enlarged."""
-    weights = _constant(convolution.input_value(1))
+    weights = constant_of(convolution.input_value(1))
     how = convolution.get_attributes()
     if weights is None or weights.shape[2:] == (1,) * (weights.ndim - 2):
         return False
@@ -134,7 +134,7 @@ def _repeats(node: Any) -> tuple[int, ...]:
     if any(s * a != b for s, a, b in zip(factor, before[2:], after[2:], strict=True)) or set(factor) == {1}:
         return ()
     if how["shape_calculation_mode"] == "scales":  # 2.03 gives these sizes too, and other pixels
-        scales = _constant(node.input_value(1))
+        scales = constant_of(node.input_value(1))
         if scales is None or np.any(scales % 1):
             return ()
     return factor
@@ -153,7 +153,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return tuple(int(n.get_length()) if n.is_static else 0 for n in value.get_partial_shape())
 
 
-def _constant(value: Any) -> Weights | None:
+def constant_of(value: Any) -> Weights | None:
     """A constant of floats, also one that is stored as halves."""
     node = value.get_node()
     if node.get_type_name() == "Convert":
