@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_of_runs import idle
 from sweep_parts import Collector, Network, make_job
 
+from tilelab.engines.base import EngineMemory
 from tilelab.errors import PlanError
 from tilelab.geometry import Box
+from tilelab.run.options import Options
 from tilelab.run.plan.buffers import further_stream_bytes, host_buffers, largest_host_buffers
 from tilelab.run.plan.plan import make_plan
 from tilelab.run.plan.request import ImageFacts, Request, Written
+from tilelab.run.prepare import prepare
 from tilelab.run.sweep.host import HostSweep
 from tilelab.spec import ClassInfo, ModelSpec
 
@@ -165,3 +169,47 @@ def test_streams_that_do_not_fit_are_refused_and_said():
         make_plan(many, memory_limit=limit)
     plan = make_plan(many, memory_limit=limit + further_stream_bytes(many))
     assert plan.units == make_plan(one, memory_limit=limit).units
+
+
+BUSY = """
+import random, sys, time
+import numpy as np
+from tilelab.engines.registry import load_engine
+from tilelab.machine.memory import resident_memory
+from concurrent.futures import ThreadPoolExecutor
+
+engine = load_engine("superalloy", engine="onnxruntime", precision="fp32", tile=(512, 512), threads=int(sys.argv[1]))
+tiles = np.zeros((1, 1, 512, 512), np.float32)
+outs = np.ones((4 * engine.streams, 1, engine.spec.values, 512, 512), np.float32)
+draw, before = random.Random(0), resident_memory()
+
+def run(out):
+    time.sleep(draw.random() / 5)
+    engine.run(tiles, out)
+    return resident_memory()
+
+with ThreadPoolExecutor(engine.streams) as pool:
+    print(engine.streams, max(pool.map(run, outs)) - before, engine.memory.more_host_bytes)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_an_engine_whose_batches_begin_anyhow_takes_no_more_than_is_planned(threads):
+    """Those of the trial begin together; in a run one begins when another is over."""
+    pytest.importorskip("onnxruntime")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the system does not say what a process holds")
+    done = subprocess.run([sys.executable, "-c", BUSY, str(threads)], capture_output=True, text=True, check=True)
+    streams, grown, more = map(int, done.stdout.split())
+    print(f"{streams} streams: grew by {grown >> 20} MiB of {more >> 20} planned")
+    assert grown <= more + (8 << 20)
+
+
+def test_what_an_engine_may_still_take_is_in_the_plan_and_beside_the_limit():
+    options = Options(intensity_range=(0, 255), ignore_pixel_size=True, memory_bytes=1 << 30)
+    engine, planned = idle([64, 64], 1), []
+    for more in (0, 1 << 40):
+        engine.memory = EngineMemory(more_host_bytes=more)
+        with prepare(np.zeros((64, 64), np.uint8), engine, options) as prepared:
+            planned.append(prepared.plan.memory)
+    assert planned[1] == planned[0] | {"engine": 1 << 40}

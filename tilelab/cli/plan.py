@@ -146,6 +146,7 @@ class _Planner:
             streams = engine.streams if engine else expected_streams(options)
             batch, room = (engine.batch, engine.gpu_room) if engine else (options.batch or 1, None)
             plan = plan_image(opened.image, spec, options, batch, streams, room)
+            plan = plan if engine is None else plan.on(engine)
             notes = list(opened.notes)
             wanted = self._wanted(volume, plan, notes)
             if engine is not None:

@@ -86,7 +86,7 @@ class PlanDocument:
         tiles_computed_twice: share of tiles inferred a second time where units meet.
         choices: tiles that were compared, the chosen first; empty where tiles were given.
         unit_shape: of the largest.
-        memory: of one worker, ``total`` and by purpose; without the engine's own.
+        memory: of one worker, ``total`` and by purpose; of the engine what it may take after it is loaded.
         cost: in the currency of the price.
     """
 

@@ -24,10 +24,12 @@ class EngineMemory:
     Attributes:
         host_bytes: of the process.
         device_bytes: of its GPU.
+        more_host_bytes: that it may come to hold besides while it runs, at most.
     """
 
     host_bytes: int = 0
     device_bytes: int = 0
+    more_host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

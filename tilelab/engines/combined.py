@@ -14,6 +14,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -130,7 +131,7 @@ class CombinedEngine(BaseEngine):
         self.warnings = tuple(dict.fromkeys([*unlike, *(line for one in members for line in one.warnings)]))
         self.assumptions = tuple(dict.fromkeys(guess for one in members for guess in one.assumptions))
         self.memory = EngineMemory(
-            sum(one.memory.host_bytes for one in members), sum(one.memory.device_bytes for one in members)
+            *(sum(getattr(one.memory, kind.name) for one in members) for kind in fields(EngineMemory))
         )
         self._own = threading.local()
         self._inputs = [_between(first.spec, one.spec) for one in members]

@@ -194,7 +194,7 @@ def prepare(image: Any, engine: Engine, options: Options) -> Prepared:
         normal, limits = spec.normalization, spec.outputs[0].thresholds
         on_gpu = spec.plain and not limits and normal.per == "stack" and normal.clip is None
         gpu = engine.gpu_room if on_gpu else None
-        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, gpu)
+        plan = plan_image(opened.image, spec, options, engine.batch, engine.streams, gpu).on(engine)
         gaps = look_for_gaps(volume, mask, options.nan)
         assumptions += (*glance(volume, spec, mean, gain), *suited.assumptions)
         check_strict(assumptions, options.strict)

@@ -165,7 +165,7 @@ def _open_job(
         check_strict(assumptions, options.strict)
         for said in (*source.notes, *assumptions):
             note(str(said))
-        plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams, engine.gpu_room)
+        plan = plan_image(source.image, engine.spec, options, engine.batch, engine.streams, engine.gpu_room).on(engine)
         own = replace(
             _for_rehearsal(options),
             device=options.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from tilelab.machine.cpu import cpu_features
 from tilelab.machine.memory import resident_memory
 from tilelab.text import explain, install_hint, size_text
 
+_PIECES = 1.25  # of what batches need: the library's memory comes to lie in pieces that fit none
 _FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
 
 
@@ -78,6 +80,9 @@ class OrtEngine(FileEngine):
         options.log_severity_level = _FATAL
         options.use_deterministic_compute = True
         options.intra_op_num_threads = 1
+        # Else every batch asks for all its memory as one block, and where several are under way at a time small pieces
+        # are cut off the blocks that are free just then: the next batch needs another, long after loading.
+        options.enable_mem_pattern = False
         for name, size in zip(request.source.shape, request.input_shape, strict=False):
             if isinstance(name, str) and name:
                 options.add_free_dimension_override_by_name(name, size)
@@ -90,7 +95,9 @@ class OrtEngine(FileEngine):
             raise EngineError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}: reinstall onnxruntime")
         self._session: Any = session
         self._version: str = onnxruntime.__version__
-        count = affordable_streams(request.threads, self._first_run())
+        self._idle_bytes = resident_memory()
+        self._batch_bytes = self._first_run()
+        count = affordable_streams(request.threads, self._batch_bytes)
         self._bindings: list[Any] = [session.io_binding() for _ in range(count)]
         self._open_streams(count, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
 
@@ -119,6 +126,12 @@ class OrtEngine(FileEngine):
             raise EngineError(
                 f"ONNX Runtime failed on a batch of {size_text(source.shape)}: {explain(error)}"
             ) from error
+
+    def measure_memory(self) -> None:
+        """Set `memory`; the trial's batches need not have needed most at the same time, as any of a run may."""
+        super().measure_memory()
+        more = int(_PIECES * self.streams * self._batch_bytes) - (resident_memory() - self._idle_bytes)
+        self.memory = replace(self.memory, more_host_bytes=max(0, more))
 
     def versions(self) -> Mapping[str, str]:
         """Of ONNX Runtime, and the instruction sets that choose its kernels."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from tilelab.engines.base import GpuRoom
+from tilelab.engines.base import Engine, GpuRoom
 from tilelab.errors import PlanError
 from tilelab.geometry import Box, Cuts, Frame, Lattice, Units
 from tilelab.io.zarr.layout import Layout
@@ -33,7 +33,7 @@ class Plan:
     Attributes:
         request: what was asked.
         units: lanes x spans, lazily.
-        memory: bytes by purpose for one unit at a time; without the engine's own.
+        memory: bytes by purpose for one unit at a time; of the engine only what it may take after it is loaded.
         tiles: inferred over all units; `tiles` - ``len(lattice)`` of them a second time, at the borders of units.
     """
 
@@ -92,6 +92,11 @@ class Plan:
     def memory_bytes(self) -> int:
         """All of `memory`."""
         return sum(self.memory.values())
+
+    def on(self, engine: Engine) -> Plan:
+        """The same with what this engine, which is loaded, may still take; no limit is for that."""
+        more = engine.memory.more_host_bytes
+        return replace(self, memory={**self.memory, "engine": more}) if more else self
 
     @property
     def pixels(self) -> int:
