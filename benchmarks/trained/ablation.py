@@ -83,6 +83,8 @@ def as_markdown(found: Mapping[tuple[str, str], Sequence[float]]) -> str:
             "",
             f"Without the pyramid: {cell(*WITHOUT)}.",
             "",
+            "CBAM, the bins of the pyramid and the weights of the loss: [compare.md](compare.md).",
+            "",
         ]
     )
 
