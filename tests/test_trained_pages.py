@@ -42,14 +42,22 @@ def test_every_wanted_training_comes_once_and_comparisons_first() -> None:
 
 def test_a_page_says_how_many_seeds_it_has() -> None:
     page = compare.as_markdown(
-        {("superalloy", "PmcaNet"): [(0.8, 0.9), (0.82, 0.92), (0.84, 0.94)], ("membrane", "U-Net"): [(0.5, 0.75)]}
+        {
+            ("superalloy", "PmcaNet"): {1: (0.8, 0.9), 2: (0.82, 0.92), 3: (0.84, 0.94)},
+            ("superalloy", "bin 1"): {3: (0.83, 0.93)},
+            ("membrane", "U-Net"): {1: (0.5, 0.75)},
+            ("superalloy", "U-Net"): {2: (0.83, 0.9), 3: (0.83, 0.9)},
+        }
     )
-    pmcanet, unet = (
-        next(line for line in page.splitlines() if line.startswith(f"| {name} |")) for name in ("PmcaNet", "U-Net")
+    pmcanet, unet, part = (
+        next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+        for name in ("PmcaNet", "U-Net", "bin 1")
     )
     assert "| 0.8200 (0.8000 to 0.8400) |" in pmcanet
-    assert "| 0.5000 (one seed) | 0.7500 (one seed) |" in unet
-    assert pmcanet.endswith("| - | - |")
+    assert pmcanet.endswith("| - |  | - |")
+    assert "| 0.8300 (0.8300 to 0.8300, 2 seeds) | +0.0000 (-0.0100 to +0.0100, 2 seeds) |" in unet
+    assert unet.endswith("| 0.5000 (one seed) | - | 0.7500 (one seed) |")
+    assert part == "| bin 1 | 0.8300 (one seed) | -0.0100 (one seed) |", "beside the same seed, not beside the mean"
 
 
 def test_rows_that_are_not_asked_for_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
