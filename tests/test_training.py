@@ -600,6 +600,46 @@ def test_patience_ends_training_and_the_end_is_remembered(discs: Path, tmp_path:
     train(recipe, discs, tmp_path, report=lambda _: pytest.fail("trained again"))
 
 
+def test_a_frozen_encoder_has_no_gradients_and_then_learns(
+    discs: Path, tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None are computed, not thrown away; and what a kill leaves of the first stage goes on as it would have."""
+    from tilelab.training import loop
+
+    changes = ["network.architecture=unet:resnet18", "network.options={}", "sampling.batch=2", "run.steps=4"]
+    recipe = small(*changes, "run.validate=1", "run.frozen=2", "inference.tile=64")
+    seen: list[tuple[bool, bool, torch.Tensor]] = []
+    backward = torch.Tensor.backward
+
+    def watch(loss: torch.Tensor, *rest: Any, **words: Any) -> None:
+        backward(loss, *rest, **words)
+        first, last = trainers[-1].network.encoder.conv1.weight, list(trainers[-1].network.parameters())[-1]
+        seen.append((first.grad is not None, last.grad is not None, first.detach().clone()))
+
+    class Watched(loop.Trainer):  # type: ignore[type-arg]
+        def __init__(self, *rest: Any, **words: Any) -> None:
+            super().__init__(*rest, **words)
+            trainers.append(self)
+
+    trainers: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "backward", watch)
+    monkeypatch.setattr(loop, "Trainer", Watched)
+    train(recipe, discs, tmp_path / "whole")
+    assert [(one, other) for one, other, _ in seen] == [(False, True)] * 2 + [(True, True)] * 2
+    assert torch.equal(seen[0][2], seen[2][2])
+    assert not torch.equal(seen[2][2], seen[3][2])
+
+    def stop(progress: loop.StepReport) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, discs, tmp_path / "parts", report=stop)
+    train(recipe, discs, tmp_path / "parts")
+    one, other = (load_checkpoint(tmp_path / name / LAST).part("model") for name in ("whole", "parts"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_plateau_lowers_the_rate_then_ends(discs: Path, tmp_path: Path, small: Any) -> None:
     changes = ["run.steps=300", "optimizer.rate=1e-12", "optimizer.kind=sgd", "schedule.kind=plateau"]
     recipe = small(*changes, "schedule.rates=[1e-13]", "schedule.patience=2")

@@ -17,7 +17,7 @@ from tilelab.engines.registry import read_model
 from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.export import Exported, check_output, export_model
 from tilelab.exporting.home import widen_home
-from tilelab.exporting.parity import Reference, Sample, compare
+from tilelab.exporting.parity import TOLERANCES, Reference, Sample, compare
 from tilelab.exporting.samples import drawn_sample, find_images
 from tilelab.exporting.seams import measure_file
 from tilelab.exporting.source import OnnxSource
@@ -36,6 +36,7 @@ _SEED = 20_000  # of what is drawn
 _ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
 _LOST = 0.001  # of mean IoU, or of the answers that it was sure of: a fifth of what int8 may change; see `Judged`
+_LOST_OF_MADE = TOLERANCES["int8"].iou  # of those on images of our making, where micrographs of home judge beside them
 _LOOK = 1024  # pixels of an image of --home
 
 
@@ -139,11 +140,10 @@ def improve_model(
     planes = Planes(name="corrections", planes=corrected.planes, normalizations=corrected.normalizations)
     engine = TorchEngine(network, spec)
     kept, checks = _knowledge(spec, engine, planes, home or Home(), effort.crop, black_white, say)
-    if not checks:
-        say("nothing is known of what the model was trained on: whether it gets worse there is not checked; see --home")
     learned = improve(network, spec, planes, kept, checks, effort, report)
     for judged in _judged(learned):
         say(str(judged))
+    say(_promise(kept, checks, learned.home, home is not None and home.images is not None))
     spec = _describe(spec, output, learned, corrected.digest, len(corrected.planes), file.digest())
     alike = [plane for plane in corrected.planes if str(plane.image.dtype) == spec.normalization.dtype]
     if spec.home is not None and knows(spec) and alike:
@@ -168,6 +168,33 @@ def improve_model(
 
 def _judged(learned: Any) -> list[Any]:
     return [j for j in (learned.abroad, learned.held, *learned.home) if j is not None]
+
+
+def _promise(kept: list[Any], checks: list[Any], home: tuple[Any, ...], given: bool) -> str:
+    """What "never worse at home" means here: of which images it is known, with its number and its resolution."""
+    if not home:
+        return (
+            "never worse at home: not checked, nothing is known of what the model was trained on; name such images "
+            "(--home)"
+        )
+    if not given:
+        return (
+            f"never worse at home: known of made images alone, {' and '.join(one.name for one in home)}; name real "
+            f"ones (--home), and no more than {_LOST:g} of mean IoU is lost on those"
+        )
+    first, count = home[0], len(checks[0].planes)
+    what = f"{_LOST:.1%} of its sure answers" if first.told else f"{_LOST:g} of mean IoU"
+    found, least = ((f"{one:.2%}" if first.told else f"{one:.4f}") for one in (max(0.0, -first.gain), first.resolution))
+    seen = "" if _apart(kept[0], checks[0]) else ", which it was held to"
+    return (
+        f"never worse at home: with 95 % confidence no more than {what} lost on {count} of the images of --home{seen} "
+        f"(found {found}; a loss of {least} can be told from none)"
+    )
+
+
+def _apart(kept: Any, checks: Any) -> bool:
+    """Whether no plane both holds and judges."""
+    return not {plane.name for plane in kept.planes} & {plane.name for plane in checks.planes}
 
 
 def _sample(plane: Any) -> Sample:
@@ -217,7 +244,8 @@ def _knowledge(
     if spec.home is not None and knows(spec):
         if spec.channels == 1 and (drawn := _drawn(spec, engine)) is not None:
             pairs.append(drawn)
-        pairs.append(_remembered(spec, corrected, max(_SIDE // 2, crop)))
+        judged = home.images is not None and _apart(*pairs[0])  # by micrographs that it is not held to
+        pairs.append(_remembered(spec, corrected, max(_SIDE // 2, crop), _LOST_OF_MADE if judged else _LOST))
     for kept, _ in pairs:
         say(f"held to what it says of {len(kept.planes)} {kept.name}")
     return [kept for kept, _ in pairs], [check for _, check in pairs]
@@ -294,8 +322,8 @@ def _drawn(spec: ModelSpec, engine: Engine) -> tuple[Any, Any] | None:
     return part(slice(_DRAWN)), part(slice(_DRAWN, None))
 
 
-def _remembered(spec: ModelSpec, corrected: Any, side: int) -> tuple[Any, Any]:
-    """Images with the texture of home."""
+def _remembered(spec: ModelSpec, corrected: Any, side: int, tolerance: float) -> tuple[Any, Any]:
+    """Images with the texture of home, and shapes that are not its own: where there are micrographs, those decide."""
     from tilelab.training.judge import Planes
     from tilelab.training.pairs import ArrayMask, MaskedPlane
     from tilelab.training.reminders import make_reminders
@@ -317,7 +345,7 @@ def _remembered(spec: ModelSpec, corrected: Any, side: int) -> tuple[Any, Any]:
         ]
         plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32")
         own = [plain] * len(planes)
-        return Planes(name=name, planes=planes, normalizations=own, tolerance=_LOST, told=True, real=False)
+        return Planes(name=name, planes=planes, normalizations=own, tolerance=tolerance, told=True, real=False)
 
     name = "images with the texture that it remembers"
     return made(_REMINDERS, _SEED, name), made(_REMINDERS // 2, _SEED + 1, name)

@@ -21,6 +21,7 @@ from tilelab.machine.cpu import core_count, has_cpu_feature
 from tilelab.models.graph import GraphNetwork
 from tilelab.spec import ModelSpec
 from tilelab.training.allocator import keep_freed_memory
+from tilelab.training.arithmetic import arithmetic
 from tilelab.training.course import Course, halves
 from tilelab.training.crops import stack
 from tilelab.training.data import CropSampler
@@ -111,10 +112,7 @@ def improve(
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, core_count()))
     try:
-        fast = bool(has_cpu_feature("avx512_bf16", "amx_bf16"))
-        # without its cache, which would keep the first weights until the end
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast, cache_enabled=False):
-            return _improve(network, spec, corrected, kept, checks, effort, report)
+        return _improve(network, spec, corrected, kept, checks, effort, report)
     finally:
         torch.set_num_threads(threads)
 
@@ -200,6 +198,7 @@ def _learn(
     optimizer = build_optimizer(new, Optimizer(rate=highest))
     schedule = Schedule(kind="cosine", warmup=min(10, effort.steps // 4), least=highest / 100)
     steps, done, began = effort.steps, 0, time.perf_counter()
+    fast = bool(has_cpu_feature("avx512_bf16", "amx_bf16"))
     while done < steps:
         if done == _TRIED:
             each = (time.perf_counter() - began) / done
@@ -213,11 +212,12 @@ def _learn(
             reminding, known = stack(examples)
             images = torch.cat([images, reminding])
         images = images.expand(-1, spec.channels, -1, -1).contiguous(memory_format=torch.channels_last)
-        out = new(images).float()
-        loss = weighted_sum(_LOSS, out[: effort.batch], truth, spec.activation)
-        if examples:
+        with arithmetic("cpu", fast):
+            out = new(images).float()
             with torch.no_grad():
-                told = old(images[effort.batch :]).float()
+                told = old(images[effort.batch :]).float() if examples else None
+        loss = weighted_sum(_LOSS, out[: effort.batch], truth, spec.activation)
+        if told is not None:
             loss = loss + _KEEPING * _departure(out[effort.batch :], told, spec)
             if bool((known != IGNORE).any()):
                 loss = loss + weighted_sum(_LOSS, out[effort.batch :], known, spec.activation)

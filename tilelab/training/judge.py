@@ -79,6 +79,11 @@ class Judged:
         return self.after - self.before
 
     @property
+    def resolution(self) -> float:
+        """The least loss that is told from none: from what was found to the end of what it may be."""
+        return self.gain - self.surely
+
+    @property
     def kept(self) -> bool:
         """Whether it is sure that no more was lost than may be; where nothing can be said, nothing was."""
         return self.tolerance is None or not self.surely < -self.tolerance

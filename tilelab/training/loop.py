@@ -196,9 +196,7 @@ class Trainer(Generic[H]):
             note(f"{task.about}; {_size_of(self.network)} parameters on {_device_text(group.device)}")
         self.network.to(group.device)
         cast("Any", self.network).to(memory_format=torch.channels_last)  # not in the types of torch before 2.14
-        self.parallel = group.wrap(self.network)
-        if task.recipe.run.compile:
-            self.parallel = cast("nn.Module", torch.compile(self.parallel))
+        self.parallel = self._wrap(frozen=self.header.step < task.recipe.run.frozen)
         self.average = RunningAverage(self.network, task.recipe.run.average)
         self.optimizer = build_optimizer(self.network, task.recipe.optimizer)
         if found is not None:
@@ -206,6 +204,13 @@ class Trainer(Generic[H]):
             restore_optimizer(self.optimizer, found.part("optimizer"))
         if group.first:
             self._claim(begin=found is None, restart=restart)
+
+    def _wrap(self, *, frozen: bool) -> nn.Module:
+        """The network as it learns now: with a frozen encoder there are other gradients to share."""
+        if self.task.recipe.run.frozen:
+            encoder_of(self.network, "run.frozen").requires_grad_(not frozen)
+        wrapped = self.group.wrap(self.network)
+        return cast("nn.Module", torch.compile(wrapped)) if self.task.recipe.run.compile else wrapped
 
     def _claim(self, *, begin: bool, restart: bool) -> None:
         """Make the output folder; throw away what an earlier training left where this one begins."""
@@ -264,10 +269,11 @@ class Trainer(Generic[H]):
         torch.manual_seed((recipe.seed * 1_000_003 + step) * self.group.size + self.group.rank)  # dropout
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate * parameters["factor"]
+        if step and step == recipe.run.frozen:
+            self.parallel = self._wrap(frozen=False)
         self.parallel.train()
-        frozen = encoder_of(self.network, "run.frozen") if step < recipe.run.frozen else None
-        if frozen is not None:
-            frozen.eval()  # its statistics stay, too
+        if step < recipe.run.frozen:
+            encoder_of(self.network, "run.frozen").eval()  # its statistics stay, too
         images = images.expand(-1, self.task.channels, -1, -1)
         self.optimizer.zero_grad(set_to_none=True)
         total, pieces = 0.0, recipe.run.accumulate
@@ -278,8 +284,6 @@ class Trainer(Generic[H]):
             loss = supervise(self.task.loss, out, target.to(device)) / pieces
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        for parameter in () if frozen is None else frozen.parameters():
-            parameter.grad = None  # passed over by the optimiser
         if not math.isfinite(total):
             raise ModelError(
                 f"the loss is {total} at step {step + 1}: lower optimizer.rate ({recipe.optimizer.rate:g}), or set "
