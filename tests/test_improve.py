@@ -508,7 +508,7 @@ def test_home_has_its_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_another_microscope_is_learned_and_home_is_kept(real_data: Path, tmp_path: Path) -> None:
-    """Real micrographs, blurred, darkened and at twice their size: five corrections, then images that none was of."""
+    """Real micrographs, darkened and at twice their size: five corrections, then images that none was of."""
     from PIL import Image
 
     from tilelab.engines.registry import load_engine
@@ -529,8 +529,13 @@ def test_another_microscope_is_learned_and_home_is_kept(real_data: Path, tmp_pat
                     pixels = np.asarray(grey.resize((1024, 1024), Image.Resampling.NEAREST))
                 cut = pixels[384:640, 384:640] if part == "train" else pixels
                 tifffile.imwrite(tmp_path / part / kind / f"{path.stem}.tif", cut.astype(np.uint8))
+    for kind in ("images", "masks"):
+        (tmp_path / "home" / kind).mkdir(parents=True)
+        for path in sorted((root / "train" / kind).iterdir())[5:9]:
+            (tmp_path / "home" / kind / path.name).write_bytes(path.read_bytes())
     new = tmp_path / "new.onnx"
-    assert main(["improve", "superalloy", "--corrections", str(tmp_path / "train"), "-o", str(new)]) == 0
+    words = ["--corrections", str(tmp_path / "train"), "--home", str(tmp_path / "home"), "-o", str(new)]
+    assert main(["improve", "superalloy", *words, "--minutes", "60"]) == 0  # all steps on any machine
     names = [known.name for known in read_spec(new).classes]  # type: ignore[union-attr]
     scores = []
     for images, masks in (
@@ -541,4 +546,4 @@ def test_another_microscope_is_learned_and_home_is_kept(real_data: Path, tmp_pat
         scores.append([validate(load_engine(m, device="cpu"), pairs)["mean_iou"] for m in ("superalloy", new)])
     (home, kept), (abroad, learned) = scores
     assert learned >= abroad + 0.05
-    assert kept >= home - 0.003
+    assert kept >= home - 0.001
