@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from driver_standin import compilers, environment
 
+from benchmarks.gpu import bare
 from benchmarks.gpu.__main__ import STEPS, Findings, main
 from benchmarks.gpu.bare import LIMIT, Bare, Step, steps, together
 from benchmarks.gpu.carry import packages, slim
 from benchmarks.gpu.cost import cost_table
 from benchmarks.gpu.cost import main as cost
+from tilelab.engines.builders.aotinductor import find_compiler
 from tilelab.machine.nvidia import driver_problem
 
 ROOT = Path(__file__).parents[1]
@@ -197,3 +200,87 @@ def test_cost_needs_measured_figures(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("Measured on a GPU, at 2.5 EUR for an hour of it.\n")
     assert out.splitlines()[-1] == "| n fp16 torch: sustained | 278 | 1.00 | 2.50 EUR |"
+
+
+def test_a_price_makes_a_table_of_what_was_measured(tmp_path, monkeypatch, capsys):
+    finding = {"what": "product fp16: warm again", "value": "", "goal": "", "figure": 1e6 / 3600}
+    kept = json.dumps({"gpu": "a GPU", "findings": [finding]})
+    write = f"open({str(tmp_path / 'product.json')!r}, 'w').write({kept!r})"
+    monkeypatch.setattr(bare, "steps", lambda *_, toy: [Step("product", 60, [sys.executable, "-c", write])])
+    words = ["--wheels", str(tmp_path), "--out", str(tmp_path), "--price", "2.5", "--currency", "EUR"]
+    assert bare.main(words) == 0
+    row = "| product fp16: warm again | 278 | 1.00 | 2.50 EUR |"
+    assert (tmp_path / "cost.md").read_text().splitlines()[-1] == row
+    assert row in capsys.readouterr().out
+
+
+KIT = """
+import contextlib, json, sys, zipfile
+import standin_gpu
+standin_gpu.install()
+import torch, torch._inductor
+torch.set_num_threads(1)
+from benchmarks.gpu import __main__ as command, networks, product
+from benchmarks.gpu.basics import Sizes
+from tilelab.engines.builders import aotinductor as builder
+from tilelab.engines.cuda.aotinductor import AotInductorCudaEngine
+from tilelab.engines.files.aotinductor_package import COMPILED_KEY
+
+# torch's GPU is the CPU
+load, compile_package, train = torch._inductor.aoti_load_package, builder.compile_package, product._train
+torch._inductor.aoti_load_package = lambda path, *, run_single_threaded, device_index: load(path)
+torch.cuda.ExternalStream = lambda handle, device: handle
+torch.cuda.stream = lambda stream: contextlib.nullcontext()
+torch.cuda.synchronize = lambda: None
+AotInductorCudaEngine._tensor = lambda self, array: torch.from_numpy(standin_gpu.view(array))
+product.PLACE = "cpu"
+
+def compiled_for_the_gpu(network, spec, path, **how):
+    compile_package(network, spec, path, **how)
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries.items():
+            fields = json.loads(data) if name.endswith("_metadata.json") else {}
+            if COMPILED_KEY in fields:
+                said = json.loads(fields[COMPILED_KEY]) | {"device": "cuda", "capability": [9, 0], "cpu": ""}
+                data = json.dumps(fields | {COMPILED_KEY: json.dumps(said)}).encode()
+            new.writestr(name, data)
+
+builder.compile_package = compiled_for_the_gpu
+product.build_network = lambda name, *of: networks.build_network("small", *of)
+product._train = lambda network, steps, side: train(network, 2, 16)
+Sizes.full = classmethod(lambda cls, batch, planes: cls(64, 16, 2, 300, 280, 300, 2, 1 << 12))
+sys.argv = ["gpu", "make", "product", "agreement", "baselines", "--files", HERE, "--json", HERE + "/kit.json"]
+sys.exit(command.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_steps_with_compiled_networks_run_as_on_a_gpu(tmp_path):
+    """All that they do there but what torch computes on a GPU: the driver is the stand-in."""
+    pytest.importorskip("torch")
+    if find_compiler() is None or not compilers():
+        pytest.skip("AOTInductor needs a C++ compiler, the launches one for CUDA kernels")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"HERE = {str(tmp_path)!r}\n{KIT}"],
+        env=environment(tmp_path / "kernels"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out" not in done.stdout
+    found = {one["what"]: one for one in json.loads((tmp_path / "kit.json").read_text())["findings"]}
+    for precision in ("fp16", "fp32"):
+        assert found[f"product {precision}: bytes run to run"]["value"] == "the same"
+        assert found[f"agreement {precision}"]["value"].startswith("passed: ")
+        assert (
+            "; 0.0000% differ between the sweep on the GPU and on the CPU" in found[f"agreement {precision}"]["value"]
+        )
+        assert f"torch {precision}: torch.compile, channels last" in found
+        assert f"product {precision}: GPU memory" in found
+    assert len(cost_table({"gpu": "none", "findings": list(found.values())}, 2.0)) == 6

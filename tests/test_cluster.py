@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -24,10 +25,13 @@ from tiny_models import make_spec, save_unet
 from tilelab.errors import ClusterError, EngineError, Incomplete, InputError, ModelError, OutputError
 from tilelab.geometry import Cuts, Lattice
 from tilelab.io.results.result import read_info
+from tilelab.run.cluster.attempt import Attempt
 from tilelab.run.cluster.devices import Slot, is_distributed, worker_slots
+from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.infer import infer, plan
 from tilelab.run.options import Options
 from tilelab.run.plan.share_out import crossings, expected_tiles, share_out
+from tilelab.run.sweep.job import Stalls
 
 distributed = pytest.importorskip("distributed")
 
@@ -464,3 +468,17 @@ def test_workers_that_disagree_are_refused(cluster, picture, tmp_path, broken):
 
 def test_incomplete_is_an_error_of_its_own():
     assert not issubclass(Incomplete, OutputError)
+
+
+@pytest.mark.parametrize("what", ["ended", "failed"])
+def test_what_a_worker_inferred_counts_where_others_finish_its_unit(what):
+    """A unit that another one finished, or that is on disk before its worker says so, would have taken no tiles."""
+    sweep = object.__new__(SharedSweep)
+    sweep.stalls, sweep.journal = Stalls(), SimpleNamespace()
+    sweep.dispatcher = SimpleNamespace(ended=lambda number: None, failed=lambda number, cause, unwritable: None)
+    sweep.outbox = SimpleNamespace(forget=lambda attempt: None)
+    attempt = Attempt(0, 0, "worker", 0, 10, 10, 0.0, done=3, released=True)
+    sweep._handle_attempt(what, attempt, {"tiles": 7, "cause": "", "unwritable": False}, 0.0)
+    assert sweep.stalls.tiles == 7
+    sweep._drop(attempt)  # died: so many were told of
+    assert sweep.stalls.tiles == 10

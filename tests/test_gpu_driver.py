@@ -224,6 +224,36 @@ for symmetries in (1, 8):
     assert said == ["True True True"] * 2
 
 
+def test_a_unit_gives_its_memory_back_when_it_ends(picture, standin):
+    """At once, not when the next one asks or Numba has collected enough of it: others use the GPU, too."""
+    work = """
+import ctypes, json
+from sweep_parts import Collector, make_job
+from tilelab.engines.registry import load_engine
+from tilelab.geometry import Box
+from tilelab.run.sweep.device import DeviceSweep
+def held():
+    text = ctypes.create_string_buffer(1 << 13)
+    ctypes.CDLL("libcuda.so.1").standin_report(text, len(text))
+    return json.loads(text.value)["held_bytes"]
+engine = load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device="cuda")
+engine.outputs, engine.channels = 3, 1
+job = make_job(np.load(HERE / "image.npy")[:300, :700], "yx", (128, 128), (32, 32), engine=engine, gain=0.02)
+box = Box.whole(job.image.shape)
+result = {"labels": np.zeros((1, 300, 700), np.uint8), "logits": np.zeros((3, 1, 300, 700), np.float32)}
+for warm in (False, True):  # what compiles kernels holds what it compiled them for
+    gc.collect()
+    device.give_back()
+    gc.disable()
+    before = held()
+    DeviceSweep(job, engine, box).run(Collector(result, box, 0, 1))
+    if warm:
+        print(held() - before)
+"""
+    said, _ = whole(picture, work, standin)
+    assert said == ["0"]
+
+
 def less(counted):
     """Memory for a part of what a unit took."""
     return counted["most_bytes"] * 17 // 20

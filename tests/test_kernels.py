@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilelab.kernels import cpu, reference
+from tilelab.kernels import cpu, jit, reference
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 
 DTYPES = [np.uint8, np.uint16, np.float32]
@@ -128,3 +132,47 @@ def test_values_that_are_not_finite_are_found(bad):
     values[2, 19] = bad
     assert not cpu.all_finite(values)
     assert not reference.all_finite(values)
+
+
+def compile_something(*_: object, **__: object) -> Iterator[None]:
+    """As a machine does that has no kernels yet."""
+    numba.njit(lambda x: x + 1)(1)
+    return iter(())
+
+
+BEGUN, ENDED = "compiling kernels, once on this machine", "compiled kernels in 0 s; the next time they are there"
+
+
+def test_compiling_is_told_once_and_only_where_something_is_compiled(monkeypatch):
+    monkeypatch.setattr(jit, "_TOLD_SECONDS", 0.0)
+    said: list[str] = []
+    with jit.tell_compiling(said.append):
+        compile_something()
+        compile_something()
+        assert said == [BEGUN]
+    assert [re.sub(r"\d+ s", "0 s", line) for line in said] == [BEGUN, ENDED]
+    monkeypatch.undo()
+    with jit.tell_compiling(said.append):
+        pass
+    assert len(said) == 2
+
+
+def test_infer_and_measure_say_that_kernels_are_compiled(monkeypatch, tmp_path, capsys):
+    """In the same words, with no line about it where they are there."""
+    from tilelab.cli import measure
+    from tilelab.cli.main import main
+    from tilelab.kernels import warm
+
+    np.save(tmp_path / "a.npy", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    words = ["infer", str(tmp_path / "a.npy"), "-m", "identity", "-o", str(tmp_path / "a.ome.zarr"), "--restart", "-q"]
+    many = [*words[:4], "-o", f"{tmp_path}/many/", "-q"]
+    for command in (words, words, many):  # the first compiles what this image needs, if nothing did before
+        assert main(command) == 0
+        said = capsys.readouterr().err
+    assert BEGUN not in said
+    monkeypatch.setattr(warm, "warm_up", compile_something)
+    measure_all = measure._measure_all
+    monkeypatch.setattr(measure, "_measure_all", lambda *args: compile_something() and measure_all(*args))
+    for command in (words, [*many, "--restart"], ["measure", str(tmp_path / "a.ome.zarr")]):
+        assert main(command) == 0
+        assert capsys.readouterr().err.count(BEGUN) == 1, command

@@ -4,7 +4,8 @@ Run in the repository's root.  Needs the standard library alone: it installs the
 into a folder beside the machine's own packages, then makes every check and measurement in a process of its own, each
 with its time and all within ``--limit`` seconds.  What fails or hangs is told, and the others go on.
 
-Everything is printed as it comes and kept in ``--out``: results.json (every figure, and how each step ended), log.txt.
+Everything is printed as it comes and kept in ``--out``: results.json (every figure, and how each step ended), log.txt,
+and with ``--price`` cost.md, what a terabyte takes and costs by what was measured.
 Exit code 1 when a step failed.  ``--toy``: tiny sizes in Numba's simulator, to see that it runs.
 """
 
@@ -23,6 +24,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks.gpu.cost import cost_table
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 540  # seconds of all steps together, for which theirs are meant
@@ -126,8 +129,8 @@ class Bare:
             self._say(f"=== {step.name}: {'done' if ended == 0 else ended}, {seconds:.0f} s; {self.left():.0f} s left")
             self.keep()
 
-    def keep(self) -> None:
-        """Every figure so far in one file."""
+    def keep(self) -> dict[str, Any]:
+        """Every figure so far, in one file."""
         kept: dict[str, Any] = {"gpu": "", "findings": [], "steps": self.ended}
         for path in sorted(self.out.glob("*.json")):
             if path.name != "results.json":
@@ -135,6 +138,7 @@ class Bare:
                 kept["gpu"] = found["gpu"]
                 kept["findings"] += found["findings"]
         (self.out / "results.json").write_text(json.dumps(kept, indent=1))
+        return kept
 
     @staticmethod
     def _say(line: str) -> None:
@@ -183,6 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, default=Path(".gpu"))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for everything (540)")
+    parser.add_argument("--price", type=float, help="of the GPU for an hour: a table of what a terabyte costs")
+    parser.add_argument("--currency", default="", help="of the price")
     parser.add_argument("--toy", action="store_true", help="tiny sizes in the simulator")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tilelab-gpu-") as name:
@@ -200,6 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 thread.start()
             for thread in threads:
                 thread.join()
+    if args.price is not None and (table := cost_table(run.keep(), args.price, args.currency)):
+        (run.out / "cost.md").write_text("\n".join(table) + "\n")
+        print("\n".join(table))
     for ended in run.ended:
         print(f"{ended['step']:<12}{'done' if ended['ended'] == 0 else ended['ended']!s:<20}{ended['seconds']:>7} s")
     return int(any(ended["ended"] != 0 for ended in run.ended))

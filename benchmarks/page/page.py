@@ -20,7 +20,7 @@ MIB = 2**20
 def write_page(document: dict[str, Any], path: Path, pictures: dict[str, str]) -> None:
     """Write the Markdown page; `pictures` are file names by plot."""
     sections = document["sections"]
-    lines = ["# Benchmarks", "", "Written by `python -m benchmarks`; do not edit.", ""]
+    lines = [f"# Benchmarks: {path.parent.name}", "", "Written by `python -m benchmarks`; do not edit.", ""]
     lines += _machines(sections)
     lines += _goals(document)
     for name, entry in SUITE.items():

@@ -286,9 +286,7 @@ def _open_engine(
     if not is_distributed(options):
         if not isinstance(model, str | Path) and not callable(model):
             return options, model, None
-        engine = load_and_warm_up(model, options)
-        opened.callback(engine.close)
-        return options, engine, None
+        return options, load_and_warm_up(model, options, opened, note), None
     from tilelab.run.cluster.crew import open_crew
 
     if isinstance(image, str | Path) and isinstance(model, str | Path):
@@ -319,11 +317,23 @@ def _draw_sheet(image: Image, target: Place, work: Place, note: Callable[[str], 
     return Sheet.of(image, work)
 
 
-def load_and_warm_up(model: str | Path | Callable[[Any], Any], options: Options) -> Engine:
-    """The engine, loaded while Numba is imported and the kernels are made ready: each takes about a second."""
+def load_and_warm_up(
+    model: str | Path | Callable[[Any], Any],
+    options: Options,
+    opened: contextlib.ExitStack,
+    note: Callable[[str], None],
+) -> Engine:
+    """The engine, loaded while Numba is imported and the kernels are made ready: each takes about a second.
+
+    `opened` closes it; until then `note` is told where kernels have to be compiled.
+    """
     with ThreadPoolExecutor(1, "tilelab-load") as pool:
         loading = pool.submit(load, model, options)
+        from tilelab.kernels.jit import tell_compiling
         from tilelab.kernels.warm import warm_up
 
+        opened.enter_context(tell_compiling(note))
         warm_up()
-        return loading.result()
+        engine = loading.result()
+    opened.callback(engine.close)
+    return engine

@@ -64,9 +64,7 @@ def open_live(
     work = work_path(target)
     options = choose_tile(model, image, options, note, begun_fingerprint(target, work))
     with contextlib.ExitStack() as opened:
-        engine = load_and_warm_up(model, options)
-        opened.callback(engine.close)
-        remembering = cast("Engine", RememberingEngine(engine))
+        remembering = cast("Engine", RememberingEngine(load_and_warm_up(model, options, opened, note)))
         prepared = opened.enter_context(prepare(image, remembering, options))
         for said in (*prepared.notes, *prepared.assumptions):
             note(str(said))

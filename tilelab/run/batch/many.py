@@ -189,7 +189,7 @@ class Batch:
                 return
             waiting = stack.enter_context(contextlib.closing(self._in_order()))
             image, options = next(waiting)
-            engines = Engines(self.model, options)
+            engines = Engines(self.model, options, self.note)
             stack.callback(engines.close)
             self.classes = engines.first.spec.classes
             turns = Turns(options, alone=engines.first.on_device is not None)

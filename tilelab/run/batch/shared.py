@@ -101,6 +101,7 @@ class Engines:
     Args:
         model: as for `infer`.
         options: of the first image.
+        note: told where kernels have to be compiled.
 
     Attributes:
         first: the engine for that one.
@@ -109,14 +110,19 @@ class Engines:
         TilelabError: it cannot be loaded.
     """
 
-    def __init__(self, model: str | Path | Engine | Callable[[Any], Any], options: Options) -> None:
+    def __init__(
+        self,
+        model: str | Path | Engine | Callable[[Any], Any],
+        options: Options,
+        note: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    ) -> None:
         self._model, self._lock = model, threading.Lock()
-        self._close: Callable[[], None] = lambda: None
-        if isinstance(model, str | Path) or callable(model):
-            engine = load_and_warm_up(model, options)
-            self._close = engine.close
-        else:
-            engine = model
+        with contextlib.ExitStack() as opened:
+            if isinstance(model, str | Path) or callable(model):
+                engine = load_and_warm_up(model, options, opened, note)
+            else:
+                engine = model
+            self._opened = opened.pop_all()
         self._free = threading.BoundedSemaphore(engine.streams)
         self.first = cast("Engine", SharedEngine(engine, self._free))
         self._key = options.model, options.batch, options.precision
@@ -161,7 +167,7 @@ class Engines:
         for held in self._others.values():
             held.engine.close()
         self._others.clear()
-        self._close()
+        self._opened.close()
 
 
 class Turns:

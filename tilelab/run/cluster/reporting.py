@@ -30,13 +30,15 @@ class Reporter:
 
     writer: of the unit, once there is one.
     stored: all that it has on disk, ready to be sent.
+    tiles: inferred so far.
     """
 
     def __init__(
         self, seconds: float, errand: Errand, is_wanted: Callable[[], bool], tell: Callable[..., None]
     ) -> None:
         self._seconds, self._is_wanted, self._tell = seconds, is_wanted, tell
-        self._tiles, self._position, self._eager = 0, errand.start, errand.eager
+        self.tiles = 0
+        self._position, self._eager = errand.start, errand.eager
         self.writer: StoringWriter | None = None
         self.stored: Any = None
         self._last = time.monotonic()
@@ -46,7 +48,7 @@ class Reporter:
         """So many more tiles; called from the blending thread."""
         if not self._is_wanted():
             raise Unwanted
-        self._tiles += tiles
+        self.tiles += tiles
         self._report()
 
     def durable(self, position: int) -> None:
@@ -61,7 +63,7 @@ class Reporter:
             now = time.monotonic()
             if at_once or now - self._last >= self._seconds:
                 self._last = now
-                self._tell("report", tiles=self._tiles, position=self._position, stored=self.stored)
+                self._tell("report", tiles=self.tiles, position=self._position, stored=self.stored)
 
 
 class WhileThere:

@@ -178,10 +178,10 @@ class SharedSweep:
             self.outbox.forget(attempt)
         elif what == "failed":
             dispatcher.failed(number, message["cause"], unwritable=message["unwritable"])
-            self._drop(attempt)
+            self._drop(attempt, message.get("tiles"))
         elif what == "ended":
             dispatcher.ended(number)
-            self._drop(attempt)
+            self._drop(attempt, message.get("tiles"))
         elif what == "refused":
             self.note(f"worker {attempt.worker} is left out, its engine differs: {message['why']}")
             dispatcher.refuse(attempt.worker)
@@ -211,8 +211,12 @@ class SharedSweep:
             self.shown[unit] += tiles
             self.progress(tiles)
 
-    def _drop(self, attempt: Attempt) -> None:
-        """An attempt was in vain from `position` on."""
+    def _drop(self, attempt: Attempt, tiles: int | None = None) -> None:
+        """An attempt was in vain from `position` on, or others had done the rest; it inferred so many tiles itself.
+
+        Blank ones among them are counted, too: how many they were is told at the end of an attempt alone.
+        """
+        self.stalls.tiles += attempt.done if tiles is None else tiles
         if not attempt.released:
             self._show(attempt.unit, self.tiles(attempt.unit, attempt.start, attempt.position) - attempt.done)
         self.outbox.forget(attempt)
@@ -253,6 +257,8 @@ class SharedSweep:
         deadline = time.monotonic() + LINGER_SECONDS
         while self.dispatcher.attempts and time.monotonic() < deadline:
             self._receive(0.1)
+        for attempt in self.dispatcher.attempts.values():
+            self.stalls.tiles += attempt.done
         for worker in {attempt.worker for attempt in self.dispatcher.attempts.values()}:
             self._restart(worker)
         for thread in self.restarts:

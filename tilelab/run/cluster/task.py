@@ -3,7 +3,7 @@
 A worker opens the image and the output itself and keeps one engine.  It tells the client everything through one stream
 of small messages, in order, so that no result has to be fetched:
 
-    started -> report (tiles inferred, sweep position on disk) ... -> done | failed | refused | ended
+    started -> report (tiles inferred, sweep position on disk) ... -> done | failed | refused | ended (tiles inferred)
 """
 
 from __future__ import annotations
@@ -141,10 +141,11 @@ def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
             stalls = _sweep(order, engine, errand, reporter)
         tell("done", stored=reporter.stored, **vars(stalls))
     except Unwanted:
-        tell("ended")
+        tell("ended", tiles=reporter.tiles)
     except Exception as error:  # noqa: BLE001 - told to the client, who decides
         tell(
             "failed",
+            tiles=reporter.tiles,
             cause=cause_of(error),
             trace=traceback.format_exc(),
             unwritable=isinstance(error, OutputError),

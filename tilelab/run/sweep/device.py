@@ -60,11 +60,10 @@ class DeviceSweep(UnitSweep):
         except BaseException:
             writer.close()
             raise
-        landings = work.landings
 
         def write() -> None:
             with device.faults(index):
-                landings.write(writer, durable, progress)
+                work.landings.write(writer, durable, progress)
 
         flow.start("read", lambda: self._read(rows))
         flow.start("write", write)
@@ -80,13 +79,13 @@ class DeviceSweep(UnitSweep):
             raise
         finally:
             writer.close()
-        with device.faults(index):
-            work.release()
         stalls = work.stalls
         stalls.read = rows.waited
         # the caller waits for buffers that come down: for the GPU first, the rest is the writer's
-        stalls.engine = landings.device_wait
-        stalls.write = max(0.0, landings.free.waited - stalls.engine)
+        stalls.engine = work.landings.device_wait
+        stalls.write = max(0.0, work.landings.free.waited - stalls.engine)
+        with device.faults(index):
+            work.release()
         return stalls
 
     def _free_bytes(self) -> int:
