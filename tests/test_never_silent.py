@@ -27,7 +27,6 @@ from tilelab.kernels import cpu, reference
 from tilelab.run.infer import infer
 from tilelab.run.options import Options
 from tilelab.run.rehearse import dry_run
-from tilelab.run.sweep.finite import find_not_finite
 from tilelab.spec import Normalization
 
 PLANE = (np.arange(200 * 300).reshape(200, 300) * 7 % 251).astype(np.uint8)
@@ -120,19 +119,6 @@ def test_every_path_finds_them(tmp_path: Path) -> None:
 @given(arrays.arrays(np.float32, arrays.array_shapes(max_side=9), elements=st.floats(width=32)))
 def test_finite_means_finite(values: Any) -> None:
     assert cpu.all_finite(values) == reference.all_finite(values) == bool(np.isfinite(values).all())
-
-
-@given(st.integers(0, 40), st.integers(1, 7), st.integers(0, 6), st.booleans())
-def test_the_rows_of_a_ring_are_looked_at_in_order(start: int, count: int, bad: int, there: bool) -> None:
-    canvas = np.zeros((2, 7, 2, 3), np.float32)
-    if there:
-        canvas[1, (start + bad) % 7, 1, 2] = np.nan
-    found = find_not_finite(canvas, start, start + count)
-    if there and bad < count:
-        assert found is not None
-        assert np.argwhere(found).tolist() == [[bad, 1, 2]]
-    else:
-        assert found is None
 
 
 NORMALIZED = [  # image dtype, scale, constants, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -16,7 +16,10 @@ from sweep_parts import Collector, Memory, Network, make_job, whole
 from tilelab.errors import EngineError, InputError, OutputError
 from tilelab.geometry import WINDOWS, Box
 from tilelab.io.images.volume import Volume
+from tilelab.kernels import reference
 from tilelab.run.sweep.host import HostSweep
+from tilelab.run.sweep.shares import make_shares
+from tilelab.run.sweep.strip import Strip
 
 
 def random_cuts(data, size, grain, name):
@@ -73,6 +76,53 @@ def test_a_run_resumed_at_any_row_ends_with_the_same_bytes(data, seed, window):
     again, _ = whole(job, engine, starts=[at])
     for name in undisturbed:
         np.testing.assert_array_equal(again[name][..., at:, :], undisturbed[name][..., at:, :])
+
+
+@settings(max_examples=150)
+@given(data=st.data(), seed=st.integers(0, 2**31), window=st.sampled_from(WINDOWS), volume=st.booleans())
+def test_pieces_are_a_canvas_of_the_whole_unit_to_the_last_bit(data, seed, window, volume):
+    rng = np.random.default_rng(seed)
+    stride = data.draw(st.sampled_from([1, 2]), label="stride")
+    tile = tuple(stride * data.draw(st.integers(1, 5), label="tile") for _ in range(3 if volume else 2))
+    overlap = tuple(data.draw(st.integers(0, t - stride), label="overlap") for t in tile)
+    shape = tuple(data.draw(st.integers(1, 12 if volume else 25), label="size") for _ in tile)
+    engine = Network(None, tile, outputs=data.draw(st.integers(1, 3)))
+    job = make_job(np.zeros(shape, np.uint8), "zyx"[-len(tile) :], tile, overlap, stride=stride, window=window,
+                   engine=engine)  # fmt: skip
+    ranges = [sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True), label="unit"))
+              for n in job.image.shape]  # fmt: skip
+    unit = HostSweep(job, engine, Box(*zip(*ranges, strict=True)))
+    made = unit.buffers.made
+    height = data.draw(st.integers(1, made["sums"].shape[1]), label="rows at a time")
+    sums = np.full((engine.outputs, height, *made["sums"].shape[2:]), np.nan, np.float32)
+    strip = Strip(unit, engine, sums, tuple(np.full(made[f"waiting {name}"].shape, np.nan, np.float32)
+                                            for name in ("rows", "lines", "columns")))  # fmt: skip
+    extent = [b - a for a, b in ((unit.start, unit.stop), unit.cross_range, unit.col_range)]
+    canvas, got = (np.full((engine.outputs, *extent), fill, np.float32) for fill in (0, np.nan))
+    shares = make_shares(unit, engine.spec)[0]
+    done = np.zeros(extent, bool)
+    for j, c, x in product(unit.rows, unit.cross_tiles, unit.col_tiles):
+        logits = rng.normal(size=(engine.outputs, *job.frame.sweep_first(job.lattice.tile))).astype(np.float32)
+        if rng.random() < 0.1:
+            logits.flat[rng.integers(logits.size)] = np.inf
+        told = rng.random() < 0.9  # else there is a mask
+        at = unit.sweep.position(j) - unit.start
+        if told:
+            origin = unit.cross.position(c) - unit.cross_range[0], unit.cols.position(x) - unit.col_range[0]
+            rows = max(0, -at), min(logits.shape[1], extent[0] - at)
+            with np.errstate(invalid="ignore"):  # infinity of no share
+                reference.blend(canvas, logits, shares.sweep(j), shares.cross[c], shares.cols[x], at, *rows, *origin)
+        for piece in strip.add(j, c, x, logits if told else None):
+            where = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(
+                piece[:3], ((unit.start, unit.stop), unit.cross_range, unit.col_range), strict=True))  # fmt: skip
+            rows, lines, columns = (b - a for a, b in piece[:3])
+            assert np.isnan(got[:, *where]).all()
+            assert not done[where].any()
+            got[:, *where] = piece.sums[:, :rows, :lines, :columns]
+            assert piece.finite == np.isfinite(got[:, *where]).all()
+            done[where] = True  # each pixel is in one piece
+    assert done.all()
+    np.testing.assert_array_equal(got, canvas)
 
 
 def test_each_pixel_is_read_once_and_each_tile_inferred_once():

@@ -52,9 +52,10 @@ canvas, logits = np.ones((3, n, 1, n), np.float32), np.ones((3, n, 1, n), np.flo
 labels, probabilities = np.empty((n, 1, n), np.uint8), np.empty((2, n, 1, n), np.uint8)
 band, at, tile = np.ones((1, n, 1, n), np.uint8), np.arange(n), np.empty((1, n, 1, n), np.float32)
 block = band.reshape(1, 1, n, n)
+held, reach = np.empty((3, n, 1, 0), np.float32), (0, 0, n, n, 0)
 works = {{
     "cut": lambda: cpu.cut(band, at, np.zeros(1, np.int64), at, one, one, tile),
-    "blend": lambda: cpu.blend(canvas, logits, share, one, share, 0, 0, n, 0, 0),
+    "blend": lambda: cpu.blend(canvas, logits, (share, one, share), (held,) * 3, (0, n), reach, (0, 0, 1, 1, 0), reach),
     "finish": lambda: cpu.finish(canvas, 0, cpu.SOFTMAX, labels, probabilities, np.arange(1, 3), none),
     "finish two": lambda: cpu.finish(canvas[:2], 0, cpu.SOFTMAX, labels, probabilities[:1], np.arange(1, 2), none),
     "halve": lambda: (halve_mean(block, 1), halve_mode(block, 1)),

@@ -82,6 +82,8 @@ class Kernels:
         probabilities = np.empty((CLASSES - 1, tile, 1, width), np.uint8)
         channels = np.arange(1, CLASSES)
         mean, gain = np.zeros(1, np.float32), np.ones(1, np.float32)
+        held, reach = (np.empty((CLASSES, tile, 1, 0), np.float32),) * 3, (0, 0, tile, tile, 0)
+        sums: dict[tuple[int, int], Any] = {}
 
         def split(rows: int, part: Callable[[int, int], object]) -> None:
             if self.threads is None:
@@ -94,10 +96,12 @@ class Kernels:
                 cpu.cut(band, at, zero, at + number * tile, mean, gain, tile_of)
 
         def blend() -> None:
-            for number, values in enumerate(logits):
+            for values in logits:
 
-                def part(a: int, b: int, values: Any = values, at: int = number * tile) -> None:
-                    cpu.blend(canvas, values, share, one, share, 0, a, b, 0, at)
+                def part(a: int, b: int, values: Any = values) -> None:
+                    if (a, b) not in sums:
+                        sums[a, b] = np.empty((CLASSES, b - a, 1, tile), np.float32)
+                    cpu.blend(sums[a, b], values, (share, one, share), held, (a, b), reach, (0, 0, 1, 1, 0), reach)
 
                 split(tile, part)
 
@@ -117,7 +121,7 @@ class Kernels:
         self.moved = {
             "copy": 8 * size,
             "update": 12 * size,
-            "blend": 12 * CLASSES * pixels,
+            "blend": 8 * CLASSES * pixels,
             "cut": 5 * pixels,
             "finish": (8 * CLASSES + CLASSES) * pixels,
         }

@@ -122,6 +122,15 @@ class AxisTiling:
     def __len__(self) -> int:
         return 1 + -(-(self.padded - self.tile) // self.step)
 
+    @property
+    def shared(self) -> int:
+        """Pixels that two neighbours share, at most: the last pair may share more than the others."""
+        last = len(self) - 1
+        return max(
+            self.tile - self.step if last > 1 else 0,
+            self.position(last - 1) + self.tile - self.position(last) if last else 0,
+        )
+
     def position(self, j: int) -> int:
         """First pixel of tile `j`."""
         if not 0 <= j < len(self):

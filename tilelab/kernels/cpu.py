@@ -11,7 +11,7 @@ import numpy as np
 
 from tilelab.arrays import Array, Float32, Int64, UInt8
 from tilelab.kernels.jit import jit
-from tilelab.kernels.reference import SIGMOID, SOFTMAX
+from tilelab.kernels.reference import SIGMOID, SOFTMAX, Window, whole_window
 from tilelab.kernels.scalar import BYTE, HALF, ONE, ZERO, exp_negative
 
 __all__ = [
@@ -30,6 +30,12 @@ _jit = jit(error_model="numpy")
 
 _BLOCK = 1024
 """Pixels of a line that are finished at a time: all classes of them stay in the nearest cache."""
+
+_EXPONENT = np.int32(0x7F800000)  # all bits set: NaN or infinity
+
+Reach = tuple[int, int, int, int, int]
+"""Of a tile along an axis: its pixels before the unit; up to where earlier tiles have said their part, up to where no
+later one will, and how many pixels it has there, all counted from its first in the unit; and where that lies in it."""
 
 _exp_negative = _jit(exp_negative)
 
@@ -61,38 +67,101 @@ def cut(band: Array, rows: Int64, cross: Int64, cols: Int64, mean: Float32, gain
 
 
 @_jit
-def _blend(canvas, logits, share_s, share_a, share_x, row, first, last, cross, col):  # type: ignore[no-untyped-def]
-    classes, ring, height, width = canvas.shape
-    a0, a1 = max(0, -cross), min(share_a.size, height - cross)
-    x0, x1 = max(0, -col), min(share_x.size, width - col)
-    for k in range(classes):
+def _all_finite(bits):  # type: ignore[no-untyped-def]
+    # the greatest exponent, in whole numbers: sums of floats would be one after the other
+    greatest = np.int32(0)
+    for x in range(bits.size):
+        greatest = max(greatest, bits[x] & _EXPONENT)
+    return greatest != _EXPONENT
+
+
+@_jit
+def _blend(sums, logits, shares, held, first, last, along, across, aside):  # type: ignore[no-untyped-def]
+    share_s, share_a, share_x = shares
+    rows, lines, columns = held
+    skip_s, known_s, done_s, _, _ = along
+    skip_a, known_a, done_a, height, at_a = across
+    skip_x, known_x, done_x, width, at_x = aside
+    finite = True
+    for k in range(sums.shape[0]):
         for s in range(first, last):
-            slot = (row + s) % ring
-            for a in range(a0, a1):
-                weight = share_s[s] * share_a[a]
-                line = canvas[k, slot, cross + a, col + x0 : col + x1]
-                values = logits[k, s, a, x0:x1]
-                shares = share_x[x0:x1]
-                for x in range(line.size):
-                    line[x] += values[x] * (weight * shares[x])
+            for a in range(height):
+                line = sums[k, s - first, a, :width]
+                early, fresh = line[:known_x], line[known_x:]
+                said = columns[k, s, a, :known_x]  # by earlier tiles
+                if a < known_a:
+                    told = lines[k, s, a, at_x + known_x : at_x + width]
+                elif s < known_s:
+                    told = rows[k, s, at_a + a, at_x + known_x : at_x + width]
+                else:
+                    told = fresh[:0]
+                if logits.size > 0:
+                    weight = share_s[skip_s + s] * share_a[skip_a + a]
+                    values = logits[k, skip_s + s, skip_a + a, skip_x : skip_x + width]
+                    parts = share_x[skip_x : skip_x + width]
+                    _add(said, values[:known_x], weight, parts[:known_x], early)
+                    values, parts = values[known_x:], parts[known_x:]
+                    if told.size > 0:
+                        _add(told, values, weight, parts, fresh)
+                    else:
+                        for x in range(fresh.size):
+                            fresh[x] = ZERO + values[x] * (weight * parts[x])
+                else:
+                    _copy(said, early)
+                    if told.size > 0:
+                        _copy(told, fresh)
+                    else:
+                        for x in range(fresh.size):
+                            fresh[x] = ZERO
+                # what later ones will touch
+                _copy(line[done_x:], columns[k, s, a, : width - done_x])
+                found = line[:done_x]
+                if a >= done_a:
+                    _copy(found, lines[k, s, a - done_a, at_x : at_x + done_x])
+                elif s >= done_s:
+                    _copy(found, rows[k, s - done_s, at_a + a, at_x : at_x + done_x])
+                else:
+                    finite &= _all_finite(found.view(np.int32))
+    return finite
+
+
+@_jit
+def _add(before, values, weight, parts, after):  # type: ignore[no-untyped-def]
+    for x in range(after.size):
+        after[x] = before[x] + values[x] * (weight * parts[x])
+
+
+@_jit
+def _copy(source, target):  # type: ignore[no-untyped-def]
+    for x in range(target.size):
+        target[x] = source[x]
 
 
 def blend(
-    canvas: Float32,
+    sums: Float32,
     logits: Float32,
-    share_s: Float32,
-    share_a: Float32,
-    share_x: Float32,
-    row: int,
-    first: int,
-    last: int,
-    cross: int,
-    col: int,
-) -> None:
-    """Add one tile to the canvas; see `reference.blend`."""
-    if cross >= canvas.shape[2] or col >= canvas.shape[3] or cross + share_a.size <= 0 or col + share_x.size <= 0:
-        return
-    _blend(canvas, logits, share_s, share_a, share_x, row, first, last, cross, col)
+    shares: tuple[Float32, Float32, Float32],
+    held: tuple[Float32, Float32, Float32],
+    rows: tuple[int, int],
+    along: Reach,
+    across: Reach,
+    aside: Reach,
+) -> bool:
+    """Some rows of a tile and what earlier tiles said of them; what later ones will touch is held for them.
+
+    Args:
+        sums: float32 ``(K, R, A, X)``, written: the sums of these rows, lines and columns of the tile.
+        logits: float32 ``(K, *tile)``; empty where the tile says nothing.
+        shares: float32, the tile's share along each axis.
+        held: float32 ``(K, ., A, X)`` of the unit, rows for the next row of tiles; ``(K, tile, ., X)``, lines for the
+            next tiles across; ``(K, *tile[:2], .)``, columns for the next tile.  Read, then written.
+        rows: from which to which, counted from the tile's first in the unit.
+        along, across, aside: of each axis.
+
+    Returns:
+        Whether all sums that are done are finite.
+    """
+    return bool(_blend(sums, logits, shares, held, *rows, along, across, aside))
 
 
 @_jit
@@ -107,7 +176,8 @@ def _classify(canvas, slot, a, x0, x1, offset, best, label):  # type: ignore[no-
 
 
 @_jit
-def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities, sharpness):  # type: ignore[no-untyped-def]
+def _softmax(canvas, slot, a, x0, x1, best, total, channels, place, probabilities, sharpness):  # type: ignore[no-untyped-def]
+    i, at, first, last = place
     if canvas.shape[0] == 2:  # of the likelier one exp is 1
         line, other = canvas[0, slot, a, x0:x1], canvas[1, slot, a, x0:x1]
         for x in range(line.size):
@@ -116,6 +186,18 @@ def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities, s
             total[x] = ONE + e
             line[x] = e if likelier else ONE
             other[x] = ONE if likelier else e
+    elif canvas.shape[0] == 3:  # two exps instead of three
+        zero, one, two = canvas[0, slot, a, x0:x1], canvas[1, slot, a, x0:x1], canvas[2, slot, a, x0:x1]
+        for x in range(zero.size):
+            most, z, o, t = best[x], zero[x], one[x], two[x]
+            first_is, last_is = z == most, (z != most) & (o != most)
+            e = _exp_negative(((o if first_is else z) - most) * sharpness)
+            f = _exp_negative(((o if last_is else t) - most) * sharpness)
+            z = ONE if first_is else e
+            o = e if first_is else (f if last_is else ONE)
+            t = ONE if last_is else f
+            zero[x], one[x], two[x] = z, o, t
+            total[x] = z + o + t
     else:
         for x in range(total.size):
             total[x] = ZERO
@@ -128,13 +210,14 @@ def _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities, s
         total[x] = BYTE / total[x]
     for c in range(channels.size):
         line = canvas[channels[c], slot, a, x0:x1]
-        out = probabilities[c, i, a, x0:x1]
+        out = probabilities[c, i, at, first:last]
         for x in range(line.size):
             out[x] = np.uint8(np.int32(line[x] * total[x] + HALF))
 
 
 @_jit
-def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities, sharpness):  # type: ignore[no-untyped-def]
+def _sigmoid(canvas, slot, a, x0, x1, total, channels, place, probabilities, sharpness):  # type: ignore[no-untyped-def]
+    i, at, first, last = place
     for x in range(total.size):
         total[x] = ZERO
     for k in range(canvas.shape[0]):
@@ -145,7 +228,7 @@ def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities, sharpne
             line[x] = p if line[x] >= ZERO else e * p
             total[x] = max(total[x], line[x])
     for c in range(channels.size):
-        out = probabilities[c, i, a, x0:x1]
+        out = probabilities[c, i, at, first:last]
         if channels[c] == 0:
             for x in range(out.size):
                 out[x] = np.uint8(np.int32((ONE - total[x]) * BYTE + HALF))
@@ -156,18 +239,21 @@ def _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities, sharpne
 
 
 @_jit
-def _finish(canvas, row, first, last, activation, labels, probabilities, channels, logits, sharpness):  # type: ignore[no-untyped-def]
-    classes, ring, height, width = canvas.shape
+def _finish(canvas, row, into, activation, labels, probabilities, channels, logits, sharpness):  # type: ignore[no-untyped-def]
+    classes, ring = canvas.shape[:2]
+    (r0, r1), (a0, a1), (c0, c1) = into
+    width = c1 - c0
     best_, total_ = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
-    for i in range(first, last):
-        slot = (row + i) % ring
-        for a in range(height):
+    for i in range(r0, r1):
+        slot = (row + i - r0) % ring
+        for a in range(a1 - a0):
             for x0 in range(0, width, _BLOCK):
                 x1 = min(x0 + _BLOCK, width)
-                best, total, label = best_[: x1 - x0], total_[: x1 - x0], labels[i, a, x0:x1]
+                place = i, a0 + a, c0 + x0, c0 + x1
+                best, total, label = best_[: x1 - x0], total_[: x1 - x0], labels[i, a0 + a, c0 + x0 : c0 + x1]
                 if logits.size > 0:
                     for k in range(classes):
-                        line, out = canvas[k, slot, a, x0:x1], logits[k, i, a, x0:x1]
+                        line, out = canvas[k, slot, a, x0:x1], logits[k, i, a0 + a, c0 + x0 : c0 + x1]
                         for x in range(line.size):
                             out[x] = line[x]
                 # argmax; with sigmoid the background is an output that is always 0
@@ -177,9 +263,9 @@ def _finish(canvas, row, first, last, activation, labels, probabilities, channel
                     label[x] = 0
                 _classify(canvas, slot, a, x0, x1, 0 if activation == SOFTMAX else 1, best, label)
                 if channels.size > 0 and activation == SOFTMAX:
-                    _softmax(canvas, slot, a, x0, x1, best, total, channels, i, probabilities, sharpness)
+                    _softmax(canvas, slot, a, x0, x1, best, total, channels, place, probabilities, sharpness)
                 elif channels.size > 0:
-                    _sigmoid(canvas, slot, a, x0, x1, total, channels, i, probabilities, sharpness)
+                    _sigmoid(canvas, slot, a, x0, x1, total, channels, place, probabilities, sharpness)
                 for k in range(classes):
                     line = canvas[k, slot, a, x0:x1]
                     for x in range(line.size):
@@ -195,25 +281,28 @@ def finish(
     channels: Int64,
     logits: Float32,
     sharpness: float = 1.0,
+    into: Window | None = None,
 ) -> None:
     """Turn finished rows into bytes and clear them; see `reference.finish`."""
-    rows = labels.shape[0]
-    _finish(canvas, row, 0, rows, activation, labels, probabilities, channels, logits, np.float32(sharpness))
+    place = whole_window(labels) if into is None else into
+    _finish(canvas, row, place, activation, labels, probabilities, channels, logits, np.float32(sharpness))
 
 
 @_jit
-def _find_over(canvas, row, first, last, limits, labels):  # type: ignore[no-untyped-def]
-    classes, ring, height, width = canvas.shape
+def _find_over(canvas, row, into, limits, labels):  # type: ignore[no-untyped-def]
+    classes, ring = canvas.shape[:2]
+    (r0, r1), (a0, a1), (c0, c1) = into
+    width = c1 - c0
     best = np.empty(width, np.float32)
-    for i in range(first, last):
-        slot = (row + i) % ring
-        for a in range(height):
-            label = labels[i, a]
+    for i in range(r0, r1):
+        slot = (row + i - r0) % ring
+        for a in range(a1 - a0):
+            label = labels[i, a0 + a, c0:c1]
             for x in range(width):
                 best[x] = ZERO
                 label[x] = 0
             for k in range(classes):
-                line, limit, code = canvas[k, slot, a], limits[k], np.uint8(k + 1)
+                line, limit, code = canvas[k, slot, a, :width], limits[k], np.uint8(k + 1)
                 for x in range(width):
                     over = line[x] - limit
                     higher = over > best[x]
@@ -221,9 +310,9 @@ def _find_over(canvas, row, first, last, limits, labels):  # type: ignore[no-unt
                     label[x] = code if higher else label[x]
 
 
-def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:
+def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8, into: Window | None = None) -> None:
     """The class whose logit exceeds its limit most, 0 where none does; see `reference.find_over`."""
-    _find_over(canvas, row, 0, labels.shape[0], limits, labels)
+    _find_over(canvas, row, whole_window(labels) if into is None else into, limits, labels)
 
 
 @_jit
@@ -242,9 +331,6 @@ def _is_constant(band, rows, cross, cols):  # type: ignore[no-untyped-def]
 def is_constant(band: Array, rows: Int64, cross: Int64, cols: Int64) -> bool:
     """Whether all pixels of a tile are equal; gives up at the first difference. See `reference.is_constant`."""
     return bool(_is_constant(band, rows, cross, cols))
-
-
-_EXPONENT = np.int32(0x7F800000)  # all bits set: NaN or infinity
 
 
 @_jit
@@ -278,15 +364,6 @@ def find_constant_lines(raw: Array, cross: Int64, cols: Int64, constant: Array, 
         values: of the type of `raw`, ``(R, C, n, m)``, written: the first pixel of each part.
     """
     _find_constant_lines(raw, cross, cols, constant, values)
-
-
-@_jit
-def _all_finite(bits):  # type: ignore[no-untyped-def]
-    # the greatest exponent, in whole numbers: sums of floats would be one after the other
-    greatest = np.int32(0)
-    for x in range(bits.size):
-        greatest = max(greatest, bits[x] & _EXPONENT)
-    return greatest != _EXPONENT
 
 
 def all_finite(values: Float32) -> bool:

@@ -13,6 +13,15 @@ from tilelab.arrays import Array, Float32, Int64, UInt8
 SOFTMAX, SIGMOID = 0, 1
 ACTIVATIONS = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
 
+Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""From which to which row, line and column."""
+
+
+def whole_window(array: Array) -> Window:
+    """All of the last three axes."""
+    rows, lines, columns = array.shape[-3:]
+    return (0, rows), (0, lines), (0, columns)
+
 
 def cut(band: Array, rows: Int64, cross: Int64, cols: Int64, mean: Float32, gain: Float32, tile: Float32) -> None:
     """Gather one tile from a band of raw rows and normalise it: ``tile = (band[rows, cross, cols] - mean) * gain``.
@@ -69,6 +78,7 @@ def finish(
     channels: Int64,
     logits: Float32,
     sharpness: float = 1.0,
+    into: Window | None = None,
 ) -> None:
     """Turn finished rows into bytes and clear their slots.
 
@@ -81,12 +91,17 @@ def finish(
         channels: the class of each probability channel.
         logits: float32 ``(K, n, A, X)``, written, or empty.
         sharpness: logits are multiplied by it before they become probabilities; labels and `logits` are as without.
+        into: what of `labels` and the others is written, by as many rows and the first lines and columns of the canvas;
+            None for all.  On a GPU it is always all.
     """
     ring = canvas.shape[1]
+    place = tuple(slice(*ends) for ends in into or whole_window(labels))
+    labels, probabilities = labels[place], probabilities[:, *place]
     slots = (row + np.arange(labels.shape[0])) % ring
+    canvas = canvas[:, :, : labels.shape[1], : labels.shape[2]]
     z = canvas[:, slots].astype(np.float64)
     if logits.size:
-        logits[...] = canvas[:, slots]
+        logits[:, *place] = canvas[:, slots]
     if activation == SOFTMAX:
         labels[...] = z.argmax(axis=0)
     else:
@@ -106,7 +121,7 @@ def to_probabilities(logits: Array, activation: int, sharpness: float = 1.0) -> 
     return np.asarray(powers / powers.sum(axis=0))
 
 
-def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:
+def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8, into: Window | None = None) -> None:
     """Write to `labels` ``(n, A, X)`` the class (from 1) whose logit exceeds its limit most, 0 where none does.
 
     Args:
@@ -114,8 +129,11 @@ def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None
         row: slot of the first finished row is ``row % R``.
         limits: float32 ``(K,)``.
         labels: uint8, written; ties go to the lower class.
+        into: what of it is written; see `finish`.
     """
-    over = canvas[:, (row + np.arange(labels.shape[0])) % canvas.shape[1]] - limits[:, None, None, None]
+    labels = labels[tuple(slice(*ends) for ends in into or whole_window(labels))]
+    slots = (row + np.arange(labels.shape[0])) % canvas.shape[1]
+    over = canvas[:, slots, : labels.shape[1], : labels.shape[2]] - limits[:, None, None, None]
     labels[...] = np.where(over.max(axis=0) > 0, over.argmax(axis=0) + 1, 0)
 
 

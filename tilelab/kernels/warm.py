@@ -15,7 +15,8 @@ def warm_up() -> None:
     logits = np.zeros((1, 1, 1, 1), np.float32)
     cpu.is_constant(band, zero, zero, zero)
     cpu.cut(band, zero, zero, zero, one, one, logits)
-    cpu.blend(logits, logits.copy(), one, one, one, 0, 0, 1, 0, 0)
+    reach = (0, 0, 1, 1, 0)
+    cpu.blend(logits, logits.copy(), (one, one, one), (logits, logits, logits), (0, 1), reach, reach, reach)
     cpu.finish(
         logits,
         0,

@@ -23,8 +23,10 @@ BATCHES_BEHIND = 3  # batches of logits: one being computed, one being blended, 
 _LARGE = 1 << 20  # pixels of a batch that takes long enough that none need wait between: it would be much memory
 BLANKS = 4  # different values of blank tiles whose logits are remembered
 BLOCKS_AHEAD = 2  # raw rows waiting to be cut
-FINISHED_ROWS = 256  # at most in a group: the step of large tiles would be much memory for nothing
-GROUPS = 3  # of finished rows: one being filled, one waiting, one being written
+FINISHED_ROWS = 256  # at most in a group: those of large tiles leave one after the other
+GROUPS_BEHIND = 2  # of finished rows, beside those of a row of tiles: one waiting, one being written
+GROUPS = 3  # on a GPU, which fills one at a time
+STRIP_BYTES = 2 << 20  # of sums that are blended and finished at a time: they stay in a core's cache
 
 Shape = tuple[int, ...]
 _F32, _U8 = np.dtype(np.float32), np.dtype(np.uint8)
@@ -119,17 +121,26 @@ def map_rows(name: str) -> str:
 def _host_buffers(request: Request, extent: list[int], seen: list[int]) -> HostBuffers:
     """Of a unit of this extent whose tiles look at so many pixels, both on (sweep, cross, x)."""
     image, frame = request.image, request.frame
-    sweep = frame.sweep_first(request.lattice.axes)[0]
+    axes = frame.sweep_first(request.lattice.axes)
+    sweep = axes[0]
     tile = frame.sweep_first(request.lattice.tile)
-    rows = min(sweep.step, extent[0], FINISHED_ROWS)
+    most = [min(n, t) for n, t in zip(extent, tile, strict=True)]  # of a tile, in the unit
+    rows = min(most[0], -(-tile[0] // -(-tile[0] // FINISHED_ROWS)))
+    groups = -(-most[0] // rows) + GROUPS_BEHIND
     plane = extent[1] * extent[2]
+    waiting = [min(n, axis.shared) for n, axis in zip(extent, axes, strict=True)]
+    values = request.spec.values
+    strip = max(1, min(most[0], STRIP_BYTES // (values * tile[1] * tile[2] * _F32.itemsize)))
     block = min(block_rows(sweep.step, frame.sweep_first(image.chunks)[0]), seen[0])
     made = {
         "raw rows": Buffer((image.channels, min(sweep.read, sweep.size), *seen[1:]), image.dtype),
         **_batches(request),
         "blank tiles": Buffer((_blanks(math.prod(tile)), request.spec.values, *tile), _F32),
-        "canvas": Buffer((request.spec.values, sweep.tile, *extent[1:]), _F32),
-        **finished_rows(request.written, GROUPS, rows * plane),
+        "sums": Buffer((values, strip, *most[1:]), _F32),
+        "waiting rows": Buffer((values, waiting[0], *extent[1:]), _F32),
+        "waiting lines": Buffer((values, most[0], waiting[1], extent[2]), _F32),
+        "waiting columns": Buffer((values, *most[:2], waiting[2]), _F32),
+        **finished_rows(request.written, groups, rows * plane),
     }
     # one being read, one being cut, and those between
     passing = {"raw blocks": Buffer((BLOCKS_AHEAD + 2, image.channels, block, *seen[1:]), image.dtype)}

@@ -1,4 +1,4 @@
-"""Finished rows of the canvas to what is written, by what each output holds.
+"""Finished sums to what is written, by what each output holds.
 
 logits of the classes   most likely class, and the probabilities that are asked for; with thresholds, of the classes
                         that reach theirs the one that exceeds it most (in log-odds), else the background
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from tilelab.engines.base import Engine
 from tilelab.errors import EngineError
 from tilelab.geometry import Box
 from tilelab.kernels import cpu as kernels
-from tilelab.run.sweep.finite import ring_rows
+from tilelab.kernels.reference import Window
+from tilelab.run.plan.buffers import map_rows
 from tilelab.run.sweep.job import Job
 from tilelab.spec import ModelSpec
 
@@ -38,27 +40,53 @@ class FinishedRows:
     maps: dict[str, Float32]
 
 
+def shape_rows(job: Job, spec: ModelSpec, arrays: dict[str, Array], area: tuple[int, int, int]) -> FinishedRows:
+    """The first of flat `arrays` by kind, as a plan names them, for rows, lines and columns of this number."""
+    pixels = math.prod(area)
+
+    def rows(name: str, count: int, absent: tuple[int, ...], dtype: Any) -> Any:
+        if name not in arrays:
+            return np.empty(absent, dtype)
+        return arrays[name][: count * pixels].reshape(count, *area)
+
+    return FinishedRows(
+        rows("labels", 1, (), np.uint8)[0],
+        rows("probabilities", len(job.channels), (0, *area), np.uint8),
+        rows("finished logits", spec.class_values, (0, 0, 0, 0), np.float32),
+        {output.name: rows(map_rows(output.name), output.channels, (), np.float32) for output in spec.maps},
+    )
+
+
 def channel_ranges(spec: ModelSpec) -> list[slice]:
-    """The channels of the canvas that each output has."""
+    """The channels of the logits that each output has."""
     ends = np.cumsum([0, *map(spec.values_of, spec.outputs)]).tolist()
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-def finish_rows(job: Job, engine: Engine, canvas: Float32, start: int, rows: FinishedRows, box: Box) -> None:
-    """Rows from `start` on of `canvas` ``(K, R, A, X)`` into `rows`, and cleared there; `box` is where they lie.
+def finish_rows(
+    job: Job, engine: Engine, sums: Float32, start: int, rows: FinishedRows, into: Window, box: Box
+) -> None:
+    """Some of `sums` ``(K, R, A, X)`` into a window of `rows`: rows from `start` on, the first lines and columns.
+
+    Args:
+        job, engine: say how.
+        sums: may be overwritten.
+        start: row.
+        rows: written.
+        into: which rows, lines and columns of it.
+        box: where they lie in the image.
 
     Raises:
         EngineError: the network gives labels that are none of its classes.
     """
     spec = engine.spec
     ranges = channel_ranges(spec)
-    stop = start + rows.labels.shape[0]
     if spec.classified:
-        _CLASSES["labels" if spec.outputs[0].kind == "labels" else "logits"](
-            job, engine, canvas[ranges[0]], start, rows, box
-        )
+        finish = _CLASSES["labels" if spec.outputs[0].kind == "labels" else "logits"]
+        finish(job, engine, sums[ranges[0]], start, rows, into, box)
     for output, part in zip(spec.maps, ranges[spec.classified :], strict=True):
-        _take(canvas[part], start, stop, rows.maps[output.name])
+        place = tuple(slice(*ends) for ends in into)
+        rows.maps[output.name][:, *place] = _part(sums[part], start, into)
 
 
 def mask_rows(rows: FinishedRows, keep: Bool) -> None:
@@ -69,41 +97,37 @@ def mask_rows(rows: FinishedRows, keep: Bool) -> None:
         values[:, ~keep] = 0
 
 
-def _take(canvas: Float32, start: int, stop: int, out: Array) -> None:
-    """Copy rows out of a ring, and clear them."""
-    at = 0
-    for piece in ring_rows(canvas, start, stop):
-        out[:, at : at + piece.shape[1]] = piece
-        at += piece.shape[1]
-        piece[...] = 0
+def _part(sums: Float32, start: int, into: Window) -> Float32:
+    """What of the sums goes into a window, a view."""
+    rows, lines, columns = (b - a for a, b in into)
+    return sums[:, start : start + rows, :lines, :columns]
 
 
-def _finish_logits(job: Job, engine: Engine, canvas: Float32, start: int, rows: FinishedRows, _box: Box) -> None:
-    limits = engine.spec.outputs[0].thresholds
-    if not limits:
-        _to_bytes(job, canvas, start, rows, rows.labels)
-        return
-    odds = np.array([math.log(t / (1 - t)) for t in limits], np.float32)
-    kernels.find_over(canvas, start, np.broadcast_to(odds, canvas.shape[:1]).copy(), rows.labels)
-    _to_bytes(job, canvas, start, rows, np.empty_like(rows.labels))
+def _finish_logits(
+    job: Job, engine: Engine, sums: Float32, start: int, rows: FinishedRows, into: Window, _box: Box
+) -> None:
+    found, limits = rows.labels, engine.spec.outputs[0].thresholds
+    if limits:
+        odds = np.array([math.log(t / (1 - t)) for t in limits], np.float32)
+        kernels.find_over(sums, start, np.broadcast_to(odds, sums.shape[:1]).copy(), rows.labels, into)
+        found = np.empty_like(rows.labels)
+    kernels.finish(
+        sums, start, job.activation, found, rows.probabilities, job.channels, rows.logits, job.sharpness, into
+    )
 
 
-def _to_bytes(job: Job, canvas: Float32, start: int, rows: FinishedRows, labels: UInt8) -> None:
-    kernels.finish(canvas, start, job.activation, labels, rows.probabilities, job.channels, rows.logits, job.sharpness)
-
-
-def _finish_labels(_job: Job, engine: Engine, canvas: Float32, start: int, rows: FinishedRows, box: Box) -> None:
-    found = np.empty((1, *rows.labels.shape), np.float32)
-    _take(canvas, start, start + rows.labels.shape[0], found)
+def _finish_labels(
+    _job: Job, engine: Engine, sums: Float32, start: int, rows: FinishedRows, into: Window, box: Box
+) -> None:
+    found = _part(sums, start, into)[0]
     low, high, count = float(found.min()), float(found.max()), len(engine.spec.classes)
     if low < -0.5 or high >= count - 0.5:
         raise EngineError(
             f"the network gives labels from {low:g} to {high:g} in {box}, but has {count} classes: say how many with "
             "--classes"
         )
-    np.rint(found[0], out=found[0])
-    rows.labels[...] = found[0].astype(np.uint8)
+    rows.labels[tuple(slice(*ends) for ends in into)] = np.rint(found).astype(np.uint8)
 
 
-_Finish = Callable[[Job, Engine, Float32, int, FinishedRows, Box], None]
+_Finish = Callable[[Job, Engine, Float32, int, FinishedRows, Window, Box], None]
 _CLASSES: dict[str, _Finish] = {"logits": _finish_logits, "labels": _finish_labels}

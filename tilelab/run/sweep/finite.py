@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tilelab.arrays import Bool, Float32
+from tilelab.arrays import Bool
 from tilelab.engines.base import Engine
 from tilelab.errors import EngineError
 from tilelab.geometry import Box
-from tilelab.kernels import cpu as kernels
-
-
-def ring_rows(canvas: Float32, start: int, stop: int) -> list[Float32]:
-    """The pieces of a ring ``(K, R, A, X)`` that hold rows ``start:stop``, in order; nothing is copied."""
-    ring = canvas.shape[1]
-    first, last = start % ring, start % ring + stop - start
-    pieces = [(first, min(last, ring)), (0, last - ring)]
-    return [canvas[:, a:b] for a, b in pieces if a < b]
-
-
-def find_not_finite(canvas: Float32, start: int, stop: int) -> Bool | None:
-    """Which pixels ``(rows, A, X)`` of rows ``start:stop`` are NaN or infinite in any class; None where none is."""
-    pieces = ring_rows(canvas, start, stop)
-    if all(kernels.all_finite(plane) for piece in pieces for plane in piece):
-        return None
-    bad: Bool = np.concatenate([~np.isfinite(piece).all(axis=0) for piece in pieces])
-    return bad
 
 
 def not_finite(engine: Engine, box: Box, bad: Bool | None = None) -> EngineError:

@@ -1,8 +1,8 @@
 """The sweep: one unit of an image, tile row by tile row, through an engine into a sink.
 
     read          cut             engine        blend            write
-    raw rows  ->  batches of  ->  logits    ->  canvas; done ->  shards, pyramid,
-    (chunks       normalised      (caller's     rows become      journal
+    raw rows  ->  batches of  ->  logits    ->  what is done ->  shards, pyramid,
+    (chunks       normalised      (caller's     becomes          journal
     once)         tiles           thread)       bytes
 
 Five stages, each in its own thread but the engine's, joined by short queues: memory is bounded by the lane, never by
@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from tilelab.arrays import Array, Bool, Float32
+from tilelab.arrays import Array, Float32
 from tilelab.engines.streams import Streams
-from tilelab.geometry import Box
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
 from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
@@ -38,16 +37,15 @@ from tilelab.run.plan.buffers import (
     BLOCKS_AHEAD,
     Buffer,
     HostBuffers,
+    finished_rows,
     host_buffers,
-    map_rows,
 )
 from tilelab.run.sweep.cutting import cut_tile
-from tilelab.run.sweep.finishing import FinishedRows, finish_rows, mask_rows
-from tilelab.run.sweep.finite import find_not_finite, not_finite
 from tilelab.run.sweep.flow import Channel, Flow, prompt_handover
+from tilelab.run.sweep.groups import Groups
 from tilelab.run.sweep.job import Stalls
 from tilelab.run.sweep.rows import Band, RawRows
-from tilelab.run.sweep.shares import make_shares
+from tilelab.run.sweep.strip import Strip
 from tilelab.run.sweep.unit import UnitSweep
 
 
@@ -68,15 +66,6 @@ class _Batch:
     inputs: Float32
     used: int = 0
     outputs: Float32 | None = None
-
-
-@dataclass
-class _Group:
-    """Finished rows on their way to the sink: flat arrays by kind, of which the rows fill a part."""
-
-    arrays: dict[str, Array]
-    start: int = 0
-    stop: int = 0
 
 
 class HostSweep(UnitSweep):
@@ -115,7 +104,7 @@ class HostSweep(UnitSweep):
         stalls.read = work.ready.waited
         # the blender waits on the writer, the engine on the blender: give each its own part
         behind = work.spare.waited + work.blended.blocked
-        stalls.write = min(behind, work.finished.blocked)
+        stalls.write = min(behind, work.groups.waited)
         stalls.blend = behind - stalls.write
         return stalls
 
@@ -129,19 +118,19 @@ class _Work:
         self.rows: Channel[RawRows] = flow.channel(BLOCKS_AHEAD)
         self.ready: Channel[_Batch] = flow.channel(BATCHES_AHEAD)
         self.blended: Channel[_Batch] = flow.channel(BATCHES_BEHIND)
-        self.finished: Channel[_Group] = flow.channel(1)
         self.band = Band(self.rows, np.empty(*made["raw rows"]))
-        self.canvas = np.zeros(*made["canvas"])
+        rows, lines, columns = (np.empty(*made[f"waiting {name}"]) for name in ("rows", "lines", "columns"))
+        self.strip = Strip(unit, self.engine, np.empty(*made["sums"]), (rows, lines, columns))
         self.blanks = _pieces(made["blank tiles"])
         count, *shape = made["tiles"].shape  # cleared: slots without a tile go through the engine too
         self.free: Channel[Float32] = flow.pool([np.zeros(shape, np.float32) for _ in range(count)])
         self.spare: Channel[Float32] = flow.pool(_pieces(made["logits"]))
         turning = [_pieces(made[name]) for name in ("turned tiles", "summed logits") if name in made]
         self.turning: Channel[tuple[Float32, ...]] = flow.pool(list(zip(*turning, strict=True)))
-        maps = [map_rows(output.name) for output in self.engine.spec.maps]
-        kinds = [name for name in ("labels", "probabilities", "finished logits", *maps) if name in made]
-        groups = zip(*(_pieces(made[name]) for name in kinds), strict=True)
-        self.idle: Channel[_Group] = flow.pool([_Group(dict(zip(kinds, arrays, strict=True))) for arrays in groups])
+        kinds = list(finished_rows(self.job.request(self.engine).written, 1, 1))
+        groups = zip(*(_pieces(made[kind]) for kind in kinds), strict=True)
+        idle = [dict(zip(kinds, arrays, strict=True)) for arrays in groups]
+        self.groups = Groups(unit, self.engine, flow, idle)
 
     def cut(self) -> None:
         """Normalised tiles in raster order, in batches of a fixed shape."""
@@ -233,19 +222,14 @@ class _Work:
         self.turning.put(pair)
 
     def blend(self, progress: Callable[[int], None]) -> None:
-        """Logits onto the canvas; rows that no later tile touches leave as bytes."""
-        unit, ring = self.unit, self.unit.sweep.tile
+        """Logits to finished rows, which leave when the row of tiles is whole."""
+        unit, groups = self.unit, self.groups
         shape = (-1, *self.job.frame.sweep_first(self.job.lattice.tile))
-        shares = make_shares(unit, self.engine.spec)
         blank: dict[bytes, Float32] = {}
-        current, done = unit.rows[0], unit.start
-        share_sweep = [part.sweep(current) for part in shares]
+        last = unit.cross_tiles[-1], unit.col_tiles[-1]
         for batch in self.blended:
             for item in batch.tiles:
-                if item.j != current:
-                    done = self._finish(done, unit.sweep.position(item.j))
-                    current, share_sweep = item.j, [part.sweep(item.j) for part in shares]
-                at = unit.sweep.position(item.j)
+                logits = None
                 if item.slot >= 0:
                     assert batch.outputs is not None  # noqa: S101 - a batch with tiles went through the engine
                     logits = batch.outputs[item.slot].reshape(shape)
@@ -254,77 +238,21 @@ class _Work:
                         blank[item.blank][...] = logits
                 elif item.blank is not None:
                     logits = blank[item.blank]
-                else:
-                    continue
-                for part, along in zip(shares, share_sweep, strict=True):
-                    kernels.blend(
-                        self.canvas[part.channels],
-                        logits[part.channels],
-                        along,
-                        part.cross[item.cross],
-                        part.cols[item.col],
-                        at,
-                        max(0, unit.start - at),
-                        min(ring, unit.stop - at),
-                        unit.cross.position(item.cross) - unit.cross_range[0],
-                        unit.cols.position(item.col) - unit.col_range[0],
-                    )
+                for piece in self.strip.add(item.j, item.cross, item.col, logits):
+                    groups.put(piece, self.strip.along[item.j].done)
+                if (item.cross, item.col) == last:
+                    groups.send()
             if batch.outputs is not None:
                 self.spare.put(batch.outputs)
             progress(len(batch.tiles))
-        self._finish(done, unit.stop)
-        self.finished.close()
-
-    def _finish(self, done: int, upto: int) -> int:
-        """Send rows ``done:upto`` on, in groups; returns the new `done`."""
-        job, unit, canvas = self.job, self.unit, self.canvas
-        upto = min(upto, unit.stop)
-        while done < upto:
-            group = self.idle.take()
-            most = group.arrays["labels"].size // (canvas.shape[2] * canvas.shape[3])
-            group.start, group.stop = done, min(upto, done + most)
-            rows = self._rows_of(group)
-            box = job.frame.box((group.start, group.stop), unit.cross_range, unit.col_range)
-            keep = None if job.mask is None else job.frame.turn(job.mask.read(box))[0] != 0
-            self._check(group, box, keep)
-            finish_rows(job, self.engine, canvas, done, rows, box)
-            if keep is not None:
-                mask_rows(rows, keep)
-            done = group.stop
-            self.finished.put(group)
-        return max(done, upto)
-
-    def _check(self, group: _Group, box: Box, keep: Bool | None) -> None:
-        """Raise `EngineError` where a logit that is wanted is NaN or infinite."""
-        bad = find_not_finite(self.canvas, group.start, group.stop) if self.job.finite else None
-        if bad is None or (keep is not None and not (bad := bad & keep).any()):
-            return
-        raise not_finite(self.engine, box, self.job.frame.turn(bad[None])[0])
-
-    def _rows_of(self, group: _Group) -> FinishedRows:
-        """The rows of a group; empty where there are none."""
-        area = (group.stop - group.start, *self.canvas.shape[2:])
-        pixels = area[0] * area[1] * area[2]
-
-        def rows(name: str, count: int, absent: tuple[int, ...], dtype: Any) -> Any:
-            if name not in group.arrays:
-                return np.empty(absent, dtype)
-            return group.arrays[name][: count * pixels].reshape(count, *area)
-
-        spec = self.engine.spec
-        return FinishedRows(
-            rows("labels", 1, (), np.uint8)[0],
-            rows("probabilities", len(self.job.channels), (0, *area), np.uint8),
-            rows("finished logits", spec.class_values, (0, 0, 0, 0), np.float32),
-            {o.name: rows(map_rows(o.name), o.channels, (), np.float32) for o in spec.maps},
-        )
+        groups.whole.close()
 
     def write(self, writer: UnitWriter, durable: Callable[[int], None]) -> None:
         """Rows to the sink; what is on disk is said at once."""
         job, turn = self.job, self.job.frame.turn
         known = self.unit.start
-        for group in self.finished:
-            found = self._rows_of(group)
+        for group in self.groups.whole:
+            found = group.rows
             rows = Finished(
                 turn(found.labels) if job.labels else None,
                 turn(found.probabilities) if len(job.channels) else None,
@@ -335,7 +263,7 @@ class _Work:
             if position > known:
                 known = position
                 durable(position)
-            self.idle.put(group)
+            self.groups.idle.put(group.arrays)
 
 
 def _pieces(buffer: Buffer) -> list[Any]:

@@ -13,7 +13,7 @@ from tilelab.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Shares:
-    """Of some `channels` of the canvas: the share of a tile along each axis, by its number there."""
+    """Of some `channels` of the logits: the share of a tile along each axis, by its number there."""
 
     channels: slice
     sweep: Callable[[int], Float32]
