@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError
+from tilelab.machine.allocator import keep_freed_memory
 from tilelab.machine.cpu import core_count, has_cpu_feature
 from tilelab.models.graph import GraphNetwork
 from tilelab.spec import ModelSpec
-from tilelab.training.allocator import keep_freed_memory
 from tilelab.training.arithmetic import arithmetic
 from tilelab.training.course import Course, halves
 from tilelab.training.crops import stack

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from tilelab.errors import ModelError, OutputError, ResumeError
+from tilelab.machine.allocator import keep_freed_memory
 from tilelab.machine.disk import remove_entry, why_unwritten
-from tilelab.training.allocator import keep_freed_memory
 from tilelab.training.arithmetic import arithmetic
 from tilelab.training.checkpoint import (
     Checkpoint,

@@ -7,6 +7,7 @@ doubt leaves everything as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,13 +158,25 @@ def _as_levels(strip: Array) -> Levels | None:
     low, high = float(strip.min()), float(strip.max())
     if not np.isfinite(high - low) or high <= low:
         return None
-    return ((strip.astype(np.float64) - low) * (255 / (high - low))).astype(np.int16)
+    levels = np.empty(strip.shape, np.int16)
+    for rows in _few_rows(levels):  # numbers of 8 bytes of all of them at once would be most of a small run's memory
+        levels[rows] = (strip[rows].astype(np.float64) - low) * (255 / (high - low))
+    return levels
 
 
 def _count_rows(levels: Levels) -> npt.NDArray[np.intp]:
     """Pixels of each level in each row, ``(rows, 256)``."""
-    rows = np.arange(len(levels))[:, None] * 256
-    return np.bincount((rows + levels).ravel(), minlength=256 * len(levels)).reshape(-1, 256)
+    counts = np.empty((len(levels), 256), np.intp)
+    for rows in _few_rows(levels):
+        some = levels[rows]
+        first = np.arange(len(some))[:, None] * 256
+        counts[rows] = np.bincount((first + some).ravel(), minlength=256 * len(some)).reshape(-1, 256)
+    return counts
+
+
+def _few_rows(levels: Levels) -> Iterator[slice]:
+    """All rows, some at a time."""
+    return (slice(start, start + 32) for start in range(0, len(levels), 32))
 
 
 def _near(counts: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

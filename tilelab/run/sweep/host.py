@@ -31,6 +31,7 @@ from tilelab.engines.streams import Streams
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
 from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
+from tilelab.machine.allocator import return_large_arrays
 from tilelab.run.plan.buffers import (
     BATCHES_AHEAD,
     BATCHES_BEHIND,
@@ -84,6 +85,7 @@ class HostSweep(UnitSweep):
         progress: Callable[[int], None] = lambda tiles: None,  # noqa: ARG005
     ) -> Stalls:
         """Sweep to the end; see `UnitSweep.run`."""
+        return_large_arrays()
         flow, streams, stalls = Flow(), Streams(self.engine), Stalls()
         work = _Work(self, flow)
         flow.start("read", lambda: self._read(work.rows))
