@@ -27,6 +27,7 @@ from PIL import Image as Pillow
 from scipy import ndimage
 
 from benchmarks.command import make_parser
+from benchmarks.page.markdown import table
 from tilelab.arrays import Float32, UInt8
 
 SIDE, PLACES = 256, 5
@@ -152,11 +153,7 @@ def measure(one: Foreign, data: Path, folder: Path, minutes: str) -> dict[str, A
 
 def to_markdown(known: dict[str, Any]) -> str:
     """The page."""
-    rows = [
-        "| micrographs | foreign | home | share | the circle, s | of processor, s |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    told = []
+    rows, told = [], []
     for one in (one for one in SETS if one.model in known):
         found, improved = known[one.model], known[one.model]["steps"][2]
         wall, spent = (sum(step[key] for step in found["steps"]) for key in ("wall", "processor"))
@@ -165,15 +162,16 @@ def to_markdown(known: dict[str, Any]) -> str:
         if "after" in found:
             cells = [f"{c} -> {found['after'][k]:.4f}" for c, k in zip(cells, ("foreign", "home"), strict=True)]
             share = improved["said"].split(" of the new weights")[0].split()[-1]
-        rows.append(f"| `{one.model}`: {one.words} | {cells[0]} | {cells[1]} | {share} | {wall:.0f} | {spent:.0f} |")
+        rows.append([f"`{one.model}`: {one.words}", *cells, share, f"{wall:.0f}", f"{spent:.0f}"])
         lines = [line for line in improved["said"].splitlines() if ": mean IoU" in line or "as before" in line
                  or "never worse" in line or " worse on " in line or "not get better" in line]  # fmt: skip
         told += [f"`{one.model}`:", "", "```", *(line for line in lines if "onnxruntime" not in line
                  and "openvino" not in line), "```", ""]  # fmt: skip
     text = (__doc__ or "").split("\n\n", 2)[2]
     command = "`python -m benchmarks.trained.circle --data DATA --work DIR -o circle.md`"
+    header = ["micrographs", "foreign", "home", "share", "the circle, s", "of processor, s"]
     said = f"Made by {command}. {' '.join(text.split())}"
-    return "\n".join(["# Look, correct, improve, look again", "", said, "", *rows, "", *told])
+    return "\n".join(["# Look, correct, improve, look again", "", said, "", *table(header, rows), *told])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
