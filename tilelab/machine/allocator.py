@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """Parameters of glibc's ``mallopt``, see its manual page."""
@@ -21,6 +22,7 @@ def keep_freed_memory() -> bool:
     return _tell((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _STEP))
 
 
+@cache  # a sweep asks for it each time
 def return_large_arrays() -> bool:
     """Give arrays of a mebibyte back to the system when they are freed; whether the C library can.
 
