@@ -118,7 +118,7 @@ def take_up(
     prepared: Prepared, journal: Journal, work: Place, options: Options, note: Callable[[str], None]
 ) -> tuple[Plan, OmeZarrSink]:
     """The plan of the run that began the result, and its sink; what is left of that run is looked at."""
-    plan = _begun_plan(prepared.plan, journal, options)
+    plan = _begun_plan(prepared, journal, options)
     sink = _sink(prepared, plan, work, options)
     _trust(journal, plan, sink, note)
     return plan, sink
@@ -132,12 +132,13 @@ def drop_empty(journal: Journal, unfinished: Place) -> None:
             unfinished.remove_tree()
 
 
-def _begun_plan(plan: Plan, journal: Journal, options: Options) -> Plan:
-    """`plan`, cut as the run that began the result had cut it."""
+def _begun_plan(prepared: Prepared, journal: Journal, options: Options) -> Plan:
+    """The plan, cut as the run that began the result had cut it."""
+    plan = prepared.plan
     if not journal.begun:
         return plan
     cuts = tuple(Cuts(n, e) for n, e in zip(plan.source.shape, journal.split["extents"], strict=True))
-    return plan if cuts == plan.units.cuts else plan_request(plan.request, options, cuts)
+    return plan if cuts == plan.units.cuts else plan_request(plan.request, options, cuts).on(prepared.engine)
 
 
 def _trust(journal: Journal, plan: Plan, sink: Sink, note: Callable[[str], None]) -> None:
