@@ -14,7 +14,8 @@ import numpy as np
 
 from tilelab.engines.cpu.onnxruntime import import_onnxruntime
 from tilelab.engines.cpu.openvino import import_converter, without_telemetry
-from tilelab.engines.cpu.openvino_upsampling import constant_of, fold_upsampling
+from tilelab.engines.cpu.openvino_rewriting import constant_of, rewrite, take_place
+from tilelab.engines.cpu.openvino_upsampling import fold_upsampling
 from tilelab.errors import EngineError, ModelError
 from tilelab.exporting.calibration import Tiles
 from tilelab.exporting.openvino_file import read_network
@@ -83,30 +84,30 @@ def fold_normalization(network: Any) -> int:
     Returns:
         How many normalisations were folded.
     """
+    return rewrite(network, "BatchNormInference", _fold_one)
+
+
+def _fold_one(normalization: Any) -> bool:
+    """Fold one, if a convolution of known weights is read by it alone."""
+    convolution = normalization.input_value(0).get_node()
+    axes = _OUTPUT_AXES.get(convolution.get_type_name())
+    readers = {i.get_node().get_type_name() for i in convolution.output(0).get_target_inputs()}
+    if axes is None or not readers <= {"BatchNormInference", "ShapeOf"}:
+        return False
+    weights, *known = (constant_of(v) for v in (convolution.input_value(1), *normalization.input_values()[1:]))
+    if weights is None or any(values is None for values in known):
+        return False
+
     from openvino import opset13 as ops
 
-    folded = 0
-    for node in network.get_ordered_ops():
-        if node.get_type_name() != "BatchNormInference":
-            continue
-        convolution = node.input_value(0).get_node()
-        axes = _OUTPUT_AXES.get(convolution.get_type_name())
-        readers = {i.get_node().get_type_name() for i in convolution.output(0).get_target_inputs()}
-        if axes is None or not readers <= {"BatchNormInference", "ShapeOf"}:
-            continue
-        weights, *known = (constant_of(v) for v in (convolution.input_value(1), *node.input_values()[1:]))
-        if weights is None or any(values is None for values in known):
-            continue
-        gain, offset, mean, variance = (np.asarray(values, np.float64) for values in known)
-        gain = gain / np.sqrt(variance + node.get_attributes()["epsilon"])
-        scaled = weights * gain.reshape([n if axis in axes else 1 for axis, n in enumerate(weights.shape)])
-        convolution.input(1).replace_source_output(ops.constant(scaled.astype(np.float32)).output(0))
-        shift = (offset - mean * gain).astype(np.float32).reshape(1, -1, *[1] * (len(node.get_output_shape(0)) - 2))
-        moved = ops.add(convolution.output(0), ops.constant(shift))
-        for reader in list(node.output(0).get_target_inputs()):
-            reader.replace_source_output(moved.output(0))
-        folded += 1
-    return folded
+    gain, offset, mean, variance = (np.asarray(values, np.float64) for values in known)
+    gain = gain / np.sqrt(variance + normalization.get_attributes()["epsilon"])
+    scaled = weights * gain.reshape([n if axis in axes else 1 for axis, n in enumerate(weights.shape)])
+    convolution.input(1).replace_source_output(ops.constant(scaled.astype(np.float32)).output(0))
+    shift = (offset - mean * gain).astype(np.float32)
+    each = (1, -1, *[1] * (len(normalization.get_output_shape(0)) - 2))
+    take_place(ops.add(convolution.output(0), ops.constant(shift.reshape(each))), normalization)
+    return True
 
 
 def quantize_onnx(onnx: Path, source: str, tiles: Tiles, path: Path, *, symmetric: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.engines.cpu.openvino_rewriting import rewrite, take_place
 
 _JOINED = 4  # channels whose products are made at a time, of bytes
 
@@ -28,10 +29,7 @@ def fold_downsampling(model: Any) -> int:
     Returns:
         How many convolutions were replaced.
     """
-    replaced = sum(_fold(node) for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
-    if replaced:
-        model.validate_nodes_and_infer_types()
-    return replaced
+    return rewrite(model, "Convolution", _fold)
 
 
 def _fold(convolution: Any) -> bool:
@@ -64,8 +62,7 @@ def _fold(convolution: Any) -> bool:
     ones = [1] * len(sides)
     made = ops.convolution(joined, scaled, ones, before, after, ones)
     made.set_friendly_name(convolution.get_friendly_name())
-    for consumer in list(convolution.output(0).get_target_inputs()):
-        consumer.replace_source_output(made.output(0))
+    take_place(made, convolution)
     return True
 
 

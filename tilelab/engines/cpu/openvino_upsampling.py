@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Float32
+from tilelab.engines.cpu.openvino_rewriting import constant_of, rewrite, take_place
 
 Weights = Float32
 
@@ -31,10 +32,7 @@ def fold_upsampling(model: Any) -> int:
     Returns:
         How many convolutions were replaced.
     """
-    replaced = sum(_fold(node) for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
-    if replaced:
-        model.validate_nodes_and_infer_types()
-    return replaced
+    return rewrite(model, "Convolution", _fold)
 
 
 def count_macs(model: Any) -> int:
@@ -60,8 +58,8 @@ def _fold(convolution: Any) -> bool:
         return False
     kernel = weights.shape[2:]
     cropped = [[k - 1 - p for k, p in zip(kernel, how[pads], strict=True)] for pads in ("pads_begin", "pads_end")]
-    consumers = list(convolution.output(0).get_target_inputs())
-    if min(itertools.chain(*cropped)) < 0 or any(i.get_node().get_type_name() == "Result" for i in consumers):
+    readers = {i.get_node().get_type_name() for i in convolution.output(0).get_target_inputs()}
+    if min(itertools.chain(*cropped)) < 0 or "Result" in readers:
         return False
     sources = _concatenated(convolution.input_value(0), axis=1)
     factors = [_repeats(source.get_node()) for source in sources]
@@ -89,8 +87,7 @@ def _fold(convolution: Any) -> bool:
     for term in terms[1:]:
         total = ops.add(total, term)
     total.set_friendly_name(convolution.get_friendly_name())
-    for consumer in consumers:
-        consumer.replace_source_output(total.output(0))
+    take_place(total, convolution)
     return True
 
 
@@ -151,13 +148,3 @@ def _concatenated(value: Any, axis: int) -> list[Any]:
 def _sizes(value: Any) -> tuple[int, ...]:
     """Of a value, 0 where unknown."""
     return tuple(int(n.get_length()) if n.is_static else 0 for n in value.get_partial_shape())
-
-
-def constant_of(value: Any) -> Weights | None:
-    """A constant of floats, also one that is stored as halves."""
-    node = value.get_node()
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant" or node.get_element_type().get_type_name() not in ("f32", "f16"):
-        return None
-    return np.asarray(node.data, np.float32)
