@@ -44,6 +44,7 @@ class Network:
     outputs: int = 1
     calls: int = 0
     streams: int = 1
+    device: str = "cpu"
     seen: list = field(default_factory=list)
 
     @property
@@ -71,7 +72,7 @@ class Collector:
     def __init__(self, result, box, start, axis, grain=1):
         self.result, self.box, self.at, self.axis, self.grain = result, box, start, axis, grain
 
-    def write(self, rows: Finished):
+    def write(self, rows: Finished, threads: int = 1):
         n = next(part.shape[part.ndim - 3 + self.axis] for part in rows if part is not None)
         start, stop = list(self.box.start), list(self.box.stop)
         start[self.axis], stop[self.axis] = self.at, self.at + n

@@ -204,7 +204,7 @@ class Writer:
     def __init__(self, clocks):
         self.clocks = clocks
 
-    def write(self, rows):
+    def write(self, rows, threads=1):
         for array in rows:
             if array is not None:
                 self.clocks.by_host("the sink reads", [byte_bounds(array)], writes=False)

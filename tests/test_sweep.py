@@ -235,10 +235,10 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
     if stage == "write":
         plain_write = collector.write
 
-        def write(rows):
+        def write(rows, threads):
             if collector.at > 100:
                 raise OutputError("disk full")
-            return plain_write(rows)
+            return plain_write(rows, threads)
 
         collector.write = write
     expected = {"read": InputError, "engine": MemoryError, "write": OutputError, "interrupt": KeyboardInterrupt}[stage]
@@ -283,6 +283,28 @@ class Unhurried(Network):
 
 
 TURN = threading.Lock()
+
+
+@pytest.mark.parametrize("slow", ["engine", "writer"])
+def test_the_writer_has_the_cores_that_an_engine_leaves(slow):
+    pixels = np.zeros((200, 32), np.uint8)
+    pixels[:, ::3] = np.arange(200)[:, None]
+    job = make_job(pixels, "yx", (16, 16), (4, 4))
+    engine = Network(lambda x: (time.sleep(0.02 * (slow == "engine")), x)[1], (16, 16), streams=3)
+    result = {"logits": np.zeros((1, 1, 200, 32), np.float32), "labels": np.zeros((1, 200, 32), np.uint8)}
+    collector = Collector(result, Box.whole(job.image.shape), 0, 1)
+    write, seen = collector.write, []
+
+    def write_slowly(rows, threads):
+        seen.append(threads)
+        time.sleep(0.05 * (slow == "writer"))
+        return write(rows, threads)
+
+    collector.write = write_slowly
+    HostSweep(job, engine, Box.whole(job.image.shape)).run(collector)
+    assert set(seen) <= {1, 3}
+    assert seen[-1] == 3, "the engine was done"
+    assert seen.count(1 if slow == "engine" else 3) > len(seen) // 2, seen
 
 
 @pytest.mark.parametrize(("streams", "batch"), [(2, 1), (5, 1), (3, 2)])

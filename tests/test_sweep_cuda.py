@@ -150,7 +150,7 @@ def test_device_stops_at_logits_that_are_not_finite(device):
 def test_device_stops_all_stages_at_the_first_error(device, where, monkeypatch):
     from tilelab.run.sweep.device import DeviceSweep
 
-    def fail(*_):
+    def fail(*_, **__):
         raise {"read": InputError, "engine": EngineError, "write": OutputError}[where]("as planned")
 
     engine = DeviceNetwork(lambda tiles: tiles, (8, 8)).on(device)

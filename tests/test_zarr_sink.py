@@ -81,7 +81,8 @@ def write_unit(
         end = min(box.stop[axis], position + int(rng.integers(1, 24)))
         part = [(a, b) for a, b in zip(box.start, box.stop, strict=True)]
         part[axis] = (position, end)
-        durable = writer.write(rows(whole, Box(tuple(a for a, _ in part), tuple(b for _, b in part))))
+        some = rows(whole, Box(tuple(a for a, _ in part), tuple(b for _, b in part)))
+        durable = writer.write(some, threads=int(rng.integers(1, 4)))
         assert durable == (box.stop[axis] if end == box.stop[axis] else end // sink.grain[axis] * sink.grain[axis])
         position = end
         if rng.random() < 0.2:
@@ -101,10 +102,10 @@ def make(path: Path, layout: Layout, **options: Any) -> OmeZarrSink:
     return OmeZarrSink.create(path, layout, **settings_)
 
 
-def write_whole(path: Path, layout: Layout, whole: Finished, **options: Any) -> Result:
+def write_whole(path: Path, layout: Layout, whole: Finished, threads: int = 1, **options: Any) -> Result:
     sink = make(path, layout, **options)
     writer = sink.writer(Box.whole(layout.shape), 0, 1)
-    assert writer.write(whole) == layout.shape[1]
+    assert writer.write(whole, threads) == layout.shape[1]
     writer.close()
     sink.finalize()
     return read_result(path)
@@ -516,11 +517,10 @@ def test_chunks_that_wait_on_the_disk_leave_the_same_bytes(
     for held in (0.0, 0.05, 2.0):
         monkeypatch.setattr(levels, "HELD", held)
         sink = make(tmp_path / f"{held}.ome.zarr", layout)
-        sink.threads = threads
         writer, count = sink.writer(Box.whole(shape), 0, axis), len(parked)
         for position in range(0, shape[axis], 50):
             cut = (slice(None),) * (1 + axis) + (slice(position, position + 50),)
-            writer.write(Finished(noise[cut][0], noise[cut][1:], None))
+            writer.write(Finished(noise[cut][0], noise[cut][1:], None), threads)
         assert (len(parked) > count) == (held < 1), held
         writer.close()
         sink.finalize()

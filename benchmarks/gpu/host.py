@@ -67,10 +67,10 @@ def _read(image: object, sizes: Sizes) -> None:
 def _write(out: Path, labels: Array, sizes: Sizes, threads: int) -> None:
     shape, step = (1, *labels.shape), sizes.tile - sizes.overlap
     classes = [ClassInfo(f"class {k}", color) for k, color in enumerate(("#000000", "#3b7dd8", "#f5a623"))]
-    sink = OmeZarrSink.create(out, Layout.fit(shape), classes=classes, threads=threads)
+    sink = OmeZarrSink.create(out, Layout.fit(shape), classes=classes)
     writer = sink.writer(Box.whole(shape), 0, 1)
     for y in range(0, sizes.height, step):
-        writer.write(Finished(labels[None, y : min(sizes.height, y + step)], None, None))
+        writer.write(Finished(labels[None, y : min(sizes.height, y + step)], None, None), threads)
     writer.close()
     sink.finalize()
 

@@ -121,7 +121,7 @@ class _Labels:
         self.labels = np.zeros(shape, np.uint8)
         self._at = 0
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:  # noqa: ARG002
         assert rows.labels is not None
         count = rows.labels.shape[1]
         self.labels[:, self._at : self._at + count] = rows.labels

@@ -18,7 +18,6 @@ from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Sink, Stored, StoringWriter, partial_path
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census
-from tilelab.machine.cpu import core_count
 from tilelab.machine.disk import why_unwritten
 from tilelab.machine.version import __version__
 from tilelab.run.journal.local import Journal
@@ -230,9 +229,8 @@ def _tiles_done(plan: Plan, positions: Mapping[int, int]) -> int:
 
 
 def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZarrSink:
-    threads = core_count() if prepared.engine.device.startswith("cuda") else 1  # an engine on a CPU has all its cores
     if OmeZarrSink.begun(work):
-        sink = OmeZarrSink.open(work, threads)
+        sink = OmeZarrSink.open(work)
         sink.write_documents()
         return sink
     spec, written, fingerprint = plan.spec, plan.request.written, prepared.fingerprint
@@ -259,7 +257,6 @@ def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZ
             **({"assumptions": msgspec.to_builtins(prepared.assumptions)} if prepared.assumptions else {}),
             **({} if (region := fingerprint.input.get("region")) is None else {"region": region}),
         },
-        threads=threads,
     )
 
 

@@ -233,7 +233,7 @@ class KeptRows:
         self._axis = sweep_axis
         self._rows: list[Finished] = []
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:  # noqa: ARG002
         """Keep a copy of `rows`: the arrays go round."""
         self._rows.append(
             rows._replace(**{what: part.copy() for what, part in rows._asdict().items() if part is not None})

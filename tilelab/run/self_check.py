@@ -170,7 +170,7 @@ class _Result:
         self.logits = np.zeros((outputs, *shape), np.float32)
         self._axis, self._at = axis, 0
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:  # noqa: ARG002
         """Append rows along the sweep axis."""
         assert rows.labels is not None  # noqa: S101 - both were asked for
         assert rows.logits is not None  # noqa: S101

@@ -38,7 +38,7 @@ class _Writer:
         self.axis = sweep_axis
         self.at = box.start[sweep_axis]
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:  # noqa: ARG002
         """Take the next rows."""
         part = next(part for part in (rows.labels, rows.probabilities, rows.logits) if part is not None)
         stop: int = self.at + part.shape[part.ndim - 3 + self.axis]

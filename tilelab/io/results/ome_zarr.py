@@ -59,14 +59,12 @@ class OmeZarrSink:
         path: of the finished result.
         partial: of the unfinished one.
         info: what the result says of itself.
-        threads: that compress, per writer; the bytes do not depend on it.
     """
 
-    def __init__(self, path: Address, info: ResultInfo, threads: int = 1) -> None:
+    def __init__(self, path: Address, info: ResultInfo) -> None:
         self.path = as_place(path)
         self.partial = partial_path(path)
         self.info = info
-        self.threads = threads
 
     @classmethod
     def create(
@@ -84,7 +82,6 @@ class OmeZarrSink:
         origin_px: Sequence[float] = (),
         name: str = "",
         metadata: dict[str, Any] | None = None,
-        threads: int = 1,
     ) -> OmeZarrSink:
         """Begin a result in ``path.partial``, which may exist as long as it holds no result (a journal, say).
 
@@ -101,7 +98,6 @@ class OmeZarrSink:
             origin_px: where the first pixel lies, in pixels on `axes`; empty means at 0.
             name: of the image, for viewers.
             metadata: kept in the root's attributes: model, versions, options.
-            threads: that compress, per writer.
 
         Raises:
             OutputError: there is an unfinished result, or the folder is unwritable.
@@ -124,7 +120,7 @@ class OmeZarrSink:
             origin_px=tuple(float(o) for o in origin_px),
             maps=kept or msgspec.UNSET,
         )
-        sink = cls(path, info, threads)
+        sink = cls(path, info)
         if cls.begun(path):
             raise OutputError(f"{sink.partial} holds an unfinished result: continue it, or begin anew with --restart")
         sink._make_scratch()
@@ -155,14 +151,14 @@ class OmeZarrSink:
             raise output_error(unfinished, error) from error
 
     @classmethod
-    def open(cls, path: Address, threads: int = 1) -> OmeZarrSink:
+    def open(cls, path: Address) -> OmeZarrSink:
         """Take up the unfinished result of `path`, after a kill or in another process.
 
         Raises:
             InputError: there is none.
         """
         unfinished = partial_path(path)
-        return cls(path, read_info(unfinished, _description(unfinished)), threads)
+        return cls(path, read_info(unfinished, _description(unfinished)))
 
     @property
     def description(self) -> Place:
@@ -327,7 +323,7 @@ class ZarrUnitWriter:
         first, last = box.start[sweep_axis], box.stop[sweep_axis]
         if not first <= start <= last or (start % layout.grain[sweep_axis] and start != last):
             raise ValueError(f"a unit cannot begin at {start}: it is not a multiple of {layout.grain[sweep_axis]}")
-        self._pool = ThreadPoolExecutor(sink.threads, "tilelab-shards") if sink.threads > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
         self._start = self._position = start
         self._stop = box.stop[sweep_axis]
         self._grain = layout.grain[sweep_axis]
@@ -344,7 +340,7 @@ class ZarrUnitWriter:
             if (arrays := sink.info.arrays(sink.partial, what))
         }
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:
         """Append `rows`; returns the position up to which all levels are on disk.  See `UnitWriter.write`."""
         count, blocks = 0, []
         for what, cascade in self._cascades.items():
@@ -358,7 +354,9 @@ class ZarrUnitWriter:
             if block.shape[0] != cascade.channels or cross != self._cross or self._position + count > self._stop:
                 raise ValueError(f"{what} of shape {given.shape} do not continue the unit at {self._position}")
             blocks.append((cascade, block))
-        push_all(blocks, map if self._pool is None else self._pool.map)
+        if threads > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, "tilelab-shards")
+        push_all(blocks, map if threads == 1 or self._pool is None else self._pool.map)
         self._position += count
         return self._durable
 

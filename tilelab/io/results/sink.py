@@ -49,10 +49,11 @@ class Finished(NamedTuple):
 class UnitWriter(Protocol):
     """Takes the rows of one unit in sweep order."""
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:
         """Append `rows` (full unit extent on the cross axes, any number of rows on the sweep axis).
 
-        The arrays are the caller's and may be reused after the call.  Returns the position on the sweep axis, in image
+        The arrays are the caller's and may be reused after the call.  As many `threads` may compress them as have
+        nothing else to do now; the bytes do not depend on it.  Returns the position on the sweep axis, in image
         coordinates, up to which all levels are durably on disk: a multiple of the grain, or the unit's end.
 
         Raises:

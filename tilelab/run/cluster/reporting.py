@@ -83,11 +83,11 @@ class WhileThere:
         """See `StoringWriter.stored`."""
         return self._writer.stored
 
-    def write(self, rows: Finished) -> int:
+    def write(self, rows: Finished, threads: int = 1) -> int:
         """See `UnitWriter.write`."""
         if time.monotonic() - self._asked >= self._pause and not self._is_there():
             raise OutputError(f"{self._description.parent} was finished or removed while this worker was at it")
-        return self._writer.write(rows)
+        return self._writer.write(rows, threads)
 
     def _is_there(self) -> bool:
         try:

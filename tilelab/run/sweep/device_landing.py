@@ -14,6 +14,7 @@ from tilelab.arrays import Array
 from tilelab.engines.base import DeviceEngine
 from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import device
+from tilelab.machine.cpu import core_count
 from tilelab.run.plan.buffers import GROUPS
 from tilelab.run.sweep.finite import not_finite
 from tilelab.run.sweep.flow import Channel, Flow
@@ -119,7 +120,7 @@ class Landings:
                 None if probabilities is None else frame.turn(probabilities),
                 None if logits is None else frame.turn(logits),
             )
-            position = writer.write(rows)
+            position = writer.write(rows, threads=core_count())
             if position > known:
                 known = position
                 durable(position)

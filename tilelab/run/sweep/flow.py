@@ -93,6 +93,7 @@ class Channel(Generic[T]):
         self._items: deque[T] = deque()
         self._capacity = capacity
         self._closed = False
+        self._readers = 0  # that wait now
         self.waited = 0.0
         self.blocked = 0.0
 
@@ -113,12 +114,19 @@ class Channel(Generic[T]):
             self._closed = True
             self._flow.changed.notify_all()
 
+    @property
+    def starved(self) -> bool:
+        """Whether a reader waits now."""
+        return self._readers > 0 and not self._items
+
     def get(self) -> T | None:
         """The next item, or None when the queue is closed and empty."""
         with self._flow.changed:
             began = time.perf_counter()
+            self._readers += 1
             while not self._items and not self._closed and self._flow.error is None:
                 self._flow.changed.wait()
+            self._readers -= 1
             self.waited += time.perf_counter() - began
             self._check()
             if not self._items:

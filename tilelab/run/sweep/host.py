@@ -32,6 +32,7 @@ from tilelab.io.results.sink import Finished, UnitWriter
 from tilelab.kernels import cpu as kernels
 from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
 from tilelab.machine.allocator import return_large_arrays
+from tilelab.machine.cpu import core_count
 from tilelab.run.plan.buffers import (
     BATCHES_AHEAD,
     BATCHES_BEHIND,
@@ -133,6 +134,7 @@ class _Work:
         groups = zip(*(_pieces(made[kind]) for kind in kinds), strict=True)
         idle = [dict(zip(kinds, arrays, strict=True)) for arrays in groups]
         self.groups = Groups(unit, self.engine, flow, idle)
+        self.inferred = False  # all of it
 
     def cut(self) -> None:
         """Normalised tiles in raster order, in batches of a fixed shape."""
@@ -207,7 +209,9 @@ class _Work:
             while len(under_way) > streams.ahead:
                 yield oldest()
         while under_way:
-            yield oldest()
+            item = oldest()
+            self.inferred = not under_way
+            yield item
 
     def _infer_batch(self, inputs: Float32, outputs: Float32) -> None:
         """One batch through the engine, once or under the eight symmetries of the square."""
@@ -261,11 +265,17 @@ class _Work:
                 turn(found.logits) if job.logits else None,
                 {name: turn(values) for name, values in found.maps.items()} or None,
             )
-            position = writer.write(rows)
+            position = writer.write(rows, threads=self._idle_cores())
             if position > known:
                 known = position
                 durable(position)
             self.groups.idle.put(group.arrays)
+
+    def _idle_cores(self) -> int:
+        """As far as the engine leaves them: one on a CPU needs its own, but after its last batch or while it waits."""
+        if self.engine.device.startswith("cuda"):
+            return core_count()
+        return self.engine.streams if self.inferred or self.spare.starved else 1
 
 
 def _pieces(buffer: Buffer) -> list[Any]:
