@@ -113,6 +113,17 @@ def test_hdf5_behind_a_user_block_and_virtual(tmp_path: Path) -> None:
         open_image(tmp_path / "late.h5")
 
 
+def test_hdf5_of_fewer_bits_than_bytes(tmp_path: Path) -> None:
+    array = pixels(SHAPE, np.uint16) >> 4
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        stored = h5py.h5t.STD_U16LE.copy()
+        stored.set_precision(12)
+        stored.set_offset(4)
+        dataset = h5py.h5d.create(file.id, b"raw", stored, h5py.h5s.create_simple(SHAPE))
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    check_reads(open_image(tmp_path / "a.h5"), array, examples=3)
+
+
 def test_hdf5_choices_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
@@ -405,6 +416,24 @@ def test_precomputed_jpeg_and_levels(tmp_path: Path) -> None:
         check_reads(image, smooth[:, ::2, ::2], examples=3)
     with pytest.raises(InputError, match="levels 0 to 1"):
         open_image(tmp_path / "a", level=2)
+
+
+def test_precomputed_that_cloud_volume_packed(tmp_path: Path) -> None:
+    """Nobody but cloud-volume finds such files: TensorStore reads zeros instead."""
+    array = pixels(SHAPE)
+    write_precomputed(tmp_path / "a", array)
+    chunks = sorted((tmp_path / "a").glob("*/*-*_*-*_*-*"))
+    for packed, end in ((chunks, "gz"), (chunks[:1], "br")):
+        for chunk in packed:
+            chunk.rename(f"{chunk}.{end}")
+        with pytest.raises(
+            InputError, match=rf"has {len(packed)} of {len(chunks)} chunks as packed files .*gunzip"
+        ) as caught:
+            open_image(tmp_path / "a")
+        only_line(caught)
+        for chunk in packed:
+            Path(f"{chunk}.{end}").rename(chunk)
+    check_reads(open_image(tmp_path / "a"), array, examples=3)
 
 
 def test_precomputed_damaged(tmp_path: Path) -> None:

@@ -283,6 +283,14 @@ def test_arrays() -> None:
     assert set(open_image(large).fingerprint()) == {"shape", "dtype", "sha256", "selection"}
 
 
+def test_what_a_masked_array_hides_is_not_read() -> None:
+    array = np.ma.MaskedArray(pixels((40, 50)), np.zeros((40, 50), bool))
+    check_reads(open_image(array), array.data, examples=3)
+    array[3, 4] = np.ma.masked
+    with pytest.raises(InputError, match=r"mask leaves out: give array\.filled"):
+        open_image(array)
+
+
 def test_named_dimensions() -> None:
     class Named:  # as xarray's
         dims = ("x", "time", "y")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -195,3 +196,94 @@ def test_tiff_bytes_that_contradict_the_shape(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(data)
     with open_image(tmp_path / "a.tif") as image:
         assert any("contradicts itself" in warning for warning in image.warnings)
+
+
+def put_together(path: Path, sources: list[tuple[str, str]]) -> None:
+    """A virtual dataset with a plane from each of some datasets."""
+    layout = h5py.VirtualLayout((len(sources), 40, 50), np.uint16)
+    for i, (file, name) in enumerate(sources):
+        layout[i] = h5py.VirtualSource(file, name, (40, 50))
+    with h5py.File(path, "w") as opened:
+        opened.create_virtual_dataset("raw", layout)
+
+
+def test_what_a_virtual_dataset_is_made_of_and_is_not_there(tmp_path: Path) -> None:
+    """HDF5 itself reads zeros there, as where a master file was copied without its data."""
+    stored = pixels(SHAPE, "uint16")
+    for i, plane in enumerate(stored):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file["raw"] = plane
+    put_together(tmp_path / "inner.h5", [(f"{i}.h5", "raw") for i in range(4)] + [(str(tmp_path / "4.h5"), "raw")])
+    layout = h5py.VirtualLayout(SHAPE, np.uint16)
+    layout[...] = h5py.VirtualSource("inner.h5", "raw", SHAPE)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("raw", layout)
+    for name in ("inner.h5", "a.h5"):
+        with open_image(tmp_path / name) as image:
+            assert image.warnings == ()
+            np.testing.assert_array_equal(image[...], stored)
+    with h5py.File(tmp_path / "1.h5", "w") as file:
+        file["other"] = stored[1]
+    (tmp_path / "2.h5").unlink()
+    for name in ("inner.h5", "a.h5"):
+        with open_image(tmp_path / name) as image:
+            (warning,) = image.warnings
+            assert "3 of 5 datasets that it is put together from are there" in warning
+            assert "1.h5::raw" in warning
+    for i in range(5):
+        (tmp_path / f"{i}.h5").unlink(missing_ok=True)
+    for name in ("inner.h5", "a.h5"):
+        with pytest.raises(InputError, match=r"put together from 5 other datasets, none of which is there"):
+            open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["zarr 2", "zarr 3", "shards", "other codec", "n5", "precomputed"])
+def test_a_link_to_what_was_not_fetched_is_no_absent_chunk(tmp_path: Path, form: str) -> None:
+    """As in a DataLad set or another of git-annex."""
+    stored = pixels((20, 40, 50), "uint16")
+    place = tmp_path / "a"
+    if form in ("n5", "precomputed"):
+        tensorstore = pytest.importorskip("tensorstore")
+        driver = {"n5": "n5", "precomputed": "neuroglancer_precomputed"}[form]
+        spec: dict[str, Any] = {"driver": driver, "kvstore": {"driver": "file", "path": f"{place}/"}, "create": True}
+        options: dict[str, Any] = {"dtype": "uint16", "shape": (50, 40, 20), "chunk_layout": tensorstore.ChunkLayout(
+            read_chunk_shape=(16, 16, 16))}  # fmt: skip
+        if form == "precomputed":
+            options["shape"] = (50, 40, 20, 1)
+            options["chunk_layout"] = tensorstore.ChunkLayout(read_chunk_shape=(16, 16, 16, 1))
+        store = tensorstore.open(spec, **options).result()
+        store[...] = stored.T if form == "n5" else stored.T[..., None]
+    else:
+        more: dict[str, Any] = {"zarr_format": 2 if form in ("zarr 2", "other codec") else 3, "chunks": (4, 16, 16)}
+        more |= {"shards": (8, 32, 32)} if form == "shards" else {}
+        more |= {"filters": [numcodecs.Delta("u2")]} if form == "other codec" else {}
+        zarr.create_array(place, shape=stored.shape, dtype="uint16", **more)[...] = stored
+    with open_image(place) as image:
+        np.testing.assert_array_equal(image[...], stored)
+    metadata = {"zarr.json", ".zarray", ".zattrs", "attributes.json", "info"}
+    chunk = sorted(p for p in place.rglob("*") if p.is_file() and p.name not in metadata)[1]
+    chunk.rename(tmp_path / "annex")
+    chunk.symlink_to(tmp_path / "annex")
+    with open_image(place) as image:
+        np.testing.assert_array_equal(image[...], stored)
+        if form in ("zarr 2", "zarr 3", "shards"):
+            (tmp_path / "annex").rename(tmp_path / "elsewhere")
+            with pytest.raises(InputError, match=f"{chunk.name} is a link to what is not there"):
+                image[...]
+            (tmp_path / "elsewhere").rename(tmp_path / "annex")
+    (tmp_path / "annex").unlink()
+    with pytest.raises(InputError, match=f"{chunk.name} is a link to what is not there"):
+        open_image(place)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_chunk_that_cannot_be_looked_at_is_no_absent_one(tmp_path: Path, version: int) -> None:
+    stored = make(tmp_path / "a.zarr", version)
+    with open_image(tmp_path / "a.zarr") as image:
+        np.testing.assert_array_equal(image[...], stored)
+        metadata = {"zarr.json", ".zarray", ".zattrs"}
+        chunk = next(p for p in (tmp_path / "a.zarr").rglob("*") if p.is_file() and p.name not in metadata)
+        chunk.unlink()
+        chunk.symlink_to(chunk)  # the only error of a disk that a test can make as any user
+        with pytest.raises(InputError, match="cannot be read"):
+            image[...]

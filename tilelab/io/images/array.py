@@ -38,6 +38,8 @@ class ArraySource(Source):
                 f"{self.uri} is no image: give a path, or an array with shape, dtype and slicing ({error})"
             ) from error
         check_level(self.uri, level, 1)
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            raise InputError(f"{self.uri} has pixels that its mask leaves out: give array.filled(VALUE), or array.data")
         self._array = array
         self.format = "array"
         self.dtype = stored.newbyteorder("=")

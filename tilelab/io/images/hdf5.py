@@ -17,7 +17,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.axes import guess_axes, named_axes
 from tilelab.io.images.emd import emd_axes
-from tilelab.io.images.hdf5_links import files_outside
+from tilelab.io.images.hdf5_links import find_origins
 from tilelab.io.images.imaris import DATASET as IMARIS
 from tilelab.io.images.imaris import finest, imaris_scale, imaris_size
 from tilelab.io.images.optional import one_line, require
@@ -71,7 +71,8 @@ class Hdf5Source(Source):
         try:
             dataset, self.series = _find_dataset(h5py, self._h5, file, member, series)
             self.uri = f"{file}::{dataset.name}"
-            self.outside = files_outside(h5py, dataset, Path(file).parent)
+            origins = find_origins(h5py, dataset, Path(file).parent)
+            self.outside, self.warnings = origins.outside, origins.check(self.uri)
             self._take_facts(h5py, dataset)
         except BaseException:
             self._h5.close()
@@ -141,7 +142,14 @@ class Hdf5Source(Source):
             self.warnings += (whole_piece_warning(self.uri, nbytes),)
         self._dataset = dataset
         offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
-        if self.shape == dataset.shape and offset is not None and not dataset.is_virtual and stored.kind != "b":
+        bare = dataset.id.get_type() == h5py.h5t.py_create(dataset.dtype)  # and not 12 bits somewhere in 16, say
+        if (
+            self.shape == dataset.shape
+            and offset is not None
+            and not dataset.is_virtual
+            and stored.kind != "b"
+            and bare
+        ):
             self._file, self._offset, self._stored = LocalFile(dataset.file.filename), int(offset), stored
         elif dataset.chunks is not None:
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)

@@ -20,6 +20,7 @@ from tilelab.io.storage.outside import leaves
 from tilelab.io.zarr.presence import Presence, check_presence, count_files
 
 _MOST_STATS = 1024
+_PACKED = (".gz", ".br", ".zstd")
 _Triple = tuple[int, int, int]
 _Size = tuple[Annotated[int, msgspec.Meta(ge=1, lt=2**62)], ...]
 
@@ -103,14 +104,27 @@ class PrecomputedSource(StoredVolume):
             found = count_files(str(self._scale), lambda name: name.endswith(".shard"), 1)
             return Presence(1, min(1, found.found or 0), found.complete)
         expected = math.prod(-(-n // c) for n, c in zip(self.shape[1:], self.chunks[1:], strict=True))
-        return count_files(str(self._scale), self._is_chunk, expected)
+        presence = count_files(str(self._scale), self._is_chunk, expected)
+        if presence.found != expected:
+            packed = count_files(str(self._scale), self._is_packed, expected)
+            if packed.found:
+                raise InputError(
+                    f"{self.uri} has {packed} chunks as packed files (of the ends {', '.join(_PACKED)}), as "
+                    "cloud-volume writes them to a disk, which would read as 0: unpack them, as with "
+                    f"`gunzip -r '{self._scale}'`"
+                )
+        return presence
+
+    def _is_packed(self, name: str) -> bool:
+        """Whether a file is named as a chunk that was compressed as a whole."""
+        return name.endswith(_PACKED) and self._is_chunk(name.rpartition(".")[0])
 
     def _is_chunk(self, name: str) -> bool:
         """Whether a file is named as a chunk of this scale, by the range that it covers."""
-        ranges = re.fullmatch("_".join([r"(-?\d+)-(-?\d+)"] * 3) + r"(\.gz|\.br|\.zstd)?", name)
+        ranges = re.fullmatch("_".join([r"(-?\d+)-(-?\d+)"] * 3), name)
         if ranges is None:
             return False
-        pairs = zip(*(iter(ranges.groups()[:6]),) * 2, strict=True)
+        pairs = zip(*(iter(ranges.groups()),) * 2, strict=True)
         shape, chunk = self.shape[:0:-1], self.chunks[:0:-1]
         for (first, last), size, step, begin in zip(pairs, shape, chunk, self._begins, strict=True):
             at = int(first) - begin

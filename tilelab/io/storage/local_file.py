@@ -30,6 +30,16 @@ def refuse_streams(path: str | os.PathLike[str]) -> None:
         )
 
 
+def refuse_loose_link(path: str | os.PathLike[str]) -> None:
+    """Refuse a link that leads nowhere: what it stands for was not fetched, which is not the same as never written.
+
+    Raises:
+        InputError: it is one.
+    """
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 - may be no path at all
+        raise InputError(f"{path} is a link to what is not there: fetch that first (as with `datalad get`)")
+
+
 class LocalFile:
     """A file that any number of threads read at once, each at its own position.
 

@@ -24,7 +24,9 @@ from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.storage.decode import DecodedPieces, for_each
-from tilelab.io.storage.stored_file import StoredFile
+from tilelab.io.storage.local_file import refuse_loose_link
+from tilelab.io.storage.place import Place
+from tilelab.io.storage.stored_file import StoredFile, unreadable
 from tilelab.io.zarr.metadata import ArrayNode, ChunkCodec
 
 _ABSENT = 2**64 - 1
@@ -104,7 +106,7 @@ class ChunkReader:
             try:
                 for cell in some:
                     path = node.file(cell)
-                    if not path.is_file():
+                    if _is_absent(path):
                         self._fill(cell)
                         continue
                     file = path.open_file()
@@ -209,6 +211,22 @@ class ChunkReader:
                 f"{piece.file.path} is corrupt: its region {region} cannot be decoded: {reason}"
             ) from error
         return stored.transpose(np.argsort(order))
+
+
+def _is_absent(path: Place) -> bool:
+    """Whether a file was never written; one that cannot be looked at is not absent, nor is a link that leads nowhere.
+
+    Raises:
+        InputError: it is one of these.
+    """
+    try:
+        path.version()
+    except (FileNotFoundError, NotADirectoryError):
+        refuse_loose_link(str(path))
+        return True
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return False
 
 
 class ForeignReader:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from tilelab.errors import InputError
+from tilelab.io.storage.local_file import refuse_loose_link
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.documents import ArrayV2, ArrayV3, Codec, Group, Sharding, check_extensions, fill_of, parse_json
 
@@ -244,6 +245,7 @@ def _attributes_v2(path: Place) -> dict[str, Any]:
     try:
         document = (path / ".zattrs").read_bytes()
     except FileNotFoundError:
+        refuse_loose_link(str(path / ".zattrs"))
         return {}
     except OSError as error:
         raise ValueError(f".zattrs beside it cannot be read: {error.strerror}") from error

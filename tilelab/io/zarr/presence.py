@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tilelab.errors import InputError
+from tilelab.io.storage.local_file import refuse_loose_link
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.zip_path import ZipPath
@@ -56,14 +58,20 @@ def count_chunks(node: ArrayNode) -> Presence:
         return Presence(expected, None, complete=False)
     most = _MOST_REMOTE if node.path.waits else MOST_LISTED
     found, other, complete = 0, "", True
-    for seen, key in enumerate(_keys(node.path)):
-        if seen == most:
-            complete = False
-            break
-        if _is_key(node, grid, key):
-            found += 1
-        elif not other and _KEY.fullmatch(key) and len(re.findall(r"\d+", key)) == len(grid):
-            other = key
+    try:
+        for seen, (key, link) in enumerate(_keys(node.path)):
+            if seen == most:
+                complete = False
+                break
+            if _is_key(node, grid, key):
+                refuse_loose_link(link)
+                found += 1
+            elif not other and _KEY.fullmatch(key) and len(re.findall(r"\d+", key)) == len(grid):
+                other = key
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return Presence(expected, None, complete=False)  # a bucket whose objects are for all, but not their names
     return Presence(expected, found, complete, other)
 
 
@@ -102,10 +110,12 @@ def check_presence(uri: str, presence: Presence, what: str = "chunks", fill: str
 def count_files(folder: str, is_piece: Callable[[str], bool], expected: int, *, nested: bool = False) -> Presence:
     """Count the files below a local folder whose names are those of pieces."""
     found = 0
-    for seen, key in enumerate(_local_keys(folder, "", nested=nested)):
+    for seen, (key, link) in enumerate(_local_keys(folder, "", nested=nested)):
         if seen == MOST_LISTED:
             return Presence(expected, found, complete=False)
-        found += is_piece(key)
+        if is_piece(key):
+            refuse_loose_link(link)
+            found += 1
     return Presence(expected, found, complete=True)
 
 
@@ -118,20 +128,22 @@ def _is_key(node: ArrayNode, grid: tuple[int, ...], key: str) -> bool:
     return all(p.isdecimal() and int(p) < n and str(int(p)) == p for p, n in zip(parts[head:], grid, strict=True))
 
 
-def _keys(path: Place) -> Iterator[str]:
-    """What lies below an array, by names that could be of chunks; folders of a local one in no order."""
+def _keys(path: Place) -> Iterator[tuple[str, str]]:
+    """What lies below an array, by names that could be of chunks, and the paths of links; of a folder in no order."""
     if isinstance(path, RemotePath):
-        return (key[len(path.key) :].strip("/") for key in path.store.keys(path.key))
-    return path.member_names() if isinstance(path, ZipPath) else _local_keys(str(path), "", nested=True)
+        return ((key[len(path.key) :].strip("/"), "") for key in path.store.keys(path.key))
+    if isinstance(path, ZipPath):
+        return ((name, "") for name in path.member_names())
+    return _local_keys(str(path), "", nested=True)
 
 
-def _local_keys(folder: str, before: str, *, nested: bool) -> Iterator[str]:
+def _local_keys(folder: str, before: str, *, nested: bool) -> Iterator[tuple[str, str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = before + entry.name
                 if not entry.is_dir():
-                    yield name
+                    yield name, entry.path if entry.is_symlink() else ""
                 elif nested and (entry.name == "c" or entry.name.isdecimal()):
                     yield from _local_keys(entry.path, f"{name}/", nested=True)
     except OSError:
