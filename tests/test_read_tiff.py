@@ -135,6 +135,27 @@ def test_equal_colours_stay_as_they_are_and_alpha_is_ignored(tmp_path: Path) -> 
     check_reads(open_image(path), grey)
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "jpeg"])
+def test_the_brightness_of_ycbcr_is_grey(tmp_path: Path, compression: str | None, planar: str) -> None:
+    """Codecs of bytes leave brightness and differences of colour; only JPEG makes red, green and blue of them."""
+    grey = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
+    stored = np.stack([grey, np.full_like(grey, 90), np.full_like(grey, 170)], -1)
+    path = tmp_path / "a.tif"
+    if compression == "jpeg":
+        tifffile.imwrite(path, np.stack([grey] * 3, -1), photometric="rgb", compression=compression)
+        with open_image(path) as image:
+            assert np.abs(image[...].astype(int) - grey).max() < 12
+        return
+    stored = stored if planar == "contig" else np.moveaxis(stored, -1, 0)
+    tifffile.imwrite(path, stored, photometric="ycbcr", planarconfig=planar, compression=compression)
+    with open_image(path) as image:
+        assert any("YCbCr" in line for line in image.warnings)
+        check_reads(image, grey, examples=3)
+    with open_image(path, channel=1) as image:
+        assert (image[...] == 90).all()
+
+
 def test_stack_of_rgb_pages(tmp_path: Path) -> None:
     grey = pixels((3, 40, 50))
     path = tmp_path / "rgb.tif"

@@ -66,6 +66,20 @@ def test_ome_images_by_name(tmp_path: Path) -> None:
     check(tmp_path / "a.ome.tif", one, {"left": one, "right": two, "1": two})
 
 
+def test_every_ome_image_has_its_own_pixel_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    sizes = {"left": 0.004, "right": 0.02, "third": None}
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for i, (name, size) in enumerate(sizes.items()):
+            stated = {} if size is None else {f"PhysicalSize{a}": size for a in "XY"}
+            values = pixels((40 + i, 60), "uint16")
+            tiff.write(values, photometric="minisblack", metadata={"axes": "YX", "Name": name, **stated})
+    for i, (name, size) in enumerate(sizes.items()):
+        for series in (name, i):
+            with open_image(path, series=series) as image:
+                assert image.pixel_size_nm == (None if size is None else pytest.approx((1000 * size,) * 2))
+
+
 def test_multiscales_series_and_members(tmp_path: Path) -> None:
     one, two = pixels(SHAPE, "uint16"), pixels((30, 50), "uint16")
     for name in ("many", "formats", "group"):

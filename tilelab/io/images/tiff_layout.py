@@ -33,6 +33,7 @@ from tilelab.io.storage.stored_file import StoredFile
 from tilelab.io.zarr.presence import Presence, check_presence
 
 _JPEG = (6, 7, 34892, 33007)
+_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # of bytes, whatever they mean: none, LZW, deflate, LZMA, zstd
 _RGB, _YCBCR, _PALETTE, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 6, 3, 0, 1
 _NO_RGB = {5: "CMYK", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB"}
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
@@ -225,7 +226,7 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int, series_name: 
     _set_colours(layout, page)
     _set_pages(layout, series)
     first = images[chosen].levels[0].keyframe
-    stated = stated_pixels(tiff, first, layout.path, beside=not layout.place.waits)
+    stated = stated_pixels(tiff, first, layout.path, beside=not layout.place.waits, number=chosen)
     layout.scale_nm = dict(stated.scale_nm)
     layout.assumptions += stated.of_image(layout.path, int(first.imagewidth))
     layout.bar, layout.bar_said = stated.bar_rows(int(first.imagewidth), int(first.imagelength)), stated.bar_said
@@ -266,8 +267,14 @@ def _set_colours(layout: TiffLayout, page: tifffile.TiffPage) -> None:
     photometric = _photometric(layout, page)
     if photometric in _NO_RGB:
         raise InputError(f"{layout.path} has {_NO_RGB[photometric]} colours: convert it to RGB or grey first")
-    layout.rgb = photometric in (_RGB, _YCBCR) and page.samplesperpixel >= 3
-    if not layout.rgb and page.extrasamples:
+    undone = (
+        photometric == _YCBCR and page.compression in _LOSSLESS
+    )  # only codecs of pictures make red, green, blue of it
+    layout.rgb = photometric in (_RGB, _YCBCR) and page.samplesperpixel >= 3 and not undone
+    if undone:
+        layout.samples = 1
+        layout.warnings += (f"{layout.path} has brightness and differences of colour (YCbCr): its brightness is read",)
+    elif not layout.rgb and page.extrasamples:
         alpha = sum(int(extra) in (1, 2) for extra in page.extrasamples)
         layout.samples = int(page.samplesperpixel) - alpha
     values = 2 ** (8 * layout.dtype.itemsize) if layout.dtype.kind == "u" and layout.dtype.itemsize <= 2 else 0

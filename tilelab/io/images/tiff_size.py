@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -24,7 +25,7 @@ _ZEISS_SIZE = 3
 """Index of that pixel size, in metres, among SmartSEM's values without names."""
 
 
-def stated_pixels(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: str, beside: bool) -> Stated:
+def stated_pixels(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: str, beside: bool, number: int = 0) -> Stated:
     """The first of the file's statements that holds a pixel size on x and y.
 
     Args:
@@ -32,8 +33,9 @@ def stated_pixels(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: str, b
         page: first page of the image.
         path: of the file.
         beside: look at files beside it too.
+        number: of the image among those of the file.
     """
-    for read in (_ome, _imagej, _fei, _fei_xml, _zeiss, _tescan, _fibics, _olympus, _gatan):
+    for read in (partial(_ome, number=number), _imagej, _fei, _fei_xml, _zeiss, _tescan, _fibics, _olympus, _gatan):
         try:
             stated = read(tiff, page)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, ZeroDivisionError):
@@ -48,19 +50,31 @@ def stated_pixels(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: str, b
     return Stated(sizes if len(sizes) == 2 else {})
 
 
-def _ome(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:  # noqa: ARG001
-    """``PhysicalSize`` of the first image that OME-XML describes; micrometres where it names no unit."""
+def _ome(tiff: tifffile.TiffFile, page: tifffile.TiffPage, number: int) -> Stated:  # noqa: ARG001
+    """``PhysicalSize`` of the image `number` that OME-XML describes; micrometres where it names no unit.
+
+    Where the file has other images than are described, the one of that name is meant.
+    """
     if tiff.ome_metadata is None:
         return Stated()
-    images = tifffile.xml2dict(tiff.ome_metadata, sep="")["OME"]["Image"]
-    pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
+    described = tifffile.xml2dict(tiff.ome_metadata, sep="")["OME"]["Image"]
+    images = described if isinstance(described, list) else [described]
+    stated = [_ome_sizes(image.get("Pixels", {})) for image in images]
+    series = tiff.series
+    if all(sizes == stated[0] for sizes in stated) or (series[number].kind == "ome" and len(series) == len(stated)):
+        return Stated(stated[min(number, len(stated) - 1)])
+    named = [sizes for image, sizes in zip(images, stated, strict=True) if image.get("Name") == series[number].name]
+    return Stated(named[0] if len(named) == 1 else {})
+
+
+def _ome_sizes(pixels: dict[str, Any]) -> dict[str, float]:
     sizes = {
         letter: length_nm(
             pixels.get(f"PhysicalSize{letter.upper()}"), pixels.get(f"PhysicalSize{letter.upper()}Unit", "µm")
         )
         for letter in "zyx"
     }
-    return Stated(known_lengths(sizes))
+    return known_lengths(sizes)
 
 
 def _imagej(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Stated:
