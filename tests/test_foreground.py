@@ -59,6 +59,17 @@ def test_borders_and_resin_are_left_out_and_no_texture_is(kind: str) -> None:
     assert found.share == pytest.approx(1 - kept.mean())
 
 
+def test_texture_in_the_last_pixels_alone_is_kept() -> None:
+    """Cells of 64 pixels fill neither 1400 rows nor 1900 columns."""
+    image = with_resin("resin")
+    image[-40:, 200:500] = tissue(40, 300)
+    kept = look(image).read(Box((0, 0, 0), (1, *SHAPE)))[0]
+    assert kept[-40:, 200:500].all()
+    assert not kept[:1000, :700].any()
+    turned = look(np.ascontiguousarray(image.T)).read(Box((0, 0, 0), (1, *SHAPE[::-1])))[0]
+    assert turned[200:500, -40:].all()
+
+
 def test_no_texture_is_left_out_whatever_its_kind() -> None:
     random = np.random.default_rng(0)
     whole = tissue(*SHAPE)

@@ -132,26 +132,36 @@ def _find_quiet(seen: Volume, channel: int) -> Bool:
     """Whole cells ``(z, y, x)`` in which there is nothing but noise; at least one each way."""
     left, noise = np.concatenate([_look(seen, channel, z) for z in range(seen.shape[0])], axis=1)
     known = np.isfinite(left) & np.isfinite(noise)
-    structured = left[known & (left > _NOISE * noise / _BLOCK)]
+    rows, columns = (max(1, n // _CELL) for n in seen.shape[1:])
+    whole = (slice(None), slice(rows), slice(columns))
+    structured = left[whole][known[whole] & (left[whole] > _NOISE * noise[whole] / _BLOCK)]
     if not structured.size:
-        return np.zeros(left.shape, np.bool_)  # nothing to tell it from
+        return np.zeros((len(left), rows, columns), np.bool_)  # nothing to tell it from
     typical = np.median(structured)
     alike = (left <= _NOISE * noise / _BLOCK) & (left < _FAINT * typical)
     quiet: Bool = known & (alike | (left <= _CONSTANT * typical))
-    return quiet
+    quiet[:, rows - 1] &= quiet[:, rows:].all(axis=1)  # the last go on to the edge
+    quiet[:, :, columns - 1] &= quiet[:, :, columns:].all(axis=2)
+    return quiet[whole]
 
 
 def _look(seen: Volume, channel: int, z: int) -> Float32:
-    """What averaging leaves in each cell of a slice, and the spread inside of the averaged blocks, ``(2, 1, y, x)``."""
+    """What averaging leaves in each cell of a slice, and the spread inside of the averaged blocks, ``(2, 1, y, x)``.
+
+    Where cells do not fill the slice, another row and column of them ends with it.
+    """
     _, height, width = seen.shape
     rows, columns = height // _CELL, width // _CELL
     if not rows or not columns:
         return np.full((2, 1, max(1, rows), max(1, columns)), np.inf, np.float32)
     strip_rows = max(1, min(_STRIP_BYTES // (width * 4 * _CELL), -(-max(seen.chunks[1], 512) // _CELL)))
+    strips = [(row * _CELL, min(rows, row + strip_rows) * _CELL) for row in range(0, rows, strip_rows)]
+    strips += [(height - _CELL, height)] if height % _CELL else []
     found = []
-    for row in range(0, rows, strip_rows):
-        box = Box((z, row * _CELL, 0), (z + 1, min(rows, row + strip_rows) * _CELL, width))
-        found.append(_of_cells(seen.read(box)[channel, 0, :, : columns * _CELL].astype(np.float32)))
+    for start, stop in strips:
+        strip = seen.read(Box((z, start, 0), (z + 1, stop, width)))[channel, 0]
+        parts = [strip[:, : columns * _CELL], *([strip[:, -_CELL:]] if width % _CELL else [])]
+        found.append(_of_cells(np.concatenate(parts, axis=1, dtype=np.float32)))
     return np.concatenate(found, axis=1)[:, None]
 
 
