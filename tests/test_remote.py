@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -559,3 +560,29 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(s3, many):
     place.write_bytes(bytes(25600))
     with pytest.raises(InputError, match="has changed since it was opened"):
         file.fetch([(0, 4), (20000, 4)]) if many else file.read(10, 3)
+
+
+def test_one_object_that_is_missing_keeps_no_other_from_going(tmp_path, monkeypatch):
+    """Google says so of a folder, which is no object, and leaves all that comes after it."""
+    from obstore.store import LocalStore
+
+    monkeypatch.setattr(remote_access, "_has_google_credentials", lambda: False)
+    store = open_store("gs://bucket-of-this-test")
+    monkeypatch.setattr(store, "_access", dataclasses.replace(store._access, store=LocalStore(tmp_path)))
+    place = RemotePath("gs://bucket-of-this-test", "out")
+    for i in range(40):
+        (place / "c" / str(i)).write_bytes(b"x")
+    (RemotePath("gs://bucket-of-this-test", "outer") / "kept").write_bytes(b"x")
+    (place / "missing").delete_file()
+    store.delete(["out/missing", *store.keys("out"), "out/other"])
+    assert [*store.keys("out")] == []
+    assert [*store.keys("outer")] == ["outer/kept"]
+
+
+def test_a_bucket_that_gives_its_objects_but_not_their_names(trouble, uploaded, pixels):
+    trouble.fault = lambda method, path, number: "403" if "list-type" in path else None
+    for name in ("plain.zarr", "shards.zarr"):
+        with open_image(f"{uploaded}/{name}") as image:
+            np.testing.assert_array_equal(image[:300, :400], pixels[:300, :400])
+        assert describe(f"{uploaded}/{name}")["stored"].startswith("unknown of")
+    assert any(fault == "403" for *_, fault in trouble.seen)

@@ -203,8 +203,9 @@ class RemoteStore:
             part = todo[at : at + _PAGE]
             try:
                 self._try(lambda part=part: obstore.delete(self._access.store, part))  # type: ignore[misc]
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError:  # some stores say so of one key, and leave what comes after it
+                if len(part) > 1:
+                    for_each(lambda key: self.delete([key]), part, requests=True)
 
     def zarr_store(self, prefix: str) -> Any:
         """A read-only store for zarr-python at the folder `prefix`."""
