@@ -99,6 +99,16 @@ def test_units_and_lanes_do_not_change_the_bytes(tmp_path: Path, monkeypatch: py
     check_levels(tmp_path / "narrow.zarr", stored)
 
 
+def test_a_region_of_what_is_stored_in_large_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = pixels((1500, 70), "uint8")
+    tifffile.imwrite(tmp_path / "a.tif", stored, compression="zlib", rowsperstrip=700)
+    monkeypatch.setattr("tilelab.io.results.image_pyramid._READ_BYTES", 1)
+    for first in (0, 300, 700, 1100):
+        convert_image(tmp_path / "a.tif", tmp_path / f"{first}.zarr", region=f"{first}:1490,:")
+        with open_image(tmp_path / f"{first}.zarr") as image:
+            np.testing.assert_array_equal(image[...], stored[first:1490])
+
+
 def test_halving_of_every_dtype_agrees() -> None:
     for z_factor in (1, 2):
         block = pixels((2, 5, 7, 9), "uint8")

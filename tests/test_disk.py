@@ -12,7 +12,16 @@ import pytest
 
 from tilelab.errors import OutputError
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import MARK, is_ours, make_ours, remove_ours, replacing, work_folder, write_text
+from tilelab.machine.disk import (
+    MARK,
+    is_ours,
+    make_ours,
+    remove_ours,
+    replace_folder,
+    replacing,
+    work_folder,
+    write_text,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
 
@@ -45,6 +54,29 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert (path.read_text(), names(tmp_path)) == ("old", ["report.json"])
+
+
+@pytest.mark.parametrize("stopped", [1, 2])
+def test_a_folder_whose_replacement_is_interrupted_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    calls: list[Path] = []
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == stopped:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(tmp_path / "new", tmp_path / "old")
+    assert names(tmp_path) == ["new", "old"]
+    assert (tmp_path / "old" / "a").read_text() == "old"
 
 
 def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:

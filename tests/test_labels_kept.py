@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import zarr
 
 from tests.image_files import Array, pixels
 from tilelab.cli.main import main
-from tilelab.errors import OutputError
+from tilelab.errors import InputError, OutputError
 from tilelab.io import open_image
 from tilelab.io.convert import convert_image
 from tilelab.io.results.image_pyramid import halve_labels
@@ -153,3 +155,62 @@ def test_imaris_padding_is_no_image(tmp_path: Path) -> None:
             channel.attrs[f"ImageSize{axis}"] = np.array(list(str(size)), "S1")
     with open_image(tmp_path / "a.ims") as image:
         np.testing.assert_array_equal(image[...], stored[:5, :40, :50])
+
+
+def test_labels_are_found_beside_the_image_wherever_that_was_found(tmp_path: Path) -> None:
+    image, stored = image_with_labels(tmp_path / "a.ome.zarr")
+    with zipfile.ZipFile(tmp_path / "a.ozx", "w") as packed:
+        for file in sorted((tmp_path / "a.ome.zarr").rglob("*")):
+            packed.write(file, file.relative_to(tmp_path / "a.ome.zarr"))
+    outer = zarr.create_group(tmp_path / "outer.zarr", zarr_format=3)
+    outer.create_group("b")  # written below
+    shutil.rmtree(tmp_path / "outer.zarr" / "b")
+    shutil.copytree(tmp_path / "a.ome.zarr", tmp_path / "outer.zarr" / "b")
+    for i, source in enumerate(("a.ome.zarr", "a.ozx", "outer.zarr")):
+        convert_image(tmp_path / source, tmp_path / f"{i}.ome.zarr")
+        np.testing.assert_array_equal(levels(tmp_path / f"{i}.ome.zarr")[0], image)
+        np.testing.assert_array_equal(levels(tmp_path / f"{i}.ome.zarr" / "labels" / "cells")[0], stored)
+    said: list[str] = []
+    convert_image(tmp_path / "a.ome.zarr" / "0", tmp_path / "level.ome.zarr", note=said.append)
+    assert any("cells" in line and "not in what is made of one level" in line for line in said)
+    assert not (tmp_path / "level.ome.zarr" / "labels").exists()
+
+
+def test_labels_that_lead_elsewhere_are_neither_read_nor_written(tmp_path: Path) -> None:
+    image_with_labels(tmp_path / "a.ome.zarr")
+    image_with_labels(tmp_path / "other.ome.zarr")
+    before = (tmp_path / "other.ome.zarr" / "zarr.json").read_bytes()
+    document = tmp_path / "a.ome.zarr" / "labels" / "zarr.json"
+    told = json.loads(document.read_text())
+    for name in (str(tmp_path / "other.ome.zarr"), "../../other.ome.zarr"):
+        told["attributes"]["ome"]["labels"] = [name]
+        document.write_text(json.dumps(told))
+        with pytest.raises(InputError, match="names labels outside of its own folder"):
+            convert_image(tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr")
+        assert not (tmp_path / "b.ome.zarr").exists()
+        assert (tmp_path / "other.ome.zarr" / "zarr.json").read_bytes() == before
+    for names in (5, {"cells": 1}, "cells"):
+        told["attributes"]["ome"]["labels"] = names
+        document.write_text(json.dumps(told))
+        open_image(tmp_path / "a.ome.zarr").close()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_precomputed_labels_are_of_a_type_that_others_read(tmp_path: Path, dtype: str) -> None:
+    pytest.importorskip("tensorstore")
+    stored = labels(dtype, (0, 2, 2**24))
+    np.save(tmp_path / "a.npy", stored)
+    convert_image(tmp_path / "a.npy", tmp_path / "a.precomputed", labels=True)
+    for level in (0, 1):
+        with open_image(tmp_path / "a.precomputed", as_labels="integers", level=level) as image:
+            assert {*np.unique(image[...]).tolist()} == {0, 2, 2**24}
+            assert level or np.array_equal(image[...], stored)
+    with open_image(tmp_path / "a.precomputed", as_labels="integers") as image:
+        assert image.dtype == dtype.replace("int64", "uint64").replace("uu", "u")
+    np.save(tmp_path / "b.npy", stored.astype(np.int64) - 3)
+    with pytest.raises(OutputError, match="no labels of 64 bits below 0"):
+        convert_image(tmp_path / "b.npy", tmp_path / "b.precomputed", labels=True)
+    np.save(tmp_path / "b.npy", stored.astype(np.float32))
+    with pytest.raises(OutputError, match="whole numbers alone"):
+        convert_image(tmp_path / "b.npy", tmp_path / "b.precomputed", labels=True)
+    assert not (tmp_path / "b.precomputed").exists()

@@ -141,9 +141,21 @@ def ome_tiff(home: Path, away: Path) -> Path:
     return home / "a.ome.tif"
 
 
+def bigdataviewer(home: Path, away: Path) -> Path:
+    """An XML that describes a file elsewhere."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(away / "b.h5", "w") as file:
+        file["t00000/s00/0/cells"] = PIXELS[None]
+    (home / "a.xml").write_text(
+        f"<SpimData><SequenceDescription><ImageLoader><hdf5>../{away.name}/b.h5</hdf5></ImageLoader><ViewSetups><ViewSetup>"
+        "<id>0</id></ViewSetup></ViewSetups></SequenceDescription></SpimData>"
+    )
+    return home / "a.xml"
+
+
 WAYS = [
     external_storage, external_link, soft_link_through_an_external_one, virtual_dataset, virtual_over_external,
-    zarr_level, zarr_absolute_level, precomputed_scale, ome_tiff,
+    zarr_level, zarr_absolute_level, precomputed_scale, ome_tiff, bigdataviewer,
 ]  # fmt: skip
 
 
@@ -175,6 +187,24 @@ def test_what_lies_beside_is_read(make: Make, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     with open_image(make(tmp_path, tmp_path)) as image:
         assert (image[...] == PIXELS).all()
+
+
+def test_series_and_fields_that_lead_out_of_their_group(folders: tuple[Path, Path]) -> None:
+    home, away = folders
+    np.save(away / "a.npy", PIXELS)
+    convert_image(away / "a.npy", away / "store.ome.zarr")
+    out = f"../../{away.name}/store.ome.zarr"
+    for ome in (
+        {"bioformats2raw.layout": 3, "series": [out, "0"]},
+        {"well": {"images": [{"path": out}]}},
+        {"plate": {"wells": [{"path": str(away / "store.ome.zarr")}]}},
+    ):
+        (home / "evil.zarr").mkdir(exist_ok=True)
+        document = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **ome}}}
+        (home / "evil.zarr" / "zarr.json").write_text(json.dumps(document))
+        for series in (None, "0"):
+            with pytest.raises(InputError, match="names an image outside of its own folder"):
+                open_image(home / "evil.zarr", series=series)
 
 
 def test_links_are_files_as_they_are(folders: tuple[Path, Path]) -> None:

@@ -82,6 +82,19 @@ def test_zipped(tmp_path: Path, form: str, lead: str, compression: int) -> None:
         assert changed.fingerprint() != first
 
 
+def test_a_zip_file_called_after_its_folder(tmp_path: Path) -> None:
+    """As `zip -r a.ome.zarr.zip a.ome.zarr` makes it, and a Mac, which adds a folder of its own."""
+    drawn = FORMATS["ome-zarr"]
+    values = pixels(drawn.shape, "uint16")
+    drawn.draw(tmp_path / "a.ome.zarr", values)
+    target = tmp_path / "a.ome.zarr.zip"
+    pack(tmp_path / "a.ome.zarr", target, zipfile.ZIP_DEFLATED, "a.ome.zarr/")
+    check_reads(open_image(target), values, examples=3)
+    with zipfile.ZipFile(target, "a") as packed:
+        packed.writestr("__MACOSX/._a.ome.zarr", "of a Mac")
+    check_reads(open_image(target), values, examples=3)
+
+
 def test_what_is_absent_in_a_zip_file_is_counted(tmp_path: Path) -> None:
     values = pixels((40, 50))
     FORMATS["zarr3"].draw(tmp_path / "a.zarr", pixels(FORMATS["zarr3"].shape))

@@ -33,7 +33,8 @@ from tilelab.io.results.tiff import write_tiff
 from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
 from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.local_path import LocalPath
-from tilelab.io.storage.place import remote_place
+from tilelab.io.storage.outside import leaves
+from tilelab.io.storage.place import Place, remote_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.metadata import find_node
 from tilelab.io.zarr.sharded_array import output_error
@@ -121,9 +122,12 @@ def convert_image(
         if found.wide and image.dtype == np.float32:
             said.append(f"{found.wide} pixels become float32: if they are labels, keep them with --labels")
         plain = level == 0 and all(v is None for v in (series, channel, timepoint, axes, pixel_size_nm, region))
-        if found.beside and to_tiff and not (plain and _is_result(source)):
+        if outside := [name for name in found.beside if leaves(name)]:
+            raise InputError(f"{image.uri} names labels outside of its own folder, {outside[0]}: correct its metadata")
+        if found.beside and (found.home is None or (to_tiff and not (plain and _is_result(source)))):
+            where = "the TIFF" if to_tiff else "what is made of one level"
             said.append(
-                f"labels of {image.uri} ({', '.join(found.beside)}) are not in the TIFF: convert each by its path"
+                f"labels of {image.uri} ({', '.join(found.beside)}) are not in {where}: convert each by its path"
             )
         if note is not None:
             for one in said:
@@ -171,6 +175,8 @@ def _write(
         whole = folder / "image"
         if path.suffix.lower() == _PRECOMPUTED and found.label is None:
             raise OutputError(f"{path} can hold labels alone: say that {image.uri} holds some with --labels")
+        if path.suffix.lower() == _PRECOMPUTED and image.dtype.kind == "f":
+            raise OutputError(f"{path} can hold whole numbers alone, {image.uri} has {image.dtype}: round it first")
         levels = write_pyramid(image, whole, name, advance, found.label)
         if path.suffix.lower() == _PRECOMPUTED:
             whole = folder / "image.precomputed"
@@ -183,8 +189,8 @@ def _write(
             else:
                 _check_tiff_type(image)
                 write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint(), found.label)
-        elif found.beside:
-            _write_labels(whole, found.beside, source, chosen)
+        elif found.beside and found.home is not None:
+            _write_labels(whole, found.home / "labels", found.beside, chosen)
         nbytes = sum(whole.file_sizes()) or whole.version().size
         _move(whole, path, overwrite)
     return len(levels), nbytes
@@ -206,11 +212,11 @@ def _check_tiff_type(image: Image) -> None:
         )
 
 
-def _write_labels(root: LocalPath, names: Sequence[str], source: Any, chosen: dict[str, Any]) -> None:
-    """Write the label images that belong to an image into its new OME-Zarr."""
+def _write_labels(root: LocalPath, home: Place, names: Sequence[str], chosen: dict[str, Any]) -> None:
+    """Write the label images of an image, which are in the group `home`, into its new OME-Zarr."""
     own = chosen | {"series": None, "channel": None, "axes": None}
     for name in names:
-        path = f"{source}/labels/{name}"
+        path = home / name
         told = find_labels(path, None, None, labels=True)
         with open_image(path, as_labels="integers", **own) as labels:
             write_pyramid(labels, root / "labels" / name, name, None, told.label)

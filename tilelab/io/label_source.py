@@ -16,6 +16,7 @@ from tilelab.io.images.formats import open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.results.tiff import read_tiff_info
 from tilelab.io.results.tiff_pyramid import read_tiff_label
+from tilelab.io.storage.place import Place
 
 _MOST_VALUES = 16
 _LOOK = 1024
@@ -28,12 +29,14 @@ class LabelSource:
     Attributes:
         label: what there is to say of them (``image-label``); None where it is an image like others.
         beside: names of label images that belong to the image.
+        home: the group below which they are; None where only a level of the image was named.
         wide: the dtype of whole numbers that an image would lose (they become float32); empty of others.
     """
 
     label: Mapping[str, Any] | None = None
     beside: tuple[str, ...] = ()
     wide: str = ""
+    home: Place | None = None
 
 
 def find_labels(source: Any, series: str | int | None, channel: int | None, *, labels: bool | None) -> LabelSource:
@@ -53,8 +56,9 @@ def find_labels(source: Any, series: str | int | None, channel: int | None, *, l
     finally:
         stored.close()
     if labels is not None:
-        return LabelSource((told or {}) if labels else None, beside, "" if labels else wide)
-    return LabelSource(told if isinstance(told, Mapping) else None, beside, "" if told is not None else wide)
+        return LabelSource((told or {}) if labels else None, beside, "" if labels else wide, stored.home)
+    label = told if isinstance(told, Mapping) else None
+    return LabelSource(label, beside, "" if told is not None else wide, stored.home)
 
 
 def _of_result(path: str, axes: str, channel: int | None) -> dict[str, Any] | None:

@@ -151,11 +151,12 @@ def replace_folder(whole: Path, path: Path) -> None:
         flush(path.parent)
         return
     aside = _beside(path)
-    path.rename(aside)
     try:
+        path.rename(aside)
         whole.rename(path)
-    except OSError:
-        aside.rename(path)
+    except BaseException:  # a Ctrl-C, too
+        if not os.path.lexists(path):
+            aside.rename(path)
         raise
     flush(path.parent)
     remove_entry(aside)

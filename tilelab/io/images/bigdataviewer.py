@@ -14,6 +14,7 @@ from tilelab.io.images.optional import require
 from tilelab.io.images.several import FLAG, SeveralImagesError, choose, listing
 from tilelab.io.images.source import Source, check_level
 from tilelab.io.images.stated import described_by_bigdataviewer, spim_data
+from tilelab.io.storage.outside import beyond
 
 _MOST_TIMES = 10_000
 
@@ -47,6 +48,7 @@ def open_bigdataviewer(path: str, level: int = 0, series: str | None = None) -> 
     view = views[taken or 0]
     source = _open_n5(container, view, level) if Path(container).is_dir() else _open_hdf5(container, view, level)
     source.series = shown
+    source.outside += beyond(Path(path).parent, [container])
     return source
 
 

@@ -52,6 +52,12 @@ def open_stored(uri: Any, level: int = 0, series: str | None = None) -> Source |
     Raises:
         InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level.
     """
+    if isinstance(uri, ZipPath):
+        from tilelab.io.images.zarr import ZarrSource
+
+        return ZarrSource(uri, level, series)
+    if isinstance(uri, RemotePath):
+        return _open_remote(uri, level, series)
     if not isinstance(uri, str | os.PathLike):
         from tilelab.io.images.array import ArraySource
 

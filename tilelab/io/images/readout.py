@@ -9,6 +9,7 @@ images, 4-D STEM and complex pictures (Fourier transforms) are refused, by what 
 
 from __future__ import annotations
 
+import glob
 import math
 import sys
 from collections.abc import Callable
@@ -218,7 +219,7 @@ class ReadoutSource(Source):
     def _paths(self) -> list[Path]:
         """The file, and those beside it that hold the pixels of a .emi."""
         path = Path(self._path)
-        beside = sorted(path.parent.glob(f"{path.stem}_*.ser")) if path.suffix.lower() == ".emi" else []
+        beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.ser")) if path.suffix.lower() == ".emi" else []
         return [path, *beside]
 
     def close(self) -> None:

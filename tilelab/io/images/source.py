@@ -17,6 +17,7 @@ from tilelab.arrays import Array
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.io.storage.place import Place
 from tilelab.text import format_bytes
 
 
@@ -44,6 +45,7 @@ class Source(abc.ABC):
         outside: what it keeps outside of its own folder, by name; `open_image` refuses it unless that is allowed.
         series: what there is to say of every image beside it, where there are several.
         details: further facts for `describe`.
+        home: the group below which the labels of the image are; None of others, and of a level named by its path.
     """
 
     uri: str
@@ -65,6 +67,7 @@ class Source(abc.ABC):
     outside: tuple[str, ...] = ()
     series: tuple[str, ...] = ()
     details: Mapping[str, Any]
+    home: Place | None = None
 
     @abc.abstractmethod
     def read(self, box: Box) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,8 @@ from tilelab.text import size_text
 _MOST_STATS = 1024
 _MOST_REMOTE_STATS = 64
 _SAMPLED_SIZES = 16
+_ASIDE = ("__MACOSX", ".DS_Store")
+"""What a Mac adds to what it zips."""
 _FIELDS_OF = {"plate": "wells", "well": "images"}
 
 
@@ -64,6 +67,8 @@ class ZarrSource(Source):
             if isinstance(node, ArrayNode):  # a level was named by its path
                 check_level(path, level, 1)
                 level = [group.path / p for p in image.paths].index(node.path)
+            else:
+                self.home = group.path
             check_level(path, level, len(image.paths))
             self.outside = tuple(f"{group.path}/{name}" for name in image.paths if leaves(name))
             levels = [_level_array(group, image, i) for i in range(len(image.paths))]
@@ -150,7 +155,7 @@ class ZippedZarrSource(ZarrSource):
 
     def __init__(self, path: str, level: int = 0, series: str | None = None) -> None:
         top = ZipPath.root(path)
-        while not is_zarr(top) and len(inside := list(top.iterdir())) == 1:
+        while not _is_node(top) and len(inside := [p for p in top.iterdir() if p.name not in _ASIDE]) == 1:
             top = inside[0]
         super().__init__(top, level, series)
 
@@ -170,7 +175,11 @@ def _written_here(group: GroupNode | None) -> bool:
 
 def is_zarr(path: Place) -> bool:
     """Whether the folder `path` is a Zarr node, or lies inside one's hierarchy as something that should be."""
-    return any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")) or ".zarr" in path.suffixes
+    return _is_node(path) or ".zarr" in path.suffixes
+
+
+def _is_node(path: Place) -> bool:
+    return any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 _Found = tuple[ArrayNode | GroupNode | None, Multiscale | None, GroupNode | None]
@@ -227,11 +236,22 @@ def _numbered(path: Place, attributes: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(listed, list) and isinstance(ome, GroupNode):
         listed = ome_attributes(ome).get("series")
     if isinstance(listed, list):
-        return tuple(map(str, listed))
+        return tuple(_inside(path, name) for name in listed)
     names: list[str] = []
     while find_node(path / str(len(names))) is not None:
         names.append(str(len(names)))
     return tuple(names)
+
+
+def _inside(path: Place, name: object) -> str:
+    """A name that the metadata of a group give for something in it.
+
+    Raises:
+        InputError: it leads out of the group.
+    """
+    if leaves(str(name)):
+        raise InputError(f"{path} names an image outside of its own folder, {name}: correct its metadata")
+    return str(name)
 
 
 def _image_text(path: Place, name: str) -> str:
@@ -316,7 +336,7 @@ def _fields(path: Place, document: Any, images: str) -> list[Place]:
     listed = document.get(images) if isinstance(document, dict) else None
     found: list[Place] = []
     for entry in listed if isinstance(listed, list) else ():
-        place = path / str(entry.get("path")) if isinstance(entry, dict) else path
+        place = path / _inside(path, entry.get("path")) if isinstance(entry, dict) else path
         node = find_node(place) if place != path else None
         if not isinstance(node, GroupNode):
             continue
@@ -325,15 +345,26 @@ def _fields(path: Place, document: Any, images: str) -> list[Place]:
     return found
 
 
+def _is_folder(path: Place) -> bool:
+    """Whether something is a folder, as far as one may know."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return False
+
+
 def _describe_group(group: GroupNode, image: Multiscale | None) -> dict[str, Any]:
     """Labels and classes of an OME-Zarr image, for people."""
     details: dict[str, Any] = {"name": image.name} if image and image.name else {}
     attributes = ome_attributes(group)
     if "image-label" in attributes:
         details["label"] = attributes["image-label"]
-    labels = find_node(group.path / "labels") if (group.path / "labels").is_dir() else None
+    labels = find_node(group.path / "labels") if _is_folder(group.path / "labels") else None
     if isinstance(labels, GroupNode):
-        details["labels"] = list(ome_attributes(labels).get("labels") or [])
+        listed = ome_attributes(labels).get("labels")
+        details["labels"] = [str(name) for name in listed] if isinstance(listed, list) else []
     if "tilelab" in group.attributes:
         details["tilelab"] = group.attributes["tilelab"]
     return details

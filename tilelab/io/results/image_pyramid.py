@@ -154,7 +154,7 @@ def _units(image: Image, layout: Layout, channels: int) -> Iterator[tuple[Box, i
 
 def _read_rows(image: Image, box: Box, rows: int) -> Iterator[Array]:
     """The rows of `box` (z, y, x), ``(c, z, rows, x)`` at a time; the next ones are read, or computed, meanwhile."""
-    phase = image.chunk_phase[image.axes.index("y")] if image.chunk_phase else 0
+    phase = image.chunk_phase[image.axes.index("y")] % rows if image.chunk_phase else 0
 
     def read(y: int) -> Array:
         start, stop = list(box.start), list(box.stop)

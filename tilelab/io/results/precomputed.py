@@ -115,7 +115,7 @@ def write_precomputed_levels(
     pixel_size_nm: tuple[float, ...] | None = None,
     origin_px: tuple[float, ...] = (),
 ) -> None:
-    """Write labels of any whole numbers, uint8 to uint64, as a precomputed volume into a new folder.
+    """Write labels of any whole numbers as a precomputed volume into a new folder; those of int64 as uint64.
 
     Args:
         levels: the labels, finest first.
@@ -124,7 +124,9 @@ def write_precomputed_levels(
         pixel_size_nm, origin_px: of the finest, per axis.
     """
     folder.mkdir()
-    _write_info(layout, len(levels), levels[0].dtype.name, pixel_size_nm, origin_px, folder, {})
+    stored = levels[0].dtype.name
+    stored = "uint64" if stored == "int64" else stored  # nobody reads signed ones of 64 bits
+    _write_info(layout, len(levels), stored, pixel_size_nm, origin_px, folder, {})
     for level, array in enumerate(levels):
         _write_scale(array, layout.chunk, folder / str(level))
     (folder / _DESCRIPTION).write_text("{}")
@@ -233,6 +235,10 @@ def _encoded_chunks(
     block: Array = array.read_channel(0, Box(start, stop))[0]
     if not block.any():
         return
+    if block.dtype == np.int64 and block.min() < 0:
+        raise OutputError(
+            f"a precomputed volume holds no labels of 64 bits below 0, as {block.min()}: convert to .ome.zarr"
+        )
     for number, at in sharding.numbers(shard, minishard):
         first = [i * c - s for i, c, s in zip(at[::-1], chunk, start, strict=True)]
         part = block[tuple(slice(f, f + c) for f, c in zip(first, chunk, strict=True))]  # cut off at the edges
