@@ -1,6 +1,7 @@
 """What tilelab costs on top of the bare engine: time and memory of the whole command against a bare loop.
 
     python -m benchmarks.measure.efficiency big.tif --model unet.onnx [--tall tall.tif] [--repeats 3] [--json out.json]
+        [-- further flags of tilelab infer]
 
 Each measurement is a process of its own; bare and tilelab take turns, and the ratio is that of the medians.
 
@@ -211,11 +212,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tall", type=Path, help="a plane several times as tall: memory must be the same")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("words", nargs="*", help="further flags of tilelab infer, after --")
-    args = parser.parse_args(argv)
-    found = measure(args.image, args.model, args.words, args.repeats)
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    args, words = parser.parse_args(given[:end]), given[end + 1 :]
+    found = measure(args.image, args.model, words, args.repeats)
     if args.tall is not None:
-        tall = run_tilelab(args.tall, args.model, args.words)
+        tall = run_tilelab(args.tall, args.model, words)
         found["tall"] = {
             "image": tall["shape"],
             "seconds": tall["process"],

@@ -289,15 +289,14 @@ def finish(
 
 
 @_jit
-def _find_over(canvas, row, into, limits, labels):  # type: ignore[no-untyped-def]
+def _find_over(canvas, row, limits, labels):  # type: ignore[no-untyped-def]
     classes, ring = canvas.shape[:2]
-    (r0, r1), (a0, a1), (c0, c1) = into
-    width = c1 - c0
+    rows, lines, width = labels.shape
     best = np.empty(width, np.float32)
-    for i in range(r0, r1):
-        slot = (row + i - r0) % ring
-        for a in range(a1 - a0):
-            label = labels[i, a0 + a, c0:c1]
+    for i in range(rows):
+        slot = (row + i) % ring
+        for a in range(lines):
+            label = labels[i, a]
             for x in range(width):
                 best[x] = ZERO
                 label[x] = 0
@@ -310,9 +309,9 @@ def _find_over(canvas, row, into, limits, labels):  # type: ignore[no-untyped-de
                     label[x] = code if higher else label[x]
 
 
-def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8, into: Window | None = None) -> None:
+def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:
     """The class whose logit exceeds its limit most, 0 where none does; see `reference.find_over`."""
-    _find_over(canvas, row, whole_window(labels) if into is None else into, limits, labels)
+    _find_over(canvas, row, limits, labels)
 
 
 @_jit

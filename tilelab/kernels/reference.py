@@ -121,7 +121,7 @@ def to_probabilities(logits: Array, activation: int, sharpness: float = 1.0) -> 
     return np.asarray(powers / powers.sum(axis=0))
 
 
-def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8, into: Window | None = None) -> None:
+def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8) -> None:
     """Write to `labels` ``(n, A, X)`` the class (from 1) whose logit exceeds its limit most, 0 where none does.
 
     Args:
@@ -129,9 +129,7 @@ def find_over(canvas: Float32, row: int, limits: Float32, labels: UInt8, into: W
         row: slot of the first finished row is ``row % R``.
         limits: float32 ``(K,)``.
         labels: uint8, written; ties go to the lower class.
-        into: what of it is written; see `finish`.
     """
-    labels = labels[tuple(slice(*ends) for ends in into or whole_window(labels))]
     slots = (row + np.arange(labels.shape[0])) % canvas.shape[1]
     over = canvas[:, slots, : labels.shape[1], : labels.shape[2]] - limits[:, None, None, None]
     labels[...] = np.where(over.max(axis=0) > 0, over.argmax(axis=0) + 1, 0)

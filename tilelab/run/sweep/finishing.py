@@ -106,14 +106,17 @@ def _part(sums: Float32, start: int, into: Window) -> Float32:
 def _finish_logits(
     job: Job, engine: Engine, sums: Float32, start: int, rows: FinishedRows, into: Window, _box: Box
 ) -> None:
-    found, limits = rows.labels, engine.spec.outputs[0].thresholds
+    limits = engine.spec.outputs[0].thresholds
+    over: UInt8 | None = None
     if limits:
         odds = np.array([math.log(t / (1 - t)) for t in limits], np.float32)
-        kernels.find_over(sums, start, np.broadcast_to(odds, sums.shape[:1]).copy(), rows.labels, into)
-        found = np.empty_like(rows.labels)
+        over = np.empty([b - a for a, b in into], np.uint8)
+        kernels.find_over(sums, start, np.broadcast_to(odds, sums.shape[:1]).copy(), over)
     kernels.finish(
-        sums, start, job.activation, found, rows.probabilities, job.channels, rows.logits, job.sharpness, into
+        sums, start, job.activation, rows.labels, rows.probabilities, job.channels, rows.logits, job.sharpness, into
     )
+    if over is not None:
+        rows.labels[tuple(slice(*ends) for ends in into)] = over
 
 
 def _finish_labels(
