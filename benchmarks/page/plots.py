@@ -181,7 +181,7 @@ def _memory(found: dict[str, Any]) -> Any:
             lines[name] = sorted(points)
     if not lines:
         return None
-    figure, axes = subplots(3.5)
+    figure, axes = subplots(4.2)
     for name, points in lines.items():
         ours = name.startswith("tilelab")
         look = {"color": BLUE if ours else GREY, "lw": 2 if ours else 1, "zorder": 2 + ours}
@@ -189,9 +189,10 @@ def _memory(found: dict[str, Any]) -> Any:
             axes.plot([x0, x1], [y0, y1], "--" if mark else "-", **look)
         for x, y, mark in points:
             axes.plot(x, y, "o", markersize=4.5, mfc="white" if mark else look["color"], mec=look["color"], zorder=4)
-    axes.set(xscale="log", yscale="log", xlabel="image, megapixels", ylabel="memory above the loaded network, MB")
-    if any(mark for points in lines.values() for *_, mark in points):
-        axes.set_title("dashed: estimated from smaller planes", fontsize=8, color=INK)
+    estimated = any(mark for points in lines.values() for *_, mark in points)
+    note = "; dashed: estimated from smaller planes" if estimated else ""
+    axes.set(xscale="log", yscale="log", ylabel="memory above the loaded network, MB")
+    axes.set_xlabel(f"image, megapixels{note}")
     areas = sorted({x for points in lines.values() for x, *_ in points})
     axes.set_xticks(areas, [f"{area:.3g}" for area in areas])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -203,23 +204,33 @@ def _memory(found: dict[str, Any]) -> Any:
 
 def _name_lines(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
     """Names at the right, beside the ends of the lines and apart from each other; thin leaders show what is whose."""
-    ours = [name for name in ends if name.startswith("tilelab")]
-    labels = {name: end for name, end in ends.items() if name not in ours[1:]}
+    labels: dict[str, tuple[float, float]] = {}
+    ours: dict[str, list[str]] = {}
+    for name, end in ends.items():
+        words, _, tile = name.partition(", ")
+        group = f"tilelab, {tile or 'tile as the others'}" if name.startswith("tilelab") else name
+        labels.setdefault(group, end)
+        if group != name:
+            ours.setdefault(group, []).append(words.removeprefix("tilelab "))
     right = max(x for x, _ in ends.values())
-    low, high = axes.get_ylim()
-    gap = (math.log(high) - math.log(low)) / 16
-    place = -math.inf
-    for name, (x, y) in sorted(labels.items(), key=lambda label: label[1][1]):
-        place = max(math.log(y), place + gap)
-        own = name in ours
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    gap = (high - low) / max(18, len(labels))
+    places: dict[str, float] = {}
+    for name, (_, y) in sorted(labels.items(), key=lambda label: label[1][1]):
+        places[name] = max([math.log(y), *(place + gap for place in places.values())])
+    top = high
+    for name in reversed(places):  # none above the axes
+        places[name] = min(places[name], top)
+        top = places[name] - gap
+    for name, end in labels.items():
         axes.annotate(
-            ", ".join([name, *(other.removeprefix("tilelab ") for other in ours[1:])]) if own else name,
-            (x, y),
-            xytext=(1.15 * right, math.exp(place)),
+            f"{name}: {', '.join(ours[name])}" if name in ours else name,
+            end,
+            xytext=(1.15 * right, math.exp(places[name])),
             fontsize=8,
             va="center",
-            color=BLUE if own else INK,
-            weight="bold" if own else "normal",
+            color=BLUE if name in ours else INK,
+            weight="bold" if name in ours else "normal",
             arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
             annotation_clip=False,
         )
