@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,5 +45,6 @@ def _row(name: str, section: dict[str, Any]) -> list[str]:
             continue
         times, at_best = (speedup(found, known[0], size, base) for base in (YARDSTICK, best))
         cells.append(f"{mark}{ours['seconds']:.1f} ({times}, {at_best})")
-    about = f"{machine['processor'].split(',')[0]}, {machine['cores']} cores"
+    processor = re.sub(r"\([^)]*\)(?=,|$)|,.*", "", machine["processor"]).strip()  # without family and instruction sets
+    about = f"{processor}, {machine['cores']} cores"
     return [f"[{name}]({name}/README.md)", f"{about}, {section['began'][:10]}", size, *cells]
