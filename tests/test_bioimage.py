@@ -193,3 +193,118 @@ def test_torchscript_gives_what_onnx_gives(tmp_path: Path) -> None:
     assert any("a program" in line for line in said)
     read = [tilelab.read_result(r.path).labels[0][...] for r in (onnx_run, run)]
     assert (read[0] == read[1]).mean() > 0.999
+
+
+def _preprocessed(folder: Path, steps: list[Any], channels: int = 2, rank: int = 2) -> Any:
+    """The description of a package of 0.5 with these steps, and what was assumed."""
+    folder.mkdir()
+    tile = (64, 64) if rank == 2 else (16, 64, 64)
+    net = save_conv(folder / "net.onnx", tile, channels=channels, classes=1)
+    write_05(folder, net, steps, [{"id": "sigmoid"}], ("mask",), size=64)
+    document = yaml.safe_load((folder / "bioimageio.yaml").read_text())
+    for tensor in (*document["inputs"], *document["outputs"]):
+        if rank == 3:
+            tensor["axes"].insert(2, {"type": "space", "id": "z", "size": 16})
+    document["inputs"][0]["axes"][1]["channel_names"] = [f"c{i}" for i in range(channels)]
+    (folder / "bioimageio.yaml").write_text(yaml.safe_dump(document))
+    file = read_model(folder)
+    return file.spec, " ".join(map(str, file.assumptions))
+
+
+def test_statistics_are_of_the_axes_that_are_said(tmp_path: Path) -> None:
+    """By bioimage.io's format: all axes where none is said."""
+    step = {"id": "zero_mean_unit_variance"}
+    for name, channels, axes, joint in (
+        ("none", 2, None, True),
+        ("all", 2, ["channel", "y", "x"], True),
+        ("each", 2, ["y", "x"], False),
+        ("one", 1, None, False),
+    ):
+        words = [step] if axes is None else [step | {"kwargs": {"axes": axes}}]
+        _, assumed = _preprocessed(tmp_path / name, words, channels)
+        assert ("all channels together" in assumed) == joint
+    for name, axes, per in (("stack", ["z", "y", "x"], "stack"), ("slice", ["y", "x"], "slice")):
+        spec, _ = _preprocessed(tmp_path / name, [step | {"kwargs": {"axes": axes}}], 1, 3)
+        assert spec.normalization.per == per
+
+
+def test_of_0_4_the_mode_with_a_mean_is_fixed(tmp_path: Path) -> None:
+    net = save_conv(tmp_path / "net.onnx", ("h", "w"), classes=1)
+    words = {"axes": "yx", "mean": [120.0], "std": [30.0]}
+    write_04(tmp_path, net, [{"name": "zero_mean_unit_variance", "kwargs": words}], [{"name": "sigmoid"}])
+    spec = read_spec(tmp_path)
+    assert spec is not None
+    assert (spec.normalization.kind, spec.normalization.mean, spec.normalization.std) == ("constants", (120,), (30,))
+
+
+def test_what_cuts_off_does_so_in_each_channel_and_as_often_as_it_is_said(tmp_path: Path) -> None:
+    clip = {"id": "clip", "kwargs": {"min": 0, "max": 200}}
+    scaled = {"id": "scale_linear", "kwargs": {"gain": 0.01, "offset": -1}}
+    spec, _ = _preprocessed(tmp_path / "a", [clip, scaled, {"id": "clip", "kwargs": {"min": -3, "max": 0.5}}])
+    assert spec.normalization.clip == (-1, 0.5)
+    for name, steps, match in (
+        ("b", [clip, {"id": "scale_linear", "kwargs": {"axis": "channel", "gain": [0.01, 0.02]}}], "in each channel"),
+        ("c", [{"id": "scale_linear", "kwargs": {"gain": -1}}, {"id": "zero_mean_unit_variance"}], "gain below 0"),
+    ):
+        with pytest.raises(ModelError, match=match):
+            _preprocessed(tmp_path / name, steps)
+
+
+def _script(folder: Path, network: Any, shape: dict[str, Any] | None = None, **more: Any) -> Path:
+    """A package of 0.4 with a network in TorchScript."""
+    torch = pytest.importorskip("torch")
+    folder.mkdir()
+    torch.jit.script(network.eval()).save(str(folder / "net.pt"))
+    free = {"min": [1, 1, 32, 32], "step": [0, 0, 16, 16]}
+    same = {"reference_tensor": "raw", "scale": [1, 1, 1, 1], "offset": [0, 0, 0, 0]}
+    step = {"name": "scale_linear", "kwargs": {"gain": 1 / 255, "offset": -0.5}}
+    document = {
+        "format_version": "0.4.10",
+        "type": "model",
+        "name": "drawn",
+        "inputs": [tensor_04("raw", shape=free, preprocessing=[step])],
+        "outputs": [tensor_04("mask", shape=shape or same, **more)],
+        "weights": {"onnx": None, "torchscript": {"source": "net.pt"}},
+    }
+    (folder / "rdf.yaml").write_text(yaml.safe_dump(document))
+    return folder
+
+
+_SIGMOID = {"postprocessing": [{"name": "sigmoid"}]}
+
+
+def test_a_torchscript_may_give_another_size_than_its_tile(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    halved = {"reference_tensor": "raw", "scale": [1, 1, 0.5, 0.5], "offset": [0, 0, 0, 0]}
+    for name, shape, network in (
+        ("half", halved, torch.nn.Conv2d(1, 1, 4, stride=2, padding=1)),
+        ("valid", None, torch.nn.Conv2d(1, 1, 5)),
+    ):
+        path = _script(tmp_path / name, network, shape, **_SIGMOID)
+        done = tilelab.infer(_IMAGE, path, tmp_path / f"{name}.ome.zarr", intensity_dtype="uint8")
+        assert tilelab.read_result(done.path).labels[0].shape == _IMAGE.shape
+    many = {"reference_tensor": "raw", "scale": [1, 0, 1, 1], "offset": [0, 1.5, 0, 0]}  # three channels, it is said
+    path = _script(tmp_path / "many", torch.nn.Conv2d(1, 1, 1), many, postprocessing=[{"name": "softmax"}])
+    with pytest.raises(ModelError, match="--classes"):
+        tilelab.infer(_IMAGE, path, tmp_path / "many.ome.zarr", intensity_dtype="uint8", classes=3)
+
+
+def test_what_a_package_says_of_a_torchscript_stands_where_values_mislead(tmp_path: Path) -> None:
+    """Probabilities near 0 on a made-up batch, and logits that are all between 0 and 1 there."""
+    torch = pytest.importorskip("torch")
+
+    class Rare(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(400 * x - 1000)
+
+    class Timid(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.2 + 0.1 * torch.sin(x)
+
+    for name, network, said, share in (("rare", Rare(), {"data_range": [0, 1]}, 0), ("timid", Timid(), _SIGMOID, 1)):
+        path = _script(tmp_path / name, network, **said)
+        done = tilelab.infer(_IMAGE, path, tmp_path / f"{name}.ome.zarr", intensity_dtype="uint8")
+        assert tilelab.read_result(done.path).labels[0][...].mean() == share
+    wrong = _script(tmp_path / "wrong", torch.nn.Conv2d(1, 1, 1), data_range=[0, 1])
+    with pytest.raises(ModelError, match="no probabilities, as its description says"):
+        tilelab.infer(_IMAGE, wrong, tmp_path / "wrong.ome.zarr", intensity_dtype="uint8")

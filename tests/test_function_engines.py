@@ -81,3 +81,40 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="NaN"):
         tilelab.infer(_IMAGE, lambda x: np.full_like(x, np.nan), out, activation="sigmoid", **_SAID)
     assert not out.exists()
+
+
+def test_what_finds_nothing_in_a_made_up_batch_is_asked_for(tmp_path: Path) -> None:
+    """Probabilities near 0 are all above 0: as logits, all would be foreground."""
+
+    def rare(tiles: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(np.minimum(100 - 40 * tiles, 60), dtype=np.float32))
+
+    said = {**_SAID, "mean": 0, "activation": "sigmoid"}
+    with pytest.raises(ModelError, match="about the same, between 0 and 1: say --output-is probabilities"):
+        tilelab.infer(_IMAGE, rare, tmp_path / "a.ome.zarr", **said)
+    run = tilelab.infer(_IMAGE, rare, tmp_path / "b.ome.zarr", output_is="probabilities", **said)
+    assert np.array_equal(tilelab.read_result(run.path).labels[0][...], _IMAGE > 160)
+
+
+def test_a_module_that_is_refused_is_given_back_as_it_was() -> None:
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Dropout(0.5)).train()
+    for words in ({}, {"mean": (0.0,), "std": (1.0,), "classes": 5}):
+        with pytest.raises(ModelError):
+            tilelab.load_engine(net, spec_overrides=tilelab.SpecOverrides(tile=(32,), **words))
+        assert all(part.training for part in net.modules())
+
+
+def test_a_function_may_change_what_it_is_given(tmp_path: Path) -> None:
+    def halved(tiles: np.ndarray) -> np.ndarray:
+        tiles *= 0.5
+        return tiles
+
+    words = {**_SAID, "activation": "sigmoid", "uncertainty": "symmetries"}
+    runs = [
+        tilelab.infer(_IMAGE, call, tmp_path / f"{i}.ome.zarr", **words)
+        for i, call in enumerate((halved, lambda tiles: 0.5 * tiles))
+    ]
+    read = [tilelab.read_result(run.path) for run in runs]
+    assert np.array_equal(*(result.probabilities[0][...] for result in read))
+    assert np.array_equal(*(result.maps["uncertainty"][...] for result in read))

@@ -10,12 +10,14 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tilelab
 from tests.tiny_models import make_spec, save_conv
+from tilelab.engines.packages.kept import kept
 from tilelab.engines.registry import read_model, read_spec
 from tilelab.errors import ModelError
 
@@ -185,3 +187,97 @@ def test_a_czann_runs_as_it_says(tmp_path: Path, single: bool) -> None:
     packed.write_bytes(b"PK")
     with pytest.raises(ModelError, match=r"not a \.czann that can be read"):
         read_model(packed)
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_pinned_archive_is_unpacked_beside_itself(server: str, tmp_path: Path, cache: Path) -> None:
+    net = save_conv(tmp_path / "net.onnx", (64, 64), classes=3, end="Softmax")
+    told = {"Type": "MultiClassSemanticSegmentation", "InputShape": [64, 64, 1], "OutputShape": [64, 64, 3]}
+    packed = tmp_path / "served" / "drawn.czann"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("model.json", json.dumps(told))
+        archive.write(net, "model.model")
+    address = f"{server}/drawn.czann#sha256={_sha(packed)}"
+    for _ in range(2):
+        assert read_model(address).path.read_bytes() == net.read_bytes()
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "name"),
+    [
+        ("my net.onnx", "my net.onnx", "my net.onnx"),
+        ("größe.onnx", "größe.onnx", "größe.onnx"),
+        ("my net.onnx", "my%20net.onnx", "my net.onnx"),
+        ("nets/net.onnx", "nets%2Fnet.onnx", "net.onnx"),
+        ("net.onnx", "a/..%2F..%2F..%2Fnet.onnx", "net.onnx"),
+    ],
+)
+def test_any_name_is_fetched_and_lands_in_the_cache(
+    server: str, tmp_path: Path, cache: Path, stored: str, asked: str, name: str
+) -> None:
+    (tmp_path / "served" / "nets").mkdir()
+    net = save_conv(tmp_path / "served" / stored, spec=make_spec())
+    path = read_model(f"{server}/{asked}#sha256={_sha(net)}").path
+    assert path.name == name
+    assert path.parent.parent == cache
+    assert [p for p in tmp_path.rglob("*.onnx") if p not in (net, path)] == []
+
+
+@pytest.mark.parametrize("ending", ["", "..", "%2E%2E", "nets%2F"])
+def test_an_address_without_a_file_is_refused(ending: str) -> None:
+    with pytest.raises(ModelError, match="names no file"):
+        read_model(f"https://127.0.0.1:1/{ending}")
+
+
+def test_machine_code_is_told_by_any_spelling() -> None:
+    with pytest.raises(ModelError, match="machine code"):
+        read_model("https://127.0.0.1:1/net.PT2")
+
+
+class _Short(_Quiet):
+    """Sends half of what it promises."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        data = source.read()
+        outputfile.write(data[: len(data) // 2])
+
+
+def test_what_breaks_off_is_not_kept(tmp_path: Path, cache: Path) -> None:
+    net = save_conv(tmp_path / "net.onnx", spec=make_spec())
+    handler = functools.partial(_Short, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{running.server_address[1]}/net.onnx#sha256={_sha(net)}"
+        with pytest.raises(ModelError, match=r"broke off after \d+ of \d+ bytes"):
+            read_model(address)
+        running.shutdown()
+    assert not list(cache.iterdir())
+
+
+def test_of_two_who_keep_at_once_the_first_ones_stays(cache: Path) -> None:
+    def late(made: Path) -> None:
+        (made / "late").touch()
+        assert kept("0" * 64, lambda other: (other / "first").touch())[1]
+
+    folder, _ = kept("0" * 64, late)
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+def test_damaged_archives_are_refused_in_a_line(tmp_path: Path) -> None:
+    net = save_conv(tmp_path / "net.onnx", (64, 64))
+    for name, document in (("a.zip", "rdf.yaml"), ("a.czann", "model.json")):
+        packed = tmp_path / name
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr(document, "{}")
+            archive.write(net, "net.model")
+        data = bytearray(packed.read_bytes())
+        data[data.find(b"tiny_models")] ^= 255
+        packed.write_bytes(data)
+        pytest.importorskip("yaml")
+        with pytest.raises(ModelError, match="that can be read"):
+            read_model(packed)

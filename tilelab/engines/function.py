@@ -5,6 +5,7 @@ Nothing here imports torch: who hands over a module has done so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import sys
@@ -69,33 +70,37 @@ def load_function(
     tile = tile * len(given.axes or "yx") if len(tile) == 1 else tile
     shape = (batch or 1, channels, *tile)
     call = _numpy_function(function) if module is None else _ModuleFunction(module)
-    found = call(made_up_tiles(shape))
-    outputs = tuple(Port(key, "float32", ("batch", *value.shape[1:])) for key, value in found.items())
-    file = ModelFile(
-        path=Path(name),
-        format="function",
-        files=(),
-        inputs=(Port("tiles", "float32", ("batch", *shape[1:])),),
-        outputs=outputs,
-        precision="fp32",
-        description=None,
-    )
-    if given.output is None and len(outputs) > 1 and (usual := [key for key in _USUAL if key in found]):
-        given = replace(given, output=usual[0])
-    spec = resolve_spec(file, given)
-    ports = choose_ports(file, given.output, given.output_is, given.axes)
-    meaning = read_meaning(file, ports.targets[0], spec, given.first_is)
-    meaning = replace(meaning, assumptions=(*ports.assumptions, *meaning.assumptions))
-    device = "cpu" if module is None else str(call.device)  # type: ignore[attr-defined]
-    request = LoadRequest(
-        file, ports.source, ports.targets, spec, device, "fp32", batch or 1, spec.tile, None, (), meaning
-    )
-    engine = FunctionEngine(request, call, digest or _digest(module))
-    engine.assumptions += assumptions
-    if trial:
-        meaning = meaning.confirm(try_out(engine, name)[:, : spec.class_values])
-        engine.measure_memory()
-    engine.settle(meaning)
+    with contextlib.ExitStack() as failing:
+        if isinstance(call, _ModuleFunction):  # which is given back in the mode that it was in
+            failing.callback(call.close)
+        found = call(made_up_tiles(shape))
+        outputs = tuple(Port(key, "float32", ("batch", *value.shape[1:])) for key, value in found.items())
+        file = ModelFile(
+            path=Path(name),
+            format="function",
+            files=(),
+            inputs=(Port("tiles", "float32", ("batch", *shape[1:])),),
+            outputs=outputs,
+            precision="fp32",
+            description=None,
+        )
+        if given.output is None and len(outputs) > 1 and (usual := [key for key in _USUAL if key in found]):
+            given = replace(given, output=usual[0])
+        spec = resolve_spec(file, given)
+        ports = choose_ports(file, given.output, given.output_is, given.axes)
+        meaning = read_meaning(file, ports.targets[0], spec, given.first_is)
+        meaning = replace(meaning, assumptions=(*ports.assumptions, *meaning.assumptions))
+        device = "cpu" if module is None else str(call.device)  # type: ignore[attr-defined]
+        request = LoadRequest(
+            file, ports.source, ports.targets, spec, device, "fp32", batch or 1, spec.tile, None, (), meaning
+        )
+        engine = FunctionEngine(request, call, digest or _digest(module))
+        engine.assumptions += assumptions
+        if trial:
+            meaning = meaning.confirm(try_out(engine, name)[:, : spec.class_values])
+            engine.measure_memory()
+        engine.settle(meaning)
+        failing.pop_all()
     return engine
 
 

@@ -66,17 +66,25 @@ class Meaning:
         if self.kind == "labels":
             return self._confirm_labels(seen)
         if not seen.varies:
+            told = self.kind is not None or self.ending is not None or self.described
+            if not told and self.spec.activation == "sigmoid" and seen.inside and seen.low > 0:  # as logits, all is yes
+                raise self._doubt("every value of a trial batch is about the same, between 0 and 1")
             return self._settled("logits")
         if self.said is not None:
             return self._confirm_said(seen)
         if self.kind == "probabilities":
+            if self.ending is None and not -_OVERSHOOT <= seen.low <= seen.high <= 1 + _OVERSHOOT:
+                raise ModelError(
+                    f"{self.path} gives values from {seen.low:.4g} to {seen.high:.4g} for a trial batch: those are no "
+                    f"probabilities, as its description says they are: say {FLAG} logits or map"
+                )
             self._check_sum(seen)
             return self._settled("probabilities")
         if seen.labels and not self.described:
             raise self._doubt("every value of a trial batch is a whole number, as of labels")
-        if self.ending is None:
+        if self.kind is None and self.ending is None:
             return self._by_values(seen)
-        if self.described:
+        if self.ending is None or self.described:
             return self._settled("logits")
         one_sided = self.kind is None and not self.ending.bounded  # a ReLU: no activation of a classifier ends so
         if seen.inside and not one_sided and (self.spec.activation == "sigmoid" or seen.sums):

@@ -14,7 +14,7 @@ import numpy as np
 
 from tilelab.arrays import Array
 from tilelab.engines.loading import Availability, FileEngine, LoadRequest, Target, refuse
-from tilelab.errors import EngineError
+from tilelab.errors import EngineError, ModelError
 from tilelab.machine.cpu import cpu_features
 from tilelab.text import explain, size_text
 
@@ -53,8 +53,20 @@ class TorchScriptEngine(FileEngine):
         except (RuntimeError, ValueError) as error:
             raise refuse("TorchScript", request, error) from error
         self._threads: int = request.threads or torch.get_num_threads()
+        found = self._call(np.zeros(request.native_input_shape, request.source.dtype))
+        self.fit_outputs([array.shape for array in found])
+        self._open_streams(1, np.dtype(request.source.dtype), np.dtype(request.target.dtype))
 
     def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:  # noqa: ARG002 - the only one
+        for found, target in zip(self._call(source), targets, strict=True):
+            if found.shape != target.shape:  # and would be repeated to fill it
+                raise EngineError(
+                    f"TorchScript gave {size_text(found.shape)} for a batch, not {size_text(target.shape)}"
+                )
+            np.copyto(target, found, casting="same_kind")
+
+    def _call(self, source: Array) -> list[Array]:
+        """The outputs that are used, as the network gives them."""
         torch = self._torch
         if torch.get_num_threads() != self._threads:  # a property of each thread that calls
             torch.set_num_threads(self._threads)
@@ -69,8 +81,9 @@ class TorchScriptEngine(FileEngine):
             list(given.values()) if isinstance(given, dict) else given if isinstance(given, tuple | list) else [given]
         )
         names = [port.name for port in self._request.file.outputs]
-        for port, target in zip(self._request.targets, targets, strict=True):
-            np.copyto(target, parts[names.index(port.name)].float().numpy(), casting="same_kind")
+        if len(parts) < len(names):
+            raise ModelError(f"{self._request.file.path} gives {len(parts)} outputs, {len(names)} are described")
+        return [parts[names.index(port.name)].float().numpy() for port in self._request.targets]
 
     def versions(self) -> Mapping[str, str]:
         """Of torch, the instruction sets that it may use, and the threads that it cuts its sums for."""

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from tilelab.assumptions import Assumption
 from tilelab.engines.packages.kept import digest_of, kept
@@ -35,9 +35,12 @@ def fetch_model(address: str) -> tuple[Path, tuple[str, ...], tuple[Assumption, 
         ModelError: nothing is there, it is not what was pinned, or a pin is needed and missing.
     """
     url, pin = _read(address)
-    shown = urlunsplit((*urlsplit(url)[:1], urlsplit(url).netloc.rpartition("@")[2], urlsplit(url).path, "", ""))
-    name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
-    if not pin and (url.startswith("http:") or name.endswith(_CODE)):
+    parts = urlsplit(url)
+    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    name = unquote(parts.path).replace("\\", "/").rsplit("/", 1)[-1]  # a %2F is a slash, too: nothing lands elsewhere
+    if name in ("", ".", ".."):
+        raise ModelError(f"{shown} names no file: give the address of one")
+    if not pin and (url.startswith("http:") or name.lower().endswith(_CODE)):
         why = "is not encrypted" if url.startswith("http:") else "leads to machine code"
         raise ModelError(f"{shown} {why}: say what it must be, with #sha256=... behind the address")
     key = pin or hashlib.sha256(f"address {url}".encode()).hexdigest()
@@ -73,19 +76,30 @@ def _read(address: str) -> tuple[str, str]:
     return f"{base}/{owner}/{repository}/resolve/{revision or 'main'}/{file}", pin
 
 
+def _quoted(parts: SplitResult) -> str:
+    """An address as it is asked for: what is no ASCII, or a space, is escaped; escapes stay."""
+    kept = "/%:@!$&'()*+,;=~"
+    return urlunsplit(parts._replace(path=quote(parts.path, kept), query=quote(parts.query, kept + "?")))
+
+
 def _download(url: str, shown: str, path: Path, pin: str) -> None:
-    import urllib.error  # takes longer to import than to find a model on the disk
+    import http.client  # takes longer to import than to find a model on the disk
+    import urllib.error
     import urllib.request
 
-    request = urllib.request.Request(url, headers={"User-Agent": f"tilelab/{__version__}"})  # noqa: S310 - see `_ADDRESS`
+    quoted = _quoted(urlsplit(url))
+    request = urllib.request.Request(quoted, headers={"User-Agent": f"tilelab/{__version__}"})  # noqa: S310 - see `_ADDRESS`
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer, path.open("wb") as file:  # noqa: S310
             if not pin and not answer.url.startswith("https:"):
                 raise ModelError(f"{shown} leads to an address that is not encrypted: pin it with #sha256=...")
             shutil.copyfileobj(answer, file)
+            stated = answer.headers.get("Content-Length", "")
+            if stated.isdecimal() and file.tell() != int(stated):  # Python says nothing of it
+                raise ModelError(f"{shown} broke off after {file.tell()} of {stated} bytes: run the same command again")
     except urllib.error.HTTPError as error:
         raise ModelError(f"{shown} cannot be fetched: {error.code} {error.reason}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise ModelError(f"{shown} cannot be fetched: {reason}: fetch it by other means and give the file") from None
     if pin and digest_of(path) != pin:

@@ -20,7 +20,7 @@ from tilelab.assumptions import Assumption
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.overrides import Axes, SpecOverrides, resolve_spec
-from tilelab.engines.packages.kept import digest_of, kept
+from tilelab.engines.packages.kept import BROKEN, digest_of, unpacked
 from tilelab.engines.packages.processing import normalization_words
 from tilelab.errors import ModelError
 from tilelab.spec import Activation, ModelSpec, OutputKind
@@ -137,6 +137,10 @@ def read_package(path: Path, weights: str | None = None) -> ModelFile:
     spec = _settled(package, spec)
     notes: tuple[str, ...] = ()
     if file.format == "torchscript":
+        first, *others = spec.outputs  # no graph tells what it is, so what the package says is kept
+        spec = msgspec.structs.replace(
+            spec, outputs=(msgspec.structs.replace(first, kind=first.kind or said.first_is), *others)
+        )
         notes = (f"{path} holds its network as TorchScript, a program: it runs as it is, in torch",)
     return replace(file, description=spec.to_json(), notes=notes, assumptions=assumptions)
 
@@ -151,8 +155,8 @@ def open_package(path: Path) -> Package:
         import yaml
     except ImportError:
         raise ModelError(f"{path} is a package of bioimage.io: to read it, {install_hint('bioimageio')}") from None
-    folder, name = _unpacked(path)
     try:
+        folder, name = _unpacked(path)
         document = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
         version = str(document["format_version"])
         if document.get("type", "model") != "model":
@@ -168,7 +172,7 @@ def open_package(path: Path) -> Package:
                     replace(tensor, test=str(names[i])) if i < len(names) else tensor
                     for i, tensor in enumerate(tensors[kind])
                 )
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except (*BROKEN, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ModelError(f"{path} is not a package of bioimage.io that can be read: {error!r}") from error
     return Package(path, folder, document, tensors["inputs"], tensors["outputs"])
 
@@ -179,7 +183,7 @@ def _unpacked(path: Path) -> tuple[Path, str]:
         return path.parent, path.name
     folder = path
     if path.is_file():
-        folder, _ = kept(digest_of(path), lambda made: _unzip(path, made))
+        folder = unpacked(path, lambda made: _unzip(path, made))
     return folder, next(name for name in DOCUMENTS if (folder / name).is_file())
 
 
@@ -261,7 +265,7 @@ def _tensor_05(item: dict[str, Any]) -> Tensor:
 def _network(package: Package, wanted: str | None) -> ModelFile:
     """The weights that run here, checked against their digest."""
     stored = package.document.get("weights") or {}
-    kinds = [kind for kind in WEIGHTS if kind in stored and wanted in (None, kind)]
+    kinds = [kind for kind in WEIGHTS if stored.get(kind) and wanted in (None, kind)]
     if not kinds:
         there = ", ".join(stored) or "none"
         raise ModelError(
@@ -302,7 +306,9 @@ def _words(package: Package, file: ModelFile) -> tuple[SpecOverrides, tuple[Assu
     axes = "".join(axis.letter for axis in source.spatial)
     if axes not in ("yx", "zyx"):
         raise ModelError(f"{package.path} has its axes in the order {axes}: tilelab feeds yx or zyx")
-    words, assumptions = normalization_words(package.path, source.steps, source.dtype, flat=axes == "yx")
+    words, assumptions = normalization_words(
+        package.path, source.steps, source.dtype, flat=axes == "yx", channels=source.channel.size or 1
+    )
     activation, kinds, guessed = _activation(package, file)
     tile = tuple(_side(axis) for axis in source.spatial)
     halo = _halo(package)

@@ -14,7 +14,7 @@ import msgspec
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import read_onnx
 from tilelab.engines.overrides import SpecOverrides, resolve_spec
-from tilelab.engines.packages.kept import digest_of, kept
+from tilelab.engines.packages.kept import BROKEN, unpacked
 from tilelab.errors import ModelError
 
 SUFFIX = ".czann"
@@ -29,10 +29,10 @@ def read_czann(path: Path) -> ModelFile:
         ModelError: it is broken, or holds no ONNX file, or a network that does not segment.
     """
     try:
-        folder, _ = kept(digest_of(path), lambda made: _unpack(path, made))
+        folder = unpacked(path, lambda made: _unpack(path, made))
         told: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         kind, shape, gives = told["Type"], told["InputShape"], told["OutputShape"]
-    except (zipfile.BadZipFile, StopIteration, KeyError, ValueError) as error:
+    except (*BROKEN, StopIteration, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is not a .czann that can be read: {error!r}") from error
     if kind not in (*_SEGMENTS, _REGRESSES):
         raise ModelError(f"{path} is a model for {kind}: tilelab runs those for {', '.join((*_SEGMENTS, _REGRESSES))}")

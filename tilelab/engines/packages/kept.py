@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from tilelab.errors import OutputError
-from tilelab.machine.disk import MARK, give_name
+from tilelab.machine.disk import give_name, work_folder
 
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What is raised of an archive that is damaged, packed in a way that is not known here, or locked by a password."""
 _DIGITS = 16  # of a digest, in names
 
 
@@ -35,6 +38,12 @@ def is_kept(digest: str) -> bool:
     return (cache_folder() / digest[:_DIGITS]).is_dir()
 
 
+def unpacked(archive: Path, unpack: Callable[[Path], None]) -> Path:
+    """The folder of what an archive holds; the archive itself, where it was fetched, has the one of its digest."""
+    key = hashlib.sha256(f"unpacked {digest_of(archive)}".encode()).hexdigest()
+    return kept(key, unpack)[0]
+
+
 def kept(digest: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
     """The folder that `make` once filled for a digest, and whether it was made just now.
 
@@ -48,12 +57,15 @@ def kept(digest: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
         return folder, False
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".model-", suffix=MARK, dir=folder.parent) as scratch:
-            made = Path(scratch) / "made"
+        with work_folder(folder.parent, ".model-") as scratch:
+            made = scratch / "made"
             made.mkdir()
             make(made)
-            if not folder.is_dir():
+            try:
                 give_name(made, folder)
+            except OSError:
+                if not folder.is_dir():  # another one was not faster
+                    raise
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}: set XDG_CACHE_HOME") from error
     return folder, True

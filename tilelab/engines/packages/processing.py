@@ -15,7 +15,7 @@ _WHITE = {"uint8": 300.0, "uint16": 70000.0}  # what a spread of such intensitie
 
 
 def normalization_words(
-    path: Path, steps: Sequence[tuple[str, dict[str, Any]]], dtype: str, *, flat: bool
+    path: Path, steps: Sequence[tuple[str, dict[str, Any]]], dtype: str, *, flat: bool, channels: int
 ) -> tuple[dict[str, Any], tuple[Assumption, ...]]:
     """The flags that say what the steps do.
 
@@ -24,13 +24,14 @@ def normalization_words(
         steps: names and arguments, as bioimage.io has them.
         dtype: of the input.
         flat: the network is 2-D: a sample is a slice, so statistics are a slice's.
+        channels: of the input.
 
     Raises:
         ModelError: a step, or two together, are not possible here.
     """
     gain, offset = np.ones(1), np.zeros(1)  # of (raw * gain + offset)
     words: dict[str, Any] = {}
-    clip: tuple[float, float] | None = None
+    clip: tuple[Any, Any] | None = None  # numbers, or one for each channel
     assumptions: tuple[Assumption, ...] = ()
 
     def refuse(name: str, why: str) -> ModelError:
@@ -39,23 +40,28 @@ def normalization_words(
         )
 
     for name, given in steps:
-        fixed = name == "fixed_zero_mean_unit_variance" or given.get("mode") == "fixed"
+        # of format 0.4 it is the mode where none is said, and the only one with a mean
+        fixed = name == "fixed_zero_mean_unit_variance" or given.get("mode") == "fixed" or given.get("mean") is not None
         if name == "ensure_dtype":
             continue
         if name == "clip":
             low, high = (given.get(end) for end in ("min", "max"))
-            clip = (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+            ends = (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+            clip = ends if clip is None else (np.maximum(clip[0], ends[0]), np.minimum(clip[1], ends[1]))
             continue
         if words and not (name == "scale_linear" and _is(given, 1.0, 0.0)):
             raise refuse(name, f"after {words['normalization']}")
-        if name == "scale_linear" or (name == "zero_mean_unit_variance" and fixed) or fixed:
+        if name == "scale_linear" or fixed:
             a, b = _affine(name, given)
             gain, offset = gain * a, offset * a + b
             if clip is not None:
-                clip = (float(clip[0] * a[0] + b[0]), float(clip[1] * a[0] + b[0]))
-        elif clip is not None:
+                clip = (clip[0] * a + b, clip[1] * a + b)
+            continue
+        if clip is not None:
             raise refuse(name, "after clip")
-        elif name == "zero_mean_unit_variance":
+        if gain.min() < 0:
+            raise refuse(name, "after a gain below 0")
+        if name == "zero_mean_unit_variance":
             words = {"normalization": "mean-std"}
         elif name == "scale_range":
             low, high = float(given.get("min_percentile", 0.0)), float(given.get("max_percentile", 100.0))
@@ -65,13 +71,18 @@ def normalization_words(
                 words["percentiles"] = (low, high)
         else:
             raise refuse(name, "of its input")
-        if words and given.get("mode") == "per_dataset":
-            assumptions = (_whose(path, name),)
-        elif words and flat:
+        if given.get("mode") == "per_dataset":
+            assumptions += (_whose(path, name),)
+        elif flat or not _joins(given, "z"):
             words["statistics"] = "slice"
+        if channels > 1 and _joins(given, "c"):
+            assumptions += (_jointly(path, name),)
     if clip is not None:
-        words["clip"] = clip if np.isfinite(clip).all() else None
-        if words["clip"] is None:
+        lows, highs = ({*np.ravel(end).tolist()} for end in clip)
+        if len(lows) > 1 or len(highs) > 1:
+            raise refuse("clip", "at other numbers in each channel")
+        words["clip"] = (lows.pop(), highs.pop())
+        if not np.isfinite(words["clip"]).all():
             raise refuse("clip", "with one end")
     if "normalization" in words:
         return words, assumptions
@@ -100,8 +111,23 @@ def _affine(name: str, given: dict[str, Any]) -> tuple[Any, Any]:
     return 1 / std, -np.atleast_1d(np.asarray(given["mean"], float)) / std
 
 
+def _joins(given: dict[str, Any], letter: str) -> bool:
+    """Whether statistics are of an axis as a whole; where no axes are said, they are of all."""
+    axes = given.get("axes")
+    return axes is None or letter in (axis[:1] for axis in axes)
+
+
 def _is(given: dict[str, Any], gain: float, offset: float) -> bool:
     return bool(given.get("gain", 1.0) == gain) and bool(given.get("offset", 0.0) == offset)
+
+
+def _jointly(path: Path, name: str) -> Assumption:
+    return Assumption(
+        what=f"the statistics of all channels together that {path} wants for {name}",
+        taken="those of each channel",
+        because="a description has one mean and spread for each",
+        flag="--mean and --std",
+    )
 
 
 def _whose(path: Path, name: str) -> Assumption:
