@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -16,7 +17,8 @@ from tiny_models import make_spec, save_conv, save_unet
 import tilelab
 from tilelab.engines.base import BaseEngine
 from tilelab.engines.combined import CombinedEngine, combined_planes, combined_spec, is_combined
-from tilelab.engines.registry import read_spec
+from tilelab.engines.overrides import SpecOverrides
+from tilelab.engines.registry import load_engine, read_spec
 from tilelab.errors import ModelError
 from tilelab.io.results.result import Result, read_result
 from tilelab.measure.doubt import find_doubt
@@ -190,3 +192,81 @@ def test_models_that_run_unlike_are_said() -> None:
     engine = CombinedEngine([one, other], combined_spec([spec, spec], None), None)
     assert engine.warnings == ("the models do not run alike: function fp32 on cpu, function bf16 on cpu",)
     assert CombinedEngine([one, one], combined_spec([spec, spec], None), None).warnings == ()
+
+
+def test_tiles_and_overlaps_suit_all(tmp_path: Path) -> None:
+    small = save_conv(tmp_path / "s.onnx", (64, 64), classes=3, spec=make_spec((64, 64), classes=3))
+    large = save_conv(
+        tmp_path / "l.onnx",
+        ("h", "w"),
+        classes=3,
+        spec=make_spec((256, 256), classes=3, tile_fixed=False, overlap=(64, 64)),
+    )
+    spec = read_spec(f"{small},{large}")
+    assert spec is not None
+    assert (spec.tile, spec.overlap) == ((64, 64), (32, 32))
+
+
+def test_symmetries_need_a_square(tmp_path: Path) -> None:
+    oblong = make_spec((32, 128), classes=3, tile_fixed=False)
+    free = str(save_conv(tmp_path / "free.onnx", ("h", "w"), classes=3, spec=oblong))
+    spec = read_spec(free, SpecOverrides(uncertainty="symmetries"))
+    assert spec is not None
+    assert spec.tile == (32, 32)
+    fixed = str(save_conv(tmp_path / "fixed.onnx", (32, 128), classes=3, spec=make_spec((32, 128), classes=3)))
+    for model, words in ((fixed, {"tile": None}), (free, {"tile": (32, 128)}), (np.negative, {"tile": (32, 128)})):
+        said = WORDS | words | {"overlap": 0, "uncertainty": "symmetries", "device": "auto", "engine": "auto"}
+        extra = {"mean": 128, "std": 33, "activation": "sigmoid"} if callable(model) else {}
+        with pytest.raises(ModelError, match="need a square tile"):
+            tilelab.infer(IMAGE, model, tmp_path / "r.ome.zarr", **said, **extra)
+
+
+def test_what_was_trained_on_other_pixels_is_refused(tmp_path: Path) -> None:
+    sizes = {"a": None, "b": (8.0, 8.0), "c": (20.0, 20.0), "d": (8.4, 8.4)}
+    path = {
+        name: str(save_conv(tmp_path / f"{name}.onnx", (64, 64), spec=make_spec((64, 64), pixel_size_nm=size)))
+        for name, size in sizes.items()
+    }
+    for names in ("bc", "abc"):
+        with pytest.raises(ModelError, match="8 x 8 and 20 x 20 nm"):
+            read_spec(",".join(path[name] for name in names))
+    spec = read_spec(f"{path['a']},{path['b']},{path['d']}")
+    assert spec is not None
+    assert spec.pixel_size_nm == (8, 8)
+    said = read_spec(f"{path['b']},{path['c']}", SpecOverrides(pixel_size_nm=(8.0,)))
+    assert said is not None
+
+
+def test_intensities_are_cut_off_alike_or_not_together(tmp_path: Path) -> None:
+    path = {}
+    for name, mean, std, clip in (("a", 100, 20, (-2, 3)), ("b", 100, 40, (-1, 1.5)), ("c", 100, 40, (-2, 3))):
+        spec = make_spec((64, 64), normalization=Normalization(mean=(float(mean),), std=(float(std),), clip=clip))
+        path[name] = str(save_conv(tmp_path / f"{name}.onnx", (64, 64), spec=spec))
+    for other in "bc":
+        with pytest.raises(ModelError, match="do not go together"):
+            read_spec(f"{path['a']},{path[other]}")
+    same = make_spec((64, 64), normalization=Normalization(mean=(100.0,), std=(20.0,), clip=(-2, 3)))
+    assert read_spec(f"{path['a']},{save_conv(tmp_path / 'd.onnx', (64, 64), spec=same)}") is not None
+
+
+def test_volumes_of_several_channels_go_together(tmp_path: Path) -> None:
+    rng, tile = np.random.default_rng(0), (2, 32, 32)
+    paths = []
+    for name, mean, std in (("a", (120.0, 100.0), (30.0, 40.0)), ("b", (90.0, 70.0), (20.0, 60.0))):
+        spec = make_spec(tile, channels=2, normalization=Normalization(mean=mean, std=std))
+        paths.append(str(save_conv(tmp_path / f"{name}.onnx", tile, channels=2, spec=spec)))
+    raw = rng.integers(0, 256, (1, 2, *tile)).astype(np.float32)
+    each = (1, 2, 1, 1, 1)
+    given = [
+        ((raw - np.reshape(mean, each)) / np.reshape(std, each)).astype(np.float32)
+        for mean, std in (((120, 100), (30, 40)), ((90, 70), (20, 60)))
+    ]
+    out, parts = np.empty((1, 2, *tile), np.float32), []
+    for path, tiles in zip(paths, given, strict=True):
+        with contextlib.closing(load_engine(path, engine="onnxruntime", device="cpu")) as engine:
+            engine.run(tiles, out)
+        parts.append(np.exp(out) / np.exp(out).sum(axis=1, keepdims=True))
+    with contextlib.closing(load_engine(",".join(paths), engine="onnxruntime", device="cpu")) as engine:
+        engine.run(given[0], out)
+    both = np.exp(out) / np.exp(out).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(both, (parts[0] + parts[1]) / 2, atol=1e-4)

@@ -25,12 +25,14 @@ from tilelab.engines.base import BaseEngine, Engine, EngineMemory
 from tilelab.errors import ModelError
 from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
 from tilelab.spec import ModelSpec, Output
+from tilelab.text import size_text
 
 Uncertainty = Literal["entropy", "symmetries", "models"]
 KINDS: tuple[Uncertainty, ...] = get_args(Uncertainty)
 MAP = "uncertainty"
 """Name of the map."""
 
+_SIZE_SLACK = 0.1
 _LEAST = np.float32(2**-40)
 _BITS = np.float32(1 / math.log(2))
 
@@ -50,20 +52,31 @@ def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -
         for what, mine, its in _sames(first, spec):
             if mine != its:
                 raise ModelError(f"{first.name} and {spec.name} do not go together: {what} {mine} and {its}")
-    if uncertainty == "symmetries" and first.tile[-1] != first.tile[-2]:
-        first = msgspec.structs.replace(first, tile=(*first.tile[:-2], *(min(first.tile[-2:]),) * 2))
+    sized = [(spec.name, spec.pixel_size_nm) for spec in specs if spec.pixel_size_nm is not None]
+    for name, sizes in sized:
+        if not _alike(sized[0][1], sizes):
+            mine, its = (size_text(f"{size:g}" for size in one) for one in (sized[0][1], sizes))
+            raise ModelError(
+                f"{sized[0][0]} and {name} do not go together: they were trained on {mine} and {its} nm per pixel "
+                "(--model-pixel-size says what holds for both)"
+            )
     stride = math.lcm(*(spec.stride for spec in specs))
     free = [spec.tile for spec in specs if spec.tile_fixed] or [tuple(max(n) for n in _across(specs, "tile"))]
+    tile = tuple(t if t == 1 else -(-t // stride) * stride for t in free[0])
+    if uncertainty == "symmetries" and tile[-1] != tile[-2]:
+        if any(spec.tile_fixed for spec in specs):
+            raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(tile)}")
+        tile = (*tile[:-2], *(min(tile[-2:]),) * 2)
+    overlap = tuple(o if o < t else t // 2 for o, t in zip(map(max, _across(specs, "overlap")), tile, strict=True))
     least = [spec.tile_min for spec in specs if spec.tile_min is not None]
     several = len(specs) > 1
     together = {
         "name": "+".join(spec.name for spec in specs),
         "architecture": "+".join(spec.architecture for spec in specs),
         "stride": stride,
-        "tile": tuple(-(-t // stride) * stride for t in free[0]),
         "tile_fixed": any(spec.tile_fixed for spec in specs),
         "tile_min": tuple(max(n) for n in zip(*least, strict=True)) if least else None,
-        "overlap": tuple(max(n) for n in _across(specs, "overlap")),
+        "pixel_size_nm": sized[0][1] if sized else None,
         "receptive_field": _widest([spec.receptive_field for spec in specs]),
         "seams": None,
         "home": None,
@@ -71,9 +84,9 @@ def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -
         "training": {"models": [spec.name for spec in specs]},
         "precisions": tuple(p for p in first.precisions if all(p in spec.precisions for spec in specs)) or ("fp32",),
     }
-    found = msgspec.structs.replace(first, **together) if several else first
     outputs = (*first.outputs, Output(name=MAP, kind="map")) if uncertainty else first.outputs
-    return msgspec.structs.replace(found, outputs=outputs)
+    changed: dict[str, Any] = {"tile": tile, "overlap": overlap, "outputs": outputs}
+    return msgspec.structs.replace(first, **changed, **(together if several else {}))
 
 
 def is_combined(spec: ModelSpec) -> bool:
@@ -90,12 +103,20 @@ def _sames(first: ModelSpec, spec: ModelSpec) -> Iterator[tuple[str, object, obj
     """What models must have alike."""
     plain = [msgspec.structs.replace(one.normalization, mean=(0.0,), std=(1.0,)) for one in (first, spec)]
     yield "normalization", plain[0], plain[1]
+    if first.normalization.clip is not None:  # what is cut off for one cannot be given to another
+        mine, its = ((one.normalization.mean, one.normalization.std) for one in (first, spec))
+        yield "mean and std of what is cut off", mine, its
     yield "classes", [c.name for c in first.classes], [c.name for c in spec.classes]
     for name in ("activation", "axes", "channels", "neighbours", "window"):
         yield name, getattr(first, name), getattr(spec, name)
     yield "thresholds", first.outputs[0].thresholds, spec.outputs[0].thresholds
     if spec.tile_fixed and first.tile_fixed:
         yield "tiles", first.tile, spec.tile
+
+
+def _alike(sizes: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    """Whether pixels are of one size, as far as a run demands it of an image's."""
+    return len(sizes) == len(others) and all(abs(a / b - 1) <= _SIZE_SLACK for a, b in zip(sizes, others, strict=True))
 
 
 def _across(specs: Sequence[ModelSpec], name: str) -> Iterator[tuple[int, ...]]:
@@ -147,7 +168,7 @@ class CombinedEngine(BaseEngine):
         for member, between in zip(self.members, self._inputs, strict=True):
             logits[...] = 0
             for symmetry in self._symmetries:
-                turned = np.ascontiguousarray(turn(tiles, *symmetry))
+                turned = np.array(turn(tiles, *symmetry), order="C")  # a copy: a function may change what it is given
                 member.run(turned if between is None else turned * between[0] + between[1], one)
                 logits += turn_back(one, *symmetry)
                 if sure is not None and self._uncertainty == "symmetries":
@@ -233,5 +254,6 @@ def _between(first: ModelSpec, spec: ModelSpec) -> tuple[Float32, Float32] | Non
     mine, its = first.normalization, spec.normalization
     if mine.kind != "constants" or (mine.mean, mine.std) == (its.mean, its.std):
         return None
-    mean, std, other, spread = (np.array(values)[:, None, None] for values in (mine.mean, mine.std, its.mean, its.std))
+    each = (-1, *(1 for _ in first.axes))
+    mean, std, other, spread = (np.reshape(values, each) for values in (mine.mean, mine.std, its.mean, its.std))
     return np.asarray(std / spread, np.float32), np.asarray((mean - other) / spread, np.float32)

@@ -225,6 +225,9 @@ def read_spec(
     """
     plain = overrides and replace(overrides, uncertainty=None)
     if (overrides is not None and overrides.uncertainty is not None) or len(members_of(model)) > 1:
+        tile = overrides.tile if overrides is not None and overrides.uncertainty == "symmetries" else None
+        if tile is not None and len(set(tile[-2:])) > 1:
+            raise ModelError(f"the 8 symmetries need a square tile, not --tile {','.join(map(str, tile))}")
         found = [read_spec(one, plain, any_tile) for one in members_of(model)]
         known = [spec for spec in found if spec is not None]
         return combined_spec(known, overrides.uncertainty if overrides else None) if len(known) == len(found) else None
