@@ -338,3 +338,8 @@ def test_the_end_of_a_run_says_what_was_found_and_where(tmp_path: Path, monkeypa
 )
 def test_areas_in_the_unit_that_suits(value: float, axes: int, text: str) -> None:
     assert area_text(value, axes).replace("um", "µm").rstrip("²³23") == text.rstrip("²³23")
+
+
+def test_a_user_who_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "~nobody-of-this-name/net.onnx"]) == 2
+    assert "home folder" in capsys.readouterr().err

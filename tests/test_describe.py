@@ -114,3 +114,39 @@ def test_an_ir_is_described_too(tmp_path: Path, image: Path) -> None:
     spec = read_spec(tmp_path / "mine.xml")
     assert spec is not None
     assert [c.name for c in spec.classes] == ["a", "b"]
+
+
+def test_a_bundled_models_copy_is_described_as_the_file_that_is_copied(tmp_path: Path) -> None:
+    """Where int8 runs, the name leads to another file."""
+    assert main(["describe", "superalloy", "--name", "mine", "-o", str(tmp_path / "mine.onnx")]) == 0
+    mine, own = read_spec(tmp_path / "mine.onnx"), read_spec("superalloy")
+    assert mine is not None
+    assert own is not None
+    assert (mine.precisions, mine.training, mine.seams) == (own.precisions, own.training, own.seams)
+
+
+def test_images_normalised_each_by_itself_are_remembered(tmp_path: Path) -> None:
+    net = save_conv(tmp_path / "net.onnx", _FREE)
+    (tmp_path / "like").mkdir()
+    for i in range(2):
+        grey = np.random.default_rng(i).integers(0, 256, (300, 280)).astype(np.uint8)
+        Image.fromarray(grey).save(tmp_path / "like" / f"{i}.png")
+    homes = []
+    for per in ("stack", "slice"):
+        out = tmp_path / f"{per}.onnx"
+        said = ["--normalization", "mean-std", "--statistics", per, "--classes", "2", "--tile", "64"]
+        assert main(["describe", str(net), *said, "--like", str(tmp_path / "like"), "-o", str(out)]) == 0
+        spec = read_spec(out)
+        assert spec is not None
+        homes.append(spec.home)
+    assert homes[0] == homes[1] is not None
+
+
+@pytest.mark.parametrize(
+    "flags", [["--clip=0,inf"], ["--model-pixel-size", "0"], ["--model-pixel-size", "nan"], ["--model-pixel-size=-4"]]
+)
+def test_what_no_file_can_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    net = save_conv(tmp_path / "net.onnx", _FREE)
+    assert main(["describe", str(net), *_FLAGS, *flags, "-o", str(tmp_path / "mine.onnx")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "mine.onnx").exists()

@@ -306,3 +306,14 @@ def test_a_question_whether_all_is_true_is_exported(tmp_path: Path) -> None:
         x = np.ones((1, 1, 16, 16), np.float32)
         x[0, 0, 3, 3] = value
         assert session.run(None, {"input": x})[0][0, 2, 0, 0] == 1 + added
+
+
+def test_a_network_that_gives_nan_itself_proves_nothing(samples: list[Sample]) -> None:
+    class Nan(TorchEngine):
+        def run(self, tiles: Any, out: Any) -> None:
+            super().run(tiles, out)
+            out[..., 3, 3] = np.nan
+
+    plain = torch.nn.Conv2d(1, 3, 1)
+    parity = compare(Reference(lambda spec: Nan(plain, spec), samples), TorchEngine(plain, SPEC))
+    assert parity.failure() is not None

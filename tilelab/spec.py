@@ -7,6 +7,7 @@ file from a newer tilelab is never half understood.
 from __future__ import annotations
 
 import colorsys
+import math
 import re
 from typing import Any, Literal, get_args
 
@@ -102,7 +103,7 @@ class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"normalization std must be positive, not {self.std}")
         if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
             raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, not {self.low}, {self.high}")
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
+        if self.clip is not None and not -math.inf < self.clip[0] < self.clip[1] < math.inf:
             raise ValueError(f"intensities are cut off at a lower and a higher number, not at {self.clip}")
         if self.per == "slice" and self.kind == "constants":
             raise ValueError("constants are the same for every slice: per must be stack")
@@ -334,6 +335,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"{name} has {len(value)} entries for axes {self.axes!r}: give {n}")
+        if any(not 0 < size < math.inf for size in self.pixel_size_nm or ()):
+            raise ValueError(f"pixel_size_nm {self.pixel_size_nm} must be positive numbers of nanometres")
         if self.channels < 1 or self.stride < 1:
             raise ValueError("channels and stride must be at least 1")
         if self.neighbours < 0 or (self.neighbours and self.axes != "yx"):

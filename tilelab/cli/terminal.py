@@ -99,6 +99,8 @@ def explain_stop(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{name}{error.strerror or error}"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of ~NAME
+        return "a path begins with ~ and a name, of which no user has a home folder here"
     if isinstance(error, ValueError) and "null byte" in str(error):
         return "a name holds a NUL, which no file can be called"
     module = type(error).__module__

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tilelab.engines.base import Engine
+from tilelab.engines.bundled import quantised_file
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.engines.files.onnx import embed_spec
 from tilelab.engines.overrides import SpecOverrides
@@ -79,7 +80,8 @@ def describe_model(
     claim(
         {"the model": [*file.files, *model_files(source)]}, [Write(path, "-o", "model") for path in (output, *weights)]
     )
-    engine = load_engine(source, spec_overrides=overrides)
+    named = file.path if quantised_file(str(source)) is not None else source  # a name may lead to another file: int8
+    engine = load_engine(named, spec_overrides=overrides)
     try:
         spec = settle_outputs(engine, overrides)
         spec = msgspec.structs.replace(spec, name=name or spec.name, confidence=confidence or spec.confidence)

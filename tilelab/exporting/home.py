@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tilelab.arrays import Float64
+from tilelab.arrays import Float32, Float64
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError, ModelError
 from tilelab.io.images.image import Image
@@ -15,7 +15,7 @@ from tilelab.io.images.volume import Volume, network_input
 from tilelab.run.kind.fit import scaled
 from tilelab.run.kind.home import BLOCK, describe, distance, knows, look, normalized, places, towards
 from tilelab.run.normalize import normalization_constants
-from tilelab.spec import Home
+from tilelab.spec import Home, ModelSpec
 
 _SHRINKAGE = 0.3  # of covariances to none: images are few, features are many
 _MARGIN = 1.15  # beyond the farthest image that is known
@@ -90,7 +90,7 @@ def _look_away(
 def _change(engine: Engine, image: Image) -> Float64:
     """Mean features of an image in every change, ``(changes, features)``."""
     volume = network_input(Volume(image), engine.spec)
-    mean, gain, _ = normalization_constants(Volume(image), engine.spec.normalization, engine.spec.channels)
+    mean, gain = _constants(Volume(image), engine.spec)
     chance = np.random.default_rng(0)
     found: list[list[Float64]] = [[] for _ in range(1 + len(_NOISES))]
     for box in places(volume, engine.tile, _FEW):
@@ -143,8 +143,15 @@ def _remember(seen: list[Float64]) -> Home:
 
 def _describe(engine: Engine, image: Image, most: int = _PLACES) -> Float64:
     volume = Volume(image)
-    mean, gain, _ = normalization_constants(volume, engine.spec.normalization, engine.spec.channels)
+    mean, gain = _constants(volume, engine.spec)
     return look(network_input(volume, engine.spec), engine, mean, gain, most)
+
+
+def _constants(volume: Volume, spec: ModelSpec) -> tuple[Float32, Float32]:
+    """How a training image is normalised, ``(channels,)`` each: a plane has the same statistics as its stack."""
+    whole = msgspec.structs.replace(spec.normalization, per="stack")
+    mean, gain, _ = normalization_constants(volume, whole, spec.channels)
+    return mean, gain
 
 
 def _short(values: Float64) -> tuple[float, ...]:

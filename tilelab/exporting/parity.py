@@ -223,7 +223,7 @@ def compare(
     for sample, expected in zip(reference.samples, reference.logits(candidate.spec), strict=True):
         got = infer_logits(candidate, sample.image)
         difference = np.abs(expected - got)
-        difference[~np.isfinite(got)] = np.inf
+        difference[~np.isfinite(difference)] = np.inf
         at = np.unravel_index(int(difference.argmax()), difference.shape)
         if difference[at] > worst:
             worst, place = float(difference[at]), (sample.name, int(at[0]), int(at[1]), int(at[2]))
