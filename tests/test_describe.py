@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +152,17 @@ def test_what_no_file_can_hold_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert main(["describe", str(net), *_FLAGS, *flags, "-o", str(tmp_path / "mine.onnx")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "mine.onnx").exists()
+
+
+@pytest.mark.skipif(bool(availability("openvino").reason), reason="needs OpenVINO")
+def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = save_conv(tmp_path / "net.onnx", (64, 64), spec=make_spec((64, 64)))
+    assert main(["export", str(net), "--images", str(image), "-o", str(tmp_path / "net.xml")]) == 0
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tilelab.exporting.describe.move_whole", full)
+    (tmp_path / "there").mkdir()
+    assert main(["describe", str(tmp_path / "net.xml"), "--name", "x", "-o", str(tmp_path / "there" / "m.xml")]) == 2
+    assert not list((tmp_path / "there").iterdir())

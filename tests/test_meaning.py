@@ -538,3 +538,23 @@ def test_whatever_follows_a_sigmoid_it_stays_one(tmp_path: Path, base: str, chai
         ending = file.endings[file.outputs[0].name]
         assert ending.kind == "probabilities"
         assert ending.unit in ((unit, None) if clipped in chain else (unit,))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "mask", "unit"),
+    [
+        ((0, 0, 2, 2), (0, 0, -2, -2), (1, 1, 0, 0), True),
+        ((0, 0, 2, 2), (1, 3, 62, 62), (0, 0, 0, 0), True),
+        ((0, 1, 2, 2), (1, 3, 62, 62), (0, 0, 0, 0), False),
+    ],
+)
+def test_a_crop_of_a_softmax_is_one_in_openvinos_older_operator(
+    tmp_path: Path, begin: tuple[int, ...], end: tuple[int, ...], mask: tuple[int, ...], unit: bool
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    ops = openvino.opset13
+    source = ops.parameter([1, 3, 64, 64], np.float32, name="source")
+    made = ops.strided_slice(ops.softmax(source, 1), list(begin), list(end), [1] * 4, list(mask), list(mask))
+    openvino.save_model(openvino.Model([made], [source]), tmp_path / "net.xml", compress_to_fp16=False)
+    (ending,) = ov.read_ir(tmp_path / "net.xml").endings.values()
+    assert (ending.kind, ending.unit) == ("probabilities", unit)

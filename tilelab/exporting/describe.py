@@ -20,7 +20,7 @@ from tilelab.exporting.home import learn_home
 from tilelab.exporting.openvino_file import read_network, write_ir
 from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import move_whole, replacing, why_unwritten
+from tilelab.machine.disk import move_whole, remove_entry, replacing, why_unwritten
 from tilelab.spec import Confidence, ModelSpec
 from tilelab.text import install_hint
 
@@ -143,5 +143,9 @@ def _write_onnx(file: ModelFile, spec: ModelSpec, output: Path) -> None:
 def _write_xml(source: Path, spec: ModelSpec, output: Path) -> None:
     network = read_network(source)
     with replacing(output, suffix=".xml") as partial:
-        write_ir(network, spec, partial)
-        move_whole(partial.with_suffix(".bin"), output.with_suffix(".bin"))
+        weights = partial.with_suffix(".bin")
+        try:
+            write_ir(network, spec, partial)
+            move_whole(weights, output.with_suffix(".bin"))
+        finally:
+            remove_entry(weights)

@@ -82,6 +82,14 @@ def _attributes(node: Any, name: str) -> dict[str, Attribute]:
             found[key] = tuple(float(n) for n in value)
     if name == "Cast":
         found["to"] = 1.0 if node.get_output_element_type(0).is_real() else float(_INTEGER)
+    if node.get_type_name() == "StridedSlice":  # its axes are those that are left whole by no mask and no extent
+        masks = zip(*(node.get_attributes()[key] for key in ("begin_mask", "end_mask")), strict=False)
+        extents = zip(node.input_value(0).get_partial_shape(), node.get_output_partial_shape(0), strict=False)
+        found["axes"] = tuple(
+            float(axis)
+            for axis, (mask, (before, after)) in enumerate(zip(masks, extents, strict=False))
+            if not all(mask) and not (before.is_static and before == after)
+        )
     if name == "Pad":
         found["mode"] = found.get("pad_mode", "constant")
     if name == "Resize":
