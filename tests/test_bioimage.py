@@ -305,6 +305,28 @@ def test_what_a_package_says_of_a_torchscript_stands_where_values_mislead(tmp_pa
         path = _script(tmp_path / name, network, **said)
         done = tilelab.infer(_IMAGE, path, tmp_path / f"{name}.ome.zarr", intensity_dtype="uint8")
         assert tilelab.read_result(done.path).labels[0][...].mean() == share
-    wrong = _script(tmp_path / "wrong", torch.nn.Conv2d(1, 1, 1), data_range=[0, 1])
+
+    class Wide(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 5 * x
+
+    wrong = _script(tmp_path / "wrong", Wide(), data_range=[0, 1])
     with pytest.raises(ModelError, match="no probabilities, as its description says"):
         tilelab.infer(_IMAGE, wrong, tmp_path / "wrong.ome.zarr", intensity_dtype="uint8")
+
+
+def test_a_side_may_be_told_by_the_other(tmp_path: Path) -> None:
+    net = save_conv(tmp_path / "net.onnx", ("h", "w"), classes=1)
+    write_05(tmp_path, net, [], [{"id": "sigmoid"}], ("mask",), size={"min": 32, "step": 16})
+    document = yaml.safe_load((tmp_path / "bioimageio.yaml").read_text())
+    side = document["inputs"][0]["axes"][-1]
+    side["size"] = {"tensor_id": "raw", "axis_id": "y"}
+    (tmp_path / "bioimageio.yaml").write_text(yaml.safe_dump(document))
+    spec = read_spec(tmp_path)
+    assert spec is not None
+    assert (spec.tile, spec.stride, spec.tile_min) == ((512, 512), 16, (32, 32))
+    for change in ({"scale": 8.0}, {"size": side["size"] | {"offset": 16}}):
+        document["inputs"][0]["axes"][-1] = side | change
+        (tmp_path / "bioimageio.yaml").write_text(yaml.safe_dump(document))
+        with pytest.raises(ModelError, match="not that of y but depends on it"):
+            read_spec(tmp_path)

@@ -247,6 +247,9 @@ def _tensor_05(item: dict[str, Any]) -> Tensor:
         if kind == "space" and stored.get("unit") in _NM:
             axis = replace(axis, nm=float(stored.get("scale") or 1.0) * _NM[stored["unit"]])
         axes.append(axis)
+    pairs = list(zip(item["axes"], axes, strict=True))
+    named = {str(stored.get("id", "x")): (stored, axis) for stored, axis in pairs}
+    axes = [_as_another(item, stored, axis, named) for stored, axis in pairs]
     steps = item.get("preprocessing") or item.get("postprocessing") or []
     data = item.get("data") or {}
     data = data[0] if isinstance(data, list) else data
@@ -260,6 +263,17 @@ def _tensor_05(item: dict[str, Any]) -> Tensor:
         (-math.inf if low is None else float(low), math.inf if high is None else float(high)),
         str(test.get("source", "") if isinstance(test, dict) else test),
     )
+
+
+def _as_another(item: dict[str, Any], stored: dict[str, Any], axis: Axis, named: dict[str, Any]) -> Axis:
+    """An axis whose size is told by another of the same tensor; any other as it is."""
+    size = stored.get("size")
+    if not isinstance(size, dict) or size.get("tensor_id") != item.get("id") or size.get("axis_id") not in named:
+        return axis
+    its, other = named[size["axis_id"]]
+    if size.get("offset") or float(its.get("scale") or 1) != float(stored.get("scale") or 1):
+        raise ValueError(f"the size of an axis is not that of {size['axis_id']} but depends on it")
+    return replace(axis, size=other.size, least=other.least, step=other.step)
 
 
 def _network(package: Package, wanted: str | None) -> ModelFile:
