@@ -190,3 +190,18 @@ def test_a_page_grows_with_its_run(files):
         assert not seen["unfinished"].any() or np.array_equal(labels[:512, :512], seen["unfinished"][0])
     finally:
         page.close()
+
+
+def test_what_could_not_be_written_is_said_in_the_end(files, monkeypatch):
+    folder, image, model = files
+
+    def full(*_):
+        raise OutputError("the disk is full")
+
+    with looking(image, model, folder / "seen.ome.zarr") as (_, live):
+        monkeypatch.setattr(type(live._sink), "writer", full)
+        live.read("labels", live.plan.units[len(live.plan.units) - 1].box)
+        began = time.monotonic()
+        while live.unwritten is None and time.monotonic() < began + 60:
+            time.sleep(0.02)
+        assert live.told_at_end().endswith("others were not written: the disk is full")

@@ -75,6 +75,34 @@ def test_corrections_are_pairs(tmp_path):
         keep_corrections(tmp_path, "a", image, before[:9], after)
 
 
+def test_corrections_of_another_image_of_that_name_stay(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (300, 300), dtype=np.uint8) for _ in range(3)]
+    before = np.zeros((300, 300), np.uint8)
+    after = before.copy()
+    after[5, 5] = after[290, 290] = 1
+    first = [keep_corrections(tmp_path, "001", image, before, after) for image in images]
+    again = [keep_corrections(tmp_path, "001", image, before, after) for image in images]
+    assert first == again
+    assert [crops[0].name for crops in first] == ["001_0_0_0.tif", "001-2_0_0_0.tif", "001-3_0_0_0.tif"]
+    for image, crops in zip(images, first, strict=True):
+        assert np.array_equal(tifffile.imread(crops[0]), image[:256, :256])
+        assert np.array_equal(tifffile.imread(crops[1]), image[44:, 44:])
+
+
+def test_a_micrograph_with_holes_has_limits():
+    from types import SimpleNamespace
+
+    from tilelab.io import open_image
+    from tilelab.view.napari import _image_layer
+
+    pixels = np.arange(600, dtype=np.float32).reshape(20, 30)
+    pixels[5] = np.nan
+    told = SimpleNamespace(info=SimpleNamespace(pixel_size_nm=None, metadata={}))
+    _, look, _ = _image_layer(open_image(pixels), told)
+    assert look["contrast_limits"] == pytest.approx((0, 599), abs=3)
+
+
 def test_the_manifest_names_what_there_is():
     import re
     from importlib import import_module, resources

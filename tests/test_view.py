@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilelab import infer
+from tilelab.cli import main
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.results.ome_zarr import OmeZarrSink
@@ -245,3 +246,19 @@ def _colors(png: bytes) -> set[str]:
     r, _, b = np.moveaxis(np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.int16)[100:500, 50:550], 2, 0)
     share = {"blue": ((b - r) > 30).mean(), "orange": ((r - b) > 30).mean()}
     return {name for name, part in share.items() if part > 0.05}
+
+
+def test_a_view_is_saved_over_no_micrograph(files, capsys):
+    pytest.importorskip("neuroglancer", reason="the page is neuroglancer's")
+    folder, *_ = files
+    shutil.copy(folder / "image.tif", folder / "other.tif")
+    pixels = (folder / "other.tif").read_bytes()
+    for target, said in (
+        ("other.tif", "another kind of file"),
+        ("image.tif", "would overwrite"),
+        ("gone/view.json", "there is no folder"),
+    ):
+        command = ["view", "--save-state", str(folder / target), str(folder / "image.tif"), "--no-open"]
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+    assert (folder / "other.tif").read_bytes() == pixels

@@ -103,8 +103,9 @@ def _draw(result: Result, boxes: list[Box], image: str, path: Path) -> None:
     Raises:
         InputError: the micrograph is not of the result's size.
     """
+    from tilelab.io.images.bar import match_rows
     from tilelab.io.images.open import open_image
     from tilelab.io.results.sheet import write_sheet
 
     with open_image(image) as opened:
-        write_sheet(opened, result, boxes, path)
+        write_sheet(match_rows(opened, result.info.layout.shape[1]), result, boxes, path)

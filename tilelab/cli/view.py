@@ -24,6 +24,7 @@ from tilelab.cli.run_arguments import (
 from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError
+from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import write_text
 from tilelab.spec import PRECISIONS
 
@@ -96,8 +97,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse flags that have no meaning, and a folder of many results."""
+    """Refuse flags that have no meaning, a view saved over another file, and a folder of many results."""
     from tilelab.run.batch.many import PAGE
+
+    claim({"RESULT|IMAGE": args.named, "--image": args.image}, [Write(args.save_state, "--save-state", "json")])
 
     for summary in (Path(name) / PAGE for name in args.named):
         if summary.is_file():

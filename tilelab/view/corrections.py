@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def keep_corrections(
 
     Args:
         folder: made if missing; crops of the same place are replaced.
-        name: of the image.
+        name: of the image; where crops of that name are of another image, a number is put behind it.
         image: ``(z, y, x)`` or ``(y, x)``.
         before, after: class indices of the same shape, as they were and as they ought to be.
         crop: pixels per side.
@@ -52,8 +53,12 @@ def keep_corrections(
     raw, old, new = (np.asarray(a)[np.newaxis] if np.ndim(a) == 2 else np.asarray(a) for a in (image, before, after))
     if raw.shape != new.shape:
         raise InputError(f"the image is {raw.shape}, the labels {new.shape}: give the layer that was segmented")
+    corners = find_corrected(old, new, crop)
+    if not corners:
+        return []
+    name = _own_name(Path(folder) / "images", name, raw)
     written = []
-    for z, y, x in find_corrected(old, new, crop):
+    for z, y, x in corners:
         at = (z, slice(y, y + crop), slice(x, x + crop))
         for kind, pixels in (("images", raw[at]), ("labels", new[at].astype(np.uint8))):
             path = Path(folder) / kind / f"{name}_{z}_{y}_{x}.tif"
@@ -65,3 +70,25 @@ def keep_corrections(
                 raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
         written.append(Path(folder) / "images" / f"{name}_{z}_{y}_{x}.tif")
     return written
+
+
+def _own_name(folder: Path, name: str, image: Array) -> str:
+    """`name`, or the first of ``NAME-2``, ``NAME-3``, ... of which no crop in `folder` is of another image."""
+    ours = re.compile(r"_(\d+)_(\d+)_(\d+)\.tif")
+    crops = sorted(folder.iterdir()) if folder.is_dir() else []
+    for own in (name, *(f"{name}-{number}" for number in range(2, len(crops) + 3))):
+        places = ((path, ours.fullmatch(path.name.removeprefix(own))) for path in crops if path.name.startswith(own))
+        if all(_is_of(path, image, *map(int, place.groups())) for path, place in places if place):
+            break
+    return own
+
+
+def _is_of(path: Path, image: Array, z: int, y: int, x: int) -> bool:
+    """Whether a file holds the pixels of an image ``(z, y, x)`` from a place on."""
+    try:
+        kept = tifffile.imread(path)
+    except (OSError, ValueError):
+        return False
+    if kept.ndim != 2 or z >= len(image):
+        return False
+    return bool(np.array_equal(kept, image[z, y : y + kept.shape[0], x : x + kept.shape[1]], equal_nan=True))

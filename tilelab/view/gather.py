@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.errors import InputError
+from tilelab.io.images.bar import may_be_bar
 from tilelab.io.images.formats import open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
@@ -26,7 +27,7 @@ from tilelab.io.results.with_image import IMAGE, holds_image
 from tilelab.io.storage.place import Place, as_place, remote_place
 from tilelab.spec import ClassInfo
 from tilelab.view.layers import Kind, Layer, Scene
-from tilelab.view.pyramid import ChunkCache, Level, Pyramid, stored_levels
+from tilelab.view.pyramid import ChunkCache, Extent, Level, Pyramid, stored_levels
 
 Note = Callable[[str], None]
 Triple = tuple[float, float, float]
@@ -218,9 +219,8 @@ class Gathering:
             whole = first.pyramid.levels[0].shape
             part = any(origin) or (info is not None and "region" in info.metadata)
             fits = layer.kind != "image" and not part and shape[0] == whole[0]
-            size = tuple(  # type: ignore[assignment]
-                s * (w / n if fits else 1.0) for s, w, n in zip(first.size, whole, shape, strict=True)
-            )
+            steps = _steps(whole, shape) if fits else (1.0, 1.0, 1.0)
+            size = tuple(s * t for s, t in zip(first.size, steps, strict=True))  # type: ignore[assignment]
         else:
             size = (1.0, 1.0, 1.0)
         if nm is not None and self.layers and all(known is None for known in self._sizes):
@@ -235,9 +235,15 @@ class Gathering:
 
 def _scaled(known: Layer, layer: Layer, size: Triple) -> Layer:
     """A layer of unknown pixel size beside one that has one: of the same extent, or the same pixels."""
-    extents = zip(layer.pyramid.levels[0].shape, known.pyramid.levels[0].shape, strict=True)
-    z, y, x = (s * (n / k if not any(layer.origin) else 1.0) for s, (n, k) in zip(size, extents, strict=True))
+    steps = _steps(known.pyramid.levels[0].shape, layer.pyramid.levels[0].shape)
+    z, y, x = (s / (1.0 if any(layer.origin) else t) for s, t in zip(size, steps, strict=True))
     return replace(known, size=(z, y, x))
+
+
+def _steps(whole: Extent, part: Extent) -> Triple:
+    """Pixels of one image to a pixel of another that shows the same, but perhaps for an info bar below."""
+    z, y, x = (w / n for w, n in zip(whole, part, strict=True))
+    return (z, x if may_be_bar(round(whole[1] - part[1] * x), whole[1]) else y, x)
 
 
 def _three(values: Sequence[float], axes: str, missing: float) -> Triple:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tilelab.arrays import Array, Float32
 from tilelab.engines.base import Engine
-from tilelab.errors import ModelError
+from tilelab.errors import ModelError, TilelabError
 from tilelab.geometry import Box, Cuts, Unit
 from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.ome_zarr import OmeZarrSink
@@ -145,11 +145,13 @@ class Live:
     Attributes:
         computed: how many blocks were.
         units_done: units that are on disk.
+        unwritten: why a unit that was looked at as a whole is not.
     """
 
     def __init__(self, prepared: Prepared, plan: Plan, journal: Journal, sink: OmeZarrSink) -> None:
         self.prepared, self.plan, self._journal, self._sink = prepared, plan, journal, sink
         self.computed = 0
+        self.unwritten: TilelabError | OSError | None = None
         self._blocks: OrderedDict[Index, Finished] = OrderedDict()
         self._asked: OrderedDict[Index, _Asked] = OrderedDict()
         self._news = threading.Condition()
@@ -196,6 +198,10 @@ class Live:
     def told_at_end(self) -> str:
         """What to say when the page is left."""
         done, units = self.units_done, len(self.plan.units)
+        if self.unwritten is not None:
+            return (
+                f"{done} of {units} parts of {self._sink.path} are finished, others were not written: {self.unwritten}"
+            )
         if not done:
             return f"no part of {self._sink.path} was looked at as a whole, so none is kept"
         return f"{done} of {units} parts of {self._sink.path} are finished: infer with the same model does the rest"
@@ -299,8 +305,11 @@ class Live:
                     self._keep(index, block)
                     del self._asked[index]
                     self._news.notify_all()
-                with self._writing:
-                    self._write_units(index)
+                try:
+                    with self._writing:
+                        self._write_units(index)
+                except (TilelabError, OSError) as error:  # who looks has the block already
+                    self.unwritten = error
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 with self._news:
                     asked.error = error

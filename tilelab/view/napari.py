@@ -17,6 +17,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.engines.bundled import bundled_models
 from tilelab.errors import InputError
+from tilelab.io.images.bar import match_rows
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.results.result import Result, ResultInfo, read_result
@@ -54,7 +55,8 @@ def read_layers(path: str) -> list[LayerData]:
     layers: list[LayerData] = []
     if (source := recorded_image(info, result.path.parent, result)) is not None:
         with contextlib.suppress(InputError):  # it is gone or changed: the labels can be seen all the same
-            layers.append(_image_layer(open_image(source[0], **source[1]), result))
+            image = match_rows(open_image(source[0], **source[1]), info.layout.shape[1])
+            layers.append(_image_layer(image, result))
     place = _place(info.axes, info.pixel_size_nm, info.origin_px)
     for channel, index in enumerate(info.probabilities if result.probabilities else ()):
         known = info.classes[index]
@@ -100,7 +102,9 @@ def _image_layer(image: Image, result: Result) -> LayerData:
         size = [nm * of_result[a] / extent[a] for a, nm in zip(info.axes, info.pixel_size_nm, strict=True)]
         place = _place(info.axes, size, ())
     data = _Lazy(image, 0 if "c" in image.axes else None)
-    low, high = np.percentile(data.middle(), (0.3, 99.7))
+    seen = data.middle()
+    seen = seen[np.isfinite(seen)]
+    low, high = np.percentile(seen, (0.3, 99.7)) if seen.size else (0.0, 1.0)
     limits = (float(low), float(max(high, low + 1)))
     return data, {"name": Path(image.uri).name, "contrast_limits": limits, "multiscale": False, **place}, "image"
 
