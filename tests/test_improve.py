@@ -225,6 +225,20 @@ def test_images_of_home_have_the_range_that_is_given(tmp_path: Path) -> None:
         assert kept.normalizations[0].mean == pytest.approx((128 * factor,))
 
 
+def test_what_masks_of_home_hold_is_said(tmp_path: Path) -> None:
+    spec = make_spec((32, 32))
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / "images" / "a.tif", np.zeros((64, 64), np.uint8))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:16] = 127  # as some program writes what is class 1
+    tifffile.imwrite(tmp_path / "masks" / "a.tif", mask)
+    said: list[str] = []
+    _given(spec, Home(images=tmp_path / "images", masks=tmp_path / "masks"), None, said.append)
+    assert said[0].startswith("home: 1 plane")
+    assert "127 (25 %)" in said[1]
+
+
 @pytest.mark.parametrize("name", ["superalloy", "coating"])
 def test_factors_begin_as_the_network_and_become_its_weights(name: str) -> None:
     network = GraphNetwork(bundled_models()[name]).eval()

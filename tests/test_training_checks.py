@@ -258,6 +258,14 @@ def test_an_interrupted_training_goes_on_with_its_own_data_only(data: Path, caps
     assert "are not those that this training began with" in capsys.readouterr().err
 
 
+def test_scores_on_two_validation_sets_are_not_compared(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data) == 0
+    save(data / "val" / "masks" / "3.png", draw(2, seed=9))
+    capsys.readouterr()
+    assert run(data) == 2
+    assert "the validation images or masks are not those that this training began with" in capsys.readouterr().err
+
+
 def test_a_stopped_training_says_what_is_on_disk(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,17 @@ pytest.importorskip("kornia", reason="training extra not installed")
 from tilelab.errors import InputError  # noqa: E402
 from tilelab.geometry import Box  # noqa: E402
 from tilelab.io.convert import convert_image  # noqa: E402
+from tilelab.io.images.open import open_image  # noqa: E402
 from tilelab.spec import Normalization  # noqa: E402
 from tilelab.training.data import CropSampler  # noqa: E402
-from tilelab.training.pairs import ArrayMask, MaskedPlane, Plane, StoredMask, open_pairs  # noqa: E402
+from tilelab.training.pairs import (  # noqa: E402
+    ArrayMask,
+    MaskedPlane,
+    Plane,
+    StoredMask,
+    measure_normalization,
+    open_pairs,
+)
 from tilelab.training.recipe import load_recipe  # noqa: E402
 from tilelab.training.sections import IGNORE, Augmentation, Data, Sampling  # noqa: E402
 
@@ -238,3 +246,27 @@ def test_layouts_of_the_papers_sets(tmp_path: Path, recipe: str, suffix: str, co
             place.mkdir(parents=True)
             Image.fromarray(plane).save(place / f"0001{suffix}")
         assert_pairs(open_pairs(data, tmp_path, len(loaded.classes)), image, mask)
+
+
+def test_one_folder_of_images_and_masks_with_any_names(tmp_path: Path) -> None:
+    names = ("1", "10", "cell", "cell_2", "cell_2b")
+    for number, name in enumerate(names):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.full((20, 30), number, np.uint8))
+        tifffile.imwrite(tmp_path / f"{name}_mask.tif", np.full((20, 30), number % 2, np.uint8))
+    pairs = open_pairs(Data(str(tmp_path), str(tmp_path)), Path(), 2)
+    assert [pair.name for pair in pairs] == sorted(names)
+    for pair in pairs:
+        assert pair.image[...].max() % 2 == pair.mask.read(Box.whole(pair.shape)).max()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6])
+def test_normalisation_knows_any_unit(scale: float) -> None:
+    values = np.random.default_rng(0).normal(5, 2, (60, 70)).astype(np.float32) * np.float32(scale)
+    found = measure_normalization([open_image(values)])
+    assert found.mean == pytest.approx((values.mean(),), rel=0.01)
+    assert found.std == pytest.approx((values.std(),), rel=0.01)
+
+
+def test_normalisation_of_one_grey_divides_by_something() -> None:
+    for value in (0, 255):
+        assert measure_normalization([open_image(np.full((9, 9), value, np.uint8))]).std == (1e-6,)

@@ -240,7 +240,7 @@ def _knowledge(
     """What the model is held to, and by what it is judged."""
     pairs = []
     if home.images is not None:
-        pairs.append(_given(spec, home, black_white))
+        pairs.append(_given(spec, home, black_white, say))
     if spec.home is not None and knows(spec):
         if spec.channels == 1 and (drawn := _drawn(spec, engine)) is not None:
             pairs.append(drawn)
@@ -251,8 +251,13 @@ def _knowledge(
     return [kept for kept, _ in pairs], [check for _, check in pairs]
 
 
-def _given(spec: ModelSpec, home: Home, black_white: tuple[float, float] | None) -> tuple[Any, Any]:
-    """The user's images; every second one judges, where there are several."""
+def _given(
+    spec: ModelSpec,
+    home: Home,
+    black_white: tuple[float, float] | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Any, Any]:
+    """The user's images; every second one judges, where there are several.  What their masks hold is said."""
     from tilelab.training.corrections import values_of
     from tilelab.training.judge import Planes
     from tilelab.training.pairs import ArrayMask, MaskedPlane, Plane, load_plane, open_set
@@ -263,7 +268,9 @@ def _given(spec: ModelSpec, home: Home, black_white: tuple[float, float] | None)
     if home.masks is not None:
         labels = home.labels or values_of(len(names))
         data = Data(str(home.images.absolute()), str(home.masks.absolute()), labels)
-        planes, _ = open_set(data, Path(), names, 0, "home")
+        planes, seen = open_set(data, Path(), names, 0, "home")
+        for line in (seen.summary(), *seen.notes):
+            say(line)
     else:
         planes = []
         for name, path in find_images(home.images).items():

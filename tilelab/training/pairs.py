@@ -5,6 +5,7 @@ Small planes are kept in memory, since every step reads from them; large ones ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from tilelab.training.sections import Data
 BLOCK = 64
 """Side of the blocks in which the pixels of each class are counted."""
 _KEPT_PIXELS = 2**26
+_ROUNDING = 1e-12  # of a mean of squares: what is left of the variance of a constant
 
 
 class Mask(Protocol):
@@ -235,7 +237,8 @@ def _match(images: Path, masks: Path) -> list[tuple[str, Path, Path]]:
         raise InputError(f"{images} and {masks} must both be folders, or both be single images")
     here, there = list_files(images), list_files(masks)
     if images == masks:  # one folder for both: those with a partner of a longer name are the images
-        here = {n: p for n, p in here.items() if not any(n != m and n.startswith(m) for m in here)}
+        longer = {n for n in here for m in here if n != m and n.startswith(m) and match_names({m}, {n: here[n]})}
+        here = {n: p for n, p in here.items() if n not in longer}
         there = {n: p for n, p in there.items() if n not in here}
     found = match_names(set(here), there)
     alone = sorted(set(here) - set(found))
@@ -318,9 +321,12 @@ def measure_normalization(images: Iterable[Image]) -> Normalization:
     if first is None:
         raise InputError("there is no image to measure")
     mean = total / count
-    deviation = np.sqrt(np.maximum(square / count - mean**2, 1e-12))
+    variance = square / count - mean**2
+    deviation = np.where(variance > _ROUNDING * square / count, np.sqrt(np.maximum(variance, 0)), 1e-6)
+    # four digits, or of volts and other small numbers three that say something
+    digits = [4 if d >= 1e-3 else 2 - math.floor(math.log10(d)) for d in deviation]
     return Normalization(
-        mean=tuple(round(float(m), 4) for m in mean),
-        std=tuple(max(1e-6, round(float(d), 4)) for d in deviation),
+        mean=tuple(round(float(m), n) for m, n in zip(mean, digits, strict=True)),
+        std=tuple(round(float(d), n) for d, n in zip(deviation, digits, strict=True)),
         dtype=str(first.dtype),
     )

@@ -129,12 +129,16 @@ class Segmentation:
 
     def resume(self, header: Header) -> None:
         """Refuse to go on with other data than before."""
-        before, now = header.spec.training.get("trained_on", {}).get(DIGEST), self._seen.digest
-        if before is not None and before != now:
-            raise ResumeError(
-                "the training images or masks are not those that this training began with: put them back, give another "
-                "output, or --restart"
-            )
+        for key, what, seen in (
+            ("trained_on", "training", self._seen),
+            ("validated_on", "validation", self._seen_validation),  # by whose scores the best weights are chosen
+        ):
+            before = header.spec.training.get(key, {}).get(DIGEST)
+            if before is not None and before != seen.digest:
+                raise ResumeError(
+                    f"the {what} images or masks are not those that this training began with: put them back, give "
+                    "another output, or --restart"
+                )
 
     def _tell_data(self) -> Iterator[str]:
         """What the user should know of the data before training starts."""
