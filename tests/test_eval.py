@@ -259,6 +259,33 @@ def test_ignored_pixels_do_not_count(tmp_path):
         assert evaluation.pairs[0].ignored == 30 * 120
 
 
+def test_what_is_left_out_may_be_any_value_and_is_no_error_in_pictures(tmp_path):
+    truth, labels = blobs(5), blobs(6)
+    save_png(tmp_path / "p.png", labels)
+    for value, dtype in ((255, np.uint8), (65535, np.uint16), (300, np.uint16), (-1, np.int16)):
+        marked = truth.astype(dtype)
+        marked[30:60] = value
+        tifffile.imwrite(tmp_path / "t.tif", marked)
+        ways = [["--ignore", str(value)], [f"--truth-map=0:0,1:1,2:2,{value}:ignore"]]
+        for way in ways:
+            told, look = tmp_path / "s.json", tmp_path / "look"
+            command = ["eval", str(tmp_path / "p.png"), str(tmp_path / "t.tif"), *way, "--objects", "--tolerance", "1"]
+            assert main([*command, "--json", str(told), "--pictures", str(look)]) == 0
+            scores = json.loads(told.read_text())
+            assert scores["images"][0]["ignored"] == 30 * 120
+            assert len(scores["classes"]) == 3
+            assert any("left out count there as background" in note for note in scores["notes"])
+            picture = np.array(Pillow.open(look / "p.errors.png"))[30:60]
+            assert np.all(picture == picture[..., :1])  # grey: nothing is wrong
+
+
+def test_a_prediction_leaves_nothing_out(tmp_path, capsys):
+    save_png(tmp_path / "a.png", blobs(0))
+    command = ["eval", str(tmp_path / "a.png"), str(tmp_path / "a.png"), "--pred-map", "0:0,1:1,2:ignore"]
+    assert main(command) == 2
+    assert "leaves pixels out: only the truth can" in capsys.readouterr().err
+
+
 def test_results_bring_their_classes_and_pixel_size(tmp_path):
     truth = blobs(7, (70, 80), classes=2)
     result = save_result(tmp_path / "r.ome.zarr", blobs(8, (70, 80), classes=2), pixel_size_nm=(4.0, 4.0))
@@ -357,6 +384,15 @@ def test_pictures_are_bounded_and_average_the_errors(tmp_path, monkeypatch):
             np.testing.assert_allclose(picture[y, x], cell.mean((0, 1)), atol=0.51)
 
 
+def test_classes_of_alike_names_have_a_picture_each(tmp_path):
+    truth = open_labels(save_png(tmp_path / "t.png", blobs(1)))
+    found = open_labels(save_png(tmp_path / "p.png", blobs(2)))
+    known = tuple(map(ClassInfo, ("matrix", "gamma'", "gamma''"), ("#000000", "#ff0000", "#00ff00")))
+    *maps, _ = draw_errors(found, truth, known, tmp_path / "out", "p")
+    for k, path in enumerate(maps, start=1):
+        np.testing.assert_array_equal(np.array(Pillow.open(path)), accuracy_map(blobs(2) == k, blobs(1) == k))
+
+
 def test_pictures_lie_over_the_micrograph(tmp_path):
     truth = blobs(1, (64, 64), 2)
     image = np.linspace(1000, 3000, 64 * 64).reshape(64, 64).astype(np.uint16)
@@ -370,6 +406,19 @@ def test_pictures_lie_over_the_micrograph(tmp_path):
     assert np.all(np.diff(picture[..., 0].reshape(-1).astype(int)) >= 0)  # nothing is wrong, so nothing is coloured
     tifffile.imwrite(tmp_path / "image.tif", image[:32])
     assert main([*arguments, "--image", str(tmp_path / "image.tif")]) == 2
+
+
+def test_pictures_of_a_micrograph_with_holes_show_the_rest(tmp_path):
+    truth = blobs(1, (64, 64), 2)
+    image = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    image[:8] = np.nan
+    tifffile.imwrite(tmp_path / "image.tif", image)
+    save_png(tmp_path / "t.png", truth)
+    arguments = ["eval", str(tmp_path / "t.png"), str(tmp_path / "t.png"), "--pictures", str(tmp_path / "out")]
+    assert main([*arguments, "--image", str(tmp_path / "image.tif")]) == 0
+    picture = np.array(Pillow.open(tmp_path / "out" / "t.errors.png"))
+    assert not picture[:8].any()
+    assert picture[-1, -1].tolist() == [255, 255, 255]
 
 
 # --- the command ------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from tilelab.errors import StrictError
 from tilelab.evaluation.labels import match_heights, open_labels
 from tilelab.io import open_image
 from tilelab.io.images.bar import bar_rows, known_bar
+from tilelab.view.gather import Gathering
+from tilelab.view.napari import read_layers
 
 ROWS, BAR = 240, 30
 RUN = {"tile": 128, "overlap": 32, "ignore_pixel_size": True}
@@ -97,6 +99,29 @@ def test_no_real_micrograph_is_cut(real_data: Path) -> None:
             if known_bar(image) is not None:
                 seen.add(path.stem)
     assert seen == _HAS_BAR & {path.stem for path in paths}
+
+
+def test_what_looks_at_a_result_with_its_micrograph_leaves_it_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, cut = tmp_path / "a.tif", tmp_path / "cut.tif"
+    values = write_micrograph(path, "fei", rows=ROWS, columns=480, bar=BAR)
+    tifffile.imwrite(path, values)  # no pixel size
+    tifffile.imwrite(cut, values[:ROWS])
+    run = infer(path, "identity:3", tmp_path / "a.ome.zarr", probabilities=("all",), **RUN)
+    with Gathering(lambda _: None) as gathered:
+        gathered.add(str(run.path))
+        assert {layer.size for layer in gathered.scene().layers} == {(1.0, 1.0, 1.0)}
+    shapes = {tuple(data.shape) for data, *_ in read_layers(str(run.path))}
+    assert shapes == {(ROWS, 480)}
+    picture = tmp_path / "p.png"
+    assert main(["review", str(run.path), "--image", str(path), "--picture", str(picture), "--block", "64"]) == 0
+    tables = [tmp_path / f"{name}.csv" for name in ("cut", "left_out", "kept")]
+    for table, words in zip(tables, ([cut], [path], [path, "--keep-bar"]), strict=True):
+        assert main(["sharpness", *map(str, words), "-o", str(table)]) == 0
+    assert "--keep-bar" in capsys.readouterr().err
+    told = [table.read_text().splitlines()[1].partition(",")[2] for table in tables]
+    assert told[0] == told[1] != told[2]
 
 
 def test_infer_eval_convert_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,29 @@ def test_a_result_with_maps_is_measured_by_its_votes(tmp_path: Path, capsys: pyt
     assert main([*command, "--votes", "ctr_hmp,offsets", "--part"]) == 2
 
 
+def test_axons_that_are_told_apart_have_their_sheaths(tmp_path: Path) -> None:
+    inside, heat, offsets = two_discs()
+    y, x = np.mgrid[:80, :120]
+    near = np.minimum(np.hypot(y - 40, x - 35), np.hypot(y - 40, x - 84))
+    classes = np.where(near <= 15, 2, inside).astype(np.uint8)
+    layout = Layout.fit(classes.shape)
+    known = tuple(map(ClassInfo, ("rest", "myelin", "axon"), ("#000000", "#00ff00", "#ff8800")))
+    sink = OmeZarrSink.create(tmp_path / "a.ome.zarr", layout, maps=[("heat", 1), ("offsets", 2)], classes=known)
+    rows = Finished(classes[None], None, None, {"heat": heat[None, None], "offsets": offsets[:, None]})
+    sink.writer(Box.whole(layout.shape), 0, 1).write(rows)
+    sink.finalize()
+    plain, voted = (
+        measure(tmp_path / "a.ome.zarr", fibres=("axon", "myelin"), only="axon", votes=votes)
+        for votes in (None, ("heat", "offsets"))
+    )
+    assert plain.objects.count == voted.objects.count == 2
+    for name in ("g_ratio", "sheath_area_px2", "sheath_thickness_px"):
+        np.testing.assert_array_equal(voted.table()[name], plain.table()[name])
+    assert voted.table()["g_ratio"] == pytest.approx([0.6, 0.6], rel=0.03)
+    plain.close()
+    voted.close()
+
+
 def test_numbers_of_objects_are_measured_as_they_are(tmp_path: Path) -> None:
     classes, _, _ = two_discs()
     numbers = (classes.astype(np.uint32) * 70000) * np.where(np.arange(120) < 60, 1, 2).astype(np.uint32)

@@ -8,6 +8,7 @@ import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import tilelab
 from tests.result_files import make_result
 from tilelab.cli import main
 from tilelab.errors import InputError, PlanError
+from tilelab.evaluation.label_map import LabelMap
 from tilelab.evaluation.labels import open_labels
 from tilelab.geometry import Box
 from tilelab.io import convert_image, open_image
@@ -651,8 +653,36 @@ def test_workers_open_the_files_themselves(discs: Path) -> None:
     np.testing.assert_array_equal(here.objects_image()[:, :], there.objects_image()[:, :])
     with pytest.raises(InputError, match="in one process"):
         measure(discs, Question(fill_holes=True), client=_Client())
+    mapped = replace(question, label_map=LabelMap.parse("1:1,2:ignore"))
+    with measure(discs, mapped) as one, measure(discs, mapped, client=_Client()) as other:
+        assert one.fractions == other.fractions
+        assert one.objects.count == other.objects.count
     here.close()
     there.close()
+
+
+def test_workers_that_stay_read_what_is_there_now(tmp_path: Path) -> None:
+    path, client = tmp_path / "labels.tif", _Client()
+    for count in (1, 3):
+        classes = np.zeros((60, 90), np.uint8)
+        classes[10:20, [10 + 20 * i for i in range(count)]] = 1
+        tifffile.imwrite(tmp_path / "new.tif", classes)
+        (tmp_path / "new.tif").replace(path)
+        with measure(path, Question(), client=client) as survey:
+            assert survey.objects.count == count
+    with pytest.raises(InputError, match="give their path"):
+        measure(classes, Question(), client=client)
+
+
+def test_numbers_that_are_there_cost_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "labels", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        tifffile.imwrite(folder / f"{name}.tif", np.eye(20, dtype=np.uint8))
+    (out / "b.ome.zarr").mkdir(parents=True)
+    assert main(["measure", str(folder), "--objects", str(out), "-o", str(tmp_path / "t.csv")]) == 2
+    assert "b.ome.zarr exists" in capsys.readouterr().err
+    assert not (out / "a.ome.zarr").exists()
 
 
 @pytest.mark.slow

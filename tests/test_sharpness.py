@@ -78,3 +78,14 @@ def test_blur_lowers_every_measure_and_where_it_is(tmp_path: Path, capsys: pytes
     assert main([*command[:3], "--shrink", "0"]) == 2
     assert main([*command[:2], "-o", str(tmp_path / "sharp.tif")]) == 2
     assert "overwrite" in capsys.readouterr().err
+
+
+def test_images_of_one_name_have_a_map_each(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "cell.tif", np.random.default_rng(0).integers(0, 9, (40, 40), np.uint8))
+    images = [str(tmp_path / folder / "cell.tif") for folder in ("a", "b")]
+    assert main(["sharpness", *images, "--map", str(tmp_path / "maps")]) == 0
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        f"{name}.{measure}.png" for name in ("cell", "cell-2") for measure in MEASURES
+    }

@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from result_files import CLASSES, make_result
 from scipy import ndimage
 
 from tilelab.cli import main
@@ -48,6 +49,60 @@ def test_one_table_has_one_unit_and_as_many_axes(tmp_path: Path, capsys: pytest.
     document = json.loads(told.read_text())
     assert document["objects"]["class 1"]["count"] == len(rows) - 1
     assert [image["name"] for image in document["images"]] == ["a", "c"]
+
+
+def test_classes_of_two_models_are_not_added_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name, classes in (("a", CLASSES), ("b", CLASSES[:2]), ("c", (CLASSES[0], CLASSES[2]))):
+        make_result(folder / f"{name}.ome.zarr", (70, 80), classes=classes, probabilities=())
+    told = tmp_path / "told.json"
+    command = ["measure", str(folder), "--label-map", "1:1,2:0"]
+    assert main([*command, "--json", str(told)]) == 4
+    said = capsys.readouterr().err
+    assert "failed: c: the classes of" in said
+    assert "failed: b" not in said
+    document = json.loads(told.read_text())
+    assert [image["name"] for image in document["images"]] == ["a", "b"]
+
+
+def test_classes_of_alike_names_have_a_picture_each(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", blobs((90, 90)) * (1 + (np.arange(90) > 45)).astype(np.uint8))
+    command = ["measure", str(tmp_path / "a.tif"), "--classes", "matrix,gamma',gamma''"]
+    assert main([*command, "--pictures", str(tmp_path / "look")]) == 0
+    drawn = {path.name for path in (tmp_path / "look").iterdir()}
+    assert {"gamma_.circularity.png", "gamma_-2.circularity.png"} <= drawn
+
+
+def test_a_label_map_names_classes_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_result(tmp_path / "r.ome.zarr", (70, 80))
+    assert main(["measure", str(tmp_path / "r.ome.zarr"), "--label-map", "1:1,2:7"]) == 2
+    assert "names class 7, the classes are 0 to 2" in capsys.readouterr().err
+    with pytest.raises(InputError, match="leave one of the two out"):
+        measure(tmp_path / "r.ome.zarr", numbered=True, label_map="1:1")
+
+
+def test_classes_and_sizes_may_be_numbers(tmp_path: Path) -> None:
+    make_result(tmp_path / "r.ome.zarr", (70, 80))
+    for numbers, words in (
+        ({"only": 1}, {"only": "1"}),
+        ({"only": [1, np.int64(2)], "min_size": np.int64(50)}, {"only": ("1", "2"), "min_size": "50px"}),
+        ({"cells": 1, "min_size": 50.0}, {"cells": "1", "min_size": "50px"}),
+        ({"layer": 2}, {"layer": "2"}),
+        ({"fibres": (2, 1)}, {"fibres": ("2", "1")}),
+    ):
+        with measure(tmp_path / "r.ome.zarr", **numbers) as one, measure(tmp_path / "r.ome.zarr", **words) as other:
+            assert one.objects.count == other.objects.count > 0
+            for key, values in one.table().items():
+                np.testing.assert_array_equal(values, other.table()[key])
+
+
+def test_an_image_without_the_last_class_has_none_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, most in (("a", 1), ("b", 2)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.arange(60, dtype=np.uint8).reshape(6, 10) // 10 % (most + 1))
+    assert main(["measure", str(tmp_path)]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| a ", "| b "))]
+    assert [row[-2].strip() for row in rows] == ["0.00 %", "33.33 %"]
 
 
 def test_what_is_left_out_is_no_room_for_objects(tmp_path: Path) -> None:

@@ -19,6 +19,17 @@ def size_text(extent: Iterable[object]) -> str:
     return " x ".join(map(str, extent))
 
 
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names of files that are apart on every disk: one that was there, in whatever case, has a number behind it."""
+    found: dict[str, str] = {}
+    for name in names:
+        own, number = name, 2
+        while own.casefold() in found:
+            own, number = f"{name}-{number}", number + 1
+        found[own.casefold()] = own
+    return list(found.values())
+
+
 def explain(error: BaseException) -> str:
     """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
     lines = [line.strip(" -").removesuffix(".") for line in str(error).splitlines() if line.strip()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         allow_outside=args.allow_outside,
     )
     labels, images = _files(args)
-    _claim(args, many=len(labels) > 1)
+    _claim(args, labels)
     for table in (args.output, args.layer_profile):
         if table is not None:
             check_table(Path(table))
@@ -296,13 +297,13 @@ def _write_outlines(survey: Survey, path: Path) -> None:
     say(f"{path}: {write_geojson(survey, path):,} polygons")
 
 
-def _claim(args: argparse.Namespace, *, many: bool) -> None:
+def _claim(args: argparse.Namespace, names: Collection[str]) -> None:
     """Refuse what could not be written, or would overwrite what is measured, before anything is read.
 
     Raises:
         OutputError: it names both.
     """
-    objects = None if args.objects is None else str(args.objects)
+    many, objects = len(names) > 1, None if args.objects is None else str(args.objects)
     if objects is not None and not many and not objects.lower().endswith((".zarr", ".tif", ".tiff", ".precomputed")):
         raise OutputError(
             f"--objects {objects} is of no kind that can be written: name it NAME.ome.zarr, .ome.tif or .precomputed"
@@ -318,3 +319,8 @@ def _claim(args: argparse.Namespace, *, many: bool) -> None:
             Write(args.pictures, "--pictures", "into"),
         ],
     )
+    if objects is None or args.overwrite or args.plan:
+        return
+    for path in (_path_of(objects, name, ".ome.zarr", many) for name in names):
+        if os.path.lexists(path):
+            raise OutputError(f"--objects {path} exists: choose another place, or replace it with --overwrite")

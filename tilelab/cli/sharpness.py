@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--channel", type=int, metavar="N", help="one channel of several")
     add("--axes", metavar="LETTERS", help=AXES_HELP)
     add("--series", metavar="N", help=SERIES_HELP)
+    add("--keep-bar", action="store_true", help="measure the info bar too")
     add("--allow-outside", action="store_true", help=OUTSIDE_HELP)
 
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from tilelab.io.images.open import open_image
     from tilelab.measure.sharpness import MEASURES, measure_sharpness
     from tilelab.measure.table import check_table, write_table
-    from tilelab.text import markdown_table
+    from tilelab.text import distinct, markdown_table
 
     paths = [p for image in map(Path, args.images) for p in ([image] if is_file(image) else list_files(image).values())]
     factors = _factors(args.shrink)
@@ -51,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_table(Path(args.output))
     chosen = {"axes": args.axes, "series": args.series, "channel": args.channel, "allow_outside": args.allow_outside}
+    chosen |= {"bar": 0 if args.keep_bar else None}
     table: dict[str, list[Any]] = {name: [] for name in ("image", "shrink", "pixels", *MEASURES)}
-    for path in paths:
+    for path, name in zip(paths, distinct(map(name_of, paths)), strict=True):
         with open_image(path, **chosen) as image:
             for one in (*image.warnings, *image.assumptions):
                 say(str(one))
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 if args.map is not None and factor == factors[0]:
                     from tilelab.measure.pictures import draw_maps
 
-                    for picture in draw_maps(found.maps, name_of(path), Path(args.map)):
+                    for picture in draw_maps(found.maps, name, Path(args.map)):
                         say(str(picture))
     lines = [[f"{v:.5g}" if isinstance(v, float) else f"{v}" for v in row] for row in zip(*table.values(), strict=True)]
     print(markdown_table(list(table), lines))

@@ -32,7 +32,7 @@ class LabelMap:
     """
 
     ranges: tuple[tuple[int, int, int], ...] = ()
-    colors: Mapping[Color, int] = field(default_factory=dict)
+    colors: Mapping[Color, int] = field(default_factory=dict, hash=False)  # the text says them, too
     others: int | None = None
     text: str = ""
 

@@ -59,6 +59,7 @@ class Labels:
         # masks of true and false were once read as 0 and 255, and maps written for that stay good
         self._true = 255 if boolean and mapping and mapping.lists(255) and not mapping.lists(1) else 1
         self.mapping = mapping
+        self.void: int | None = None  # a stored value that is no class, and no error
         self.shape: tuple[int, int, int] = _as_zyx(image.shape[image.rgb :])
         self.chunks: tuple[int, int, int] = _as_zyx(image.chunks[image.rgb :])
         self.classes: tuple[ClassInfo, ...] | None = result.info.classes if result else None
@@ -159,7 +160,10 @@ class Labels:
             return len(planes) == 3 and self.mapping is not None and bool(self.mapping.colors)
         if stored.dtype.kind == "f" and not np.array_equal(stored, np.trunc(stored)):  # NaN is not equal either
             return False
-        return self.mapping is not None or stored.dtype == np.uint8 or bool(stored.min() >= 0 and stored.max() <= 255)
+        if self.mapping is not None or stored.dtype == np.uint8:
+            return True
+        values = stored if self.void is None else stored[stored != self.void]
+        return not values.size or bool(values.min() >= 0 and values.max() <= 255)
 
 
 def _as_indices(stored: Array) -> UInt8:

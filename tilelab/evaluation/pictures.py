@@ -10,7 +10,7 @@ NAME.errors.png
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tilelab.arrays import Bool, UInt8
 from tilelab.errors import InputError, OutputError
 from tilelab.evaluation.labels import Labels
 from tilelab.evaluation.pairs import Pair
-from tilelab.evaluation.scoring import PairScores, Question, block_extent, open_pair
+from tilelab.evaluation.scoring import PairScores, Question, block_extent, left_out_of, open_pair
 from tilelab.geometry import Box, boxes
 from tilelab.io.images.bar import match_rows
 from tilelab.io.images.image import Image
@@ -31,6 +31,7 @@ from tilelab.io.images.volume import Volume
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import replacing, why_unwritten
 from tilelab.spec import ClassInfo
+from tilelab.text import distinct
 
 DEFAULT_SIZE = 2048
 _EXTRA, _MISSED, _MIXED = (np.array(c, np.float32) for c in ((0, 255, 255), (255, 0, 255), (255, 255, 0)))
@@ -56,7 +57,7 @@ def draw_pair(
             image=image,
             plane=scored.plane,
             size=size,
-            ignore=question.ignore,
+            left_out=left_out_of(question),
         )
 
 
@@ -95,7 +96,7 @@ def draw_errors(
     image: Image | None = None,
     plane: int = 0,
     size: int = DEFAULT_SIZE,
-    ignore: int | None = None,
+    left_out: Collection[int] = (),
 ) -> list[Path]:
     """Draw one plane of a pair; large ones are averaged down, so that small errors become faint but do not vanish.
 
@@ -107,7 +108,7 @@ def draw_errors(
         image: the micrograph, (y, x) or (z, y, x) of the same size.
         plane: index along z.
         size: most pixels of a picture along its longer side.
-        ignore: pixels of this true value are shown as correct.
+        left_out: pixels of these true classes are shown as correct.
 
     Returns:
         The files written.
@@ -129,15 +130,16 @@ def draw_errors(
     for part in boxes((height, width), extent):
         box = Box((plane, *part.start), (plane + 1, *part.stop))
         mine, true = labels.read(box)[0], truth.read(box)[0]
-        if ignore is not None:
-            mine = np.where(true == ignore, 0, mine)
-            true = np.where(true == ignore, 0, true)
+        if left_out:
+            skipped = np.isin(true, list(left_out))
+            mine, true = (np.where(skipped, 0, classes_).astype(np.uint8) for classes_ in (mine, true))
         grey = _true_greys(true, len(classes)) if image is None else _read_grey(image, box, low, high)
         there = tuple(slice(a // factor, -(-b // factor)) for a, b in zip(part.start, part.stop, strict=True))
         for k in range(1, len(classes)):
             maps[k - 1][there] = _shrink(accuracy_map(mine == k, true == k), factor)
         errors[there] = _shrink(error_overlay(mine, true, grey), factor)
-    written = {f"{name}.{_safe(info.name)}.accuracy.png": maps[k] for k, info in enumerate(classes[1:])}
+    plain = distinct(_safe(info.name) for info in classes[1:])
+    written = {f"{name}.{of_class}.accuracy.png": picture for of_class, picture in zip(plain, maps, strict=True)}
     written[f"{name}.errors.png"] = errors
     paths = [folder / file for file in written]
     try:
@@ -193,13 +195,16 @@ def _grey_range(image: Image, plane: int) -> tuple[float, float]:
         for y in sorted(set(starts[0]))
         for x in sorted(set(starts[1]))
     ]
-    low, high = np.percentile(np.concatenate(blocks), (0.5, 99.5))
+    seen = np.concatenate(blocks)
+    seen = seen[np.isfinite(seen)]
+    low, high = np.percentile(seen, (0.5, 99.5)) if seen.size else (0.0, 1.0)
     return float(low), float(max(high, low + 1e-9))
 
 
 def _read_grey(image: Image, box: Box, low: float, high: float) -> UInt8:
     values = _read_plane(image, box).astype(np.float32)
-    grey: UInt8 = (np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    shown = np.nan_to_num(np.clip((values - low) / (high - low), 0, 1))  # what is no number is black
+    grey: UInt8 = (shown * 255).astype(np.uint8)
     return grey
 
 

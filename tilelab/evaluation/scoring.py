@@ -168,6 +168,11 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
     names = [info.name for info in known]
     check_map(question.truth_map, names, "the label map of the truth")
     check_map(question.prediction_map, names, "the label map of the prediction")
+    if question.prediction_map is not None and IGNORE in question.prediction_map.classes():
+        raise InputError(
+            f"the label map of the prediction {question.prediction_map.text!r} leaves pixels out: only the truth can "
+            "(--truth-map, --ignore), say which class they are"
+        )
     if question.lines is not None and known:
         find_class(known, question.lines)
     counted = []
@@ -194,7 +199,8 @@ def evaluate(pairs: Sequence[Pair], question: Question | None = None) -> Evaluat
         _add_tolerant(evaluation, question, question.tolerance)
     if question.lines is not None:
         _add_isbi(evaluation, question, find_class(classes, question.lines))
-    if (question.surfaces or question.lines is not None) and any(pair.ignored for pair in scored):
+    outlines = question.surfaces or question.tolerance is not None or question.lines is not None
+    if outlines and any(pair.ignored for pair in scored):
         notes.append(
             "outlines and regions are those of whole planes: pixels that are left out count there as background"
         )
@@ -221,9 +227,11 @@ class _Tried:
 
 
 def left_out_of(question: Question) -> set[int]:
-    """True classes whose pixels take no part."""
+    """True classes whose pixels take no part; what is stored beyond 0 to 255 is read as `IGNORE`."""
     ignored = None if question.truth_map is None else IGNORE
-    return {label for label in (question.ignore, ignored) if label is not None}
+    given = question.ignore
+    given = given if given is None or 0 <= given <= IGNORE else IGNORE
+    return {label for label in (given, ignored) if label is not None}
 
 
 @contextmanager
@@ -245,6 +253,7 @@ def open_pair(pair: Pair, question: Question) -> Iterator[tuple[Labels, Labels]]
             )
         ) as truth,
     ):
+        truth.void = question.ignore
         match_heights(labels, truth)
         yield labels, truth
 

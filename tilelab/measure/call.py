@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,7 +141,7 @@ def _with_wishes(question: Q, wishes: Mapping[str, Any]) -> Q:
             value = tuple(value)
         elif word in _SEVERAL and isinstance(value, str | int | float):
             value = (value,)
-        elif word == "min_size" and isinstance(value, int):
+        elif word == "min_size" and isinstance(value, Real):
             value = f"{value}px"
         chosen[word] = value
     return replace(question, **chosen)

@@ -12,6 +12,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box, boxes
 from tilelab.kernels.jit import jit
 from tilelab.measure.components import Components
+from tilelab.measure.piecework import ClassPlanes
 
 _jit = jit()
 _STRAIGHT, _DIAGONAL = 5, 7
@@ -63,7 +64,9 @@ class Fibres:
         return {**columns, "sheath_cut": own & self.cut[which]}
 
 
-def find_sheaths(objects: Components, inner: int, outer: int, reach: int = 256) -> Fibres:
+def find_sheaths(
+    objects: Components, inner: int, outer: int, reach: int = 256, *, labels: ClassPlanes | None = None
+) -> Fibres:
     """Give every pixel of the sheath to the object that it is nearest to, going through the sheath alone.
 
     Sheaths of neighbouring fibres touch: each pixel belongs to the object from which the way inside the sheath is
@@ -75,6 +78,7 @@ def find_sheaths(objects: Components, inner: int, outer: int, reach: int = 256) 
         inner: class of the axons.
         outer: class of the sheaths.
         reach: in pixels.
+        labels: the classes, where those that the objects are of are not all that there is.
 
     Raises:
         InputError: it is no plane.
@@ -82,12 +86,13 @@ def find_sheaths(objects: Components, inner: int, outer: int, reach: int = 256) 
     depth, height, width = objects.labels.shape
     if depth != 1:
         raise InputError("fibres are measured in a plane: choose one slice")
+    labels = objects.labels if labels is None else labels
     found = np.zeros(objects.count + 1, np.int64)
     cut = np.zeros(objects.count + 1, np.bool_)
     for box in boxes(objects.labels.shape, (1, max(objects.grid[1], 2 * reach), width)):
         top, bottom = max(0, box.start[1] - reach), min(height, box.stop[1] + reach)
         wide = Box((0, top, 0), (1, bottom, width))
-        classes = objects.labels.read(wide)[0]
+        classes = labels.read(wide)[0]
         owners = np.where(classes == inner, objects.read(wide)[0], 0)
         _grow(classes, outer, owners, reach * _STRAIGHT)
         rows = slice(box.start[1] - top, box.stop[1] - top)

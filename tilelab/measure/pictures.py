@@ -14,6 +14,7 @@ from PIL import ImageDraw, ImageFont
 from tilelab.arrays import Float64
 from tilelab.machine.disk import replacing
 from tilelab.measure.report import Summary
+from tilelab.text import distinct
 
 _WIDTH, _HEIGHT = 900, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 56, 64
@@ -34,13 +35,14 @@ def draw_distributions(summary: Summary, folder: Path) -> list[Path]:
     """Draw ``CLASS.MEASURE.png`` for every class and measure that there is; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for survey_class in max((survey.classes for survey in summary.surveys), key=len, default=()):
+    classes = max((survey.classes for survey in summary.surveys), key=len, default=())
+    plain = distinct(re.sub(r"[^\w.-]+", "_", known.name) for known in classes)
+    for survey_class, safe in zip(classes, plain, strict=True):
         for measure in _SHOWN:
             key, values = summary.values(survey_class.name, measure)
             values = values[np.isfinite(values)]
             if len(values) < 2:
                 continue
-            safe = re.sub(r"[^\w.-]+", "_", survey_class.name)
             path = folder / f"{safe}.{measure}.png"
             picture = draw_histogram(values, f"{survey_class.name}: {words(key)}", survey_class.color)
             with replacing(path) as temporary:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 
 from tilelab.arrays import Array
 from tilelab.errors import InputError
-from tilelab.evaluation.census import MOST_UNNAMED, Census, judge
+from tilelab.evaluation.census import MOST_UNNAMED, Census, check_map, judge
 from tilelab.evaluation.label_map import IGNORE, LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.geometry import Box
@@ -96,6 +98,7 @@ class Away:
         source, image, question: of `measure`.
         shape, chunks: of the labels.
         grey: whether it is the micrograph that is read.
+        survey: of which they are read: a worker that outlives it opens them anew, for the files may be others then.
     """
 
     source: str
@@ -104,6 +107,7 @@ class Away:
     shape: tuple[int, int, int]
     chunks: tuple[int, int, int]
     grey: bool = False
+    survey: str = field(default_factory=secrets.token_hex)
 
     @classmethod
     def of(cls, source: str | Path, image: Any, question: Question, labels: Labels) -> Away:
@@ -118,6 +122,8 @@ class Away:
             )
         if question.fill_holes:
             raise InputError("holes are filled in one process: leave --workers and --scheduler out, or --fill-holes")
+        if not isinstance(source, str | os.PathLike):
+            raise InputError("workers open the labels themselves: give their path")
         if image is not None and not isinstance(image, str | Path):
             raise InputError("workers open the micrograph themselves: give its path")
         place = None if image is None else str(Path(image).absolute())
@@ -125,14 +131,19 @@ class Away:
 
     def read(self, box: Box) -> Any:
         """A region (z, y, x)."""
-        planes, image = _open_away(self.source, self.image, self.question)
+        planes, image = _open_away(self.source, self.image, self.question, self.survey)
         reader: Any = image if self.grey else planes
         return reader.read(box)
 
 
 @lru_cache(4)
-def _open_away(source: str, image: str | None, question: Question) -> tuple[ClassPlanes, Intensities | None]:
-    """What a worker reads; kept open for the next block."""
+def _open_away(
+    source: str,
+    image: str | None,
+    question: Question,
+    survey: str,  # noqa: ARG001
+) -> tuple[ClassPlanes, Intensities | None]:
+    """What a worker reads; kept open for the next block of a survey."""
     labels = open_labels(source, question.label_map, question.axes, question.allow_outside, question.series)
     planes = _mend(_recode(labels, _stated(labels, question), question), question)
     if image is None:
@@ -184,9 +195,12 @@ def prepare(labels: Labels, question: Question) -> Prepared:
         InputError: a class or a map is not there, or two wishes exclude each other.
     """
     classes = _stated(labels, question)
+    check_map(question.label_map if classes else None, [info.name for info in classes or ()], "the label map")
     apart = question.told_apart
     if apart and (question.fill_holes or question.part is not None or question.cells is not None):
         raise InputError("objects that are told apart already are not filled, parted or enclosed: leave one out")
+    if question.numbered and question.label_map is not None:
+        raise InputError("numbers of objects are no classes that a label map could name: leave one of the two out")
     counted = _recode(labels, classes, question)
     if question.cells is not None:
         classes = _cells(classes, labels.path, question.cells)
@@ -275,7 +289,7 @@ def find_classes(classes: Sequence[ClassInfo] | None, path: Path, wanted: Sequen
     """Indices of classes by name or index; of any from 1 to 254 where they have no names."""
     names = [info.name for info in classes or ()]
     found = []
-    for one in wanted:
+    for one in map(str, wanted):
         if one in names[1:]:
             found.append(names.index(one))
         elif one.isdecimal() and 0 < int(one) < (len(names) or IGNORE):

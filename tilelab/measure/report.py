@@ -34,7 +34,7 @@ class Summary:
         self._lines: list[str] = []
 
     def check(self, survey: Survey) -> None:
-        """Refuse a survey that is told in another unit than those before, or of other axes.
+        """Refuse a survey that is told in another unit than those before, or of other axes or classes.
 
         Raises:
             InputError: it names both.
@@ -50,6 +50,12 @@ class Summary:
             raise InputError(
                 f"the pixel size of {survey.path} is {known[0]}, that of {first.path} {known[1]}: one table has one "
                 "unit, so say it with --pixel-size, or measure them apart"
+            )
+        both = [[info.name for info in classes] for classes in (survey.classes, self._classes)]
+        if any(one != other for one, other in zip(*both, strict=False)):
+            told = [", ".join(names) for names in both]
+            raise InputError(
+                f"the classes of {survey.path} are {told[0]}, those before it are {told[1]}: measure them apart"
             )
 
     def rows(self, survey: Survey) -> Iterator[dict[str, Array]]:
@@ -154,8 +160,11 @@ class Summary:
         return rows
 
     def _image_rows(self) -> list[list[str]]:
+        none = [0.0] * len(self._classes)  # of what an image without names has not
+        shares = [[*(f.share for f in s.fractions), *none[len(s.fractions) :]] for s in self.surveys]
         return [
-            [s.name, f"{s.objects.count:,}", *(f"{100 * f.share:.2f} %" for f in s.fractions)] for s in self.surveys
+            [s.name, f"{s.objects.count:,}", *(f"{100 * share:.2f} %" for share in each)]
+            for s, each in zip(self.surveys, shares, strict=True)
         ]
 
     def _objects(self) -> list[dict[str, Any]]:

@@ -244,10 +244,11 @@ def survey_of(
     if plan.layer:
         in_nm = None if size is None else size[1:]
         layer = measure_layer(counted, plan.layer, opening=question.opening, size_nm=in_nm, **cut)
+    around = counted if plan.told_apart else None  # such objects hold numbers, and no class but their own
     return Survey(
         path=labels.path, name=name_of(labels.path), shape=labels.shape, size_nm=size, classes=known, counts=counts,
         fractions=fractions, objects=objects, nearest=_nearest(objects, size), layer=layer,
-        fibres=(find_sheaths(objects, *plan.fibres), plan.fibres[0]) if plan.fibres else None,
+        fibres=(find_sheaths(objects, *plan.fibres, labels=around), plan.fibres[0]) if plan.fibres else None,
         labels=labels, image=image, assumptions=assumed(labels, image, question),
     )  # fmt: skip
 
