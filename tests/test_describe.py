@@ -166,3 +166,11 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, image: Path, monkeypat
     (tmp_path / "there").mkdir()
     assert main(["describe", str(tmp_path / "net.xml"), "--name", "x", "-o", str(tmp_path / "there" / "m.xml")]) == 2
     assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_network_of_volumes_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = save_conv(tmp_path / "net.onnx", (16, 32, 32))
+    said = ["--classes", "2", "--mean", "128", "--std", "33"]
+    assert main(["export", str(net), *said, "-o", str(tmp_path / "a.xml")]) == 2
+    assert "export is for 2-D networks" in capsys.readouterr().err
+    assert main(["describe", str(net), *said, "-o", str(tmp_path / "a.onnx")]) == 0

@@ -54,7 +54,7 @@ def draw_tiles(
         ModelError: the network is not 2-D, or an image does not suit it.
     """
     if spec.axes != "yx":
-        raise ModelError("quantisation is for 2-D networks: export a 3-D one in fp32 or fp16")
+        raise ModelError("quantisation is for 2-D networks")
     rng = np.random.default_rng(seed)
     stack_wide = msgspec.structs.replace(spec.normalization, per="stack")
     constants = {}

@@ -182,6 +182,11 @@ class OnnxSource:
             self.notes = tuple(map(str, (*engine.warnings, *engine.assumptions)))
         finally:
             engine.close()
+        if self.spec.axes != "yx":
+            raise ModelError(
+                f"{path} takes volumes, and files are proved on planes: export is for 2-D networks; "
+                "`tilelab infer` runs the file as it is"
+            )
         if not self.spec.plain:
             raise ModelError(
                 f"{path} gives labels, maps, several outputs or such of another size than its tile: export takes one "
