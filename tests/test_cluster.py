@@ -20,12 +20,14 @@ import zarr
 from helpers import text_of, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import make_spec, save_unet
+from tiny_models import make_spec, negate, save_conv, save_unet
 
 from tilelab.errors import ClusterError, EngineError, Incomplete, InputError, ModelError, OutputError
 from tilelab.geometry import Cuts, Lattice
 from tilelab.io.results.result import read_info
+from tilelab.run.cluster import task
 from tilelab.run.cluster.attempt import Attempt
+from tilelab.run.cluster.crew import _absolute
 from tilelab.run.cluster.devices import Slot, is_distributed, worker_slots
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.infer import infer, plan
@@ -482,3 +484,29 @@ def test_what_a_worker_inferred_counts_where_others_finish_its_unit(what):
     assert sweep.stalls.tiles == 7
     sweep._drop(attempt)  # died: so many were told of
     assert sweep.stalls.tiles == 10
+
+
+def test_a_worker_computes_with_the_file_that_is_there_when_a_run_begins(tmp_path, monkeypatch):
+    """One of a cluster that stays keeps its engine from run to run."""
+    path = save_conv(tmp_path / "net.onnx", (64, 64), spec=make_spec((64, 64)))
+    monkeypatch.setattr(task, "_kept", task._Kept())
+    monkeypatch.setattr(task, "with_threads", lambda options: options)
+    tiles = np.ones((1, 1, 64, 64), np.float32)
+    first, kept = task.load_here(str(path), Options()), task._kept._engine
+    before = task.infer_here(str(path), Options(), tiles)
+    assert task.load_here(str(path), Options()) == first
+    assert task._kept._engine is kept
+    negate(path)
+    second = task.load_here(str(path), Options())
+    assert second.facts.digest != first.facts.digest
+    np.testing.assert_allclose(task.infer_here(str(path), Options(), tiles), -before, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_named_from_here_means_the_same_to_a_worker_that_began_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("em.h5", "a.onnx", "b_1.tif"):
+        (tmp_path / name).touch()
+    for named in ("em.h5::/raw", "a.onnx", "b_*.tif"):
+        assert _absolute(named) == f"{tmp_path.resolve()}/{named}"
+    for kept in ("superalloy", "identity:3", "s3://lab/em.zarr"):
+        assert _absolute(kept) == kept

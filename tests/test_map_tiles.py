@@ -7,7 +7,7 @@ import pytest
 import zarr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny_models import make_spec, save_unet
+from tiny_models import make_spec, negate, save_conv, save_unet
 
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.errors import InputError, ModelError
@@ -116,6 +116,17 @@ def test_processes_load_the_engine_themselves(unet):
     np.testing.assert_array_equal(here, there)
 
 
+def test_the_file_that_is_there_now_computes(tmp_path):
+    path = save_conv(tmp_path / "net.onnx", (64, 64), spec=make_spec((64, 64)))
+    array = np.random.default_rng(0).integers(0, 256, (100, 90), np.uint8)
+    lazy = da.from_array(array, chunks=50)
+    before = map_tiles(lazy, path).compute()
+    negate(path)
+    labels, _ = infer_both(array, path, Options(), tmp_path)
+    np.testing.assert_array_equal(map_tiles(lazy, path).compute(), labels)
+    assert (labels != before).any()
+
+
 def test_what_does_not_fit_is_refused(unet):
     array = da.zeros((100, 100), dtype=np.uint8)
     with pytest.raises(InputError, match="takes a Dask array, not ndarray"):
@@ -126,5 +137,8 @@ def test_what_does_not_fit_is_refused(unet):
         map_tiles(array, unet, output="logits")
     with pytest.raises(ModelError, match="neither resamples nor inverts"):
         map_tiles(array, unet, options=Options(rescale=True))
+    for idle in (Options(exact=True), Options(skip_empty=True)):
+        with pytest.raises(ModelError, match="neither chooses tiles nor finds what is empty"):
+            map_tiles(array, unet, options=idle)
     with pytest.raises(ModelError, match="no class"):
         map_tiles(array, unet, options=Options(probabilities=("nonsense",)), output="probabilities")

@@ -202,3 +202,13 @@ def save_stateless(path: Path, tile: Extent = (32, 32)) -> Path:
     graph = Graph(len(tile))
     graph.conv("tiles", 1, 2)
     return save(path, graph, [], tile)
+
+
+def negate(path: Path) -> None:
+    """Put another network in the place of one: the same with the signs of its weights changed."""
+    network = onnx.load(path)
+    for weight in network.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32:
+            weight.CopyFrom(numpy_helper.from_array(-values, weight.name))
+    onnx.save(network, path)

@@ -25,7 +25,7 @@ from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.sink import Finished
 from tilelab.run.normalize import normalization_constants, sample_boxes
 from tilelab.run.opening import open_its_mask, open_source
-from tilelab.run.options import Options, with_words
+from tilelab.run.options import Options, model_state, with_words
 from tilelab.run.plan.buffers import seen_range
 from tilelab.run.plan.request import ImageFacts, Request, Written
 from tilelab.run.prepare import probability_classes
@@ -50,6 +50,9 @@ def map_tiles(
     **words: Any,
 ) -> dask.array.Array:
     """Segment a Dask array lazily.
+
+    Where intensities are normalised by the array's own statistics, those of more than 16 megapixels are of blocks that
+    are spread over it; `infer` looks at all of it.
 
     >>> array = dask.array.asarray(tilelab.open_image("sample.tif"))
     >>> labels = tilelab.map_tiles(array, "superalloy", tile=256, overlap=64, device="cpu")
@@ -102,6 +105,8 @@ def _check(array: Any, output: str, options: Options) -> None:
         )
     if options.rescale or options.scale is not None or options.fit or options.invert:
         raise ModelError("map_tiles neither resamples nor inverts: change the array first, or use infer")
+    if options.exact or options.auto_tile or options.skip_empty:
+        raise ModelError("map_tiles neither chooses tiles nor finds what is empty: give tile and overlap, or use infer")
     if options.region is not None:
         raise ModelError("map_tiles takes no region: slice the array first, array[z0:z1, y0:y1, x0:x1]")
     if output not in ("labels", "probabilities"):
@@ -184,6 +189,7 @@ class _Task:
     ) -> None:
         self.shape, self.dtype, self.model, self.spec = shape, dtype, model, spec
         self.options, self.output = options, output
+        self.files = model_state(model)
         named = probability_classes(spec, options.probabilities)
         self.classes = named if output == "probabilities" else ()
 
@@ -206,7 +212,7 @@ class _Task:
     def compute(self, box: Box, region: Slices, pixels: Array, constants: tuple[Float32, Float32]) -> Array:
         """One block, from the pixels of `region`."""
         volume = self._volume([region], [pixels])
-        shared = _engine(self.model, self.options)
+        shared = _engine(self.model, self.options, self.files)
         if shared.engine.spec.outputs != self.spec.outputs:
             raise ModelError(
                 f"{self.model} gives outputs of another size than its tiles and does not say so before it is run: "
@@ -267,10 +273,10 @@ class _SharedEngine:
 _loading = threading.Lock()
 
 
-def _engine(model: str, options: Options) -> _SharedEngine:
-    """The engine of this process, loaded once."""
+def _engine(model: str, options: Options, files: object) -> _SharedEngine:
+    """The engine of this process, loaded once for each state of its files; see `model_state`."""
     with _loading:
-        return _load(model, repr(options), _Hidden(options))
+        return _load(model, f"{options} {files}", _Hidden(options))
 
 
 class _Hidden:

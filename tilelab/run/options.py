@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from tilelab.engines.base import Engine
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.engines.registry import load_engine
+from tilelab.engines.registry import load_engine, members_of, model_files
 from tilelab.io.images.region import Region
 from tilelab.text import nearest_word
 
@@ -157,3 +158,18 @@ def load(model: str | Path | Callable[[Any], Any], options: Options) -> Engine:
         threads=options.threads,
         spec_overrides=options.model,
     )
+
+
+def model_state(model: object) -> tuple[tuple[str, int, int, int], ...]:
+    """What tells the files of a model from others that have taken their place: whoever keeps an engine looks at it.
+
+    Nothing of what is named by no path, or is missing: whoever loads it says so.
+    """
+    paths = [Path(one).expanduser() for one in members_of(model) if isinstance(one, str | Path)]
+    files = [*model_files(model), *(file for path in paths if path.is_dir() for file in sorted(path.iterdir()))]
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            now = file.stat()
+            found.append((str(file), now.st_ino, now.st_size, now.st_mtime_ns))
+    return tuple(found)

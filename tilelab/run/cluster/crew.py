@@ -13,8 +13,11 @@ from typing import Any
 
 from tilelab.arrays import Float32
 from tilelab.engines.base import BaseEngine, GpuRoom
+from tilelab.engines.registry import members_of
 from tilelab.errors import ClusterError, InputError, ModelError, TilelabError
+from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.ome_zarr import OmeZarrSink
+from tilelab.io.storage.member import split_member
 from tilelab.io.storage.remote_access import clean_uri
 from tilelab.run.cluster.order import EngineAccount, EngineFacts, Order
 from tilelab.run.cluster.reporting import cause_of
@@ -131,7 +134,8 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         raise InputError("several workers read the image themselves: give its path, not an array, or use one worker")
     if not isinstance(model, str | Path):
         raise ModelError("several workers load the model themselves: give its path or name, not a loaded engine")
-    image, model = _absolute(image), _absolute(model)
+    image, models = _absolute(image), [_absolute(one) for one in members_of(model)]
+    model = models[0] if len(models) == 1 else ",".join(models)
     if options.mask is not None:
         options = replace(options, mask=_absolute(options.mask))
     with start_client(options) as (client, fitted):
@@ -169,10 +173,14 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
 
 
 def _absolute(path: str | Path) -> str:
-    """A local path that means the same in a worker; names and addresses stay."""
+    """A local path that means the same in a worker, in whatever folder that began; names and addresses stay."""
     if "://" in str(path):
         return _Address(path)
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else str(path)
+    file, member = split_member(str(path))
+    place = Path(file).expanduser()
+    if not place.exists():
+        return str(place.absolute()) if is_pattern(file) else str(path)
+    return f"{place.resolve()}::{member}" if member else str(place.resolve())
 
 
 class _Address(str):

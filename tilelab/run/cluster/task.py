@@ -23,7 +23,7 @@ from tilelab.errors import OutputError
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.run.cluster.order import EngineAccount, EngineFacts, Errand, Order, box_of
 from tilelab.run.cluster.reporting import Reporter, Unwanted, WhileThere, cause_of
-from tilelab.run.options import Options, load
+from tilelab.run.options import Options, load, model_state
 from tilelab.run.sweep.job import Job, Stalls
 from tilelab.run.sweep.start import make_sweep
 
@@ -35,6 +35,7 @@ class _Kept:
         self.lock = threading.Lock()  # one unit at a time, however many threads the worker has
         self._loaded: Any = None
         self._engine: Engine | None = None
+        self._files: Any = None
         self._orders: dict[str, Order] = {}
         self._topic = ""
         self._job: Job | None = None
@@ -45,8 +46,8 @@ class _Kept:
             self._orders = {topic: pickle.loads(parcel)}  # noqa: S301 - from the client that this worker serves
         return self._orders[topic]
 
-    def engine(self, model: str, options: Options) -> Engine:
-        """The engine for `model`, loaded once."""
+    def engine(self, model: str, options: Options, *, anew: bool = False) -> Engine:
+        """The engine for `model`, loaded once; where a run begins `anew`, again if its files are others now."""
         wanted = (
             model,
             options.engine,
@@ -56,12 +57,14 @@ class _Kept:
             options.threads,
             options.model,
         )
-        if self._engine is None or self._loaded != wanted:
+        other = self._engine is None or self._loaded != wanted
+        files = model_state(model) if anew or other else self._files
+        if self._engine is None or other or files != self._files:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
             self._engine = load(model, options)
-            self._loaded = wanted
+            self._loaded, self._files = wanted, files
         return self._engine
 
     def job(self, order: Order, engine: Engine) -> Job:
@@ -82,7 +85,7 @@ def load_here(model: str, options: Options) -> EngineAccount:
         TilelabError: it cannot be loaded here.
     """
     with _kept.lock:
-        engine = _kept.engine(model, with_threads(options))
+        engine = _kept.engine(model, with_threads(options), anew=True)
         return EngineAccount(
             EngineFacts.of(engine),
             engine.streams,
