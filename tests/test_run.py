@@ -24,7 +24,7 @@ from tilelab.engines.registry import load_engine
 from tilelab.errors import Interrupted, ModelError, OutputError, PlanError, ResumeError
 from tilelab.io.results.result import read_result
 from tilelab.run.options import Options
-from tilelab.run.target import output_path
+from tilelab.run.target import convert_result, output_path
 
 HERE = Path(__file__).parent
 
@@ -471,3 +471,20 @@ def test_a_3d_model_needs_a_volume(picture, tmp_path):
 def test_wrong_class_is_a_model_error(picture):
     with pytest.raises(ModelError, match="cheese"):
         tilelab.plan(picture, "identity", options=Options(probabilities=("cheese",)))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_file_is_made_of_a_result_by_one_run_alone(small, tmp_path, monkeypatch, restart):
+    """Another would take the result away while it is read: what is gone of it reads as 0."""
+    out = tmp_path / "r.ome.tif"
+
+    def convert(work, target, options):
+        monkeypatch.undo()
+        with pytest.raises(OutputError, match=r"r\.ome\.tif is being written by another run"):
+            run_identity(small, out, restart=restart)
+        convert_result(work, target, options)
+
+    monkeypatch.setattr("tilelab.run.infer.convert_result", convert)
+    run_identity(small, out)
+    labels = read_result(run_identity(small, tmp_path / "r.ome.zarr").path).labels[0][:]
+    np.testing.assert_array_equal(tifffile.imread(out), labels)

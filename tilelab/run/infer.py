@@ -33,6 +33,7 @@ from tilelab.run.target import (
     check_options,
     clear_way,
     convert_result,
+    held_work,
     is_finished,
     output_path,
     present,
@@ -151,7 +152,7 @@ def segment(
 
     work = work_path(target)
     memory, clock = resident_memory(), Clock(time.perf_counter() if began is None else began)
-    with prepare(image, engine, options) as prepared:
+    with prepare(image, engine, options) as prepared, contextlib.ExitStack() as holding:
         for said in (*prepared.notes, *prepared.assumptions):
             note(str(said))
         check_format(target, prepared.plan, overview)
@@ -167,6 +168,8 @@ def segment(
             with contextlib.nullcontext() if turn is None else turn(prepared.plan):
                 execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
+        if not done:
+            holding.enter_context(held_work(target, work))
         if options.with_image:
             from tilelab.io.results.with_image import add_image
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from tilelab.engines.registry import members_of
 from tilelab.errors import InputError, OutputError
@@ -18,7 +19,7 @@ from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Address, Place, remote_place
 from tilelab.io.storage.remote_path import RemotePath
-from tilelab.machine.disk import discard_folder, is_ours, remove_ours, sweep_leftovers
+from tilelab.machine.disk import discard_folder, is_ours, remove_ours, sweep_leftovers, try_lock, why_unwritten
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, KnownFingerprint, differences
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.open import held
@@ -165,7 +166,8 @@ def clear_way(target: Place, work: Place, fingerprint: Fingerprint, restart: boo
             if present(path):
                 Journal.remove(path)
         if target != work and present(target) and present(work) and _known_fingerprint(work) == fingerprint.document():
-            _discard(work, target)
+            with held_work(target, work):
+                _discard(work, target)
         if target.renames and present(target):
             with contextlib.suppress(OSError):
                 sweep_leftovers(Path(str(target)))
@@ -184,7 +186,40 @@ def clear_way(target: Place, work: Place, fingerprint: Fingerprint, restart: boo
             with held(unfinished):
                 unfinished.remove_tree()
         if work != target and work.exists():
-            work.remove_tree()
+            with held_work(target, work) if (work / "zarr.json").is_file() else contextlib.nullcontext():
+                work.remove_tree()
+
+
+@contextlib.contextmanager
+def held_work(target: Place, work: Place) -> Iterator[None]:
+    """Hold the finished Zarr that the file `target` is made of; nothing where that is the Zarr itself.
+
+    Another run would make the same file of it and take it away meanwhile, and what is gone of a Zarr reads as 0.
+
+    Raises:
+        OutputError: another run holds it, or has just taken it away.
+    """
+    if work == target or os.name == "nt":  # there an open file keeps its folder from being renamed
+        yield
+        return
+    try:
+        file = _hold(Path(str(work / "zarr.json")))
+    except OSError as error:
+        raise OutputError(f"cannot use {work}: {why_unwritten(error)}") from error
+    if file is None:
+        raise OutputError(f"{target} is being written by another run: wait for it or choose another output")
+    with file:
+        yield
+
+
+def _hold(root: Path) -> IO[bytes] | None:
+    """The file, open and locked; None where another process has it, or has just taken it away."""
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as failing:
+        file = failing.enter_context(root.open("r+b"))
+        if try_lock(file) and os.path.samestat(os.fstat(file.fileno()), root.stat()):
+            failing.pop_all()
+            return file
+    return None
 
 
 @contextlib.contextmanager
