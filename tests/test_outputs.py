@@ -29,9 +29,10 @@ from tilelab.run.infer import infer
 from tilelab.run.map_tiles import map_tiles
 from tilelab.run.options import Options
 from tilelab.run.prepare import prepare
+from tilelab.run.rehearse import CopyingEngine
 from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.start import make_sweep
-from tilelab.spec import ModelSpec, Normalization, Output
+from tilelab.spec import Confidence, ModelSpec, Normalization, Output
 
 PLANE = np.random.default_rng(4).integers(0, 255, (150, 210), np.uint8)
 GIVEN = SpecOverrides(mean=(128.0,), std=(64.0,), stride=1)
@@ -94,6 +95,22 @@ def test_a_threshold_each_decides_the_labels_and_leaves_the_probabilities(tmp_pa
     assert len(np.unique(labels["own"])) > 2
     for run in runs.values():
         np.testing.assert_array_equal(run.probabilities[0][...], runs["plain"].probabilities[0][...])
+
+
+def test_a_threshold_is_of_the_probability_that_is_written(tmp_path: Path) -> None:
+    spec = make_spec(
+        (32, 32),
+        classes=3,
+        activation="sigmoid",
+        normalization=Normalization(mean=(128.0,), std=(20.0,)),
+        outputs=(Output(thresholds=(0.8,)),),
+        confidence=Confidence(temperature=2.5),
+    )
+    run = infer(PLANE, CopyingEngine(spec, spec.tile, 1), tmp_path / "r.ome.zarr")
+    result = tilelab.read_result(run.path)
+    likeliest = result.probabilities[0][...].max(axis=0).astype(float)
+    clear = np.abs(likeliest - 0.8 * 255) > 1
+    np.testing.assert_array_equal((result.labels[0][...] > 0)[clear], (likeliest > 0.8 * 255)[clear])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,30 @@ def test_the_flags_say_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_training_statistics_stay_with_the_stack() -> None:
     with pytest.raises((ValueError, ModelError)):
         Normalization(kind="constants", per="slice")
+
+
+@pytest.mark.parametrize("far", [1e4, 1e9, 3e38])
+def test_a_few_far_pixels_leave_the_percentiles_of_floats_where_they_are(far: float) -> None:
+    image = np.random.default_rng(0).normal(100, 20, (3, 60, 70)).astype(np.float32)
+    image[0, 7, 9], image[1, 3, 3], image[2] = far, -far, 5
+    volume = Volume(open_image(image, axes="zyx"))
+    found = find_statistics(volume, Normalization(kind="percentile", low=1.0, high=99.0, per="slice"))
+    for z in range(3):
+        low, spread = expected(image[z], {"kind": "percentile", "low": 1.0, "high": 99.0})
+        np.testing.assert_allclose(found.low[z], low, atol=0.02 * spread + 1e-5)
+        np.testing.assert_allclose(found.spread[z], spread, rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["mean-std", "min-max", "percentile"])
+def test_each_channel_is_inverted_about_its_own_intensities(tmp_path: Path, kind: Any) -> None:
+    random = np.random.default_rng(3)
+    image = random.normal((40, 120, 200), (5, 20, 10), (60, 70, 3)).clip(0, 255).astype(np.uint8)
+    model = save_conv(tmp_path / "n.onnx", (32, 32), channels=3)
+    given = SpecOverrides(normalization=kind, overlap=(8, 8), stride=1)
+    options = Options(model=given, logits=True, axes="yxc")
+    run = infer(image, model, tmp_path / "a.ome.zarr", options=replace(options, invert=True))
+    same = infer(255 - image, model, tmp_path / "b.ome.zarr", options=options)
+    a, b = (tilelab.read_result(r.path).logits for r in (run, same))
+    assert a is not None
+    assert b is not None
+    np.testing.assert_allclose(a[...], b[...], atol=1e-3)

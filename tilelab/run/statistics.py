@@ -1,8 +1,9 @@
-"""The statistics of an image, or of each of its slices, in one pass before the run; two for percentiles of floats.
+"""The statistics of an image, or of each of its slices, in one pass before the run; in more for percentiles of floats.
 
 Whole numbers are counted by value, so that what follows from them is exact whatever the image's size; floats add up in
-blocks, and their percentiles are those of 65,536 steps between the extremes.  Memory is that of a block and of the
-counts; the order of the blocks is that of the image, so the numbers are always the same.
+blocks, and their percentiles are those of 65,536 steps between the extremes, or between closer ends where a few pixels
+are so far off that the others would share few steps.  Memory is that of a block and of the counts; the order of the
+blocks is that of the image, so the numbers are always the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tilelab.spec import Normalization
 _BLOCK_BYTES = 32 << 20
 _MOST_SLICES = 16  # whose counts are held at a time
 _STEPS = 65536
+_LEAST_STEPS = 64  # between two percentiles that are to be told from each other
+_MOST_LOOKS = 10  # at floats: as many as it takes beside the largest number that there is
 _PIECE = 1 << 20  # pixels of a block that are counted at a time: counting takes eight bytes of each
 
 
@@ -58,17 +61,51 @@ def _find(volume: Volume, slices: tuple[int, int], normalization: Normalization)
     empty = parts.count == 0
     low, high = np.where(empty, 0, low), np.where(empty, 0, high)
     if normalization.kind == "percentile":
-        counts = np.zeros((rows, volume.channels, _STEPS), np.int64)
-        width = np.where(high > low, high - low, 1)
-        for z, block in _blocks(volume, slices):
-            row = z - slices[0] if each else 0
-            for c, values in enumerate(block):
-                finite = values[np.isfinite(values)].astype(np.float64)
-                step = np.minimum((finite - low[row, c]) / width[row, c] * _STEPS, _STEPS - 1).astype(np.int64)
-                counts[row, c] += np.bincount(step, minlength=_STEPS)
-        ends = [_percentile(counts, q) for q in (normalization.low, normalization.high)]
-        low, high = (low + (end + 0.5) * width / _STEPS for end in ends)
+        low, high = _float_percentiles(volume, slices, (low, high), normalization)
     return low, high - low
+
+
+def _float_percentiles(
+    volume: Volume, slices: tuple[int, int], extremes: tuple[Float64, Float64], normalization: Normalization
+) -> tuple[Float64, Float64]:
+    """Both percentiles of some slices, ``(1 or slices, channels)``, to a fraction of what lies between them.
+
+    Pixels are counted in steps between the extremes, and where a few far ones leave too few steps to the others, once
+    more between those two.
+    """
+    each = normalization.per == "slice"
+    begin, end = extremes
+    low, high = extremes
+    coarse = np.ones(begin.shape, np.bool_)
+    for _ in range(_MOST_LOOKS):
+        width = np.where(end > begin, end - begin, 1)
+        counts = _count_steps(volume, slices, each, begin, width)
+        ranks = [_around(counts, q) for q in (normalization.low, normalization.high)]
+        steps = [(np.clip(below - 1, 0, _STEPS - 1), np.clip(above - 1, 0, _STEPS - 1), p) for below, above, p in ranks]
+        new = [begin + (below + (above - below) * part + 0.5) * width / _STEPS for below, above, part in steps]
+        low, high = np.where(coarse, new[0], low), np.where(coarse, new[1], high)
+        coarse &= (high - low < _LEAST_STEPS * width / _STEPS) & (end > begin)
+        if not coarse.any():
+            break
+        # one step more at either end: they are rounded; the extremes are not
+        first, last = steps[0][0] - 1, steps[1][1] + 2
+        nearer = np.where(first > 0, begin + first * width / _STEPS, begin)
+        begin, end = nearer, np.where(last < _STEPS, begin + last * width / _STEPS, end)
+    return low, high
+
+
+def _count_steps(volume: Volume, slices: tuple[int, int], each: bool, begin: Float64, width: Float64) -> Int64:
+    """Pixels before, in each of and behind the steps from `begin` on, ``(1 or slices, channels, steps + 2)``."""
+    counts = np.zeros((*begin.shape, _STEPS + 2), np.int64)
+    for z, block in _blocks(volume, slices):
+        row = z - slices[0] if each else 0
+        for c, values in enumerate(block):
+            finite = values[np.isfinite(values)].astype(np.float64)
+            at = (finite - begin[row, c]) / width[row, c] * _STEPS
+            step = np.clip(at, 0, _STEPS - 1).astype(np.int64) + 1
+            step[at < 0], step[at > _STEPS] = 0, _STEPS + 1
+            counts[row, c] += np.bincount(step, minlength=_STEPS + 2)
+    return counts
 
 
 class _Sums:
@@ -117,13 +154,18 @@ def _of_counts(counts: Int64, normalization: Normalization) -> tuple[Float64, Fl
 
 def _percentile(counts: Int64, q: float) -> Float64:
     """The value below which `q` per cent lie, between two neighbours linearly, as `numpy.percentile` has it."""
+    below, above, part = _around(counts, q)
+    found: Float64 = below + (above - below) * part
+    return found
+
+
+def _around(counts: Int64, q: float) -> tuple[Int64, Int64, Float64]:
+    """The two values between which the one lies below which `q` per cent do, and how far from the first on."""
     through = counts.cumsum(axis=-1)
     at = np.maximum(through[..., -1] - 1, 0) * (q / 100)
     below, above = ((through <= np.floor(at + more)[..., np.newaxis]).sum(axis=-1) for more in (0, 1))
     last = counts.shape[-1] - 1
-    below, above = np.minimum(below, last), np.minimum(above, last)
-    found: Float64 = below + (above - below) * (at - np.floor(at))
-    return found
+    return np.minimum(below, last), np.minimum(above, last), at - np.floor(at)
 
 
 def _slice_groups(volume: Volume) -> list[tuple[int, int]]:

@@ -69,16 +69,19 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """A normalisation, ``(value - mean) * gain``, and the intensities that change places when it is inverted."""
+    """A normalisation, ``(value - mean) * gain``, and the intensities that change places when it is inverted.
+
+    black, white: of all channels, or of each, ``(channels,)``.
+    """
 
     mean: Float32
     gain: Float32
-    black: float
-    white: float
+    black: Float64 | float
+    white: Float64 | float
 
     def inverted(self) -> tuple[Float32, Float32]:
         """Mean and gain that do the same to ``black + white - value``."""
-        return (self.black + self.white - self.mean).astype(np.float32), -self.gain
+        return np.asarray(self.black + self.white, np.float32) - self.mean, -self.gain
 
 
 def fit_home(image: Image, engine: Engine, given: Constants, home: Home, *, thorough: bool = True) -> Fit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -184,12 +184,14 @@ def _constants(volume: Volume, options: Options, spec: ModelSpec, mean: Float32,
     """The normalisation with the intensities that change places when the image is inverted."""
     from tilelab.run.kind.fit import Constants
 
+    black: Any
+    white: Any
     if options.intensity_range is not None:
         black, white = options.intensity_range
     elif spec.normalization.kind == "constants":
         black, white = 0.0, WHITE.get(str(volume.dtype), 1.0)
-    elif spec.normalization.kind == "mean-std":
-        black = white = float(mean[0])  # about the mean
+    elif spec.normalization.kind == "mean-std":  # each channel about its own mean
+        black = white = mean
     else:
-        black, white = float(mean[0]), float(mean[0] + 1 / gain[0])
-    return Constants(mean, gain, black, np.float64(white).item())
+        black, white = mean, mean + 1 / gain
+    return Constants(mean, gain, np.asarray(black, np.float64), np.asarray(white, np.float64))

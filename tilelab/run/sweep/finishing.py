@@ -109,7 +109,8 @@ def _finish_logits(
     limits = engine.spec.outputs[0].thresholds
     over: UInt8 | None = None
     if limits:
-        odds = np.array([math.log(t / (1 - t)) for t in limits], np.float32)
+        # a probability is that of the logit times the sharpness
+        odds = np.array([math.log(t / (1 - t)) / job.sharpness for t in limits], np.float32)
         over = np.empty([b - a for a, b in into], np.uint8)
         kernels.find_over(sums, start, np.broadcast_to(odds, sums.shape[:1]).copy(), over)
     kernels.finish(
