@@ -25,7 +25,7 @@ import tilelab
 from tilelab.cli import main
 from tilelab.engines.base import BaseEngine
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.errors import InputError, OutputError, StrictError
+from tilelab.errors import InputError, ModelError, OutputError, StrictError
 from tilelab.geometry import Box
 from tilelab.io import convert_image
 from tilelab.io.images.folders import gather_images
@@ -239,6 +239,31 @@ def test_two_images_of_one_name_keep_theirs_for_ever(tmp_path: Path) -> None:
     rows = table(out)
     assert {name: Path(row["image"]).parent.name for name, row in rows.items()} == {"a_x": "a", "x": "b"}
     assert known_names(out / "summary.csv") == {row["image"]: name for name, row in rows.items()}
+
+
+def test_names_that_a_spreadsheet_would_take_for_formulas_stay(tmp_path: Path) -> None:
+    images = [tmp_path / "-10.tif", tmp_path / "+10.tif"]
+    for i, image in enumerate(images):
+        tifffile.imwrite(image, micrograph(i))
+    for again in (False, True):
+        found = list(tilelab.infer_many(images, MODEL, tmp_path / "out", options=OPTIONS))
+        assert [o.run is not None and o.run.already_finished for o in found] == [again, again]
+    assert {path.name for path in (tmp_path / "out").glob("*.ome.zarr")} == {"-10.ome.zarr", "+10.ome.zarr"}
+    assert set(table(tmp_path / "out")) == {"'-10", "'+10"}
+
+
+def test_an_image_that_does_not_suit_the_model_costs_itself_alone(tmp_path: Path) -> None:
+    images = [tmp_path / f"m{size}.tif" for size in (20, 8, 9)]
+    for image, size in zip(images, (20, 8, 9), strict=True):
+        resolution = (1e7 / size, 1e7 / size)
+        pixels = draw_superalloy((130, 140), size)[0]
+        tifffile.imwrite(image, pixels, resolution=resolution, resolutionunit="CENTIMETER")
+    words: dict[str, Any] = {"model_pixel_size_nm": 8.5, "device": "cpu"}
+    found = {o.name: o.error for o in tilelab.infer_many(images, "superalloy", tmp_path / "out", **words)}
+    assert {name for name, error in found.items() if error} == {"m20"}
+    assert "20 nm per pixel, the model was trained on 8.5" in found["m20"]
+    with pytest.raises(ModelError, match="20 nm per pixel"):
+        list(tilelab.infer_many(images[:1], "superalloy", tmp_path / "one", **words))
 
 
 @given(

@@ -213,3 +213,15 @@ def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch, c
     finally:
         proxy.stop()
         server.stop()
+
+
+@pytest.mark.parametrize("words", [{"series": "1"}, {"scale": 0.5}, {"invert": True}, {"exact": True}])
+def test_what_an_image_is_opened_with_is_rehearsed(pixels, tmp_path, words):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for image in (pixels[:90, :80], pixels[:310, :270]):
+            tiff.write(image, photometric="minisblack", metadata=None)
+    found = dry_run(
+        tmp_path / "a.tif", "identity:3", tmp_path / "o.ome.zarr", Options(model=SMALL, **words), lambda line: None
+    )
+    size = 310 * 270 // 4 if "scale" in words else 310 * 270
+    assert f"all {size} pixels written are those" in " ".join(found.checked)

@@ -28,6 +28,8 @@ from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.zarr.census import Census, count_shard
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
 from tilelab.run.infer import infer
+from tilelab.run.journal.fingerprint import Fingerprint
+from tilelab.run.journal.local import Journal
 from tilelab.run.journal.records import contiguous, format_record, parse_records
 from tilelab.run.options import Options
 
@@ -278,6 +280,17 @@ def test_lines_come_back_until_the_first_that_is_damaged(
         found = list(parse_records("job", b"".join([*lines[:at], bytes(damaged), *lines[at + 1 :]])))
         assert found[:at] == records[:at]
         assert len(found) == at or b"\n" in damaged[:-1]
+
+
+def test_the_slower_of_two_workers_at_the_same_rows_takes_nothing_back(tmp_path: Path) -> None:
+    job = Fingerprint(input={}, model={}, engine={}, lattice={}, options={})
+    whole, part, rest = (Stored(a, b, Census(b - a, 1, 1)) for a, b in ((0, 8), (0, 4), (8, 9)))
+    for expected in ([whole], [whole, rest]):
+        journal = Journal(LocalPath(tmp_path / "r.partial"), job, {})
+        for one in (*expected, part):
+            journal.record(3, one)
+        assert journal.records == {3: expected}
+        journal.close()
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), max_size=8), st.integers(0, 5))

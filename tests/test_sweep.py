@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tilelab.errors import EngineError, InputError, OutputError
 from tilelab.geometry import WINDOWS, Box
 from tilelab.io.images.volume import Volume
 from tilelab.kernels import reference
+from tilelab.run.sweep.flow import Flow
 from tilelab.run.sweep.host import HostSweep
 from tilelab.run.sweep.shares import make_shares
 from tilelab.run.sweep.strip import Strip
@@ -246,6 +248,25 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
         HostSweep(job, engine, Box.whole(job.image.shape)).run(collector)
     stages = {f"tilelab-{name}" for name in ("read", "cut", "blend", "write")}
     assert not stages & {thread.name for thread in threading.enumerate()}
+
+
+def test_ctrl_c_while_the_last_rows_are_written_comes_when_the_stages_have_stopped():
+    flow, ended = Flow(), []
+    rows = flow.channel(1)
+
+    def write():
+        time.sleep(0.2)  # until they are waited for
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        try:
+            rows.get()
+        finally:
+            ended.append("write")
+
+    flow.start("write", write)
+    with pytest.raises(KeyboardInterrupt):
+        flow.join()
+    assert ended == ["write"]
 
 
 # --- several tiles at a time

@@ -267,7 +267,9 @@ def _where_image(prepared: Prepared, work: Place, options: Options) -> dict[str,
     """
     if not isinstance(prepared.named, str | Path):
         return {}
-    uri = prepared.image.uri.partition("?")[0]  # what follows in an address may be a secret
+    uri = prepared.image.uri
+    if "://" in uri:
+        uri = uri.partition("?")[0]  # what follows may be a secret
     path = uri
     if "://" not in uri and "::" not in uri:
         path = str(Path(uri).absolute())

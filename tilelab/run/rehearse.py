@@ -169,6 +169,8 @@ def _open_job(
         own = replace(
             _for_rehearsal(options),
             device=options.device,
+            invert=options.invert,
+            fit=options.fit,
             mask=options.mask,
             mask_axes=options.mask_axes,
             mask_series=options.mask_series,
@@ -250,6 +252,7 @@ def _for_rehearsal(options: Options) -> Options:
     return replace(
         options,
         level=0,
+        series=None,
         channel=None,
         timepoint=None,
         axes=None,
@@ -262,6 +265,10 @@ def _for_rehearsal(options: Options) -> Options:
         pixel_size_nm=None,
         ignore_pixel_size=True,
         rescale=False,
+        scale=None,
+        fit=False,
+        invert=False,
+        exact=False,
         workers=None,
         scheduler=None,
         restart=False,

@@ -130,6 +130,8 @@ class Batch:
     rows: dict[str, Row]
     classes: tuple[Any, ...] = ()
     written: float = 0.0  # when the table was, on the monotonic clock
+    usual: Options | None = None  # of the first image whose tiles could be chosen
+    refused: dict[str, TilelabError] = field(default_factory=dict)  # why they could not, by image
 
     @classmethod
     def of(
@@ -295,9 +297,13 @@ class Batch:
                 options = choose_tile(self.model, image, self.options, partial(self.say, image), begun)
             except InputError:  # it is said when it is its turn
                 pass
+            except TilelabError as error:  # so is this, unless it is true of all of them
+                self.refused[image] = error
             found.append((image, options))
-        usual = next((options for _, options in found if options is not None), self.options)
-        return [(image, options or usual) for image, options in found]
+        self.usual = self.usual or next((options for _, options in found if options is not None), None)
+        if self.usual is None and self.refused:
+            raise next(iter(self.refused.values()))
+        return [(image, options or self.usual or self.options) for image, options in found]
 
     def say(self, image: str, line: str) -> None:
         """A line about one image."""
@@ -317,6 +323,8 @@ class _One:
         name = self.batch.names[image]
         try:
             self.turns.check()
+            if (refused := self.batch.refused.get(image)) is not None:
+                raise refused
             with self.engines.use(options) as engine:
                 return self._infer(image, name, options, engine)
         except Exception as error:  # noqa: BLE001 - it is this image's, whatever it is

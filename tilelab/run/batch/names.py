@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from tilelab.io.images.slices import is_pattern
 from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import remote_place
+from tilelab.run.batch.row import text_of
 
 
 def choose_names(images: Iterable[str], known: dict[str, str]) -> dict[str, str]:
@@ -43,7 +44,8 @@ def known_names(table: Path) -> dict[str, str]:
     """The names by place that an earlier run wrote into its table; none where that cannot be read."""
     try:
         with table.open(newline="", encoding="utf-8") as file:
-            return {row["image"]: row["name"] for row in csv.DictReader(file) if row.get("image") and row.get("name")}
+            rows = [row for row in csv.DictReader(file) if row.get("image") and row.get("name")]
+            return {row["image"]: text_of(row["name"]) for row in rows}
     except (OSError, ValueError, csv.Error, KeyError):
         return {}
 

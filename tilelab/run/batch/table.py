@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tilelab.errors import OutputError
 from tilelab.machine.disk import replacing
-from tilelab.run.batch.row import Row
+from tilelab.run.batch.row import Row, cell_of
 
 _FIRST = ("name", "status", "width_px", "height_px", "depth_px", "pixel_size_nm", "slice_nm")
 _LAST = ("seconds", "model", "assumptions", "error", "result", "image")
@@ -30,7 +30,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
         pixel = "" if size is None else f"{size[-1]:g}" if size[-1] == size[-2] else f"{size[-1]:g} x {size[-2]:g}"
         writer.writerow(
             [
-                _cell(row.name),
+                cell_of(row.name),
                 row.status,
                 extent.get("x", ""),
                 extent.get("y", ""),
@@ -39,9 +39,9 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
                 f"{size[0]:g}" if size is not None and "z" in row.axes else "",
                 *(f"{row.areas[name]:.6f}" if name in row.areas else "" for name in classes),
                 "" if row.seconds is None else f"{row.seconds:.2f}",
-                _cell(row.model),
-                _cell("; ".join(row.assumptions)),
-                _cell(row.error),
+                cell_of(row.model),
+                cell_of("; ".join(row.assumptions)),
+                cell_of(row.error),
                 row.result,
                 row.image,
             ]
@@ -68,8 +68,3 @@ def check_table(path: Path) -> None:
 
 
 _BEGINS = ",".join(_FIRST).encode()
-
-
-def _cell(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

@@ -53,9 +53,9 @@ class Reporter:
 
     def durable(self, position: int) -> None:
         """Rows up to `position` are on disk; called from the writing thread."""
-        self._position = position
         if self.writer is not None:
             self.stored = msgspec.to_builtins(self.writer.stored)  # now: another thread may ask at any time
+        self._position = position  # last: no position is told without what is stored up to it
         self._report(at_once=self._eager)
 
     def _report(self, *, at_once: bool = False) -> None:

@@ -121,8 +121,14 @@ class Journal:
         return spoiled
 
     def record(self, unit: int, stored: Stored) -> None:
-        """Put down that `stored` of a unit is on disk; it holds what was put down before with the same start."""
-        self.records[unit] = [part for part in self.records.get(unit, ()) if part.start != stored.start] + [stored]
+        """Put down that `stored` of a unit is on disk; of parts with the same start the longest holds the others.
+
+        It need not come last: two workers may be at the same rows, and the slower one tells what it has, too.
+        """
+        known = self.records.get(unit, [])
+        if any(part.start == stored.start and part.stop >= stored.stop for part in known):
+            return
+        self.records[unit] = [part for part in known if part.start != stored.start] + [stored]
         self._append(self._line(unit, stored))
 
     def _append(self, line: bytes) -> None:

@@ -43,6 +43,7 @@ class Flow:
         self.changed = threading.Condition()
         self.error: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self._running = 0
 
     def channel(self, capacity: int) -> Channel[T]:
         """A queue of at most `capacity` items between two stages."""
@@ -65,10 +66,16 @@ class Flow:
                 pass
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 self.fail(error)
+            finally:
+                with self.changed:
+                    self._running -= 1
+                    self.changed.notify_all()
 
         thread = threading.Thread(target=guarded, name=f"tilelab-{name}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
+        with self.changed:
+            self._running += 1
 
     def fail(self, error: BaseException) -> None:
         """Stop every stage; the first error is the one that counts."""
@@ -78,11 +85,26 @@ class Flow:
             self.changed.notify_all()
 
     def join(self) -> None:
-        """Wait for all threads, then raise the first error if there was one."""
+        """Wait for all threads, then raise the first error if there was one.
+
+        Ctrl-C stops them, too, and comes when they have; a second one comes at once.
+        """
+        try:
+            self._wait()
+        except KeyboardInterrupt as stop:
+            if self.error is not None:
+                raise
+            self.fail(stop)
+            self._wait()
         for thread in self._threads:
             thread.join()
         if self.error is not None:
             raise self.error
+
+    def _wait(self) -> None:
+        """Until all stages have ended: a thread that Ctrl-C kept from being joined is taken for ended by Python."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self._running)
 
 
 class Channel(Generic[T]):
