@@ -28,9 +28,11 @@ from tilelab.spec import ClassInfo, ModelSpec, Normalization  # noqa: E402
 from tilelab.training import losses  # noqa: E402
 from tilelab.training.arithmetic import arithmetic  # noqa: E402
 from tilelab.training.checkpoint import load_checkpoint, load_network  # noqa: E402
+from tilelab.training.crops import stack  # noqa: E402
 from tilelab.training.data import CropSampler  # noqa: E402
 from tilelab.training.engine import TorchEngine  # noqa: E402
 from tilelab.training.log import BEST, LAST  # noqa: E402
+from tilelab.training.loop import Trainer  # noqa: E402
 from tilelab.training.pairs import (  # noqa: E402
     ArrayMask,
     MaskedPlane,
@@ -39,6 +41,7 @@ from tilelab.training.pairs import (  # noqa: E402
     measure_normalization,
     open_pairs,
 )
+from tilelab.training.parallel import Group  # noqa: E402
 from tilelab.training.recipe import (  # noqa: E402
     IGNORE,
     Augmentation,
@@ -52,7 +55,7 @@ from tilelab.training.recipe import (  # noqa: E402
     shipped_recipes,
 )
 from tilelab.training.schedule import rate_at  # noqa: E402
-from tilelab.training.segmentation import train  # noqa: E402
+from tilelab.training.segmentation import Segmentation, train  # noqa: E402
 from tilelab.training.validate import infer_logits, validate  # noqa: E402
 
 CLASSES = (ClassInfo("background", "#000000"), ClassInfo("disc", "#ffffff"))
@@ -582,6 +585,18 @@ def test_a_batch_in_pieces_gives_the_same_weights(discs: Path, tmp_path: Path, s
         found.append(load_checkpoint(output / LAST).part("model"))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_share_of_a_batch_has_the_mean_of_its_pieces(discs: Path, tmp_path: Path, small: Any) -> None:
+    """Of two processes each has two crops of four: they make two pieces, not four."""
+    plain = ["network.options.norm=none", "network.options.dropout=0.0", "optimizer.kind=sgd"]
+    found = []
+    for pieces in (1, 4):
+        task = Segmentation(small(*plain, f"run.accumulate={pieces}"), discs)
+        trainer = Trainer(task, tmp_path / str(pieces), Group(), restart=False, note=lambda _: None)
+        share = stack([task.draw(0, index) for index in range(2)])
+        found.append(trainer._step(0, 0.0, *share))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_pieces_must_divide_the_batch(small: Any) -> None:

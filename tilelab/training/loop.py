@@ -276,12 +276,13 @@ class Trainer(Generic[H]):
             encoder_of(self.network, "run.frozen").eval()  # its statistics stay, too
         images = images.expand(-1, self.task.channels, -1, -1)
         self.optimizer.zero_grad(set_to_none=True)
-        total, pieces = 0.0, recipe.run.accumulate
-        for part, target in zip(images.chunk(pieces), targets.chunk(pieces), strict=True):
+        pieces = images.chunk(recipe.run.accumulate)  # of a process's share of the batch there may be fewer
+        total = 0.0
+        for part, target in zip(pieces, targets.chunk(recipe.run.accumulate), strict=True):
             x = part.to(device, memory_format=torch.channels_last)
             with arithmetic(device, recipe.run.precision == "bf16", whole=recipe.run.compile):
                 out = self.parallel(x)
-            loss = supervise(self.task.loss, out, target.to(device)) / pieces
+            loss = supervise(self.task.loss, out, target.to(device)) / len(pieces)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         if not math.isfinite(total):
