@@ -263,9 +263,13 @@ def test_ctrl_c_while_the_last_rows_are_written_comes_when_the_stages_have_stopp
         finally:
             ended.append("write")
 
-    flow.start("write", write)
-    with pytest.raises(KeyboardInterrupt):
-        flow.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests may have another
+    try:
+        flow.start("write", write)
+        with pytest.raises(KeyboardInterrupt):
+            flow.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == ["write"]
 
 
