@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -26,6 +27,9 @@ OutputKind = Literal["logits", "probabilities", "labels", "map"]
 NormalizationKind = Literal["constants", "mean-std", "percentile", "min-max"]
 Statistics = Literal["stack", "slice"]
 
+PIXEL_SIZE_TOLERANCE = 0.1
+"""How far pixels may be from the size that a network was trained on, as a share of it."""
+
 _LATER = (
     "outputs",
     "per",
@@ -38,6 +42,11 @@ _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Colours of classes that have none of their own, background first; Okabe and Ito's, for any colour vision."""
+
+
+def same_pixel_size(sizes: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether pixels of these sizes, along as many axes, are alike enough for one network."""
+    return all(abs(a / b - 1) <= PIXEL_SIZE_TOLERANCE for a, b in zip(sizes, others, strict=True))
 
 
 class ClassInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

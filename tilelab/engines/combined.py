@@ -23,8 +23,8 @@ import numpy as np
 from tilelab.arrays import Float32
 from tilelab.engines.base import BaseEngine, Engine, EngineMemory
 from tilelab.errors import ModelError
-from tilelab.kernels.symmetries import SYMMETRIES, turn, turn_back
-from tilelab.spec import ModelSpec, Output
+from tilelab.kernels.symmetries import SYMMETRIES, check_square, turn, turn_back
+from tilelab.spec import ModelSpec, Output, same_pixel_size
 from tilelab.text import size_text
 
 Uncertainty = Literal["entropy", "symmetries", "models"]
@@ -32,7 +32,6 @@ KINDS: tuple[Uncertainty, ...] = get_args(Uncertainty)
 MAP = "uncertainty"
 """Name of the map."""
 
-_SIZE_SLACK = 0.1
 _LEAST = np.float32(2**-40)
 _BITS = np.float32(1 / math.log(2))
 
@@ -54,7 +53,7 @@ def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -
                 raise ModelError(f"{first.name} and {spec.name} do not go together: {what} {mine} and {its}")
     sized = [(spec.name, spec.pixel_size_nm) for spec in specs if spec.pixel_size_nm is not None]
     for name, sizes in sized:
-        if not _alike(sized[0][1], sizes):
+        if len(sizes) != len(sized[0][1]) or not same_pixel_size(sized[0][1], sizes):
             mine, its = (size_text(f"{size:g}" for size in one) for one in (sized[0][1], sizes))
             raise ModelError(
                 f"{sized[0][0]} and {name} do not go together: they were trained on {mine} and {its} nm per pixel "
@@ -65,7 +64,7 @@ def combined_spec(specs: Sequence[ModelSpec], uncertainty: Uncertainty | None) -
     tile = tuple(t if t == 1 else -(-t // stride) * stride for t in free[0])
     if uncertainty == "symmetries" and tile[-1] != tile[-2]:
         if any(spec.tile_fixed for spec in specs):
-            raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(tile)}")
+            check_square(tile)
         tile = (*tile[:-2], *(min(tile[-2:]),) * 2)
     overlap = tuple(o if o < t else t // 2 for o, t in zip(map(max, _across(specs, "overlap")), tile, strict=True))
     least = [spec.tile_min for spec in specs if spec.tile_min is not None]
@@ -112,11 +111,6 @@ def _sames(first: ModelSpec, spec: ModelSpec) -> Iterator[tuple[str, object, obj
     yield "thresholds", first.outputs[0].thresholds, spec.outputs[0].thresholds
     if spec.tile_fixed and first.tile_fixed:
         yield "tiles", first.tile, spec.tile
-
-
-def _alike(sizes: tuple[float, ...], others: tuple[float, ...]) -> bool:
-    """Whether pixels are of one size, as far as a run demands it of an image's."""
-    return len(sizes) == len(others) and all(abs(a / b - 1) <= _SIZE_SLACK for a, b in zip(sizes, others, strict=True))
 
 
 def _across(specs: Sequence[ModelSpec], name: str) -> Iterator[tuple[int, ...]]:

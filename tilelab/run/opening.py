@@ -19,10 +19,9 @@ from tilelab.io.images.region import crop
 from tilelab.io.images.view import given_pixel_size
 from tilelab.io.images.volume import Volume
 from tilelab.run.options import Options
-from tilelab.spec import ModelSpec
+from tilelab.spec import ModelSpec, same_pixel_size
 from tilelab.text import size_text
 
-PIXEL_SIZE_TOLERANCE = 0.1
 SMALLEST_SCALE = 1 / 64
 
 
@@ -159,7 +158,7 @@ def _suit_pixel_size(
         return (opened, *_without_pixel_size(opened, options, want))
     shared = min(len(have), len(want))
     seen, trained = have[-shared:], want[-shared:]
-    if all(abs(h / w - 1) <= PIXEL_SIZE_TOLERANCE for h, w in zip(seen, trained, strict=True)):
+    if same_pixel_size(seen, trained):
         same = f"{_sizes(seen)} nm of the image and {_sizes(trained)} nm of the model are within 10 %"
         flags = (("--rescale", options.rescale), ("--ignore-pixel-size", options.ignore_pixel_size))
         return opened, tuple(f"{flag} does nothing: {same}" for flag, asked in flags if asked), ()

@@ -72,11 +72,12 @@ def normalization_words(
         else:
             raise refuse(name, "of its input")
         if given.get("mode") == "per_dataset":
-            assumptions += (_whose(path, name),)
+            assumptions += (_taken(path, name, "the data set", "the image", "the package does not hold them"),)
         elif flat or not _joins(given, "z"):
             words["statistics"] = "slice"
         if channels > 1 and _joins(given, "c"):
-            assumptions += (_jointly(path, name),)
+            why = "a description has one mean and spread for each"
+            assumptions += (_taken(path, name, "all channels together", "each channel", why),)
     if clip is not None:
         lows, highs = ({*np.ravel(end).tolist()} for end in clip)
         if len(lows) > 1 or len(highs) > 1:
@@ -121,19 +122,11 @@ def _is(given: dict[str, Any], gain: float, offset: float) -> bool:
     return bool(given.get("gain", 1.0) == gain) and bool(given.get("offset", 0.0) == offset)
 
 
-def _jointly(path: Path, name: str) -> Assumption:
+def _taken(path: Path, name: str, wanted: str, taken: str, because: str) -> Assumption:
+    """Statistics of something else than a step wants them of."""
     return Assumption(
-        what=f"the statistics of all channels together that {path} wants for {name}",
-        taken="those of each channel",
-        because="a description has one mean and spread for each",
-        flag="--mean and --std",
-    )
-
-
-def _whose(path: Path, name: str) -> Assumption:
-    return Assumption(
-        what=f"the statistics of the data set that {path} wants for {name}",
-        taken="those of the image",
-        because="the package does not hold them",
+        what=f"the statistics of {wanted} that {path} wants for {name}",
+        taken=f"those of {taken}",
+        because=because,
         flag="--mean and --std",
     )

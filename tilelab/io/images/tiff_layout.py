@@ -267,9 +267,8 @@ def _set_colours(layout: TiffLayout, page: tifffile.TiffPage) -> None:
     photometric = _photometric(layout, page)
     if photometric in _NO_RGB:
         raise InputError(f"{layout.path} has {_NO_RGB[photometric]} colours: convert it to RGB or grey first")
-    undone = (
-        photometric == _YCBCR and page.compression in _LOSSLESS
-    )  # only codecs of pictures make red, green, blue of it
+    # only codecs of pictures make red, green, blue of it
+    undone = photometric == _YCBCR and page.compression in _LOSSLESS
     layout.rgb = photometric in (_RGB, _YCBCR) and page.samplesperpixel >= 3 and not undone
     if undone:
         layout.samples = 1

@@ -12,8 +12,8 @@ from tilelab.errors import ModelError, PlanError
 from tilelab.geometry import Frame, Lattice
 from tilelab.io.images.volume import Volume
 from tilelab.io.zarr.layout import Layout
+from tilelab.kernels.symmetries import check_square
 from tilelab.spec import ModelSpec
-from tilelab.text import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ class Request:
             ModelError: symmetries are asked of a tile that is no square.
             PlanError: the image does not suit the model.
         """
-        if symmetries > 1 and spec.tile[-1] != spec.tile[-2]:
-            raise ModelError(f"the 8 symmetries need a square tile, this one is {size_text(spec.tile)}")
+        if symmetries > 1:
+            check_square(spec.tile)
         if symmetries > 1 and (spec.maps or spec.outputs[0].kind == "labels"):
             raise ModelError(
                 "the 8 symmetries are averaged, which labels and maps (of directions, say) cannot be: leave --tta out"
