@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilelab.arrays import Array
+from tilelab.engines.cpu.openvino_constants import computed_constants, fold_constants
 from tilelab.engines.cpu.openvino_downsampling import fold_downsampling
 from tilelab.engines.cpu.openvino_upsampling import count_macs, fold_upsampling
 from tilelab.engines.files.bounds import find_ending
@@ -215,6 +216,7 @@ class OpenvinoEngine(FileEngine):
             fold_upsampling(model)
             self.macs = count_macs(model) // self._group  # of a tile
             fold_downsampling(model)
+            fold_constants(model)
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it
@@ -230,6 +232,9 @@ class OpenvinoEngine(FileEngine):
                 count = config["NUM_STREAMS"] = config["INFERENCE_NUM_THREADS"] = max(1, granted)
                 compiled = _core().compile_model(model, "CPU", config)
             infers = [compiled.create_infer_request() for _ in range(count)]
+            if count > 1 and computed_constants(compiled):  # a race of its streams: each is compiled on its own
+                config["NUM_STREAMS"] = config["INFERENCE_NUM_THREADS"] = 1
+                infers = [_core().compile_model(model, "CPU", config).create_infer_request() for _ in range(count)]
             shapes = [_static_shape(model.outputs[index]) for index in self._indices]
             if None in shapes:  # known only by running
                 infers[0].infer()
