@@ -7,6 +7,7 @@ streams only say which one is asked for.  What these calls compute is compared w
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from types import SimpleNamespace
 
@@ -165,6 +166,41 @@ def test_fp32_stays_fp32_until_the_last_thread_has_done(monkeypatch):
             second.enter_context(exact_fp32(torch))
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32
+
+
+OPERATORS = ("cudnn.conv", "cudnn.rnn", "cuda.matmul")
+
+
+def place_of(name):
+    """A part of ``torch.backends``."""
+    return operator.attrgetter(name)(torch.backends) if name else torch.backends
+
+
+def precisions(names=OPERATORS):
+    """How torch multiplies fp32 there."""
+    return {name: place_of(name).fp32_precision for name in names}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has switches alone")
+@pytest.mark.parametrize(
+    ("where", "word"), [("", "tf32"), ("cudnn", "tf32"), ("cudnn.conv", "ieee"), ("cuda.matmul", "tf32")]
+)
+def test_fp32_is_fp32_whatever_was_said_in_torchs_new_words(where, word):
+    """They count beside the switches of old, which cannot be read once the two disagree."""
+    at_first = precisions(("", "cudnn", *OPERATORS))
+    place_of(where).fp32_precision = word
+    before = precisions()
+    try:
+        for _ in range(2):
+            with exact_fp32(torch):
+                assert set(precisions().values()) == {"ieee"}
+                assert not torch.backends.cudnn.allow_tf32, "inductor reads the switch of old"
+                assert not torch.backends.cuda.matmul.allow_tf32
+            assert precisions() == before
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        for name, said in at_first.items():
+            place_of(name).fp32_precision = said
 
 
 def test_an_image_has_the_logits_of_the_onnx_file(package, tmp_path):

@@ -43,14 +43,30 @@ def gpu(monkeypatch):
 
 
 class Session:
-    """A session on the CPU that says it runs on the provider that was asked for."""
+    """A session on the CPU that says it runs on the provider that was asked for.
 
-    def __init__(self, library, model, options, providers=None):
+    Of options that the real one refuses, the reason is printed and the session is the CPU's, unless `enable_fallback`
+    is 0.
+    """
+
+    def __init__(self, library, model, options, providers=None, enable_fallback=1):
         self._library = library
         asked = providers if providers is not None else library.added
         library.asked.append(asked)
+        refused = library.refusal or next(
+            (
+                f"[ERROR] [TensorRT] The value for the key '{key}' should be 'True' or 'False'. Default value is 'False'."
+                for key in TENSORRT_SWITCHES
+                if asked[0][1].get(key, "True") not in ("True", "true", "False", "false")
+            ),
+            "",
+        )
+        if refused and not enable_fallback:
+            raise RuntimeError(refused)
+        if refused:
+            print(f"EP Error {refused} when using {asked}")
         self._real = onnxruntime.InferenceSession(model, options.real, providers=["CPUExecutionProvider"])
-        self._provider = "CPUExecutionProvider" if library.broken else asked[0][0]
+        self._provider = "CPUExecutionProvider" if library.broken or refused else asked[0][0]
 
     def get_providers(self):
         return [self._provider, "CPUExecutionProvider"]
@@ -77,6 +93,10 @@ class Session:
         if "out of memory" in self._library.failures:
             raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : BFCArena failed to allocate 123 bytes")
         self._real.run_with_iobinding(binding.real)
+
+
+# Python's bindings take words for these, and no numbers (1.31: onnxruntime_pybind_state.cc)
+TENSORRT_SWITCHES = ("trt_engine_cache_enable", "trt_timing_cache_enable", "trt_fp16_enable")
 
 
 class Options:
@@ -113,6 +133,7 @@ class Library(SimpleNamespace):
             asked=[],
             bound=[],
             failures=set(),
+            refusal="",
             broken=False,
             preloaded=0,
             names=names,
@@ -123,8 +144,8 @@ class Library(SimpleNamespace):
     def SessionOptions(self):  # noqa: N802
         return Options(self)
 
-    def InferenceSession(self, model, options, providers=None):  # noqa: N802
-        return Session(self, model, options, providers)
+    def InferenceSession(self, model, options, providers=None, enable_fallback=1):  # noqa: N802
+        return Session(self, model, options, providers, enable_fallback)
 
     def preload_dlls(self):
         self.preloaded += 1
@@ -275,6 +296,16 @@ def test_a_provider_that_does_not_load_is_an_error(library, tmp_path):
     path = save_conv(tmp_path / "c.onnx", spec=make_spec())
     with pytest.raises(EngineError, match=r"chose CPUExecutionProvider, not CUDAExecutionProvider: its CUDA, cuDNN or"):
         load_engine(path, engine="onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_that_a_provider_refuses_are_told_and_nothing_is_printed(library, tmp_path, capsys, name):
+    """By itself ONNX Runtime prints the reason, makes a session for the CPU and forgets it."""
+    library.refusal = "no such option: trt_speed"
+    path = save_conv(tmp_path / "c.onnx", spec=make_spec())
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*c\.onnx: no such option: trt_speed"):
+        load_engine(path, engine=name)
+    assert not capsys.readouterr().out
 
 
 def test_failures_name_the_sizes(library, tmp_path):

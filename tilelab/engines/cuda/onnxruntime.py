@@ -154,8 +154,10 @@ class OrtGpuEngine(GpuEngine):
                 if self.index >= len(devices):
                     raise EngineError(f"{provider.provider} has {len(devices)} GPUs here, cuda:{self.index} is not one")
                 options.add_provider_for_devices([devices[self.index]], self.provider_options)
-                return ort.InferenceSession(model, options)
-            return ort.InferenceSession(model, options, providers=[(provider.provider, self.provider_options)])
+                return ort.InferenceSession(model, options, enable_fallback=0)
+            providers = [(provider.provider, self.provider_options)]
+            # else a reason is printed, and forgotten in a session for the CPU
+            return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
         except EngineError:
             raise
         except Exception as error:  # the library's own exceptions share no base class

@@ -10,14 +10,15 @@ from tilelab.engines.loading import Availability, LoadRequest
 
 
 def _options(engine: OrtGpuEngine) -> dict[str, str]:
+    """Switches are words: of this provider, unlike the others, ONNX Runtime's bindings refuse 1 and 0."""
     folder = str(cache_folder("onnxruntime-tensorrt", *engine.identity))
     return {
         "device_id": str(engine.index),
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": folder,
-        "trt_fp16_enable": "1" if engine.precision == "fp16" else "0",
+        "trt_fp16_enable": str(engine.precision == "fp16"),
         **engine.stream_options,
     }
 

@@ -6,7 +6,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,39 @@ def _read_metadata(path: Path) -> tuple[ModelSpec, Compiled]:
 
 
 _exact = threading.Lock()
-_before: list[list[bool]] = []  # the settings as they were, once for everyone who is within
+_before: list[_Precisions] = []  # the settings as they were, once for everyone who is within
+
+
+class _Precisions:
+    """How torch multiplies fp32, as it is now.
+
+    Since 2.9 there is a word for each kind of operator, beside the switches of old: both count, and where they
+    disagree a switch cannot be read.
+    """
+
+    def __init__(self, torch: Any) -> None:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        operators = (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul)
+        self._words = [(place, place.fp32_precision) for place in operators if hasattr(place, "fp32_precision")]
+        self._switches: list[tuple[Any, bool]] = []
+        for place in (cudnn, matmul):
+            with suppress(RuntimeError):
+                self._switches.append((place, place.allow_tf32))
+        self._places = cudnn, matmul
+
+    def make_exact(self) -> None:
+        """Have no bits left out."""
+        for place in self._places:
+            place.allow_tf32 = False
+        for place, _ in self._words:
+            place.fp32_precision = "ieee"
+
+    def put_back(self) -> None:
+        """Have everything as it was, words last: a switch sets them, too."""
+        for place, allowed in self._switches:
+            place.allow_tf32 = allowed
+        for place, word in self._words:
+            place.fp32_precision = word
 
 
 @contextmanager
@@ -93,19 +125,16 @@ def exact_fp32(torch: Any) -> Iterator[None]:
 
     Torch has one setting for all threads: it is put back when the last of those that are within leaves.
     """
-    places = torch.backends.cudnn, torch.backends.cuda.matmul
     with _exact:
-        _before.append(_before[0] if _before else [place.allow_tf32 for place in places])
-        for place in places:
-            place.allow_tf32 = False
+        _before.append(_before[0] if _before else _Precisions(torch))
+        _before[0].make_exact()
     try:
         yield
     finally:
         with _exact:
             before = _before.pop()
             if not _before:
-                for place, allowed in zip(places, before, strict=True):
-                    place.allow_tf32 = allowed
+                before.put_back()
 
 
 def load_compiled(path: Path, precision: Precision, device_index: int) -> tuple[Any, Any]:
