@@ -55,7 +55,7 @@ class Session:
         library.asked.append(asked)
         refused = library.refusal or next(
             (
-                f"[ERROR] [TensorRT] The value for the key '{key}' should be 'True' or 'False'. Default value is 'False'."
+                f"[ERROR] [TensorRT] The value for the key '{key}' should be 'True' or 'False'."
                 for key in TENSORRT_SWITCHES
                 if asked[0][1].get(key, "True") not in ("True", "true", "False", "false")
             ),
@@ -419,6 +419,24 @@ def test_a_package_describes_itself_and_computes(loader, tmp_path):
     assert torch.backends.cudnn.allow_tf32 is before
 
 
+def test_a_fault_is_told_and_not_how_torch_would_have_it_debugged(loader, tmp_path, monkeypatch):
+    engine = load_engine(write_package(tmp_path / "n.pt2"))
+    words = """CUDA error: an illegal memory access was encountered
+Search for `cudaErrorIllegalAddress' in https://docs.nvidia.com/cuda/cuda-runtime-api for more information.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+
+    def fail(tiles):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(engine, "_network", fail)
+    reason = r"failed on a batch of 2 x 1 x 32 x 32: CUDA error: an illegal memory access was encountered$"
+    with pytest.raises(EngineError, match=reason):
+        run(engine)
+
+
 def test_a_package_for_the_cpu_runs_there_and_nowhere_else(loader, tmp_path):
     path = write_package(tmp_path / "n.pt2", device="cpu", capability=None, cpu=cpu_features())
     check_package(path, "cpu")
@@ -445,6 +463,44 @@ def test_a_network_is_compiled_for_real(tmp_path):
         for name in archive.namelist():
             assert b"site-packages" not in archive.read(name)
             assert str(Path.home()).encode() not in archive.read(name)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (
+            """device_utils.h:14:10: fatal error: cuda.h: No such file or directory
+   14 | #include <cuda.h>
+      |          ^~~~~~~~
+compilation terminated.""",
+            "cuda.h: No such file or directory: it needs a CUDA toolkit, which torch does not bring: .* CUDA_HOME",
+        ),
+        (
+            """/usr/bin/ld: cannot find -lcuda: No such file or directory
+collect2: error: ld returned 1 exit status""",
+            "cannot find -lcuda: No such file or directory: it needs a CUDA toolkit, .*",
+        ),
+        (
+            """n.cpp:7:3: error: 'x' was not declared
+    7 |   x;
+n.cpp:8:1: error: expected""",
+            "'x' was not declared",
+        ),
+    ],
+    ids=["header", "library", "code"],
+)
+def test_what_a_compiler_said_is_told(monkeypatch, tmp_path, output, reason):
+    """Not its last line, which says that it has stopped."""
+    inductor = pytest.importorskip("torch._inductor")
+
+    def fail(*_, **__):
+        command = "g++ n.cpp -o n.so"
+        raise RuntimeError(f"CppCompileError: C++ compile error\n\nCommand:\n{command}\n\nOutput:\n{output}\n")
+
+    monkeypatch.setattr(aotinductor_build, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(inductor, "aoti_compile_and_package", fail)
+    with pytest.raises(ModelError, match=rf"^AOTInductor cannot compile tiny: {reason}$"):
+        aotinductor_build.compile_package(make_network(), make_spec(), tmp_path / "n.pt2", batch=2, target="cpu")
 
 
 def test_compiling_needs_a_compiler(monkeypatch, tmp_path):

@@ -11,6 +11,10 @@ from typing import Any
 from tilelab.errors import PlanError
 
 _LONGEST = 300  # line of a library's message
+# what torch says after what happened on a GPU
+_ADVICE = re.compile(
+    r"Search for `cuda|CUDA kernel errors might be|For debugging consider|Compile with `TORCH_USE|Device-side assertion"
+)
 _CPP_PLACE = re.compile(r"\s*/\S+\.(?:cc|cpp|cxx|h|hpp|cu|inc):\d+ [^()]*\([^()]*\)(?: const)?\s+")
 
 
@@ -33,6 +37,7 @@ def distinct(names: Iterable[str]) -> list[str]:
 def explain(error: BaseException) -> str:
     """The line of a library's message that says what went wrong: the last (OpenVINO tells first where it noticed)."""
     lines = [line.strip(" -").removesuffix(".") for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not _ADVICE.match(line)]
     # ONNX Runtime begins with [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : and names the function that noticed
     line = _CPP_PLACE.sub(" ", (lines or [type(error).__name__])[-1].rsplit(" : ", 1)[-1])
     # the reason stands at the end, what was done at the beginning

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from tilelab.machine.cpu import cpu_features
 from tilelab.machine.disk import replacing
 from tilelab.spec import METADATA_KEY, ModelSpec, Precision
 from tilelab.text import explain
+
+_COMPILER_ERROR = re.compile(r"(?:: (?:fatal )?error: (?!ld returned)|(?=cannot find -l))(.*)")
 
 
 def compile_package(
@@ -69,9 +72,18 @@ def compile_package(
                 program, package_path=str(output), inductor_configs={"aot_inductor.metadata": metadata}
             )
     except Exception as error:
-        raise ModelError(f"AOTInductor cannot compile {spec.name or 'the network'}: {explain(error)}") from error
+        raise ModelError(f"AOTInductor cannot compile {spec.name or 'the network'}: {_reason(error)}") from error
     _forget_machine(output)
     return output
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong: of a compiler the first error; its last line only says that it has stopped."""
+    said = _COMPILER_ERROR.search(str(error))
+    reason = explain(error) if said is None else said.group(1).strip()
+    if re.search(r"CUDA_HOME|\bcuda\w*\.h\b|-lcuda", reason) is None:
+        return reason
+    return f"{reason}: it needs a CUDA toolkit, which torch does not bring: install one, or name it in CUDA_HOME"
 
 
 def _with_ports(network: Any, precision: Precision, target: str) -> tuple[Any, Any]:
