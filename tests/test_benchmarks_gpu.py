@@ -101,6 +101,11 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
     findings = Findings(tmp_path / "gpu.json", "a GPU")
     findings.step("first", broken)
     findings.step("second", lambda: [Finding("whole", "2 GB/s", "3", 4.0)])
+    kept = json.loads((tmp_path / "gpu.json").read_text())
+    assert [failure["what"] for failure in kept["failures"]] == ["first"]
+    assert kept["failures"][0]["trace"].endswith("RuntimeError: the driver\nsays no\n")
+    assert "in broken" in kept["failures"][0]["trace"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
     assert findings.failed == 1
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert said == ["half 1 GB/s", "first left out: RuntimeError: the driver says no", "whole 2 GB/s 3"]
@@ -109,7 +114,7 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
 
 def test_on_a_bare_machine_what_fails_and_what_hangs_are_told_and_the_others_go_on(tmp_path, capsys):
     run = Bare(tmp_path, limit=2 * LIMIT, environment=dict(os.environ))
-    found = tmp_path / "good.json"
+    found = run.found / "good.json"
     write = f'open({str(found)!r}, \'w\').write(\'{{"gpu": "a GPU", "findings": [{{"what": "x"}}]}}\')'
     run.run(Step("good", 30, [sys.executable, "-c", write]))
     run.run(Step("bad", 30, [sys.executable, "-c", "print('why'); raise SystemExit(3)"]))
@@ -126,6 +131,52 @@ def test_on_a_bare_machine_what_fails_and_what_hangs_are_told_and_the_others_go_
     late = Bare(tmp_path, limit=1, environment={})
     late.run(Step("late", 30, [sys.executable, "-c", ""]))
     assert late.ended[0]["ended"] == "no time left"
+
+
+def test_on_a_bare_machine_a_step_killed_while_it_writes_spoils_no_other(tmp_path):
+    """What it had written is half a document; the others' figures are kept, and three files are left."""
+    run = Bare(tmp_path, limit=2 * LIMIT, environment=dict(os.environ))
+
+    def writes(name, text):
+        path = run.found / f"{name}.json"
+        return Step(name, 30, [sys.executable, "-c", f"open({str(path)!r}, 'w').write({text!r}); print('said')"])
+
+    finding = {"what": "a speed", "value": "", "goal": "", "figure": 1.0}
+    run.run(writes("killed", '{"gpu": "a G'))
+    run.run(writes("well", json.dumps({"gpu": "a GPU", "findings": [finding]})))
+    run.run(writes("broken", json.dumps({"gpu": "a GPU", "findings": [], "failures": [{"what": "x", "trace": "T"}]})))
+    assert [(step["step"], step["ended"]) for step in run.ended] == [("killed", 0), ("well", 0), ("broken", 0)]
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["gpu"] == "a GPU"
+    assert kept["findings"] == [finding]
+    assert kept["failures"] == [{"what": "x", "trace": "T"}]
+    assert run.keep() == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "log.txt"}
+
+
+def test_the_sanitizer_looks_at_memory_alone(tmp_path):
+    """NVIDIA's bindings ask the driver for functions that it may not have: each answer would be an error."""
+    found = [step for step in steps(tmp_path, tmp_path, toy=False) if "--tool" in step.command]
+    assert [step.name for step in found] == ["memcheck", "initcheck"]
+    for step in found:
+        assert step.command[step.command.index("--report-api-errors") + 1] == "no"
+
+
+def test_a_toolkit_is_found_by_its_compiler(tmp_path, monkeypatch):
+    """The kernels' compiler and AOTInductor look for it by CUDA_HOME alone."""
+    tool = tmp_path / "cuda-13" / "bin" / "nvcc"
+    tool.parent.mkdir(parents=True)
+    tool.touch(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").symlink_to(tool)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(bare, "TOOLKIT", tmp_path / "none")
+    given = bare.environment(tmp_path, toy=False)
+    assert given["CUDA_HOME"] == given["CUDA_PATH"] == str(tmp_path / "cuda-13")
+    monkeypatch.setenv("CUDA_HOME", "/mine")
+    assert bare.environment(tmp_path, toy=False)["CUDA_HOME"] == "/mine"
 
 
 def test_steps_of_a_bare_machine_exist(tmp_path):
@@ -205,7 +256,7 @@ def test_cost_needs_measured_figures(tmp_path, capsys):
 def test_a_price_makes_a_table_of_what_was_measured(tmp_path, monkeypatch, capsys):
     finding = {"what": "product fp16: warm again", "value": "", "goal": "", "figure": 1e6 / 3600}
     kept = json.dumps({"gpu": "a GPU", "findings": [finding]})
-    write = f"open({str(tmp_path / 'product.json')!r}, 'w').write({kept!r})"
+    write = f"open({str(tmp_path / 'found' / 'product.json')!r}, 'w').write({kept!r})"
     monkeypatch.setattr(bare, "steps", lambda *_, toy: [Step("product", 60, [sys.executable, "-c", write])])
     words = ["--wheels", str(tmp_path), "--out", str(tmp_path), "--price", "2.5", "--currency", "EUR"]
     assert bare.main(words) == 0

@@ -9,9 +9,9 @@
 Needs torch, torchvision, numba-cuda-mlir or numba-cuda, numpy and tifffile, and no installed tilelab: run it from the
 repository's root.  The steps `make`, `product`, `agreement`, `host` and other engines (--engines) need what tilelab
 always does.  On a machine without network `benchmarks.gpu.bare` brings that along and runs everything.
-A step that fails is told, and the others go on; the exit code is then 1.  Without a GPU it says so and exits with 2.
-With NUMBA_ENABLE_CUDASIM=1 and --toy everything runs in Numba's simulator, to see that it does; times mean nothing
-then.
+A step that fails is told, where it did so is kept (--json), and the others go on; the exit code is then 1.  Without a
+GPU it says so and exits with 2.  With NUMBA_ENABLE_CUDASIM=1 and --toy everything runs in Numba's simulator, to see
+that it does; times mean nothing then.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import platform
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -85,7 +86,7 @@ class Findings:
     def __init__(self, path: Path | None, gpu: str) -> None:
         self.failed = 0
         self._path = path
-        self._kept: dict[str, Any] = {"gpu": gpu, "findings": []}
+        self._kept: dict[str, Any] = {"gpu": gpu, "findings": [], "failures": []}
 
     def step(self, name: str, measure: Callable[[], Iterable[Finding]]) -> None:
         """Everything that a step measures, until it fails."""
@@ -97,13 +98,17 @@ class Findings:
         except Exception as error:  # noqa: BLE001 - whatever a library raises, the other steps go on
             self.failed = 1
             why = " ".join(str(error).split())[:200] or "it gave no reason"
+            self._kept["failures"].append({"what": name, "trace": traceback.format_exc()})
             self._tell(Finding(name, f"left out: {type(error).__name__}: {why}"))
 
     def _tell(self, finding: Finding) -> None:
         print(f"{finding.what:<46}  {finding.value:<60}  {finding.goal}".rstrip(), flush=True)
         self._kept["findings"].append(finding._asdict())
         if self._path is not None:
-            self._path.write_text(json.dumps(self._kept, indent=1))
+            # at once: whoever reads it, or a step that is killed, finds a whole one
+            beside = self._path.with_suffix(".writing")
+            beside.write_text(json.dumps(self._kept, indent=1))
+            beside.replace(self._path)
 
 
 def _software(info: Any) -> Iterator[Finding]:

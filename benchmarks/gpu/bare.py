@@ -4,14 +4,15 @@ Run in the repository's root.  Needs the standard library alone: it installs the
 into a folder beside the machine's own packages, then makes every check and measurement in a process of its own, each
 with its time and all within ``--limit`` seconds.  What fails or hangs is told, and the others go on.
 
-Everything is printed as it comes and kept in ``--out``: results.json (every figure, and how each step ended), log.txt,
-and with ``--price`` cost.md, what a terabyte takes and costs by what was measured.
+Everything is printed as it comes and kept in ``--out``: results.json (every figure, how each step ended, and where what
+failed did so), log.txt, and with ``--price`` cost.md, what a terabyte takes and costs by what was measured.
 Exit code 1 when a step failed.  ``--toy``: tiny sizes in Numba's simulator, to see that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ LEAST = 12  # seconds under which no step is begun
 PYTHON = sys.executable
 PYTEST = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", "--maxfail=20"]
 SWEEPS = "half or blank or symmetric"
+TOOLKIT = Path("/usr/local/cuda")
 
 
 class Step(NamedTuple):
@@ -44,17 +46,21 @@ class Step(NamedTuple):
     beside: bool = False
 
 
-def steps(files: Path, out: Path, *, toy: bool) -> list[Step]:
-    """All of them, the most telling first; engines are compiled while the kernels are checked."""
+def steps(files: Path, found: Path, *, toy: bool) -> list[Step]:
+    """All of them, the most telling first; engines are compiled while the kernels are checked.
+
+    files: what one step makes for others; found: the folder for what each one measures.
+    """
 
     def measure(name: str, seconds: int, *words: str, beside: bool = False) -> Step:
         more = ["--toy", "--batch", "2"] if toy else []
-        command = [PYTHON, "-m", "benchmarks.gpu", *words, "--files", str(files), "--json", str(out / f"{name}.json")]
+        command = [PYTHON, "-m", "benchmarks.gpu", *words, "--files", str(files), "--json", str(found / f"{name}.json")]
         return Step(name, seconds, [*command, *more], beside)
 
     def sanitize(tool: str) -> list[str]:
-        found = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-        return [] if toy else [found, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        # NVIDIA's bindings ask the driver for more than it has, and are answered with errors, which are none of ours
+        words = ["--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", "--print-limit", "20"]
+        return [] if toy else [shutil.which("compute-sanitizer") or f"{TOOLKIT}/bin/compute-sanitizer", *words]
 
     def tests(name: str, which: str) -> list[str]:
         return [*PYTEST, f"tests/test_{name}.py", "-k", f"({which}) and not simulator"]
@@ -78,12 +84,13 @@ def steps(files: Path, out: Path, *, toy: bool) -> list[Step]:
 
 
 class Bare:
-    """The run: how each step ended, and where everything is kept."""
+    """The run: how each step ended, and where everything is kept; in `found` while a step is under way."""
 
     def __init__(self, out: Path, limit: float, environment: dict[str, str]) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self.out, self.environment = out, environment
+        self.out, self.found, self.environment = out, out / "found", environment
+        self.found.mkdir(parents=True, exist_ok=True)
         self.ended: list[dict[str, Any]] = []
+        self._kept: dict[str, Any] = {"gpu": "", "findings": [], "failures": [], "steps": self.ended}
         self._share, self._deadline = limit / LIMIT, time.monotonic() + limit
         self._lock = threading.Lock()
         (out / "log.txt").write_text("")
@@ -99,6 +106,7 @@ class Bare:
             self._end(step, "no time left", 0, "")
             return
         self._say(f"--- {step.name}: at most {seconds:.0f} s")
+        self.found.mkdir(exist_ok=True)
         log = self.out / f"{step.name}.log"
         with log.open("wb") as target:
             try:
@@ -127,18 +135,24 @@ class Bare:
             lines = text.splitlines() if "benchmarks.gpu" in step.command else text.splitlines()[-12:]
             print("\n".join(line[:240] for line in lines))
             self._say(f"=== {step.name}: {'done' if ended == 0 else ended}, {seconds:.0f} s; {self.left():.0f} s left")
+            self._take(self.found / f"{step.name}.json")
             self.keep()
+
+    def _take(self, path: Path) -> None:
+        """What a step has measured; none of a file that it was killed over."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found = json.loads(path.read_text())
+            self._kept["gpu"] = found["gpu"]
+            for what in ("findings", "failures"):
+                self._kept[what] += found.get(what, [])
+        path.unlink(missing_ok=True)
 
     def keep(self) -> dict[str, Any]:
         """Every figure so far, in one file."""
-        kept: dict[str, Any] = {"gpu": "", "findings": [], "steps": self.ended}
-        for path in sorted(self.out.glob("*.json")):
-            if path.name != "results.json":
-                found = json.loads(path.read_text())
-                kept["gpu"] = found["gpu"]
-                kept["findings"] += found["findings"]
-        (self.out / "results.json").write_text(json.dumps(kept, indent=1))
-        return kept
+        (self.out / "results.json").write_text(json.dumps(self._kept, indent=1))
+        with contextlib.suppress(OSError):  # a step is under way
+            self.found.rmdir()
+        return self._kept
 
     @staticmethod
     def _say(line: str) -> None:
@@ -162,7 +176,8 @@ def environment(work: Path, *, toy: bool) -> dict[str, str]:
     given |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, work / "site"))), "PYTHONUNBUFFERED": "1"}
     given |= {"PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(work / "cache")}
     given |= {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), "TMPDIR": str(work)}
-    cuda = Path("/usr/local/cuda")
+    nvcc = shutil.which("nvcc")
+    cuda = TOOLKIT if TOOLKIT.is_dir() or nvcc is None else Path(nvcc).resolve().parents[1]
     if "CUDA_HOME" not in given and cuda.is_dir():
         given |= {"CUDA_HOME": str(cuda), "CUDA_PATH": str(cuda)}
     return given | ({"NUMBA_ENABLE_CUDASIM": "1"} if toy else {})
@@ -194,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tilelab-gpu-") as name:
         work = Path(name)
         run = Bare(args.out.absolute(), args.limit, environment(work, toy=args.toy))
-        every = steps(work / "files", run.out, toy=args.toy)
+        every = steps(work / "files", run.found, toy=args.toy)
         if unknown := set(args.steps) - {step.name for step in every}:
             names = ", ".join(step.name for step in every)
             parser.error(f"there is no step {', '.join(sorted(unknown))}: choose among {names}")

@@ -96,7 +96,7 @@ class _Precisions:
 
     def __init__(self, torch: Any) -> None:
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        operators = (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul)
+        operators: tuple[Any, ...] = (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), matmul)
         self._words = [(place, place.fp32_precision) for place in operators if hasattr(place, "fp32_precision")]
         self._switches: list[tuple[Any, bool]] = []
         for place in (cudnn, matmul):
