@@ -15,7 +15,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.spec import ModelSpec
-from tilelab.training.pairs import MaskedPlane, Plane, open_pairs
+from tilelab.training.pairs import MaskedPlane, Plane, StoredMask, open_pairs
 from tilelab.training.recipe import Data
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ FULL_SCALE = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}  # of a data ty
 
 
 def validation_samples(recipe: Recipe, root: Path) -> list[Sample]:
-    """The recipe's validation set, whole.
+    """The recipe's validation set, whole; of planes too large to be kept in memory the middle.
 
     Raises:
         InputError: it is not there, or does not fit the recipe.
     """
     return [
-        Sample(pair.name, pair.image, pair.mask.read(Box.whole(pair.shape)))
+        _cut_pair(pair)
+        if isinstance(pair.mask, StoredMask)
+        else Sample(pair.name, pair.image, pair.mask.read(Box.whole(pair.shape)))
         for pair in open_pairs(recipe.validation, root, len(recipe.classes), recipe.network.neighbours)
     ]
 

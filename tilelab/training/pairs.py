@@ -1,6 +1,6 @@
 """Images with masks, plane by plane, from anything that `open_image` and `open_labels` read.
 
-Small planes are kept in memory, since every step reads from them; large ones are read where they lie.
+Small planes are kept in memory, since every step reads from them; large ones are read where they lie (see `shelf`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from tilelab.evaluation.label_map import LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
-from tilelab.io.images.bar import match_rows, may_be_bar
+from tilelab.io.images.bar import leave_out_bar, match_rows, may_be_bar
 from tilelab.io.images.formats import find_reader
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
@@ -30,6 +31,7 @@ from tilelab.spec import Normalization
 from tilelab.text import size_text
 from tilelab.training.inspection import Inspection, check_finite
 from tilelab.training.sections import Data
+from tilelab.training.shelf import Lasting, LastingImage, kept_bytes
 
 BLOCK = 64
 """Side of the blocks in which the pixels of each class are counted."""
@@ -63,16 +65,17 @@ class ArrayMask:
 
 
 class StoredMask:
-    """One plane of labels on disk."""
+    """One plane of labels on disk, of rows and columns `shape`."""
 
-    def __init__(self, labels: Labels, z: int) -> None:
+    def __init__(self, labels: Lasting[Labels], z: int, shape: tuple[int, int]) -> None:
         self.labels = labels
         self.z = z
-        self.shape: tuple[int, int] = labels.shape[1:]
+        self.shape = shape
 
     def read(self, box: Box) -> UInt8:
         """A region ``(y, x)``."""
-        region: UInt8 = self.labels.read(Box((self.z, *box.start), (self.z + 1, *box.stop)))[0]
+        with self.labels.use() as labels:
+            region: UInt8 = labels.read(Box((self.z, *box.start), (self.z + 1, *box.stop)))[0]
         return region
 
 
@@ -157,28 +160,26 @@ def open_set(
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     room = _KEPT_PIXELS
     for name, image_path, mask_path in matched:
-        labels = open_labels(mask_path, mapping, data.mask_axes, series=data.mask_series)
-        image = match_rows(open_image(image_path, axes=data.axes, series=data.series, bar=None), labels.shape[1])
-        if may_be_bar(labels.shape[1] - image.shape[-2], labels.shape[1]):
-            labels.keep_rows(image.shape[-2])
-        start, stop = _check_pair(image, labels, data, neighbours, (image_path, mask_path))
-        single, census = stop - start == 1, Census(f"mask {mask_path}")
-        stop = min(stop, start + data.limit - len(pairs)) if data.limit else stop
-        check_finite(str(image_path), Volume(image), start, stop)
-        for z in range(start, stop):
-            plane: Image = Plane(image, z, neighbours)
-            plane.assumptions += labels.assumptions
-            mask: Mask = StoredMask(labels, z)
-            room -= mask.shape[0] * mask.shape[1] * (2 * neighbours + 1)
-            if room >= 0:
-                mask = ArrayMask(labels.read(_rows(labels, z, 0, mask.shape[0]), census)[0])
-                seen.count(mask.array)
-                plane = load_plane(plane)
-                seen.see(plane[...])
-            else:
-                _count_in_place(labels, z, census, seen)
-                seen.see(plane.read(_top(plane)))
-            pairs.append(MaskedPlane(name if single else f"{name}[{z}]", plane, mask))
+        image, lasting = _open_pair(image_path, mask_path, data, mapping)
+        with lasting.use() as labels:
+            start, stop = _check_pair(image, labels, data, neighbours, (image_path, mask_path))
+            single, census = stop - start == 1, Census(f"mask {mask_path}")
+            stop = min(stop, start + data.limit - len(pairs)) if data.limit else stop
+            check_finite(str(image_path), Volume(image), start, stop)
+            for z in range(start, stop):
+                plane: Image = Plane(image, z, neighbours)
+                plane.assumptions += labels.assumptions
+                mask: Mask = StoredMask(lasting, z, labels.shape[1:])
+                room -= mask.shape[0] * mask.shape[1] * (2 * neighbours + 1)
+                if room >= 0:
+                    mask = ArrayMask(labels.read(_rows(labels, z, 0, mask.shape[0]), census)[0])
+                    seen.count(mask.array)
+                    plane = load_plane(plane)
+                    seen.see(plane[...])
+                else:
+                    _count_in_place(labels, z, census, seen)
+                    seen.see(plane.read(_top(plane)))
+                pairs.append(MaskedPlane(name if single else f"{name}[{z}]", plane, mask))
         judge(census, mapping, names)
         stored.merge(census)
         if data.limit and len(pairs) == data.limit:
@@ -187,6 +188,31 @@ def open_set(
     if (line := report_unlisted(stored, mapping, names)) is not None:
         seen.notes.append(line)
     return pairs, seen
+
+
+def _open_pair(
+    image_path: Path, mask_path: Path, data: Data, mapping: LabelMap | None
+) -> tuple[LastingImage, Lasting[Labels]]:
+    """An image and its labels, of as many rows: an info bar that one of them has is left out."""
+
+    def open_mask(rows: int | None = None) -> Labels:
+        labels = open_labels(mask_path, mapping, data.mask_axes, series=data.mask_series)
+        if rows is not None and rows < labels.shape[1]:
+            labels.keep_rows(rows)
+        return labels
+
+    labels, open_whole = open_mask(), partial(open_image, image_path, axes=data.axes, series=data.series)
+    image = match_rows(open_whole(bar=None), labels.shape[1])
+    rows = image.shape[-2]
+    if may_be_bar(labels.shape[1] - rows, labels.shape[1]):
+        labels.keep_rows(rows)
+
+    def open_again() -> Image:  # what looks like an info bar was looked for once
+        whole = open_whole()
+        return leave_out_bar(whole, max(0, whole.shape[-2] - rows))
+
+    weight = kept_bytes(labels.image)
+    return LastingImage(image, open_again), Lasting(labels, partial(open_mask, labels.shape[1]), weight)
 
 
 def _check_pair(image: Image, labels: Labels, data: Data, neighbours: int, paths: tuple[Path, Path]) -> tuple[int, int]:
