@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_gpu
+import msgspec
 import numpy as np
 import pytest
 from fake_tensorrt import FakeTensorRT
@@ -25,7 +26,7 @@ from tilelab.engines.files.half import convert_to_half, simulate_half  # noqa: E
 from tilelab.engines.files.tensorrt_plan import read_header  # noqa: E402
 from tilelab.engines.loading import Availability  # noqa: E402
 from tilelab.engines.registry import availability, load_engine, permitted, read_model, read_spec  # noqa: E402
-from tilelab.errors import EngineError, ModelError, OutputError  # noqa: E402
+from tilelab.errors import EngineError, InputError, ModelError, OutputError  # noqa: E402
 from tilelab.exporting import export as exporting  # noqa: E402
 from tilelab.exporting import write as writing  # noqa: E402
 from tilelab.exporting.calibration import Variation, draw_tiles  # noqa: E402
@@ -36,6 +37,7 @@ from tilelab.io.images.open import open_image  # noqa: E402
 from tilelab.run.self_check import find_source  # noqa: E402
 from tilelab.run.sweep.host import HostSweep  # noqa: E402
 from tilelab.sample import draw_superalloy  # noqa: E402
+from tilelab.spec import Normalization  # noqa: E402
 
 SPEC = make_spec((32, 32), classes=3, stride=4)
 
@@ -163,6 +165,27 @@ def test_calibration_tiles_are_normalised_repeatable_and_varied() -> None:
     varied = [draw_tiles(images, SPEC, count=9, variation=Variation(0.2, (0.5, 2.0))) for _ in range(2)]
     assert all((a == b).all() for a, b in zip(*varied, strict=True))
     assert len({float(t.mean()) for t in varied[0]}) == 9
+
+
+def test_tiles_are_cut_off_as_inference_cuts_them_off() -> None:
+    """Ranges of activations are those of what the network will see."""
+    grey = np.random.default_rng(0).integers(0, 256, (90, 90)).astype(np.uint8)
+    normalization = msgspec.structs.replace(SPEC.normalization, clip=(-0.25, 0.5))
+    spec = msgspec.structs.replace(SPEC, normalization=normalization)
+    for variation in (None, Variation(0.2, (0.5, 2.0))):
+        plain, cut = (draw_tiles([open_image(grey)], one, count=5, variation=variation) for one in (SPEC, spec))
+        for a, b in zip(plain, cut, strict=True):
+            assert np.array_equal(np.clip(a, -0.25, 0.5), b)
+            assert b.min() == np.float32(-0.25)
+            assert b.max() == np.float32(0.5)
+
+
+def test_no_range_is_learned_of_what_is_no_number() -> None:
+    grey = np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    grey[5, 5] = np.nan
+    normalization = Normalization(kind="min-max")
+    with pytest.raises(InputError, match="not finite"):
+        draw_tiles([open_image(grey)], msgspec.structs.replace(SPEC, normalization=normalization))
 
 
 def test_the_users_own_images(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,16 @@ from tilelab.geometry import Box
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.run.kind.fit import Constants, Fit, scaled
-from tilelab.run.kind.home import BLOCK, TEXTURE, describe_texture, distance, strangeness, towards
+from tilelab.run.kind.home import (
+    BLOCK,
+    TEXTURE,
+    describe_texture,
+    distance,
+    look,
+    normalized,
+    strangeness,
+    towards,
+)
 from tilelab.run.kind.suit import look_at_kind
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.options import Options
@@ -211,3 +220,25 @@ def test_home_knows_what_it_would_look_like_changed(model):
     far = [(np.array(other) - home.mean) for other in home.others]
     assert all(np.linalg.norm(off) > 0 for off in far)
     assert min(home.bounds) >= 1
+
+
+def test_what_is_cut_off_for_the_network_is_cut_off_where_the_image_is_looked_at():
+    from tests.tiny_models import make_spec
+    from tilelab.engines.base import BaseEngine
+
+    seen = []
+
+    class Spy(BaseEngine):
+        def run(self, tiles, out):
+            seen.append(tiles.copy())
+            out[:] = 0
+
+    spec = make_spec((64, 64))
+    spec = msgspec.structs.replace(spec, normalization=msgspec.structs.replace(spec.normalization, clip=(-0.5, 0.5)))
+    mean, gain = np.float32([128]), np.float32([1 / 64])
+    image = open_image(drawn(0, 100), axes="yx")
+    look(Volume(image), Spy(spec), mean, gain)
+    assert max(np.abs(tile).max() for tile in seen) == 0.5
+    pixels = image[...][None, :64, :64]
+    plain = normalized(pixels, mean, gain, (64, 64))
+    np.testing.assert_array_equal(normalized(pixels, mean, gain, (64, 64), (-0.5, 0.5)), np.clip(plain, -0.5, 0.5))

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from tilelab.arrays import Float32
-from tilelab.errors import ModelError
+from tilelab.errors import InputError, ModelError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume
@@ -52,6 +52,7 @@ def draw_tiles(
 
     Raises:
         ModelError: the network is not 2-D, or an image does not suit it.
+        InputError: an image holds pixels that are not finite.
     """
     if spec.axes != "yx":
         raise ModelError("quantisation is for 2-D networks")
@@ -67,12 +68,19 @@ def draw_tiles(
             constants[which] = mean[:, None, None], gain[:, None, None]
         mean, gain = constants[which]
         raw = _cut(volume, spec.tile, rng)
+        if not np.isfinite(raw).all():
+            raise InputError(
+                f"{volume.image.uri} holds pixels that are not finite (NaN or infinite), of which no range can be "
+                "learned: replace them, or leave the image out"
+            )
         if variation is not None:
             white = _WHITE.get(str(volume.dtype), float(raw.max()) or 1.0)
             shift = rng.uniform(-variation.brightness, variation.brightness) * white
             contrast = np.exp(rng.uniform(*np.log(variation.contrast)))
             raw = np.clip((raw - raw.mean()) * contrast + raw.mean() + shift, min(0.0, raw.min()), white)
-        tiles.append(np.ascontiguousarray(((raw - mean) * gain)[None], np.float32))
+        tile = (raw - mean) * gain
+        clip = spec.normalization.clip
+        tiles.append(np.ascontiguousarray((tile if clip is None else np.clip(tile, *clip))[None], np.float32))
     return tiles
 
 

@@ -91,13 +91,14 @@ def _change(engine: Engine, image: Image) -> Float64:
     """Mean features of an image in every change, ``(changes, features)``."""
     volume = network_input(Volume(image), engine.spec)
     mean, gain = _constants(Volume(image), engine.spec)
-    chance = np.random.default_rng(0)
+    chance, clip = np.random.default_rng(0), engine.spec.normalization.clip
     found: list[list[Float64]] = [[] for _ in range(1 + len(_NOISES))]
     for box in places(volume, engine.tile, _FEW):
-        tile = normalized(volume.read(box)[:, 0], mean, gain, engine.tile)
+        tile = normalized(volume.read(box)[:, 0], mean, gain, engine.tile, clip)
         noises = [tile + chance.normal(0, share * tile.std(), tile.shape) for share in _NOISES]
         for kept, made in zip(found, [2 * tile.mean() - tile, *noises], strict=True):
-            kept.append(describe(engine, made.astype(np.float32)))
+            seen = made if clip is None else np.clip(made, *clip)
+            kept.append(describe(engine, seen.astype(np.float32)))
     rows = [np.concatenate(kept).mean(axis=0) for kept in found]
     for scale in _SCALES:
         if scale * min(volume.shape[1:]) < BLOCK:

@@ -65,7 +65,8 @@ def normalization_constants(
         if normalization.per == "slice":
             record["per"] = "slice"
             slices = reflect(np.arange(len(mean))[:, None] + np.arange(-neighbours, neighbours + 1), len(mean))
-            mean, std = (table[slices, 0] if neighbours else table for table in (mean, std))
+            around = neighbours and volume.channels == 1  # else its channels are neighbours already, each its own slice
+            mean, std = (table[slices, 0] if around else table for table in (mean, std))
     shape = (*mean.shape[:-1], channels)
     mean = np.broadcast_to(mean, shape).astype(np.float32)
     gain = np.broadcast_to(1 / std, shape).astype(np.float32)

@@ -82,8 +82,9 @@ class CropSource:
     def __init__(self, volume: Volume, normalization: Normalization, channels: int):
         self.volume = volume
         self.shape = (volume.shape[1], volume.shape[2])
-        mean, gain, _ = normalization_constants(volume, normalization, channels)
-        self._mean, self._gain = (torch.from_numpy(values)[:, None, None] for values in (mean, gain))
+        mean, gain, _ = normalization_constants(volume, normalization, channels)  # of each slice: here is one
+        self._mean, self._gain = (torch.from_numpy(values).reshape(-1, 1, 1) for values in (mean, gain))
+        self._clip = normalization.clip
 
     def cut(
         self,
@@ -119,7 +120,8 @@ class CropSource:
             symmetry = Symmetry.draw(rng) if axes is True else Symmetry.draw_mirror(axes, rng)
             image, mask = symmetry.apply(image), None if mask is None else symmetry.apply(mask)
         image = change_intensity(image, augmentation, rng) * white
-        return (image - self._mean) * self._gain, mask
+        image = (image - self._mean) * self._gain
+        return image if self._clip is None else image.clamp(*self._clip), mask
 
 
 def full_scale(dtype: np.dtype[Any]) -> float:

@@ -128,8 +128,10 @@ def texture_distance(volume: Volume, spec: ModelSpec, mean: Float32, gain: Float
     assert spec.home is not None  # noqa: S101 - see above
     grey = slice(None) if spec.neighbours == 0 else slice(spec.neighbours, spec.neighbours + 1)
     tile = (BLOCK, BLOCK)
+    clip = spec.normalization.clip
     blocks = [
-        normalized(volume.read(box)[:, 0], mean, gain, tile)[grey].mean(axis=0) for box in places(volume, tile, _BLOCKS)
+        normalized(volume.read(box)[:, 0], mean, gain, tile, clip)[grey].mean(axis=0)
+        for box in places(volume, tile, _BLOCKS)
     ]
     return distance(spec.home, np.array([describe_texture(block) for block in blocks]), range(TEXTURE))
 
@@ -160,11 +162,14 @@ def knows(spec: ModelSpec) -> bool:
     return spec.axes == "yx" and spec.plain and spec.channels in (1, 2 * spec.neighbours + 1)
 
 
-def normalized(pixels: Array, mean: Float32, gain: Float32, tile: tuple[int, ...]) -> Float32:
+def normalized(
+    pixels: Array, mean: Float32, gain: Float32, tile: tuple[int, ...], clip: tuple[float, float] | None = None
+) -> Float32:
     """Pixels ``(c, h, w)`` as the network gets them, reflected where the image is smaller than a tile."""
     channels = len(mean)
     raw = np.nan_to_num(pixels.astype(np.float32), copy=False, posinf=0, neginf=0)
     values = (raw - mean[:, None, None]) * gain[:, None, None]
+    values = values if clip is None else np.clip(values, np.float32(clip[0]), np.float32(clip[1]))
     pad = [(0, 0), *((0, max(0, t - n)) for t, n in zip(tile, values.shape[1:], strict=True))]
     return np.pad(np.broadcast_to(values, (channels, *values.shape[1:])), pad, mode="symmetric")
 
@@ -178,8 +183,9 @@ def look(volume: Volume, engine: Engine, mean: Float32, gain: Float32, most: int
         mean, gain: normalisation, ``(channels,)``.
         most: tiles to infer.
     """
+    clip = engine.spec.normalization.clip
     found = [
-        describe(engine, normalized(volume.read(box)[:, 0], mean, gain, engine.tile))
+        describe(engine, normalized(volume.read(box)[:, 0], mean, gain, engine.tile, clip))
         for box in places(volume, engine.tile, most)
     ]
     return np.concatenate(found)
