@@ -45,7 +45,7 @@ from tilelab.measure.components import ArrayPlanes, find_objects
 from tilelab.measure.fibres import find_sheaths
 from tilelab.measure.fractions import BlockCounts, student_quantile
 from tilelab.measure.holes import Filled
-from tilelab.measure.layers import measure_layer
+from tilelab.measure.layers import _slopes, measure_layer
 from tilelab.measure.neighbours import nearest_distances
 from tilelab.measure.opening import Opened, open_square
 from tilelab.measure.parting import Parted
@@ -435,6 +435,21 @@ def test_from_python(discs: Path) -> None:
     assert sum(one.share for one in survey.fractions) == pytest.approx(1)
     assert survey.density(survey.objects.count) == pytest.approx(survey.objects.count / (1.5 * 2))
     survey.close()
+
+
+@pytest.mark.parametrize("reach", [1.0, 4.0, 2500.0])
+def test_slopes_are_those_of_fitted_lines_however_wide_the_plane(reach: float) -> None:
+    rng = np.random.default_rng(3)
+    x = np.arange(300_000, dtype=np.float64)
+    x = x[(rng.random(len(x)) < 0.9) & ((x < 100_000) | (x > 180_000))] * 3.0  # with gaps, in nm
+    y = 0.25 * x + 40 * np.sin(x / 2000) + rng.normal(0, 0.1, len(x))
+    found = _slopes(x, y, 3 * reach)
+    for i in (0, 1, 777, len(x) // 3, len(x) // 2, len(x) - 2, len(x) - 1):
+        here = np.abs(x - x[i]) <= 3 * reach + 1e-9
+        u = x[here] - x[here].mean()
+        expected = (u * y[here]).sum() / (u * u).sum() if len(u) > 1 else 0.0
+        assert found[i] == pytest.approx(expected, abs=1e-5)
+    assert (found != 0).mean() > 0.98
 
 
 def test_a_tilted_wavy_layer_has_its_thickness_along_the_normal() -> None:

@@ -18,6 +18,7 @@ from tilelab.measure.shapes import measure_shapes
 
 _LEAST_SHARE = 0.05
 """Parts of the layer are objects of at least so much of the largest one's area; smaller ones are no layer."""
+_PIECE = 1000  # columns
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,22 @@ def _walk(count: Array, total: Array, cut: Bool, axis: str, size_nm: tuple[float
 
 
 def _slopes(x: Float64, y: Float64, reach: float) -> Float64:
-    """Slope at each point of the line that is fitted to the points within `reach`, by running sums."""
-    x0 = x - x.mean()  # keeps the squares small
-    y0 = y - y.mean()
+    """Slope at each point of the line that is fitted to the points within `reach`, by running sums.
+
+    Sums run over pieces of x, each about its own middle: over all of a wide plane the squares would leave no digits.
+    """
     first, last = np.searchsorted(x, x - reach - 1e-9), np.searchsorted(x, x + reach + 1e-9)
-    sums = [np.concatenate([[0.0], np.cumsum(v)]) for v in (np.ones_like(x0), x0, y0, x0 * x0, x0 * y0)]
-    n, sx, sy, sxx, sxy = (s[last] - s[first] for s in sums)
-    below = n * sxx - sx * sx
-    slope: Float64 = np.divide(n * sxy - sx * sy, below, out=np.zeros_like(x), where=below > 1e-9 * n * sxx + 1e-300)
+    slope = np.zeros_like(x)
+    length = max(reach, _PIECE * float(np.diff(x).min(initial=reach)))
+    start = 0
+    while start < len(x):
+        stop = int(np.searchsorted(x, x[start] + length, "right"))
+        begin, end = int(first[start]), int(last[stop - 1])
+        x0, y0 = (values[begin:end] - (values[begin] + values[end - 1]) / 2 for values in (x, y))
+        sums = [np.concatenate([[0.0], np.cumsum(v)]) for v in (x0, y0, x0 * x0, x0 * y0)]
+        here, there = first[start:stop] - begin, last[start:stop] - begin
+        n, (sx, sy, sxx, sxy) = there - here, (s[there] - s[here] for s in sums)
+        several = n > 1  # a line through one point has any slope
+        np.divide(n * sxy - sx * sy, n * sxx - sx * sx, out=slope[start:stop], where=several)
+        start = stop
     return slope
