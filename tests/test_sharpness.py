@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from tilelab.cli import main
+from tilelab.errors import InputError
 from tilelab.io import open_image
 from tilelab.measure.sharpness import MEASURES, measure_sharpness
 
@@ -89,3 +90,36 @@ def test_images_of_one_name_have_a_map_each(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
         f"{name}.{measure}.png" for name in ("cell", "cell-2") for measure in MEASURES
     }
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_pixels_that_are_no_number_take_no_part(
+    wrong: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).random((96, 128)).astype(np.float32)
+    pixels[5, 9] = wrong
+    pixels[32:64, :32] = wrong
+    found = measure_sharpness(open_image(pixels), block=32)
+    assert found.left_out == 1 + 32 * 32
+    assert found.pixels == pixels.size - found.left_out
+    whole = measure_sharpness(open_image(np.where(np.isfinite(pixels), pixels, 0.5).astype(np.float32)), block=32)
+    for name in MEASURES:
+        unknown = np.zeros((3, 4), bool)
+        unknown[1, 0] = True
+        np.testing.assert_array_equal(np.isnan(found.maps[name]), unknown)
+        np.testing.assert_allclose(found.maps[name][2, 1:], whole.maps[name][2, 1:])
+    assert found.values["variance"] == pytest.approx(float(pixels[np.isfinite(pixels)].var(dtype=np.float64)))
+    tifffile.imwrite(tmp_path / "holes.tif", pixels)
+    assert main(["sharpness", str(tmp_path / "holes.tif"), "--block", "32", "--map", str(tmp_path / "map")]) == 0
+    assert "1025 pixels that are no number (NaN or infinite) are left out" in capsys.readouterr().err
+    with Picture.open(tmp_path / "map" / "holes.brenner.png") as drawn:
+        colors = np.array(drawn)[44:, 20:]
+    side = 760 // 4
+    blocks = {tuple(colors[i * side + 9, j * side + 9].tolist()) for i in range(3) for j in range(4)}
+    assert len(blocks) > 4
+    assert tuple(colors[side + 9, 9].tolist()) == (190, 190, 190)
+
+
+def test_nothing_but_holes_is_one_line() -> None:
+    with pytest.raises(InputError, match="holds no pixel that is a number"):
+        measure_sharpness(open_image(np.full((8, 8), np.nan, np.float32)))

@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
                 say(str(one))
             for factor in factors:
                 found = measure_sharpness(image, block=args.block, shrink=factor)
+                if found.left_out:
+                    say(f"{path}: {found.left_out} pixels that are no number (NaN or infinite) are left out")
                 row = [path.name, factor, found.pixels, *(found.values[name] for name in MEASURES)]
                 for column, value in zip(table.values(), row, strict=True):
                     column.append(value)

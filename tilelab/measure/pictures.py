@@ -90,6 +90,7 @@ def draw_profile(position: Float64, values: Float64, mean: float, title: str) ->
 
 
 _SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
+_UNKNOWN = (190, 190, 190)
 
 
 def draw_maps(maps: Mapping[str, Float64], name: str, folder: Path) -> list[Path]:
@@ -105,12 +106,15 @@ def draw_maps(maps: Mapping[str, Float64], name: str, folder: Path) -> list[Path
 
 
 def draw_map(values: Float64, title: str) -> Picture.Image:
-    """Values on a grid as coloured squares, by their logarithms where all are above 0; RGB."""
-    positive = bool((values > 0).all())
-    shown = np.log(values) if positive else values
-    low, high = float(shown.min()), float(shown.max())
-    place = (shown - low) / (high - low or 1.0) * (len(_SCALE) - 1)
+    """Values on a grid as coloured squares, by their logarithms where all are above 0, grey where is none; RGB."""
+    known = np.isfinite(values)
+    told = values[known] if known.any() else np.zeros(1)
+    positive = bool((told > 0).all())
+    low, high = (math.log(end) if positive else end for end in (float(told.min()), float(told.max())))
+    filled = np.where(known, values, told[0])
+    place = ((np.log(filled) if positive else filled) - low) / (high - low or 1.0) * (len(_SCALE) - 1)
     colors = np.stack([np.interp(place, range(len(_SCALE)), _SCALE[:, i]) for i in range(3)], axis=-1)
+    colors[~known] = _UNKNOWN
     side = max(1, 760 // max(values.shape))
     squares = np.kron(colors.astype(np.uint8), np.ones((side, side, 1), np.uint8))
     panel = Picture.new("RGB", (max(squares.shape[1], 420) + 40, squares.shape[0] + 96), _PAPER)
@@ -121,9 +125,9 @@ def draw_map(values: Float64, title: str) -> Picture.Image:
     for x in range(200):
         color = tuple(int(np.interp(x / 199 * (len(_SCALE) - 1), range(len(_SCALE)), _SCALE[:, i])) for i in range(3))
         draw.line((100 + x, foot, 100 + x, foot + 16), color)
-    _text(draw, (92, foot + 8), f"{values.min():.3g}", 14, anchor="rm")
+    _text(draw, (92, foot + 8), f"{told.min():.3g}", 14, anchor="rm")
     scale = " (logarithmic)" if positive else ""
-    _text(draw, (308, foot + 8), f"{values.max():.3g}{scale}", 14, anchor="lm")
+    _text(draw, (308, foot + 8), f"{told.max():.3g}{scale}", 14, anchor="lm")
     return panel
 
 

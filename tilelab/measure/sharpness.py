@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +31,21 @@ class Sharpness:
     ``vollath``   sum of f(x, y) f(x + 1, y), less pixels times mean**2
 
     Sums are over the pixels whose partners lie in the image; of whole numbers they are exact.  What is told is a sum
-    over the number of pixels, so that images of different sizes compare.
+    over the number of pixels, so that images of different sizes compare.  Pixels that are no number (NaN, infinite)
+    take no part.
 
     Attributes:
         pixels: number of pixels.
         values: each measure, over `pixels`.
         maps: the same for the pixels of each block, float64 ``(blocks along y, blocks along x)``; of a stack the mean
-            over its planes.
+            over its planes; NaN where no pixel is a number.
+        left_out: pixels that are no number.
     """
 
     pixels: int
     values: dict[str, float]
     maps: dict[str, Float64]
+    left_out: int = 0
 
 
 def measure_sharpness(image: Image, *, block: int = 256, shrink: int = 1) -> Sharpness:
@@ -53,7 +57,7 @@ def measure_sharpness(image: Image, *, block: int = 256, shrink: int = 1) -> Sha
         shrink: average so many pixels a side first; what does not fill a pixel at the end is left out.
 
     Raises:
-        InputError: it has channels, or is smaller than what is averaged.
+        InputError: it has channels, is smaller than what is averaged, or holds no pixel that is a number.
     """
     volume = Volume(image)
     if volume.channels != 1:
@@ -75,17 +79,22 @@ def measure_sharpness(image: Image, *, block: int = 256, shrink: int = 1) -> Sha
                 more = found[column].tolist()
                 sums[at] = [a + b for a, b in zip(sums[at], more, strict=True)]  # Python's integers have no end
     total = [sum(one[i] for one in sums) for i in range(6)]
+    if not total[_PIXELS]:
+        raise InputError(f"{image.uri} holds no pixel that is a number: there is nothing to measure")
     maps = [_tell(one) for one in sums]
     return Sharpness(
         int(total[_PIXELS]),
         _tell(total),
         {name: np.array([one[name] for one in maps]).reshape(blocks) for name in MEASURES},
+        depth * height * width - int(total[_PIXELS]),
     )
 
 
 def _tell(sums: Any) -> dict[str, float]:
-    """The measures from sums, each over the number of pixels."""
+    """The measures from sums, each over the number of pixels; NaN where there is none."""
     pixels = sums[_PIXELS]
+    if not pixels:
+        return dict.fromkeys(MEASURES, math.nan)
     square = sums[_SUM] * sums[_SUM]
     found = (
         sums[_BRENNER] / pixels,
@@ -109,18 +118,27 @@ def _read(volume: Volume, z: int, y: int, stop: int, width: int, shrink: int, wh
 
 @_jit
 def _add(rows: Any, own: int, block: int, found: Any) -> None:
-    """Add the terms of the first `own` rows to the blocks that they begin in."""
+    """Add the terms of the first `own` rows to the blocks that they begin in; those of what is no number are none."""
     height, width = rows.shape
     for y in range(own):
         for x in range(width):
             here = rows[y, x]
+            if here - here != 0:  # NaN and infinite, of any type
+                continue
             cell = found[x // block]
             cell[0] += 1
             cell[1] += here
             cell[2] += here * here
             if x + 2 < width:
-                cell[3] += (rows[y, x + 2] - here) ** 2
+                beyond = rows[y, x + 2]
+                if beyond - beyond == 0:
+                    cell[3] += (beyond - here) ** 2
             if x + 1 < width:
-                cell[5] += here * rows[y, x + 1]
+                beside = rows[y, x + 1]
+                if beside - beside != 0:
+                    continue
+                cell[5] += here * beside
                 if y + 1 < height:
-                    cell[4] += abs(here - rows[y, x + 1]) * abs(here - rows[y + 1, x])
+                    below = rows[y + 1, x]
+                    if below - below == 0:
+                        cell[4] += abs(here - beside) * abs(here - below)
