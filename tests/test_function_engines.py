@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +123,92 @@ def test_a_function_may_change_what_it_is_given(tmp_path: Path) -> None:
     read = [tilelab.read_result(run.path) for run in runs]
     assert np.array_equal(*(result.probabilities[0][...] for result in read))
     assert np.array_equal(*(result.maps["uncertainty"][...] for result in read))
+
+
+_NET = """
+import functools
+import torch
+SHIFT = 1.0
+def finish(x):
+    return x * 2
+class Part(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 1)
+        self.gain = 1.0
+        self.names = {"b", "a"}
+        torch.nn.init.constant_(self.conv.weight, 0.5)
+        torch.nn.init.zeros_(self.conv.bias)
+        self.register_buffer("mean", torch.zeros(1), persistent=False)
+    @torch.no_grad()
+    def forward(self, x):
+        words = {"one", "two", "three"}
+        return finish(self.conv(x) * self.gain + SHIFT) if "one" in words else x
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.ModuleList([Part(), Part()])
+        self.hidden = [Part()]
+        self.after = functools.partial(lambda x, y: x + y, y=1)
+    def forward(self, x):
+        return self.after(self.parts[0](x))
+"""
+
+
+_DIGESTS = """
+import json, sys, types
+from tilelab.engines.module_digest import module_digest
+import torch
+for source in json.load(sys.stdin):
+    sys.modules["mynet"] = types.ModuleType("mynet")
+    exec(compile(source, "mynet.py", "exec"), vars(sys.modules["mynet"]))
+    print(module_digest(sys.modules["mynet"].Net()))
+"""
+
+
+def _digests(sources: list[str], seed: str) -> list[str]:
+    """Of networks, made in a process of their own."""
+    made = subprocess.run(
+        [sys.executable, "-c", _DIGESTS], env=os.environ | {"PYTHONHASHSEED": seed}, input=json.dumps(sources),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return made.stdout.split()
+
+
+def test_an_edited_module_is_another_and_the_same_one_is_not() -> None:
+    pytest.importorskip("torch")
+    edits = (
+        ("self.conv(x) * self.gain", "self.conv(x) / self.gain"),  # code of a part
+        ("self.parts[0](x)", "self.parts[1](x)"),  # of the whole
+        ("return x * 2", "return x * 3"),  # of what it calls
+        ("SHIFT = 1.0", "SHIFT = 2.0"),
+        ("self.gain = 1.0", "self.gain = 2.0"),  # what is no weight
+        ("y=1", "y=2"),
+        ("torch.zeros(1)", "torch.ones(1)"),
+        ("constant_(self.conv.weight, 0.5)", "constant_(self.conv.weight, 0.25)"),
+    )
+    assert all(_NET.count(old) == 1 for old, _ in edits)
+    remark = "# a remark\n\n" + _NET.replace("    def forward", "\n    def forward")
+    first, second, *others = _digests([_NET, remark, *(_NET.replace(old, new) for old, new in edits)], "0")
+    assert second == first
+    assert len({first, *others}) == 1 + len(edits)
+    assert _digests([_NET], "1") == [first]
+
+
+def test_an_edited_forward_is_not_continued_with(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 2, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.conv(x)
+
+    net = Network()
+    tilelab.infer(_IMAGE, net, tmp_path / "a.ome.zarr", classes=["a", "b"], **_SAID)
+    assert tilelab.infer(_IMAGE, net, tmp_path / "a.ome.zarr", classes=["a", "b"], **_SAID).already_finished
+    Network.forward = lambda self, x: -self.conv(x)  # type: ignore[method-assign]
+    with pytest.raises(OutputError):
+        tilelab.infer(_IMAGE, net, tmp_path / "a.ome.zarr", classes=["a", "b"], **_SAID)

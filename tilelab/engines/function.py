@@ -6,7 +6,6 @@ Nothing here imports torch: who hands over a module has done so.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from tilelab.assumptions import Assumption
 from tilelab.engines.files.model_file import ModelFile, Port
 from tilelab.engines.loading import FileEngine, LoadRequest, made_up_tiles, try_out
 from tilelab.engines.meaning import read_meaning
+from tilelab.engines.module_digest import module_digest
 from tilelab.engines.outputs import choose_ports
 from tilelab.engines.overrides import SpecOverrides, resolve_spec
 from tilelab.errors import EngineError, ModelError
@@ -50,8 +50,8 @@ def load_function(
         given: what is said of it: normalisation at the least; channels, where they are not one (or those of a module's
             first layer); tile and classes, where the defaults do not suit.
         batch: tiles per call; 1 by default.
-        digest: identifies the function for results; of a module the digest of its weights, of another function by
-            default a new one each time: no result is continued with a function that may be another.
+        digest: identifies the function for results; of a module the digest of its weights and code, of another function
+            by default a new one each time: no result is continued with a function that may be another.
         trial: refuse one that answers a made-up batch with NaN or infinite values.
 
     Raises:
@@ -69,6 +69,7 @@ def load_function(
     tile = given.tile or ()
     tile = tile * len(given.axes or "yx") if len(tile) == 1 else tile
     shape = (batch or 1, channels, *tile)
+    digest = digest or (secrets.token_hex(16) if module is None else module_digest(module))  # before it keeps anything
     call = _numpy_function(function) if module is None else _ModuleFunction(module)
     with contextlib.ExitStack() as failing:
         if isinstance(call, _ModuleFunction):  # which is given back in the mode that it was in
@@ -94,7 +95,7 @@ def load_function(
         request = LoadRequest(
             file, ports.source, ports.targets, spec, device, "fp32", batch or 1, spec.tile, None, (), meaning
         )
-        engine = FunctionEngine(request, call, digest or _digest(module))
+        engine = FunctionEngine(request, call, digest)
         engine.assumptions += assumptions
         if trial:
             meaning = meaning.confirm(try_out(engine, name)[:, : spec.class_values])
@@ -117,7 +118,7 @@ class FunctionEngine(FileEngine):
 
     @property
     def model_digest(self) -> str:
-        """Of the function, or of a module's weights."""
+        """Of the function, or of a module's weights and code."""
         return " ".join([self._own_digest, *(target.name for target in self._request.targets)]).strip()
 
     def _compute(self, source: Array, targets: tuple[Array, ...], stream: int) -> None:  # noqa: ARG002
@@ -223,17 +224,6 @@ def _first_channels(module: Any) -> int:
     """Input channels of a module's first convolution; 0 where that is not known."""
     first = None if module is None else next((p for p in module.parameters() if p.ndim >= 4), None)
     return 0 if first is None else int(first.shape[1])
-
-
-def _digest(module: Any) -> str:
-    """Of a module's structure and weights; of anything else a new one, which no other has."""
-    if module is None:
-        return secrets.token_hex(16)
-    sha = hashlib.sha256(str(module).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(_array(tensor).tobytes())
-    return sha.hexdigest()
 
 
 def _name(function: Any) -> str:
