@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,55 @@ def test_a_zip_of_0_5_runs_with_its_classes_sizes_and_threshold(tmp_path: Path) 
     direct = tilelab.infer(_IMAGE, net, tmp_path / "b.ome.zarr", normalization="mean-std", overlap=16, classes=3)
     read = [tilelab.read_result(r.path).labels[0][...] for r in (run, direct)]
     assert np.array_equal(*read)
+
+
+def _zipped(folder: Path, packed: Path, names: dict[str, str]) -> Path:
+    """Files of a folder under other names in a zip."""
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file, name in names.items():
+            archive.write(folder / file, name)
+    return packed
+
+
+def _name_weights(folder: Path, source: str) -> None:
+    document = yaml.safe_load((folder / "bioimageio.yaml").read_text())
+    document["weights"]["onnx"]["source"] = source
+    (folder / "bioimageio.yaml").write_text(yaml.safe_dump(document))
+
+
+def test_a_zip_may_hold_folders(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    net = save_unet(inside / "net.onnx", (64, 64), classes=3)
+    other = save_conv(inside / "other.onnx", (64, 64), classes=2)
+    write_05(inside, net, [], [{"id": "softmax"}], ("a", "b", "c"), size=64)
+    document = "bioimageio.yaml"
+    _name_weights(inside, "weights/net.onnx")
+    for number, names in enumerate(
+        (
+            {document: "top/" + document, "net.onnx": "top/weights/net.onnx", "other.onnx": "top/old/net.onnx"},
+            {document: document, "net.onnx": "weights/net.onnx", "other.onnx": "net.onnx"},
+            {document: "top/" + document, "net.onnx": "net.onnx"},  # there is no other of that name
+            {document: "top/" + document, "net.onnx": "top/weights/net.onnx", "other.onnx": "../top/weights/net.onnx"},
+        )
+    ):
+        file = read_model(_zipped(inside, tmp_path / f"{number}.zip", names))
+        assert file.path.read_bytes() == net.read_bytes() != other.read_bytes()
+    _name_weights(inside, "net.onnx")
+    two = {document: "top/" + document, "net.onnx": "top/a/net.onnx", "other.onnx": "top/b/net.onnx"}
+    with pytest.raises(ModelError, match=r"keeps net\.onnx elsewhere"):
+        read_model(_zipped(inside, tmp_path / "two.zip", two))
+    with zipfile.ZipFile(tmp_path / "several.zip", "w") as archive:
+        for top in ("a", "b"):
+            archive.write(inside / document, f"{top}/{document}")
+    with pytest.raises(ModelError, match="holds several packages, in a and b: zip one package alone"):
+        read_model(tmp_path / "several.zip")
+    folder = tmp_path / "folder" / "weights"  # and so may a folder
+    folder.mkdir(parents=True)
+    _name_weights(inside, "weights/net.onnx")
+    for file, place in ((document, folder.parent), ("net.onnx", folder)):
+        shutil.copy(inside / file, place)
+    assert read_model(folder.parent).path == folder / "net.onnx"
 
 
 def test_a_package_without_probabilities_gives_its_map(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Package:
 
     Attributes:
         path: that was named.
-        folder: where its files lie.
+        folder: where its document lies, and its files below.
         document: its description, as stored.
         inputs, outputs: of the network.
     """
@@ -93,17 +93,22 @@ class Package:
     document: dict[str, Any] = field(repr=False)
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    base: Path | None = None
+    """Where its archive was unpacked."""
 
     def file(self, source: str) -> Path:
-        """A file of the package.
+        """A file of the package; in an archive one in another folder, where it is the only one of that name.
 
         Raises:
             ModelError: it is an address, lies outside or is not there.
         """
-        found = self.folder / source
-        if "://" in source or found.resolve().parent != self.folder.resolve() or not found.is_file():
+        found, base = self.folder / source, self.base or self.folder
+        if "://" not in source and found.resolve().is_relative_to(base.resolve()) and found.is_file():
+            return found
+        alike = [] if self.base is None else [p for p in base.rglob(_plain_name(source) or "/") if p.is_file()]
+        if len(alike) != 1 or "://" in source:
             raise ModelError(f"{self.path} keeps {source} elsewhere: download the whole package, as a zip")
-        return found
+        return alike[0]
 
 
 def is_package(path: Path) -> bool:
@@ -156,8 +161,8 @@ def open_package(path: Path) -> Package:
     except ImportError:
         raise ModelError(f"{path} is a package of bioimage.io: to read it, {install_hint('bioimageio')}") from None
     try:
-        folder, name = _unpacked(path)
-        document = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        stored, base = _unpacked(path)
+        document = yaml.safe_load(stored.read_text(encoding="utf-8"))
         version = str(document["format_version"])
         if document.get("type", "model") != "model":
             raise ModelError(f"{path} is a package of bioimage.io, but a {document['type']}, not a model")
@@ -174,28 +179,43 @@ def open_package(path: Path) -> Package:
                 )
     except (*BROKEN, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ModelError(f"{path} is not a package of bioimage.io that can be read: {error!r}") from error
-    return Package(path, folder, document, tensors["inputs"], tensors["outputs"])
+    return Package(path, stored.parent, document, tensors["inputs"], tensors["outputs"], base)
 
 
-def _unpacked(path: Path) -> tuple[Path, str]:
-    """The folder and the document in it."""
+def _unpacked(path: Path) -> tuple[Path, Path | None]:
+    """The document, and the folder of what was unpacked for it.
+
+    Raises:
+        ModelError: an archive holds several packages.
+    """
     if path.is_file() and path.suffix.lower() != ".zip":
-        return path.parent, path.name
-    folder = path
-    if path.is_file():
-        folder = unpacked(path, lambda made: _unzip(path, made))
-    return folder, next(name for name in DOCUMENTS if (folder / name).is_file())
+        return path, None
+    if path.is_dir():
+        return next(path / name for name in DOCUMENTS if (path / name).is_file()), None
+    base = unpacked(path, lambda made: _unzip(path, made))
+    found = [file for name in DOCUMENTS for file in sorted(base.rglob(name)) if file.is_file()]
+    highest = min((len(file.parts) for file in found), default=0)
+    top = [file for file in found if len(file.parts) == highest]
+    several = sorted({file.parent.relative_to(base).as_posix() for file in top})
+    if len(several) != 1:
+        there = f"several packages, in {' and '.join(several)}" if several else f"none of {', '.join(DOCUMENTS)}"
+        raise ModelError(f"{path} holds {there}: zip one package alone")
+    return top[0], base
 
 
 def _unzip(path: Path, folder: Path) -> None:
-    """All files of an archive into one folder, by their last names: nothing lands elsewhere."""
+    """All files of an archive into a folder, as they lie in it: what would land elsewhere is left out."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            name = _plain_name(member.filename)
-            if member.is_dir() or not name or (folder / name).exists():
+            parts = [part for part in member.filename.replace("\\", "/").split("/") if part not in ("", ".")]
+            if member.is_dir() or not parts or any(part == ".." or ":" in part for part in parts):
                 continue
-            with archive.open(member) as source, (folder / name).open("wb") as target:
-                shutil.copyfileobj(source, target)
+            target = folder.joinpath(*parts)
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, target.open("wb") as made:
+                shutil.copyfileobj(source, made)
 
 
 def _plain_name(name: str) -> str:
