@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +178,30 @@ def test_a_network_of_volumes_is_not_exported(tmp_path: Path, capsys: pytest.Cap
     assert main(["export", str(net), *said, "-o", str(tmp_path / "a.xml")]) == 2
     assert "export is for 2-D networks" in capsys.readouterr().err
     assert main(["describe", str(net), *said, "-o", str(tmp_path / "a.onnx")]) == 0
+
+
+def test_weights_that_a_disk_cuts_off_replace_none(tmp_path: Path, image: Path) -> None:
+    """OpenVINO does not say that a file could not be written to its end."""
+    pytest.importorskip("openvino")
+    net, good = save_unet(tmp_path / "net.onnx", _FREE), tmp_path / "good.xml"
+    assert main(["describe", str(net), *_FLAGS, "-o", str(tmp_path / "mine.onnx")]) == 0
+    assert main(["export", str(tmp_path / "mine.onnx"), "--images", str(image), "-o", str(good)]) == 0
+    before = {path: path.read_bytes() for path in (good, good.with_suffix(".bin"))}
+    assert main(["describe", str(good), "--name", "other", "-o", str(tmp_path / "copy.xml")]) == 0
+    most = len(before[good.with_suffix(".bin")]) // 2
+
+    def cut_off() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    for place in (tmp_path / "new.xml", tmp_path / "copy.xml"):
+        there = {path: path.read_bytes() for path in tmp_path.glob("copy.*")}
+        words = [sys.executable, "-m", "tilelab", "describe", str(good), "--name", "third", "--force", "-o", str(place)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=cut_off)
+        assert done.returncode == 2
+        assert "cannot be written" in done.stderr
+        assert "free some space" in done.stderr
+        assert {path: path.read_bytes() for path in tmp_path.glob("copy.*")} == there
+        assert not list(tmp_path.glob("new.*"))
+        assert not list(tmp_path.glob(".describe-*"))
+    assert {path: path.read_bytes() for path in before} == before

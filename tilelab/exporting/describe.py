@@ -20,7 +20,7 @@ from tilelab.exporting.home import learn_home
 from tilelab.exporting.openvino_file import read_network, write_ir
 from tilelab.io.images.image import Image
 from tilelab.io.storage.claims import Write, claim
-from tilelab.machine.disk import move_whole, remove_entry, replacing, why_unwritten
+from tilelab.machine.disk import move_whole, replacing, why_unwritten, work_folder
 from tilelab.spec import Confidence, ModelSpec
 from tilelab.text import install_hint
 
@@ -138,14 +138,14 @@ def _write_onnx(file: ModelFile, spec: ModelSpec, output: Path) -> None:
     with replacing(output, suffix=".onnx") as partial:
         copy_onnx(file, partial)
         embed_spec(partial, spec)
+        read_model(partial)
 
 
 def _write_xml(source: Path, spec: ModelSpec, output: Path) -> None:
     network = read_network(source)
-    with replacing(output, suffix=".xml") as partial:
-        weights = partial.with_suffix(".bin")
-        try:
-            write_ir(network, spec, partial)
-            move_whole(weights, output.with_suffix(".bin"))
-        finally:
-            remove_entry(weights)
+    with work_folder(output.parent, ".describe-") as folder:
+        partial = folder / output.name
+        write_ir(network, spec, partial)
+        read_model(partial)
+        for path in (partial.with_suffix(".bin"), partial):  # both are whole before one of them replaces another
+            move_whole(path, output.with_name(path.name))

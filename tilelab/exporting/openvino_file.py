@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelab.engines.cpu.openvino import import_openvino, probe
-from tilelab.errors import EngineError, ModelError
+from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.spec import METADATA_KEY, ModelSpec
 from tilelab.text import explain
 
@@ -35,7 +35,18 @@ def write_ir(network: Any, spec: ModelSpec, path: Path, *, half: bool = False) -
         spec: the description.
         path: ends with .xml; not the file that `network` was read from.
         half: store weights as fp16.
+
+    Raises:
+        OutputError: it cannot be written, or what was written is not whole: OpenVINO does not say that a disk is full.
     """
     for key in (["framework", METADATA_KEY], [METADATA_KEY]):
         network.set_rt_info(spec.to_json(), key)
-    import_openvino().save_model(network, path, compress_to_fp16=half)
+    library = import_openvino()
+    try:
+        library.save_model(network, path, compress_to_fp16=half)
+        library.Core().read_model(path)
+    except RuntimeError as error:
+        raise OutputError(
+            f"{path.name} cannot be written: what was written is not whole ({explain(error)}); free some space and run "
+            "the same command again"
+        ) from error
