@@ -225,6 +225,38 @@ def test_images_of_home_have_the_range_that_is_given(tmp_path: Path) -> None:
         assert kept.normalizations[0].mean == pytest.approx((128 * factor,))
 
 
+def test_stacks_of_home_count_by_their_planes(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 255, (40, 64, 64)).astype(np.uint8)
+    (tmp_path / "home").mkdir()
+    tifffile.imwrite(tmp_path / "home" / "stack.tif", grey)
+    tifffile.imwrite(tmp_path / "home" / "plane.tif", grey[0])
+    said: list[str] = []
+    kept, checks = _given(make_spec((32, 32)), Home(images=tmp_path / "home"), None, said.append)
+    names = [plane.name for plane in (*kept.planes, *checks.planes)]
+    assert len(set(names)) == len(names) == 17
+    assert {"plane", "stack[1]", "stack[38]"} <= set(names)
+    assert len(said) == 1
+    assert said[0].endswith("stack.tif is a stack, 16 of its 40 planes are looked at")
+    for plane in (*kept.planes, *checks.planes):
+        z = 0 if plane.name == "plane" else int(plane.name[6:-1])
+        assert np.array_equal(plane.image[...], grey[z])
+
+
+def test_corrections_in_which_nothing_is_drawn_are_left_out(tmp_path: Path) -> None:
+    """Learning from one half of the corrections, there is something to learn from."""
+    write_corrections(tmp_path)
+    blank = tmp_path / "labels" / "a_0_0_1.tif"
+    tifffile.imwrite(blank, np.full((64, 64), IGNORE, np.uint8))
+    found = open_corrections(tmp_path, make_spec((32, 32)))
+    assert [plane.name for plane in found.planes] == ["a_0_0_0", "a_0_0_2"]
+    assert len(found.normalizations) == 2
+    assert "nothing is drawn in a_0_0_1: left out" in found.notes
+    for path in (tmp_path / "labels").iterdir():
+        tifffile.imwrite(path, np.full((64, 64), IGNORE, np.uint8))
+    with pytest.raises(InputError, match="hold no class alone"):
+        open_corrections(tmp_path, make_spec((32, 32)))
+
+
 def test_what_masks_of_home_hold_is_said(tmp_path: Path) -> None:
     spec = make_spec((32, 32))
     for folder in ("images", "masks"):

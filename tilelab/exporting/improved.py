@@ -37,7 +37,7 @@ _ALIKE = 0.001  # share of labels that the order of sums may change
 _PLACES = 2  # of the corrections, that the gate compares on
 _LOST = 0.001  # of mean IoU, or of the answers that it was sure of: a fifth of what int8 may change; see `Judged`
 _LOST_OF_MADE = TOLERANCES["int8"].iou  # of those on images of our making, where micrographs of home judge beside them
-_LOOK = 1024  # pixels of an image of --home
+_SLICES, _STACK = 16, 2**26  # planes of a stack of --home, and their pixels, that are looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,9 +274,15 @@ def _given(
     else:
         planes = []
         for name, path in find_images(home.images).items():
-            image = load_plane(Plane(open_image(path, bar=None)))
-            size = image.shape[-2:]
-            planes.append(MaskedPlane(name, image, ArrayMask(np.full(size, IGNORE, np.uint8))))
+            with open_image(path, bar=None) as image:
+                depth, height, width = Volume(image).shape
+                taken = _slices(depth, height * width)
+                if depth > 1:
+                    say(f"home: {path} is a stack, {len(taken)} of its {depth} planes are looked at")
+                for z in taken:
+                    plane = load_plane(Plane(image, z))
+                    unknown = ArrayMask(np.full((height, width), IGNORE, np.uint8))
+                    planes.append(MaskedPlane(name if depth == 1 else f"{name}[{z}]", plane, unknown))
     own = [_constants(spec, plane.image, black_white) for plane in planes]
     told = home.masks is None
 
@@ -287,6 +293,12 @@ def _given(
         )
 
     return (every(0, 1), every(0, 1)) if len(planes) == 1 else (every(0, 2), every(1, 2))
+
+
+def _slices(depth: int, pixels: int) -> list[int]:
+    """Planes of a stack, spread evenly; as many as `_SLICES` and `_STACK` allow, one at least."""
+    count = min(depth, _SLICES, max(1, _STACK // pixels))
+    return [depth * (2 * k + 1) // (2 * count) for k in range(count)]
 
 
 def _constants(spec: ModelSpec, image: Any, black_white: tuple[float, float] | None = None) -> Normalization:
@@ -350,7 +362,7 @@ def _remembered(spec: ModelSpec, corrected: Any, side: int, tolerance: float) ->
             MaskedPlane(f"{name} {i}", open_image(image, axes="yx"), ArrayMask(unknown))
             for i, image in enumerate(images)
         ]
-        plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32")
+        plain = Normalization(mean=(0.0,), std=(1.0,), dtype="float32", clip=spec.normalization.clip)
         own = [plain] * len(planes)
         return Planes(name=name, planes=planes, normalizations=own, tolerance=tolerance, told=True, real=False)
 

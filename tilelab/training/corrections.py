@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import msgspec
@@ -85,13 +86,17 @@ def open_corrections(
             opened, of_one = open_set(Data(str(here[name]), str(found[name]), labels), Path(), names, 0, "corrections")
             planes += opened
             seen.notes += of_one.notes
+    normalizations = _normalizations(planes, spec, black_white)
+    drawn_in = [_is_drawn(plane) for plane in planes]
+    if blank := [plane.name for plane, known in zip(planes, drawn_in, strict=True) if not known]:
+        seen.notes.append(f"nothing is drawn in {', '.join(blank)}: left out")
+    planes, normalizations = list(compress(planes, drawn_in)), list(compress(normalizations, drawn_in))
     for plane in planes:
         mask = plane.mask.read(Box.whole(plane.shape))
         seen.count(mask)
         seen.see(plane.image[...])
     seen.planes = len(planes)
     seen.require(1)
-    normalizations = _normalizations(planes, spec, black_white)
     return Corrected(planes, normalizations, seen.digest, [seen.summary(), *dict.fromkeys(seen.notes)])
 
 
@@ -107,6 +112,11 @@ def _subfolder(folder: Path, *names: str) -> Path:
     raise InputError(
         f"{folder} has no folder {' or '.join(names)}: corrections are images/NAME.tif and labels/NAME.tif"
     )
+
+
+def _is_drawn(plane: MaskedPlane) -> bool:
+    """Whether a pixel of it has a class."""
+    return bool((plane.mask.read(Box.whole(plane.shape)) != IGNORE).any())
 
 
 def _outlined(name: str, image_path: Path, outlines: Path, names: Sequence[str]) -> MaskedPlane:
