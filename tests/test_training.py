@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
 
-from tilelab.errors import InputError, ModelError, ResumeError  # noqa: E402
+from tilelab.errors import InputError, ModelError, OutputError, ResumeError  # noqa: E402
 from tilelab.geometry import Box  # noqa: E402
 from tilelab.spec import ClassInfo, ModelSpec, Normalization  # noqa: E402
 from tilelab.training import losses  # noqa: E402
@@ -33,6 +34,7 @@ from tilelab.training.data import CropSampler  # noqa: E402
 from tilelab.training.engine import TorchEngine  # noqa: E402
 from tilelab.training.log import BEST, LAST  # noqa: E402
 from tilelab.training.loop import Trainer  # noqa: E402
+from tilelab.training.losses import weighted_sum  # noqa: E402
 from tilelab.training.pairs import (  # noqa: E402
     ArrayMask,
     MaskedPlane,
@@ -41,7 +43,7 @@ from tilelab.training.pairs import (  # noqa: E402
     measure_normalization,
     open_pairs,
 )
-from tilelab.training.parallel import Group  # noqa: E402
+from tilelab.training.parallel import Group, join  # noqa: E402
 from tilelab.training.recipe import (  # noqa: E402
     IGNORE,
     Augmentation,
@@ -301,6 +303,24 @@ def logits_and_target(ignored: bool = False) -> tuple[Any, Any]:
     if ignored:
         target[:, :2] = IGNORE
     return logits, target
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "balanced-cross-entropy", "dice", "focal"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_batch_in_which_no_pixel_counts_teaches_nothing(kind: Any, activation: Any) -> None:
+    """As where a few outlines were drawn, and a batch lies beside them."""
+    for term, target in (
+        (LossTerm(kind), torch.full((2, 8, 8), 255)),
+        (LossTerm(kind, boundary=0 if kind == "dice" else 4), torch.full((2, 8, 8), 255)),
+        (LossTerm(kind, class_weights=(0.0, 1.0)), torch.zeros((2, 8, 8), dtype=torch.long)),
+    ):
+        logits = torch.randn(2, 2, 8, 8, requires_grad=True)
+        loss = weighted_sum([term], logits, target, activation)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert logits.grad is not None
+        if (target == 255).all():
+            assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("kind", ["cross-entropy", "balanced-cross-entropy", "dice", "focal"])
@@ -599,6 +619,62 @@ def test_a_share_of_a_batch_has_the_mean_of_its_pieces(discs: Path, tmp_path: Pa
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+def test_a_batch_too_small_for_its_normalisation_is_one_line(discs: Path, tmp_path: Path, small: Any) -> None:
+    recipe = small(f"network.architecture={__name__}:Pooled", "network.options={}", "sampling.batch=1")
+    with pytest.raises(ModelError, match=r"1 crop of 32 px at a time leave one: raise sampling\.batch"):
+        train(recipe, discs, tmp_path / "out", trust=True)
+
+
+class Pooled(torch.nn.Module):
+    """Sees the mean of its tile."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm, self.last = torch.nn.BatchNorm2d(channels), torch.nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x + self.norm(x.mean(dim=(2, 3), keepdim=True)))  # type: ignore[no-any-return]
+
+
+class Tied(torch.nn.Module):
+    """Two layers with the same weights."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(channels, 4, 3, padding=1)
+        self.second = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.third = self.second
+        self.last = torch.nn.Conv2d(4, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.third(self.second(self.first(x).relu()).relu()))  # type: ignore[no-any-return]
+
+
+def test_layers_may_share_their_weights(discs: Path, tmp_path: Path, small: Any) -> None:
+    recipe = small(f"network.architecture={__name__}:Tied", "network.options={}", "run.steps=4", "run.validate=2")
+    whole = load_checkpoint(train(recipe, discs, tmp_path / "whole", trust=True))
+    again = load_network(whole, trust=True)
+    assert again.second is again.third
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, whole.part("average" if whole.part("average") else "model")[name])
+
+
+def test_a_disk_that_fills_is_one_line(
+    discs: Path, tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from safetensors import SafetensorError
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    assert errno.ENOSPC == 28
+    monkeypatch.setattr("tilelab.training.checkpoint.save_file", full)
+    with pytest.raises(OutputError, match="cannot be written: the disk is full; free some space"):
+        train(small("run.steps=2", "run.validate=2"), discs, tmp_path / "out")
+
+
 def test_pieces_must_divide_the_batch(small: Any) -> None:
     with pytest.raises(RecipeError, match="batch of 4 cannot be cut into 3"):
         small("run.accumulate=3")
@@ -786,6 +862,45 @@ def test_two_processes_train_what_one_trains(discs: Path, recipe_file: Path, tmp
     assert two.header.scores["mean_iou"] == pytest.approx(one.header.scores["mean_iou"], abs=0.01)
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_more_processes_than_crops_are_refused_in_a_line(recipe_file: Path, tmp_path: Path) -> None:
+    surroundings = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "tilelab", "train", str(recipe_file), "--set", "sampling.batch=1", "-o"]
+    started = [
+        subprocess.Popen(
+            [*command, str(tmp_path / "out")], env=os.environ | surroundings | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "sampling.batch of 1 cannot be shared by 2 processes" in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes the current one for what is told to all, and that is the first unless somebody says another."""
+    told: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", told.append)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, name=name, **__: told.append(name))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    with join("auto") as group:
+        assert (group.rank, group.size, group.device) == (3, 4, "cuda:3")
+    assert told == ["cuda:3", "init_process_group", "destroy_process_group"]
+
+
 # --- data as downloaded
 
 
@@ -841,3 +956,22 @@ def test_statistics_of_each_image_are_those_that_inference_uses() -> None:
         crop, _ = crops.crop(step, 0)
         assert abs(crop.mean()) < 1e-3
         assert crop.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_crops_are_cut_off_as_inference_cuts_them_off() -> None:
+    image, mask = draw_discs(0)
+    clip = (-0.5, 0.75)
+    for normalization in (
+        Normalization(mean=(128.0,), std=(64.0,), clip=clip),
+        Normalization(kind="mean-std", per="slice", clip=clip),
+    ):
+        crops = CropSampler(
+            [make_pair("a", image, mask)], 3, 2, Sampling(crop=96, batch=1), Augmentation(flips=False), normalization, 0
+        )
+        crop, _ = crops.crop(0, 0)
+        assert crop.shape == (3, 96, 96)
+        mean, std = (128, 64) if normalization.kind == "constants" else (image.mean(), image.std())
+        expected = np.clip((image.astype(float) - mean) / std, *clip)
+        np.testing.assert_allclose(crop[1].numpy(), expected, atol=1e-4)
+        assert float(crop.min()) == pytest.approx(clip[0])
+        assert float(crop.max()) == pytest.approx(clip[1])

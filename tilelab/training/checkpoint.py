@@ -6,6 +6,7 @@ Nothing in it is code, and nothing in it can run: tensors are raw bytes, the res
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -68,15 +69,34 @@ class Checkpoint(Generic[H]):
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint[H]) -> None:
-    """Write `path` atomically: it is the old file or the new one, never half of one."""
+    """Write `path` atomically: it is the old file or the new one, never half of one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in places:  # layers that share their weights: each name has its own in a file
+            tensors[name] = tensor.clone()
+        places.add(place)
     text = msgspec.json.encode(checkpoint.header, order="sorted").decode()
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={METADATA_KEY: text})
+        try:
+            save_file(tensors, partial, metadata={METADATA_KEY: text})
+        except SafetensorError as error:
+            raise _of_disk(error) from error
         # safetensors makes files that only their owner reads; ours are as readable as any other file
         mask = os.umask(0)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)
+
+
+def _of_disk(error: SafetensorError) -> OSError:
+    """What a disk said, through a library that makes it a text."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(str(error)) if found is None else OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def load_checkpoint(path: Path) -> Checkpoint[Header]:

@@ -33,7 +33,7 @@ from tilelab.training.log import LAST, TrainingLog
 from tilelab.training.losses import supervise
 from tilelab.training.optimize import RunningAverage, build_optimizer, encoder_of
 from tilelab.training.parallel import Group, join
-from tilelab.training.recipe import BaseRecipe
+from tilelab.training.recipe import BaseRecipe, RecipeError
 from tilelab.training.schedule import rate_at
 
 H = TypeVar("H", bound=State)
@@ -155,11 +155,18 @@ def run_task(
         OutputError: `output` cannot be written.
         EngineError: a GPU was asked for and there is none.
         ModelError: the loss is not finite.
+        RecipeError: there are more processes than crops in a batch.
     """
     keep_freed_memory()
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     with join(recipe.run.device) as group:
+        batch = cast("Any", recipe).sampling.batch  # both kinds of recipe have one
+        if batch < group.size:
+            raise RecipeError(
+                f"sampling.batch of {batch} cannot be shared by {group.size} processes, each takes one crop at least: "
+                f"set it to {group.size} or more, or start {batch} (torchrun --nproc-per-node)"
+            )
         task = make()
         trainer = Trainer(task, output, group, restart=restart, note=note)
         if not trainer.header.ended:
@@ -281,7 +288,7 @@ class Trainer(Generic[H]):
         for part, target in zip(pieces, targets.chunk(recipe.run.accumulate), strict=True):
             x = part.to(device, memory_format=torch.channels_last)
             with arithmetic(device, recipe.run.precision == "bf16", whole=recipe.run.compile):
-                out = self.parallel(x)
+                out = self._answer(x)
             loss = supervise(self.task.loss, out, target.to(device)) / len(pieces)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
@@ -294,6 +301,23 @@ class Trainer(Generic[H]):
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.optimizer.clip)
         self.optimizer.step()
         return total
+
+    def _answer(self, x: torch.Tensor) -> Any:
+        """What the network makes of a piece of a batch.
+
+        Raises:
+            ModelError: the piece is too small for the network's batch normalisation.
+        """
+        try:
+            return self.parallel(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            count = x.shape[0]
+            raise ModelError(
+                f"batch normalisation needs several values of each feature, and {count} crop{'s' * (count > 1)} of "
+                f"{x.shape[-1]} px at a time leave one: raise sampling.batch or sampling.crop, or lower run.accumulate"
+            ) from error
 
     def _validate(self) -> dict[str, Any]:
         scores = self.task.validate(self.average.network.eval(), self.header, self.group.device)

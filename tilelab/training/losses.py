@@ -31,13 +31,24 @@ def cross_entropy(
     weight: torch.Tensor | None = None,
     pixels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Softmax cross-entropy, averaged over pixels (by class weight, and by weights of the pixels, where given)."""
+    """Softmax cross-entropy, averaged over pixels (by class weight, and by weights of the pixels, where given).
+
+    It is 0 where no pixel counts: all are to be ignored, or of classes with a weight of 0.
+    """
     if pixels is None:
+        if not _any_counts(target, weight):
+            return (logits * 0).sum()
         return functional.cross_entropy(logits, target, weight=weight, ignore_index=IGNORE)
     entropy = functional.cross_entropy(logits, target, weight=weight, ignore_index=IGNORE, reduction="none")
     known = target != IGNORE
     share = known * pixels if weight is None else weight[target.masked_fill(~known, 0)] * known * pixels
     return (entropy * pixels).sum() / share.sum().clamp(min=1e-12)
+
+
+def _any_counts(target: torch.Tensor, weight: torch.Tensor | None) -> bool:
+    """Whether a mean over the pixels is one of anything."""
+    known = target[target != IGNORE]
+    return bool(known.numel() if weight is None else (weight[known] > 0).any())
 
 
 def balanced_cross_entropy(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,10 @@ from torch import nn
 from tilelab.errors import EngineError
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=12)
+"""How long the others wait while the first validates: NCCL would give up after ten minutes; `torchrun` ends them all
+where one fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,9 @@ def join(device: str) -> Iterator[Group]:
     if size == 1:
         yield Group(device=here)
         return
-    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    if gpu:
+        torch.cuda.set_device(here)  # what NCCL takes of each process where nothing says it
+    torch.distributed.init_process_group("nccl" if gpu else "gloo", timeout=_PATIENCE)
     try:
         yield Group(torch.distributed.get_rank(), size, here)
     finally:

@@ -265,6 +265,7 @@ class LossTerm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check(not self.boundary or self.kind != "dice", "boundary weighs pixels, which dice has none of: leave it out")
         check(1 <= self.reach <= 64, f"reach must be 1 to 64 px, not {self.reach}")
         check(all(w >= 0 for w in self.class_weights), "class_weights must not be negative")
+        check(not self.class_weights or any(self.class_weights), "class_weights must not all be 0")
 
 
 class Optimizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
