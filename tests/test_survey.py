@@ -173,6 +173,18 @@ def test_a_tilted_layer_is_as_thick_where_the_image_ends(size: tuple[float, floa
     assert upright.cut == layer.cut
 
 
+def test_percentiles_of_a_layer_are_of_its_length() -> None:
+    """A steep part has few columns and much length."""
+    x = np.arange(1000)
+    middle = np.where(x < 600, 100.0, 100 + 1.5 * (x - 600.0))
+    high = np.where(x < 600, 20.0, 30 * np.hypot(1, 1.5)) / 2
+    layer = measure_layer(ArrayPlanes((np.abs(np.arange(800)[:, None] - middle) < high).astype(np.uint8)), [1])
+    thin = 600 / (600 + 400 * np.hypot(1, 1.5))  # 0.45 of the length, 0.6 of the columns
+    assert layer.percentile(100 * thin - 5) < 22
+    assert layer.percentile(100 * thin + 5) > 28
+    assert layer.lengths.sum() == pytest.approx(layer.length)
+
+
 def test_a_layer_along_the_edge_is_measured_as_it_is_seen() -> None:
     band = np.zeros((60, 200), np.uint8)
     band[:12] = 1

@@ -36,6 +36,7 @@ class Layer:
         spread: standard deviation of `thickness` over the length.
         position: of each column along the axis in pixels, where the layer is whole.
         thickness: along the normal there.
+        lengths: of the middle line there.
         covered: share of the columns that hold some of the layer.
         cut: share of these in which it reaches the edge of the image that it does not run along: what is beyond is not
             known, so they are left out; if all but 5 % are so, they are taken as they are seen.
@@ -50,13 +51,17 @@ class Layer:
     spread: float
     position: Float64
     thickness: Float64
+    lengths: Float64
     covered: float
     cut: float
     parts: int
 
     def percentile(self, share: float) -> float:
         """The thickness that so many percent of the length do not exceed."""
-        return float(np.percentile(self.thickness, share)) if len(self.thickness) else math.nan
+        order = np.argsort(self.thickness, kind="stable")
+        lengths = self.lengths[order]
+        middle = np.cumsum(lengths) - lengths / 2
+        return float(np.interp(share / 100 * lengths.sum(), middle, self.thickness[order])) if len(order) else math.nan
 
 
 def measure_layer(
@@ -141,7 +146,7 @@ def _walk(count: Array, total: Array, cut: Bool, axis: str, size_nm: tuple[float
     spread = math.sqrt(float((step * (thickness - mean) ** 2).sum()) / length)
     unit = "px" if size_nm is None else "nm"
     covered, lost = len(there) / len(count), 1 - len(whole) / len(there)
-    return Layer(axis, unit, length, area, mean, spread, at.astype(float), thickness, covered, lost, parts)
+    return Layer(axis, unit, length, area, mean, spread, at.astype(float), thickness, step, covered, lost, parts)
 
 
 def _slopes(x: Float64, y: Float64, reach: float) -> Float64:
