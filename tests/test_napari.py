@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from test_view import CLASSES, write_result
 
+from tilelab import infer
 from tilelab.errors import InputError
 from tilelab.view.corrections import find_corrected, keep_corrections
 from tilelab.view.napari import get_reader, read_layers
@@ -45,6 +46,19 @@ def test_layers_lie_on_each_other(result):
     assert at["units"] == own["units"] == ("nm", "nm")
     assert own["features"]["class"] == [known.name for known in CLASSES]
     assert hidden["visible"] is False
+
+
+@pytest.mark.parametrize(("scale", "pixel_size_nm"), [(0.5, None), (0.9, None), (2.0, None), (0.5, 4.0)])
+def test_a_resampled_result_covers_its_image(tmp_path, scale, pixel_size_nm):
+    tifffile.imwrite(tmp_path / "image.tif", np.random.default_rng(0).integers(0, 255, (300, 200), np.uint8))
+    run = infer(tmp_path / "image.tif", "identity:3", tmp_path / "r.ome.zarr", scale=scale, pixel_size_nm=pixel_size_nm)
+    ends = []
+    for data, at, _ in read_layers(str(run.path)):
+        data = data[0] if isinstance(data, list) else data
+        for a in (0, 1):
+            edge = at["translate"][a] - at["scale"][a] / 2
+            ends.append((edge, edge + data.shape[a] * at["scale"][a]))
+    assert np.allclose(ends, [ends[0], ends[1]] * (len(ends) // 2), atol=1.0)
 
 
 @given(st.data())

@@ -25,7 +25,7 @@ from tilelab.io.results.sink import Finished
 from tilelab.io.zarr.layout import Layout
 from tilelab.spec import ClassInfo
 from tilelab.view.gather import Gathering
-from tilelab.view.layers import viewer_state
+from tilelab.view.layers import Layer, Scene, viewer_state
 from tilelab.view.pyramid import ChunkCache, Level, Pyramid
 from tilelab.view.server import ViewServer
 
@@ -110,6 +110,122 @@ def test_a_region_of_unknown_size_keeps_its_place(tmp_path):
         assert move["translation"] == [0.0, 50.0, 20.0]
 
 
+def ends_of(layer):
+    """Where the outer edges of a layer lie on y and x, at each of its levels."""
+    (scales,) = layer.zarr_attributes(units=False)["multiscales"]
+    for level, dataset in zip(layer.pyramid.levels, scales["datasets"], strict=True):
+        scale, move = (one[one["type"]] for one in dataset["coordinateTransformations"])
+        yield [(move[a] - scale[a] / 2, move[a] + (level.shape[a] - 0.5) * scale[a]) for a in (1, 2)]
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.9, 2.0])
+@pytest.mark.parametrize("kind", ["ome.zarr", "ome.tif"])
+def test_a_resampled_result_covers_its_image_whose_pixel_size_nobody_knows(tmp_path, scale, kind):
+    tifffile.imwrite(tmp_path / "image.tif", np.random.default_rng(0).integers(0, 255, (300, 200), np.uint8))
+    run = infer(tmp_path / "image.tif", "identity:3", tmp_path / f"r.{kind}", scale=scale)
+    for named in (None, str(tmp_path / "image.tif")):
+        with Gathering(lambda line: None) as gathered:
+            gathered.add(str(run.path), image=named)
+            first, *others = gathered.scene().layers
+            for layer in others:
+                assert np.allclose(list(ends_of(layer)), [next(ends_of(first))] * len(layer.pyramid.levels), atol=1)
+
+
+def test_a_copy_of_the_resampled_image_lies_under_its_result(tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", np.random.default_rng(0).integers(0, 255, (300, 200), np.uint8))
+    run = infer(tmp_path / "image.tif", "identity:3", tmp_path / "r.ome.zarr", scale=0.5, with_image=True)
+    with Gathering(lambda line: None) as gathered:
+        gathered.add(str(run.path))
+        first, *others = gathered.scene().layers
+        assert first.pyramid.levels[0].shape == (1, 150, 100)
+        assert all(list(ends_of(layer)) == list(ends_of(first)) for layer in others)
+
+
+@pytest.mark.parametrize(("size", "known"), [(None, None), (4.0, "image"), (16.0, "labels")])
+def test_coarse_labels_cover_the_image_from_edge_to_edge(tmp_path, size, known):
+    """Places are those of centres, so a coarse pixel lies further in than a fine one."""
+    sizes = {known: {"resolution": (1e7 / size,) * 2, "resolutionunit": "CENTIMETER"}} if known else {}
+    tifffile.imwrite(tmp_path / "image.tif", np.zeros((80, 120), np.uint8), **sizes.get("image", {}))
+    labels = (np.indices((20, 30)).sum(axis=0) % 3).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "labels.tif", labels, **sizes.get("labels", {}))
+    with Gathering(lambda line: None) as gathered:
+        gathered.add(str(tmp_path / "labels.tif"), image=str(tmp_path / "image.tif"))
+        image, classes = gathered.scene().layers
+    assert (image.kind, classes.kind) == ("image", "labels")
+    assert np.allclose(list(ends_of(image)), list(ends_of(classes)))
+    if known:
+        assert np.allclose((image.size[1], classes.size[1]), (4.0, 16.0))
+
+
+def test_a_region_of_known_size_keeps_its_place_on_an_image_without(tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", np.arange(300 * 200, dtype=np.uint16).reshape(300, 200))
+    region = {"origin_px": (50.0, 20.0), "metadata": {"region": "50:150,20:120"}}
+    write_result(tmp_path / "r.ome.zarr", np.ones((100, 100), np.uint8), pixel_size_nm=(4.0, 4.0), **region)
+    with Gathering(lambda line: None) as gathered:
+        gathered.add(str(tmp_path / "r.ome.zarr"), image=str(tmp_path / "image.tif"))
+        image, *_, classes = gathered.scene().layers
+    assert image.size[1:] == (4.0, 4.0)
+    assert next(ends_of(image)) == [(-2.0, 1198.0), (-2.0, 798.0)]
+    assert next(ends_of(classes)) == [(198.0, 598.0), (78.0, 478.0)]
+
+
+def test_the_whole_image_fits_the_page_whatever_its_pixels():
+    """The unit of the page's scales is the smallest side of a pixel, which may be that between the slices."""
+    whole = np.zeros((100, 1100, 1100), np.uint8)
+    level = Level(whole.shape, (1.0, 1.0, 1.0), lambda box: whole[box.slices])
+    layer = Layer("a", "image", Pyramid.of([level], whole.dtype, ChunkCache()), (2.0, 8.0, 4.0))
+    scene = Scene("a", (layer,), True)
+    assert viewer_state(scene, "")["crossSectionScale"] == pytest.approx(1100 * 8 / 2 / 800 * 1.05)
+    assert viewer_state(scene, "", full_size=True)["crossSectionScale"] == 2.0
+    assert viewer_state(scene, "")["projectionScale"] == pytest.approx(1100 * 8 / 2 * 1.2)
+
+
+def test_an_image_that_breaks_off_is_shown_as_far_as_it_goes(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "image.tif", np.arange(1 << 20, dtype=np.uint16).reshape(1024, 1024), compression="zlib"
+    )
+    damaged = bytearray((tmp_path / "image.tif").read_bytes())
+    damaged[len(damaged) // 3 : len(damaged) // 2] = b"\xff" * (len(damaged) // 2 - len(damaged) // 3)
+    (tmp_path / "image.tif").write_bytes(damaged)
+    with Gathering(lambda line: None) as gathered:
+        gathered.add_image(str(tmp_path / "image.tif"), {})
+        (layer,) = gathered.scene().layers
+        with pytest.raises(InputError, match=r"image\.tif is corrupt"):
+            layer.pyramid.levels[0].read(Box((0, 0, 0), (1, 1024, 1024)))
+        assert viewer_state(gathered.scene(), "")["layers"][0]["shaderControls"]["contrast"]["range"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("layers", [None, 5, [None], [{"name": ["a"]}], [{"name": None}]])
+def test_a_state_that_is_none_does_no_harm(files, tmp_path, layers, capsys):
+    folder, *_ = files
+    with serving(folder / "image.ome.zarr") as server:
+        body = json.dumps({"s": {"layers": layers}}).encode()
+        good = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
+        assert ask(server, f"/{server.token}/state/page", method="POST", body=body)[0] == (200 if good else 400)
+        assert len(server.begin_state("http://127.0.0.1:1/x/data")["layers"]) == 3
+    (tmp_path / "view.json").write_text(json.dumps({"layers": layers}))
+    if not good:
+        assert main(["view", "--state", str(tmp_path / "view.json"), str(folder / "image.tif"), "--no-open"]) == 2
+        assert "no saved view" in capsys.readouterr().err
+
+
+def test_what_a_closed_server_was_told_spoils_no_other_request(files):
+    """A tab of an earlier server at the same port goes on telling its state."""
+    folder, *_ = files
+    with serving(folder / "image.ome.zarr") as server:
+        link = urlsplit(server.url)
+        connection = http.client.HTTPConnection(link.hostname, link.port, timeout=20)
+        for path, method, body, status in (
+            ("/gone/state/page", "POST", b'{"s": {}}', 404),
+            (f"/{server.token}/data/0/.zattrs", "GET", None, 200),
+        ):
+            connection.request(method, path, body=body)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+        connection.close()
+
+
 def test_others_get_nothing(files):
     folder, *_ = files
     with serving(folder / "image.ome.zarr") as server:
@@ -184,6 +300,7 @@ def test_labels_and_images_are_told_apart(tmp_path):
         kinds = [(layer.kind, layer.pyramid.levels[0].shape) for layer in gathered.scene().layers]
     assert kinds == [("image", (5, 40, 50)), ("labels", (1, 64, 64))]
     assert any("labels" in line for line in said)
+    assert not any("--no-labels" in line for line in said)  # is none of view's flags
     with Gathering(said.append) as gathered, pytest.raises(InputError, match=r"does not exist|no such"):
         gathered.add(str(tmp_path / "nothing.tif"))
 

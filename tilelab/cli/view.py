@@ -154,12 +154,14 @@ def _without_sources(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
+    from tilelab.view.layers import is_state
+
     try:
-        state = json.loads(path.read_bytes())
+        state: object = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no saved view: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(la, dict) for la in state.get("layers", ())):
+    if not is_state(state):
         raise InputError(f"{path} is no saved view")
     return state

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from tilelab.errors import InputError
 from tilelab.io.images.bar import may_be_bar
@@ -168,7 +169,7 @@ class Gathering:
         if told is None and not found.beside:
             with open_image(name, **choices) as image:
                 if (guess := look_like_labels(image)) is not None:
-                    self._note(str(guess))
+                    self._note(str(structs.replace(guess, flag="")))  # no flag of `view` says otherwise
                     told = {}
         if told is None:
             self.add_image(name, self._choices)
@@ -212,19 +213,24 @@ class Gathering:
         spatial = image.axes.replace("c", "")
         origin_px, named = (image.origin_px, spatial) if info is None else (info.origin_px, info.axes)
         origin = _three(origin_px, named, 0.0) if origin_px else (0.0, 0.0, 0.0)
+        part = any(origin) or (info is not None and "region" in info.metadata)
         if nm is not None:
             size = _three(nm, spatial, nm[-1])
         elif self.layers:
             first, shape = self.layers[0], layer.pyramid.levels[0].shape
-            whole = first.pyramid.levels[0].shape
-            part = any(origin) or (info is not None and "region" in info.metadata)
-            fits = layer.kind != "image" and not part and shape[0] == whole[0]
-            steps = _steps(whole, shape) if fits else (1.0, 1.0, 1.0)
+            fits = layer.kind != "image" and not part and shape[0] == first.pyramid.levels[0].shape[0]
+            steps = _resampled(info, first, layer) or (
+                _steps(first.pyramid.levels[0].shape, shape) if fits else (1.0, 1.0, 1.0)
+            )
             size = tuple(s * t for s, t in zip(first.size, steps, strict=True))  # type: ignore[assignment]
+            if fits:
+                origin = _same_corner(first.origin, steps)
         else:
             size = (1.0, 1.0, 1.0)
         if nm is not None and self.layers and all(known is None for known in self._sizes):
-            self.layers = [_scaled(known, layer, size) for known in self.layers]
+            self.layers = [
+                _scaled(known, layer, size, _resampled(info, known, layer), part=part) for known in self.layers
+            ]
         taken = {known.name for known in self.layers}
         name, number = layer.name, 2
         while name in taken:
@@ -233,11 +239,35 @@ class Gathering:
         self._sizes.append(nm)
 
 
-def _scaled(known: Layer, layer: Layer, size: Triple) -> Layer:
-    """A layer of unknown pixel size beside one that has one: of the same extent, or the same pixels."""
-    steps = _steps(known.pyramid.levels[0].shape, layer.pyramid.levels[0].shape)
-    z, y, x = (s / (1.0 if any(layer.origin) else t) for s, t in zip(size, steps, strict=True))
-    return replace(known, size=(z, y, x))
+def _scaled(known: Layer, layer: Layer, size: Triple, resampled: Triple | None, *, part: bool) -> Layer:
+    """A layer of unknown pixel size beside one that has one: resampled, of the same extent, or of the same pixels."""
+    steps = resampled or (1.0, 1.0, 1.0)
+    if resampled is None and not part:
+        steps = _steps(known.pyramid.levels[0].shape, layer.pyramid.levels[0].shape)
+    z, y, x = (s / t for s, t in zip(size, steps, strict=True))
+    if resampled is not None:
+        return replace(known, size=(z, y, x))
+    back = tuple(1 / t for t in steps)
+    return replace(known, size=(z, y, x), origin=_same_corner((0.0, 0.0, 0.0), back))  # type: ignore[arg-type]
+
+
+def _same_corner(origin: Triple, steps: Triple) -> Triple:
+    """Where the first pixel lies, in pixels of its own, of what begins at the corner of another.
+
+    Places are those of centres, and a pixel that is `steps` pixels of the other has its centre further in.
+
+    origin: of the other's first pixel, in its pixels.
+    """
+    z, y, x = ((o + (t - 1) / 2) / t for o, t in zip(origin, steps, strict=True))
+    return z, y, x
+
+
+def _resampled(info: ResultInfo | None, image: Layer, result: Layer) -> Triple | None:
+    """Pixels of an image to one of the result that was made of it resampled; not of the copy beside the result."""
+    steps = None if info is None else info.resampled_by
+    if info is None or steps is None or image.pyramid.levels[0].shape == result.pyramid.levels[0].shape:
+        return None
+    return _three(steps, info.axes, 1.0)
 
 
 def _steps(whole: Extent, part: Extent) -> Triple:

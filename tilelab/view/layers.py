@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from tilelab.errors import TilelabError
 from tilelab.geometry import Box
 from tilelab.view.pyramid import Pyramid
 
@@ -43,7 +44,10 @@ class Layer:
         for level in {id(level): level for level in (self.pyramid.levels[0], self.pyramid.levels[-1])}.values():
             z, y, x = level.shape
             start = (z // 2, max(0, (y - _LOOK) // 2), max(0, (x - _LOOK) // 2))
-            block = level.read(Box(start, (z // 2 + 1, min(y, start[1] + _LOOK), min(x, start[2] + _LOOK))))
+            try:
+                block = level.read(Box(start, (z // 2 + 1, min(y, start[1] + _LOOK), min(x, start[2] + _LOOK))))
+            except (TilelabError, OSError):  # the page says it where it asks for these pixels
+                continue
             finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block.ravel()
             found += [] if not finite.size else [float(v) for v in np.percentile(finite, _CONTRAST)]
         low, high = (min(found), max(found)) if found else (0.0, 1.0)
@@ -138,7 +142,9 @@ def viewer_state(scene: Scene, base: str, *, version: int = 0, full_size: bool =
     low, high = scene.bounds
     z, y, x = ((a + b) / 2 for a, b in zip(low, high, strict=True))
     deep = high[0] - low[0] > 1
-    whole = max((high[2] - low[2]) / 1100, (high[1] - low[1]) / 800)
+    steps = [size / min(scene.size) for size in scene.size]  # to the unit of the page's scales
+    extent = [(b - a) * step for a, b, step in zip(low, high, steps, strict=True)]
+    whole = max(extent[2] / 1100, extent[1] / 800)
     dimensions = {a: [s * 1e-9, "m"] if scene.units else [s, ""] for a, s in zip("xyz", scene.size[::-1], strict=True)}
     layers = [
         _layer_state(layer, f"{base}.{version}/{n}" if version and not layer.pyramid.lasting else f"{base}/{n}")
@@ -149,8 +155,8 @@ def viewer_state(scene: Scene, base: str, *, version: int = 0, full_size: bool =
         "title": scene.title,
         "dimensions": dimensions,
         "position": [x, y, z if not deep else float(int(z)) + 0.5],
-        "crossSectionScale": 1.0 if full_size else max(whole * 1.05, 0.05),
-        "projectionScale": max(b - a for a, b in zip(low, high, strict=True)) * 1.2,
+        "crossSectionScale": steps[2] if full_size else max(whole * 1.05, 0.05),
+        "projectionScale": max(extent) * 1.2,
         "layers": layers,
         "showSlices": False,
         "showAxisLines": deep,
@@ -197,8 +203,14 @@ def _layer_state(layer: Layer, address: str) -> dict[str, Any]:
     }
 
 
+def is_state(told: object) -> TypeGuard[dict[str, Any]]:
+    """Whether that may be a state of the page."""
+    layers = told.get("layers", []) if isinstance(told, dict) else None
+    return isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
+
+
 def keep_view(fresh: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
     """A state that was kept, with the sources of a `fresh` one; layers that are not there any more go."""
-    before = {la["name"]: la for la in kept.get("layers", ()) if isinstance(la, dict) and "name" in la}
+    before = {la["name"]: la for la in kept.get("layers", ()) if isinstance(la.get("name"), str)}
     layers = [la | before.get(la["name"], {}) | {"source": la["source"]} for la in fresh["layers"]]
     return {**fresh, **kept, "layers": layers, "title": fresh["title"]}

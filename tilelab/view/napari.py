@@ -53,11 +53,14 @@ def read_layers(path: str) -> list[LayerData]:
     result = read_result(path)
     info = result.info
     layers: list[LayerData] = []
+    steps = info.resampled_by
     if (source := recorded_image(info, result.path.parent, result)) is not None:
         with contextlib.suppress(InputError):  # it is gone or changed: the labels can be seen all the same
-            image = match_rows(open_image(source[0], **source[1]), info.layout.shape[1])
+            image = open_image(source[0], **source[1])
+            image = match_rows(image, info.layout.shape[1]) if steps is None else image
             layers.append(_image_layer(image, result))
-    place = _place(info.axes, info.pixel_size_nm, info.origin_px)
+            steps = None if layers[0][0].shape == result.info.layout.shape[-len(info.axes) :] else steps
+    place = _place(info.axes, info.pixel_size_nm, info.origin_px, steps)
     for channel, index in enumerate(info.probabilities if result.probabilities else ()):
         known = info.classes[index]
         data = [_Lazy(level, channel) for level in result.probabilities]
@@ -99,8 +102,9 @@ def _image_layer(image: Image, result: Result) -> LayerData:
     if image.pixel_size_nm is None and "region" not in info.metadata and info.pixel_size_nm is not None:
         extent = dict(zip(image.axes, image.shape, strict=True))
         of_result = dict(zip("zyx", info.layout.shape, strict=True))
-        size = [nm * of_result[a] / extent[a] for a, nm in zip(info.axes, info.pixel_size_nm, strict=True)]
-        place = _place(info.axes, size, ())
+        times = [extent[a] / of_result[a] for a in info.axes]
+        size = [nm / t for nm, t in zip(info.pixel_size_nm, times, strict=True)]
+        place = _place(info.axes, size, [(1 - t) / 2 for t in times])  # places are those of centres
     data = _Lazy(image, 0 if "c" in image.axes else None)
     seen = data.middle()
     seen = seen[np.isfinite(seen)]
@@ -109,9 +113,11 @@ def _image_layer(image: Image, result: Result) -> LayerData:
     return data, {"name": Path(image.uri).name, "contrast_limits": limits, "multiscale": False, **place}, "image"
 
 
-def _place(axes: str, size: Sequence[float] | None, origin: Sequence[float]) -> dict[str, Any]:
-    """Scale and place in one unit for all layers."""
-    scale = tuple(size or (1.0,) * len(axes))
+def _place(
+    axes: str, size: Sequence[float] | None, origin: Sequence[float], steps: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Scale and place in one unit for all layers; `steps` are pixels of the image where no size is known."""
+    scale = tuple(size or steps or (1.0,) * len(axes))
     moved = tuple(s * o for s, o in zip(scale, origin or (0.0,) * len(axes), strict=True))
     return {"scale": scale, "translate": moved, "units": ("nm" if size is not None else "pixel",) * len(axes)}
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from tilelab.errors import InputError, OutputError, TilelabError
 from tilelab.machine.version import __version__
 from tilelab.text import install_hint
-from tilelab.view.layers import Scene, viewer_state
+from tilelab.view.layers import Scene, is_state, viewer_state
 from tilelab.view.pyramid import asker_gone
 
 _HOSTS = {"127.0.0.1", "localhost", "[::1]"}
@@ -158,14 +158,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _MOST_STATE:
-            self.close_connection = True
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         body = self.rfile.read(int(length))
         told = None
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             told = json.loads(body)["s"]
-        if path != "state/page" or not isinstance(told, dict):
+        if path != "state/page" or not is_state(told):
             self._refuse(HTTPStatus.BAD_REQUEST if path == "state/page" else HTTPStatus.NOT_FOUND)
             return
         self._json({"g": f"page/{self.server.tell(told)}"})
@@ -252,12 +251,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(document).encode(), "application/json")
 
     def _refuse(self, status: HTTPStatus) -> None:
+        self.close_connection |= self.command == "POST"  # its body, unread, would be taken for the next request
         self._send(status.phrase.encode(), "text/plain", status=status)
 
     def _send(self, body: bytes, kind: str, *, status: HTTPStatus = HTTPStatus.OK, cache: bool = False) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.send_header("Cache-Control", "private, max-age=3600" if cache else "no-store")
         self.send_header("Content-Security-Policy", _POLICY)
         self.send_header("Referrer-Policy", "no-referrer")

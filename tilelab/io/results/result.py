@@ -96,6 +96,18 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
         return () if isinstance(self.maps, msgspec.UnsetType) else self.maps
 
     @property
+    def resampled_by(self) -> tuple[float, ...] | None:
+        """Pixels of the image to each of the result, on `axes`; None where they are the same pixels."""
+        told: Any = self.metadata
+        for key in ("fingerprint", "input", "resampled_by"):
+            told = told.get(key) if isinstance(told, dict) else None
+        try:
+            steps = tuple(float(step) for step in str(told).strip("()").split(","))[-len(self.axes) :]
+        except ValueError:
+            return None
+        return steps if len(steps) == len(self.axes) and all(0 < step < 1e6 for step in steps) else None
+
+    @property
     def whats(self) -> tuple[What, ...]:
         """The kinds of pixels that there can be."""
         return (*WHATS, *(f"maps/{known.name}" for known in self.kept_maps))
