@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
 from functools import lru_cache
 from pathlib import Path
+
+from tilelab.machine.container import cpu_quota
 
 # In the order of generations; each changes the kernels that the engines pick, and with them the last bits of a result.
 _X86 = (
@@ -71,10 +72,7 @@ def core_count() -> int:
 @lru_cache(maxsize=1)
 def _quota() -> int:
     """Cores' worth of time that the process's container has, rounded up; more than any machine where it has all."""
-    with contextlib.suppress(OSError, ValueError):  # "max 100000" where there is no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    return 1 << 20
+    return cpu_quota() or 1 << 20
 
 
 def physical_core_count() -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
+
+from tilelab.machine.container import free_memory, memory_limit
 
 DEFAULT_LIMIT = 2 << 30
 MEMORY_GOAL = 400_000_000
@@ -29,10 +30,8 @@ def available_memory() -> int:
         free = int(fields.get("MemAvailable", "8388608 kB").split()[0]) * 1024
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(free, 64 << 20)
+    left = free_memory()
+    return max(free if left is None else min(free, left), 64 << 20)
 
 
 def total_memory() -> int:
@@ -40,9 +39,8 @@ def total_memory() -> int:
     total = 8 << 30
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
+    limit = memory_limit()
+    return total if limit is None else min(total, limit)
 
 
 def resident_memory() -> int:
