@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import zarr
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import make_spec, negate, save_conv, save_unet
 
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.errors import InputError, ModelError
+from tilelab.errors import InputError, ModelError, StrictError
 from tilelab.io.results.result import read_result
 from tilelab.run.infer import infer
 from tilelab.run.map_tiles import map_tiles
@@ -114,6 +116,28 @@ def test_processes_load_the_engine_themselves(unet):
     here = map_tiles(array, unet, chunks=(80, 140)).compute()
     there = map_tiles(array, unet, chunks=(80, 140)).compute(scheduler="processes", num_workers=1)
     np.testing.assert_array_equal(here, there)
+
+
+def test_what_is_named_from_here_is_found_where_blocks_are_computed(unet, tmp_path, monkeypatch):
+    """Later, and maybe by a process that began in another folder."""
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.chdir(home)
+    shutil.copy(unet, "unet.onnx")
+    np.save("mask.npy", np.ones((90, 80), np.uint8))
+    array = da.from_array(np.random.default_rng(0).integers(0, 256, (90, 80), np.uint8), chunks=50)
+    lazy = map_tiles(array, "unet.onnx", mask="mask.npy")
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(lazy.compute(), map_tiles(array, unet).compute())
+
+
+def test_what_must_not_be_assumed_is_not(unet, tmp_path):
+    path = save_unet(tmp_path / "bare.onnx", (64, 64))
+    array = da.zeros((100, 100), dtype=np.uint8)
+    said = {"mean": 128, "std": 64, "stride": 4, "classes": 2, "tile": 64, "output_is": "logits"}
+    sized = make_spec((64, 64), stride=4, pixel_size_nm=(4.0, 4.0))
+    with pytest.raises(StrictError, match="pixel size"):
+        map_tiles(array, save_unet(tmp_path / "sized.onnx", (64, 64), spec=sized), strict=True)
+    map_tiles(array, path, strict=True, **said).compute()
 
 
 def test_the_file_that_is_there_now_computes(tmp_path):

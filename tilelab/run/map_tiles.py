@@ -1,4 +1,6 @@
-"""For people who live in Dask: a lazy array in, a lazy array of labels or probabilities out, the bytes of `infer`.
+"""For people who live in Dask: a lazy array in, a lazy array of labels or probabilities out.
+
+The bytes are those of `infer` with the same tile and overlap.
 
 Blocks may be cut anywhere: each is computed from the pixels it needs (its own and a halo), by tiles that lie where the
 size of the whole array puts them.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tilelab.arrays import Array, Float32
+from tilelab.assumptions import check_strict
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError, ModelError
 from tilelab.geometry import Box, Cuts, Lattice, reflect
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.io.results.sink import Finished
+from tilelab.run.elsewhere import absolute, absolute_model
 from tilelab.run.normalize import normalization_constants, sample_boxes
 from tilelab.run.opening import open_its_mask, open_source
 from tilelab.run.options import Options, model_state, with_words
@@ -51,8 +55,10 @@ def map_tiles(
 ) -> dask.array.Array:
     """Segment a Dask array lazily.
 
-    Where intensities are normalised by the array's own statistics, those of more than 16 megapixels are of blocks that
-    are spread over it; `infer` looks at all of it.
+    Where neither the call nor the model pins tile and overlap, `infer` chooses them for image and machine; here they
+    are the model's own, for nothing of a lazy array is read before it is computed.  The bytes are those of `infer` with
+    the same tile and overlap.  Where intensities are normalised by the array's own statistics, those of more than 16
+    megapixels are of blocks that are spread over it; `infer` looks at all of it.
 
     >>> array = dask.array.asarray(tilelab.open_image("sample.tif"))
     >>> labels = tilelab.map_tiles(array, "superalloy", tile=256, overlap=64, device="cpu")
@@ -63,7 +69,8 @@ def map_tiles(
         array: ``(y, x)``, ``(z, y, x)`` or with a channel axis, as `infer` takes it.
         model: path of a model or name of a bundled one; each process that computes blocks loads it once.
         output: ``labels``, or ``probabilities`` of the classes that `options` name.
-        options: of `infer`; what concerns files, memory and workers has no meaning here.
+        options: of `infer`; what concerns files, memory and workers has no meaning here.  With `strict` a block whose
+            model has to be guessed at is an error.
         chunks: of the result, on its spatial axes.  Every block computes the tiles at its border anew, so large ones
             are better; by default at most 8192 x 8192 pixels, or 256 x 512 x 512 for a 3-D model.
         words: as for `infer`.
@@ -76,6 +83,9 @@ def map_tiles(
     """
     options = with_words(options or Options(), words)
     _check(array, output, options)
+    model = absolute_model(model)  # blocks are computed later, maybe elsewhere
+    if options.mask is not None:
+        options = replace(options, mask=absolute(options.mask))
     spec = read_spec(model, options.model)
     assert spec is not None  # noqa: S101 - it is only None without overrides
     if spec.normalization.per == "slice":
@@ -83,9 +93,11 @@ def map_tiles(
     if not spec.classified:
         raise ModelError("map_tiles gives labels or probabilities, the model has maps alone: use infer")
     pixelless = Pixelless(array.shape, array.dtype)
-    image = open_source(pixelless, options, spec).image
+    opened = open_source(pixelless, options, spec)
+    check_strict(opened.assumptions, options.strict)
+    image = opened.image
     volume = Volume(image)
-    task = _Task(array.shape, array.dtype, str(model), spec, options, output)
+    task = _Task(array.shape, array.dtype, model, spec, options, output)
     if output == "probabilities" and not task.classes:
         raise ModelError("no class has a probability channel: name some, or ask for labels")
     where = stored_axes(pixelless, volume)
@@ -213,6 +225,7 @@ class _Task:
         """One block, from the pixels of `region`."""
         volume = self._volume([region], [pixels])
         shared = _engine(self.model, self.options, self.files)
+        check_strict(shared.engine.assumptions, self.options.strict)
         if shared.engine.spec.outputs != self.spec.outputs:
             raise ModelError(
                 f"{self.model} gives outputs of another size than its tiles and does not say so before it is run: "
