@@ -10,6 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +30,10 @@ from tilelab.geometry import Cuts, Lattice
 from tilelab.io.results.result import read_info
 from tilelab.run.cluster import task
 from tilelab.run.cluster.attempt import Attempt
-from tilelab.run.cluster.crew import _absolute
+from tilelab.run.cluster.crew import _Once
 from tilelab.run.cluster.devices import Slot, is_distributed, worker_slots
 from tilelab.run.cluster.shared_sweep import SharedSweep
+from tilelab.run.elsewhere import absolute
 from tilelab.run.infer import infer, plan
 from tilelab.run.options import Options
 from tilelab.run.plan.share_out import crossings, expected_tiles, share_out
@@ -502,11 +506,62 @@ def test_a_worker_computes_with_the_file_that_is_there_when_a_run_begins(tmp_pat
     np.testing.assert_allclose(task.infer_here(str(path), Options(), tiles), -before, rtol=1e-3, atol=1e-3)
 
 
+def test_a_worker_lets_go_of_the_image_when_no_unit_comes(monkeypatch):
+    """One of a cluster that stays kept it open, and the one of the run before."""
+    closed = []
+
+    @contextmanager
+    def job(name, spec):
+        yield f"job of {name} for {spec}"
+        closed.append(name)
+
+    kept, engine = task._Kept(), SimpleNamespace(spec="spec")
+    first, second = (SimpleNamespace(topic=name, job=partial(job, name)) for name in ("first", "second"))
+    monkeypatch.setattr(task, "IDLE_SECONDS", 60.0)
+    with kept.lock:
+        assert kept.job(first, engine) is kept.job(first, engine)
+        kept.rest()
+    with kept.lock:
+        kept.wake()
+        assert kept.job(second, engine) == "job of second for spec"
+        assert closed == ["first"]
+        monkeypatch.setattr(task, "IDLE_SECONDS", 0.01)
+        kept.rest()
+    wait_for(lambda: closed == ["first", "second"], "the second to be closed")
+    with kept.lock:
+        kept.job(second, engine)
+        kept.rest()
+        kept.wake()  # the next unit
+        time.sleep(0.1)
+    assert closed == ["first", "second"]
+
+
+def test_workers_say_that_they_compile_kernels(tmp_path, monkeypatch):
+    numba = pytest.importorskip("numba")
+    said = []
+    monkeypatch.setattr(task, "_kept", task._Kept())
+    monkeypatch.setattr(task, "with_threads", lambda options: options)
+    monkeypatch.setattr(task, "_say", lambda topic, line: said.append((topic, line)))
+    monkeypatch.setattr("tilelab.kernels.warm.warm_up", lambda: numba.njit(lambda x: x + 1)(1))
+    task.load_here("identity", Options(), "load")
+    assert said == [("load", "compiling kernels, once on this machine")]
+    notes = []
+    once = _Once(notes.append)
+    for line in (
+        "compiling kernels",
+        "compiling kernels",
+        "compiled kernels in 41 s; ...",
+        "compiled kernels in 43 s; ...",
+    ):
+        once(line)
+    assert notes == ["workers: compiling kernels", "workers: compiled kernels in 41 s; ..."]
+
+
 def test_what_is_named_from_here_means_the_same_to_a_worker_that_began_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("em.h5", "a.onnx", "b_1.tif"):
         (tmp_path / name).touch()
     for named in ("em.h5::/raw", "a.onnx", "b_*.tif"):
-        assert _absolute(named) == f"{tmp_path.resolve()}/{named}"
+        assert absolute(named) == f"{tmp_path.resolve()}/{named}"
     for kept in ("superalloy", "identity:3", "s3://lab/em.zarr"):
-        assert _absolute(kept) == kept
+        assert absolute(kept) == kept

@@ -13,17 +13,14 @@ from typing import Any
 
 from tilelab.arrays import Float32
 from tilelab.engines.base import BaseEngine, GpuRoom
-from tilelab.engines.registry import members_of
 from tilelab.errors import ClusterError, InputError, ModelError, TilelabError
-from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.ome_zarr import OmeZarrSink
-from tilelab.io.storage.member import split_member
-from tilelab.io.storage.remote_access import clean_uri
 from tilelab.run.cluster.order import EngineAccount, EngineFacts, Order
 from tilelab.run.cluster.reporting import cause_of
 from tilelab.run.cluster.shared_sweep import SharedSweep
 from tilelab.run.cluster.start import dashboard_link, start_client
 from tilelab.run.cluster.task import infer_here, load_here
+from tilelab.run.elsewhere import absolute, absolute_model
 from tilelab.run.journal.local import Journal
 from tilelab.run.options import Options
 from tilelab.run.plan.plan import Plan
@@ -134,10 +131,9 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         raise InputError("several workers read the image themselves: give its path, not an array, or use one worker")
     if not isinstance(model, str | Path):
         raise ModelError("several workers load the model themselves: give its path or name, not a loaded engine")
-    image, models = _absolute(image), [_absolute(one) for one in members_of(model)]
-    model = models[0] if len(models) == 1 else ",".join(models)
+    image, model = absolute(image), absolute_model(model)
     if options.mask is not None:
-        options = replace(options, mask=_absolute(options.mask))
+        options = replace(options, mask=absolute(options.mask))
     with start_client(options) as (client, fitted):
         addresses = list(client.nthreads())
         local = fitted.scheduler is None
@@ -147,7 +143,7 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         elif local:
             note(f"no dashboard, bokeh is not installed: {install_hint('cluster')}")
         try:
-            account, unfit = _load_everywhere(client, addresses, model, fitted)
+            account, unfit = _load_everywhere(client, addresses, model, fitted, note)
         except OSError as error:
             raise ClusterError(
                 f"the Dask scheduler went away while the engine was loaded ({error or type(error).__name__}): start it "
@@ -172,37 +168,25 @@ def open_crew(image: Any, model: Any, options: Options, note: Callable[[str], No
         yield Crew(client, image, model, account.facts, engine, fitted, note, unfit, {"count": fitted.workers})
 
 
-def _absolute(path: str | Path) -> str:
-    """A local path that means the same in a worker, in whatever folder that began; names and addresses stay."""
-    if "://" in str(path):
-        return _Address(path)
-    file, member = split_member(str(path))
-    place = Path(file).expanduser()
-    if not place.exists():
-        return str(place.absolute()) if is_pattern(file) else str(path)
-    return f"{place.resolve()}::{member}" if member else str(place.resolve())
-
-
-class _Address(str):
-    """An address as workers need it; in what Dask logs of its tasks it appears without user, password and signature."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(clean_uri(self))
-
-
 def _load_everywhere(
-    client: Any, addresses: list[str], model: str, options: Options
+    client: Any, addresses: list[str], model: str, options: Options, note: Callable[[str], None]
 ) -> tuple[EngineAccount, dict[str, str]]:
-    """Load the engine in every worker; those that cannot are named with the reason."""
+    """Load the engine in every worker; those that cannot are named with the reason.
+
+    `note` is told once, however many there are, that they compile kernels.
+    """
+    topic, said = f"tilelab-load-{uuid.uuid4().hex}", _Once(note)
+    client.subscribe_topic(topic, lambda event: said(event[1]))
     futures = {
         address: client.submit(
-            load_here, model, options, workers=[address], pure=False, key=f"load-engine-{uuid.uuid4()}"
+            load_here, model, options, topic, workers=[address], pure=False, key=f"load-engine-{uuid.uuid4()}"
         )
         for address in addresses
     }
-    _wait(list(futures.values()), options.patience_seconds)
+    try:
+        _wait(list(futures.values()), options.patience_seconds)
+    finally:
+        client.unsubscribe_topic(topic)
     known: dict[str, EngineAccount] = {}
     unfit: dict[str, str] = {}
     first: BaseException | None = None
@@ -220,6 +204,21 @@ def _load_everywhere(
         why = next(iter(unfit.values()), f"none has done so within {options.patience_seconds:.0f} s")
         raise ClusterError(f"no worker can load the engine: {why}")
     return _agreed(known), unfit
+
+
+class _Once:
+    """Says the first line of a kind: what comes before a number."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._said: set[str] = set()
+
+    def __call__(self, line: str) -> None:
+        """Called in a thread of Dask's."""
+        kind = line.partition(" in ")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self._note(f"workers: {line}")
 
 
 def _agreed(known: Mapping[str, EngineAccount]) -> EngineAccount:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,12 +88,15 @@ class Order:
     output: Place
     report_seconds: float
 
-    def job(self, spec: ModelSpec) -> Job:
-        """The job, with image and mask opened."""
-        volume = Volume(open_source(self.image, self.options, spec).image)
-        return Job.of(
-            volume, self.plan.request, self.mean, self.gain, open_its_mask(volume, self.options), self.options.nan
-        )
+    @contextmanager
+    def job(self, spec: ModelSpec) -> Iterator[Job]:
+        """The job, with image and mask open."""
+        with ExitStack() as opened:
+            volume = Volume(opened.enter_context(open_source(self.image, self.options, spec)).image)
+            mask = open_its_mask(volume, self.options)
+            if mask is not None:
+                opened.callback(mask.image.close)
+            yield Job.of(volume, self.plan.request, self.mean, self.gain, mask, self.options.nan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ import pickle
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,17 @@ from tilelab.run.options import Options, load, model_state
 from tilelab.run.sweep.job import Job, Stalls
 from tilelab.run.sweep.start import make_sweep
 
+IDLE_SECONDS = 10.0
+"""Without a unit, after which a worker closes image and mask: the run is over, or will open them again."""
+
 
 class _Kept:
     """What a worker process keeps between units: one engine, one opened job, and the right to use them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # one unit at a time, however many threads the worker has
+        self._opened = ExitStack()
+        self._resting: threading.Timer | None = None
         self._loaded: Any = None
         self._engine: Engine | None = None
         self._files: Any = None
@@ -70,22 +77,55 @@ class _Kept:
     def job(self, order: Order, engine: Engine) -> Job:
         """The job of `order`, opened once."""
         if self._job is None or self._topic != order.topic:
-            self._job = order.job(engine.spec)
+            self.close_job()
+            self._job = self._opened.enter_context(order.job(engine.spec))
             self._topic = order.topic
         return self._job
+
+    def rest(self) -> None:
+        """A unit is over: let go of the job if no other comes soon; to be called with the lock."""
+        self.wake()
+        self._resting = threading.Timer(IDLE_SECONDS, self._let_go)
+        self._resting.daemon = True
+        self._resting.start()
+
+    def wake(self) -> None:
+        """A unit comes; to be called with the lock."""
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = None
+
+    def _let_go(self) -> None:
+        with self.lock:
+            if threading.current_thread() is self._resting:  # nothing came meanwhile
+                self.close_job()
+
+    def close_job(self) -> None:
+        """Close image and mask."""
+        self._job = None
+        self._opened.close()
 
 
 _kept = _Kept()
 
 
-def load_here(model: str, options: Options) -> EngineAccount:
-    """Load the engine in this worker; returns what it is, its warnings and its assumptions.
+def load_here(model: str, options: Options, topic: str = "") -> EngineAccount:
+    """Load the engine in this worker and make the kernels ready; returns what it is, its warnings and its assumptions.
+
+    Args:
+        model, options: of the run.
+        topic: under which it says that kernels have to be compiled, which may take a minute; empty for nowhere.
 
     Raises:
         TilelabError: it cannot be loaded here.
     """
+    from tilelab.kernels.jit import tell_compiling
+    from tilelab.kernels.warm import warm_up
+
     with _kept.lock:
         engine = _kept.engine(model, with_threads(options), anew=True)
+        with tell_compiling(partial(_say, topic)):
+            warm_up()
         return EngineAccount(
             EngineFacts.of(engine),
             engine.streams,
@@ -94,6 +134,14 @@ def load_here(model: str, options: Options) -> EngineAccount:
             engine.gpu_room,
             engine.output_is,
         )
+
+
+def _say(topic: str, line: str) -> None:
+    """A line for the user, by way of the client."""
+    if topic:
+        from distributed import get_worker
+
+        get_worker().log_event(topic, line)
 
 
 def infer_here(model: str, options: Options, tiles: Float32) -> Float32:
@@ -136,12 +184,16 @@ def run_unit(topic: str, parcel: bytes, errand: Errand) -> None:
             if not is_wanted():
                 raise Unwanted
             tell("started")
+            _kept.wake()
             engine = _kept.engine(order.model, with_threads(order.options))
             differ = order.facts.differences(EngineFacts.of(engine))
             if differ:
                 tell("refused", why="; ".join(differ))
                 return
-            stalls = _sweep(order, engine, errand, reporter)
+            try:
+                stalls = _sweep(order, engine, errand, reporter)
+            finally:
+                _kept.rest()
         tell("done", stored=reporter.stored, **vars(stalls))
     except Unwanted:
         tell("ended", tiles=reporter.tiles)
