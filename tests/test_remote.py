@@ -34,6 +34,7 @@ from tilelab.io.storage import remote_access
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.remote_store import open_store
 from tilelab.io.zarr.census import Census
+from tilelab.run.execute import drop_empty
 from tilelab.run.journal import lease as leases
 from tilelab.run.journal import remote as journal_remote
 from tilelab.run.journal.fingerprint import Fingerprint
@@ -331,6 +332,19 @@ def test_a_run_that_was_taken_over_stops(s3, monkeypatch):
     with pytest.raises(OutputError, match="was taken over by another run"):
         go_on()
     journal.close()
+    assert json.loads((place / ".tilelab" / "lease").read_bytes()) == {"run": "another"}, "it is not ours to give back"
+
+
+def test_a_run_that_was_taken_over_removes_nothing(s3):
+    """It wakes with nothing finished, and what is there is another's by now."""
+    place = RemotePath.parse("s3://data/asleep/out.ome.zarr")
+    job = Fingerprint(input={"b": "c"}, model={}, engine={}, lattice={}, options={})
+    journal = journal_remote.RemoteJournal(place, job, {})
+    (place / ".tilelab" / "lease").write_bytes(json.dumps({"run": "another"}).encode())
+    (place / "labels" / "shard").write_bytes(b"another's")
+    drop_empty(journal, place)
+    assert (place / "labels" / "shard").read_bytes() == b"another's"
+    assert json.loads((place / ".tilelab" / "lease").read_bytes()) == {"run": "another"}
 
 
 def test_two_that_begin_at_once(s3):

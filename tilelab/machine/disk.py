@@ -19,7 +19,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +28,8 @@ from tilelab.errors import OutputError
 MARK = ".tilelab"
 """What a folder of ours holds: a file, or a folder with the journal of an unfinished result."""
 _MANY_FILES = 256
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""What file systems answer that know no locks."""
 
 
 def why_unwritten(error: OSError) -> str:
@@ -162,19 +164,33 @@ def replace_folder(whole: Path, path: Path) -> None:
     remove_entry(aside)
 
 
-def discard_folder(folder: Path, name: Path) -> None:
+def discard_folder(folder: Path, name: Path, release: Callable[[], None] = lambda: None) -> None:
     """Remove a folder that is no longer wanted, under a name of ours beside `name` by which a later command knows it.
+
+    Args:
+        folder: to remove.
+        name: of the result that it belongs to.
+        release: gives a lock in it back, once nobody finds it by its name any more.
 
     Raises:
         OSError: it cannot be removed.
     """
     aside = _beside(name)
     folder.rename(aside)
+    release()
     remove_entry(aside)
 
 
-def try_lock(file: IO[bytes] | IO[str]) -> bool:
-    """Lock an open file until it is closed or the process dies, however it dies; False when another one has it."""
+def try_lock(file: IO[bytes] | IO[str], *, strict: bool = False) -> bool:
+    """Lock an open file until it is closed or the process dies, however it dies; False when another one has it.
+
+    Args:
+        file: to lock.
+        strict: tell a file system without locks from a file that another process has.
+
+    Raises:
+        OSError: with `strict`, there are no locks.
+    """
     try:
         if os.name == "nt":
             import msvcrt
@@ -184,7 +200,13 @@ def try_lock(file: IO[bytes] | IO[str]) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if strict and error.errno in _NO_LOCKS:
+            raise OSError(
+                error.errno,
+                f"its file system has no locks ({error.strerror}), which keep two runs apart: name a place on another, "
+                "or mount it with them (Lustre: flock)",
+            ) from error
         return False
     return True
 

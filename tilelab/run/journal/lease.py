@@ -57,9 +57,21 @@ class Lease:
         self._tag = tag
 
     def release(self) -> None:
-        """Let others write."""
+        """Let others write, unless one of them has taken over: then the lease is its own."""
         with contextlib.suppress(OSError):
-            self._place.delete_file()
+            if self.is_held():
+                self._place.delete_file()
+
+    def is_held(self) -> bool:
+        """Whether it is still that of this process.
+
+        Raises:
+            OSError: the store does not say.
+        """
+        try:
+            return bool(json.loads(self._place.store.get(self._place.key)).get("run") == self._owner["run"])
+        except (FileNotFoundError, ValueError):
+            return False
 
     def _put(self, tag: str | None) -> str | None:
         """Write the lease if its tag is `tag`; None when it is another's."""

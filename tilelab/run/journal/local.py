@@ -9,6 +9,7 @@ For remote results see `remote.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ from tilelab.geometry import Units
 from tilelab.io.results.sink import Stored
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.sharded_array import output_error
-from tilelab.machine.disk import make_ours, remove_entry, try_lock, write_text
+from tilelab.machine.disk import discard_folder, make_ours, remove_entry, try_lock, write_text
 from tilelab.run.journal.fingerprint import FOLDER, Fingerprint, check_same_job
 from tilelab.run.journal.records import contiguous, format_record, parse_records
 
@@ -160,6 +161,22 @@ class Journal:
                 f"({error.strerror or error}): the same command tries again"
             ) from error
 
+    def abandon(self, result: Place) -> None:
+        """Remove an unfinished result that nobody needs, and give the lock back when nobody finds it any more.
+
+        Another run that took the lock before would lose what it writes.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        if os.name == "nt":  # an open file keeps its folder from being renamed
+            self.close()
+        folder = Path(str(result))
+        try:
+            discard_folder(folder, folder.with_name(folder.name.removesuffix(".partial")), self.close)
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Give the lock back; the result stays resumable."""
         if hasattr(self, "_log"):
@@ -210,15 +227,26 @@ def _read(path: Path) -> bytes | None:
 
 def take_lock(path: Path, partial: Place) -> IO[str]:
     """Lock `path` for this process; the operating system lets go when the process dies, however it dies."""
-    file = path.open("a+")
-    if not try_lock(file):
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise OutputError(
-            f"{partial} is being written by another run (process {holder}): wait for it or choose another output"
-        )
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    with contextlib.ExitStack() as failing:
+        file = failing.enter_context(path.open("a+"))
+        if not try_lock(file, strict=True):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise OutputError(
+                f"{partial} is being written by another run (process {holder}): wait for it or choose another output"
+            )
+        if os.name != "nt" and not _is_there(file, path):
+            raise OutputError(f"{partial} was removed by another run, which ended just now: try again")
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        failing.pop_all()
     return file
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    """Whether a file that is open still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

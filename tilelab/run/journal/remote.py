@@ -89,6 +89,15 @@ class RemoteJournal(Journal):
         self._lease = None
         self.remove(result)
 
+    def abandon(self, result: Any) -> None:
+        """Remove an unfinished result, unless another run has taken it over; see `Journal.abandon`."""
+        self._end_thread()
+        try:
+            if self._lease is not None and self._lease.is_held():
+                result.remove_tree()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Save what is known and give the lease back; the result stays resumable."""
         self._end_thread()
