@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import tifffile
 from helpers import wait_for
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_row
 from tiny_models import make_spec, save_conv
 
 import tilelab
@@ -31,13 +32,18 @@ from tilelab.io import convert_image
 from tilelab.io.images.folders import gather_images
 from tilelab.io.images.series import are_counted
 from tilelab.run.batch.names import choose_names, known_names, place_of
+from tilelab.run.batch.row import Row
 from tilelab.run.batch.shared import Turns
+from tilelab.run.batch.table import read_table, write_table
 from tilelab.run.options import Options
 from tilelab.sample import draw_superalloy
 
 MODEL = str(save_conv(Path(tempfile.mkdtemp()) / "tiny.onnx", ("y", "x"), spec=make_spec((64, 64), overlap=(16, 16))))
 FLAGS = ["-m", MODEL, "--tile", "64", "--overlap", "16", "-q"]
 OPTIONS = Options(model=SpecOverrides(tile=(64, 64), overlap=(16, 16)))
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=5)
 
 
 def micrograph(seed: int, *shape: int) -> Any:
@@ -161,6 +167,37 @@ def test_run_again_skips_what_is_finished_tries_again_what_failed_and_adds_what_
     rows = table(out)
     assert all(row["status"] == "done" and row["area_class 1"] for row in rows.values())
     assert rows["m3"]["seconds"] == times["m3"]
+
+
+def test_runs_of_other_images_into_one_folder_add_up(folder: Path, tmp_path: Path) -> None:
+    """As those of a scheduler's array: the table had the images of the last alone."""
+    out = tmp_path / "out"
+    for name in ("m1.tif", "half.tif", "m2.tif", "m1.tif"):
+        main(["infer", str(folder / name), *FLAGS, "-o", f"{out}/"])
+    rows = table(out)
+    assert {name: row["status"] for name, row in rows.items()} == {"m1": "done", "half": "failed", "m2": "done"}
+    assert sum(map(float, (rows["m2"]["area_class 0"], rows["m2"]["area_class 1"]))) == pytest.approx(1)
+    assert (out / "summary.html").read_text().count("<article") == 2
+    shutil.rmtree(out / "m2.ome.zarr")
+    main(["infer", str(folder / "m3.tif"), *FLAGS, "-o", f"{out}/"])
+    assert set(table(out)) == {"m1", "half", "m3"}
+
+
+@settings(deadline=None)
+@given(st.builds(
+    Row,
+    name=WORDS, image=WORDS, result=WORDS, model=WORDS, error=WORDS,
+    status=st.sampled_from(["done", "failed", "waiting"]),
+    areas=st.dictionaries(WORDS, st.floats(0, 1).map(lambda share: round(share, 6)), max_size=2),
+    seconds=st.none() | st.integers(0, 10**5).map(lambda n: n / 100),
+))  # fmt: skip
+def test_a_table_is_read_as_it_was_written(row: Row) -> None:
+    volume = replace_row(row, shape=(3, 5, 7), axes="zyx", pixel_size_nm=(30.0, 4.0, 5.5))
+    plane = replace_row(row, shape=(5, 7), axes="yx", pixel_size_nm=(4.0, 4.0), assumptions=("a: b", "c: d"))
+    rows = [row, volume, plane]
+    with tempfile.TemporaryDirectory() as made:
+        write_table(Path(made) / "t.csv", rows)
+        assert read_table(Path(made) / "t.csv") == rows
 
 
 def test_a_kill_is_taken_up(folder: Path, tmp_path: Path) -> None:
@@ -390,6 +427,38 @@ def test_plan_sums_many_and_names_those_that_cannot_be_done(folder: Path, capsys
     assert plan["tiles"] == sum(one["tiles"] for one in plan["plans"].values())
     main(command)
     assert "9, " in capsys.readouterr().out
+
+
+def test_a_plan_of_many_chooses_tiles_by_the_first_that_can_be_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first by name is broken, and ended the plan."""
+    chosen: dict[str, Any] = {"resolution": (200_000, 200_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(folder / "a-coarse.tif", micrograph(1), **chosen)  # 50 nm
+    broken = {"a-coarse.tif", "empty.tif", "words.png", "half.tif"}
+    command = ["plan", str(folder), "-m", "superalloy", "--model-pixel-size", "5", "--speed", "2", "--json"]
+    assert main(command) == 4
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["images"], {Path(path).name for path in plan["failed"]}) == (9, broken)
+    for path in folder.glob("m*.tif"):
+        path.unlink()
+    assert main(command) == 2
+    assert main([*command[:2], "-m", "nothing"]) == 2
+    assert "there is no model 'nothing'" in capsys.readouterr().err
+
+
+def test_workers_give_a_picture_a_report_and_the_areas_of_each_too(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    out, images = tmp_path / "out", [str(folder / name) for name in ("m1.tif", "empty.tif")]
+    assert main(["infer", *images, *FLAGS, "-o", str(out), "--at-once", "2", "--workers", "2"]) == 2
+    for _ in range(2):  # and again, from what was kept
+        assert main(["infer", *images, *FLAGS, "-o", str(out), "--workers", "2"]) == 4
+        row = table(out)["m1"]
+        assert 0 < float(row["area_class 1"]) < 1
+        assert row["seconds"]
+    assert (out / "overviews" / "m1.jpg").is_file()
+    assert json.loads((out / "reports" / "m1.json").read_text())["workers"]["count"] == 2
+    assert "class 1" in (out / "summary.html").read_text()
 
 
 def test_convert_writes_each_of_many_and_leaves_what_is_there(

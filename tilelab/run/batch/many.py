@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
 from tilelab.io.images.folders import gather_images
+from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.result import read_result
 from tilelab.io.storage.claims import Write, claim
+from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Place, remote_place
 from tilelab.machine.disk import why_unwritten
 from tilelab.run.batch.names import choose_names, known_names, place_of
 from tilelab.run.batch.page import check_page, write_page
 from tilelab.run.batch.row import Row, digest_of, keep_report, kept_report, measure_areas, row_of
 from tilelab.run.batch.shared import Engines, Turns
-from tilelab.run.batch.table import check_table, write_table
+from tilelab.run.batch.table import check_table, read_table, write_table
 from tilelab.run.cluster.devices import is_distributed
 from tilelab.run.infer import claim_run, infer, segment
 from tilelab.run.made import Run
@@ -218,7 +220,8 @@ class Batch:
                     for future in ended:
                         yield self._ended(future.result())
             except KeyboardInterrupt:
-                raise Interrupted(f"stopped; the same command continues (finished results: {self.folder})") from None
+                again = f"{self.options.again} continues"
+                raise Interrupted(f"stopped; {again} (finished results: {self.folder})") from None
             finally:
                 turns.stop()
                 for future in under_way:
@@ -230,12 +233,18 @@ class Batch:
     def _one_by_one(self, progress: Progress) -> Iterator[Outcome]:
         """One after the other, each shared by all workers."""
         for image, name in self.names.items():
+            look = _Look(self, name)
             try:
                 run = infer(
-                    image, self.model, self.target(image), options=self.options, progress=progress, note=self.note
+                    image,
+                    self.model,
+                    self.target(image),
+                    options=self.options,
+                    progress=progress,
+                    note=self.note,
+                    finished=look,
                 )
-                row = row_of(name, place_of(image), run.report, {}, timed=not run.already_finished)
-                yield self._ended(Outcome(row, run))
+                yield self._ended(Outcome(look.row(image, run), run))
             except Interrupted:
                 raise
             except Exception as error:  # noqa: BLE001 - it is this image's
@@ -254,14 +263,31 @@ class Batch:
             self._write_table()
         return outcome
 
-    def _write_table(self) -> None:
-        write_table(self.folder / TABLE, list(self.rows.values()))
+    def _write_table(self) -> list[Row]:
+        """Write the rows of all images whose results are here, those of other runs, too; returns them."""
+        rows = [*self._of_others(), *self.rows.values()]
+        write_table(self.folder / TABLE, rows)
         self.written = time.monotonic()
+        return rows
+
+    def _of_others(self) -> list[Row]:
+        """What the table holds of images that are not this run's: another put them there, or does so now."""
+        places = {place_of(image) for image in self.names}
+        there = [
+            row for row in read_table(self.folder / TABLE) if row.image not in places and row.name not in self.rows
+        ]
+        return [row for row in there if self._is_there(row)]
+
+    def _is_there(self, row: Row) -> bool:
+        """Whether a result is, or the image that has none yet."""
+        if row.status == "done":
+            return (self.folder / Path(row.result).name).exists()
+        file = split_member(row.image)[0]
+        return remote_place(file) is not None or is_pattern(file) or Path(file).exists()
 
     def summarize(self) -> None:
         """Write the table and the page as far as they are known."""
-        self._write_table()
-        rows = list(self.rows.values())
+        rows = self._write_table()
         pictures = {row.name: self.picture(row.name) for row in rows if row.status == "done"}
         write_page(self.folder / PAGE, rows, pictures, self.classes)
 
@@ -310,6 +336,43 @@ class Batch:
         self.note(f"{self.names[image]}: {line}")
 
 
+@dataclass
+class _Look:
+    """Keeps of one finished result what only its pixels tell, unless that was done before: areas and a picture."""
+
+    batch: Batch
+    name: str
+    digest: str = ""
+    known: dict[str, Any] | None = None  # the report of the run that made it, if that is there
+    areas: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, prepared: Prepared, work: Place) -> None:
+        """Look at a result before it becomes a file."""
+        batch, self.digest = self.batch, digest_of(prepared.fingerprint)
+        batch.classes = batch.classes or prepared.engine.spec.classes
+        self.known = kept_report(batch.report(self.name), self.digest)
+        self.areas = self.known["areas"] if self.known else {}
+        if not present(work):
+            return
+        if self.known is None:
+            self.areas = measure_areas(read_result(work))
+        written = prepared.plan.request.written
+        drawn = written.labels or written.probabilities
+        if drawn and (self.known is None or not batch.picture(self.name).exists()):
+            from tilelab.io.results.overview import write_thumbnail
+
+            write_thumbnail(prepared.image, work, batch.picture(self.name))
+
+    def row(self, image: str, run: Run) -> Row:
+        """The row of the run that is over, whose report is kept."""
+        known = self.known
+        if known is None or not run.already_finished:
+            keep_report(self.batch.report(self.name), run.report, self.digest, self.areas)
+        report = known if known is not None and run.already_finished else run.report
+        timed = not report.get("already_finished", False)
+        return row_of(self.name, place_of(image), report, self.areas, timed=timed)
+
+
 @dataclass(frozen=True)
 class _One:
     """Does one image in the thread that calls it; never raises."""
@@ -331,21 +394,7 @@ class _One:
             return self.batch.failed(image, error)
 
     def _infer(self, image: str, name: str, options: Options, engine: Engine) -> Outcome:
-        batch = self.batch
-        kept: dict[str, Any] = {}
-
-        def look(prepared: Prepared, work: Place) -> None:
-            """Keep of a finished result what only its pixels tell, unless that was done before."""
-            digest = digest_of(prepared.fingerprint)
-            known = kept_report(batch.report(name), digest)
-            kept.update(digest=digest, known=known, areas=known["areas"] if known else {})
-            if not present(work):
-                return
-            if known is None:
-                kept["areas"] = measure_areas(read_result(work))
-            if known is None or not batch.picture(name).exists():
-                self._draw(prepared, work, name)
-
+        batch, look = self.batch, _Look(self.batch, name)
         target = claim_run(image, batch.model, batch.target(image), options)
         run = segment(
             image,
@@ -357,19 +406,7 @@ class _One:
             turn=self.turns.turn,
             finished=look,
         )
-        known = kept["known"]
-        if known is None or not run.already_finished:
-            keep_report(batch.report(name), run.report, kept["digest"], kept["areas"])
-        report = known if known is not None and run.already_finished else run.report
-        timed = known is not None or not run.already_finished
-        return Outcome(row_of(name, place_of(image), report, kept["areas"], timed=timed), run)
-
-    def _draw(self, prepared: Prepared, work: Place, name: str) -> None:
-        from tilelab.io.results.overview import write_thumbnail
-
-        written = prepared.plan.request.written
-        if written.labels or written.probabilities:
-            write_thumbnail(prepared.image, work, self.batch.picture(name))
+        return Outcome(look.row(image, run), run)
 
 
 class _Stoppable:

@@ -120,9 +120,9 @@ _FORMULAS = ("=", "+", "-", "@")
 
 def cell_of(text: str) -> str:
     """A text as a spreadsheet does not take it for a formula."""
-    return f"'{text}" if text.startswith(_FORMULAS) else text
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULAS) else text
 
 
 def text_of(cell: str) -> str:
     """The text behind what `cell_of` gave."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULAS) else cell
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULAS) else cell

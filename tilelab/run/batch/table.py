@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from tilelab.errors import OutputError
 from tilelab.machine.disk import replacing
-from tilelab.run.batch.row import Row, cell_of
+from tilelab.run.batch.row import Row, Status, cell_of, text_of
 
 _FIRST = ("name", "status", "width_px", "height_px", "depth_px", "pixel_size_nm", "slice_nm")
 _LAST = ("seconds", "model", "assumptions", "error", "result", "image")
@@ -48,6 +50,40 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
         )
     with replacing(path) as unfinished:
         unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a table that was written here; none of one that cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row for cells in csv.DictReader(file) if (row := _row_of(cells)) is not None]
+    except (OSError, ValueError, csv.Error):
+        return []
+
+
+def _row_of(cells: Mapping[str, str]) -> Row | None:
+    """What `write_table` made cells of; None where they are of something else."""
+    try:
+        extent = tuple(int(cells[f"{side}_px"]) for side in ("depth", "height", "width")) if cells["width_px"] else ()
+        flat = bool(extent) and extent[0] == 1 and not cells["slice_nm"]
+        sides = [float(side) for side in cells["pixel_size_nm"].split(" x ")] if cells["pixel_size_nm"] else []
+        depth = [float(cells["slice_nm"])] if cells["slice_nm"] else []
+        return Row(
+            name=text_of(cells["name"]),
+            image=cells["image"],
+            result=cells["result"],
+            status=msgspec.convert(cells["status"], Status),
+            shape=extent[1:] if flat else extent,
+            axes="yx" if flat else "zyx" if extent else "",
+            pixel_size_nm=(*depth, sides[-1], sides[0]) if sides else None,
+            areas={name[5:]: float(share) for name, share in cells.items() if name.startswith("area_") and share},
+            seconds=float(cells["seconds"]) if cells["seconds"] else None,
+            model=text_of(cells["model"]),
+            assumptions=tuple(one for one in text_of(cells["assumptions"]).split("; ") if one),
+            error=text_of(cells["error"]),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, msgspec.ValidationError):
+        return None
 
 
 def check_table(path: Path) -> None:
