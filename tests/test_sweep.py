@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweep_parts import Collector, Memory, Network, make_job, whole
+from sweep_parts import Collector, Memory, Network, make_job, scramble, whole
 
 from tilelab.errors import EngineError, InputError, OutputError
 from tilelab.geometry import WINDOWS, Box
@@ -245,6 +245,28 @@ def test_an_error_in_any_stage_ends_all_of_them(stage):
         collector.write = write
     expected = {"read": InputError, "engine": MemoryError, "write": OutputError, "interrupt": KeyboardInterrupt}[stage]
     with pytest.raises(expected):
+        HostSweep(job, engine, Box.whole(job.image.shape)).run(collector)
+    stages = {f"tilelab-{name}" for name in ("read", "cut", "blend", "write")}
+    assert not stages & {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_ctrl_c_while_the_stages_begin_ends_those_that_have(count, monkeypatch):
+    array = np.random.default_rng(0).integers(0, 256, (100, 64), np.uint8)
+    engine = Network(scramble, (16, 16))
+    job = make_job(array, "yx", (16, 16), (4, 4), engine=engine)
+    result = {"logits": np.zeros((1, 1, 100, 64), np.float32), "labels": np.zeros((1, 100, 64), np.uint8)}
+    collector = Collector(result, Box.whole(job.image.shape), 0, 1)
+    start, begun = Flow.start, []
+
+    def stopped(self, name, stage):
+        if len(begun) == count:
+            raise KeyboardInterrupt
+        begun.append(name)
+        start(self, name, stage)
+
+    monkeypatch.setattr(Flow, "start", stopped)
+    with pytest.raises(KeyboardInterrupt):
         HostSweep(job, engine, Box.whole(job.image.shape)).run(collector)
     stages = {f"tilelab-{name}" for name in ("read", "cut", "blend", "write")}
     assert not stages & {thread.name for thread in threading.enumerate()}

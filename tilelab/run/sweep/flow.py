@@ -43,7 +43,7 @@ class Flow:
         self.changed = threading.Condition()
         self.error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._running = 0
+        self._running: set[threading.Thread] = set()
 
     def channel(self, capacity: int) -> Channel[T]:
         """A queue of at most `capacity` items between two stages."""
@@ -68,14 +68,21 @@ class Flow:
                 self.fail(error)
             finally:
                 with self.changed:
-                    self._running -= 1
+                    self._running.discard(threading.current_thread())
                     self.changed.notify_all()
 
         thread = threading.Thread(target=guarded, name=f"tilelab-{name}", daemon=True)
-        thread.start()
-        self._threads.append(thread)
-        with self.changed:
-            self._running += 1
+        try:
+            with self.changed:  # before it starts: a Ctrl-C in between would leave one that nobody waits for
+                self._running.add(thread)
+                self._threads.append(thread)
+            thread.start()
+        except BaseException:  # a Ctrl-C, or the system has no more threads
+            if thread.ident is None:
+                with self.changed:
+                    self._running.discard(thread)
+                    self._threads = [other for other in self._threads if other is not thread]
+            raise
 
     def fail(self, error: BaseException) -> None:
         """Stop every stage; the first error is the one that counts."""

@@ -87,14 +87,18 @@ class HostSweep(UnitSweep):
     ) -> Stalls:
         """Sweep to the end; see `UnitSweep.run`."""
         return_large_arrays()
-        flow, streams, stalls = Flow(), Streams(self.engine), Stalls()
-        work = _Work(self, flow)
-        flow.start("read", lambda: self._read(work.rows))
-        flow.start("cut", work.cut)
-        flow.start("blend", lambda: work.blend(progress))
-        flow.start("write", lambda: work.write(writer, durable))
+        flow, stalls = Flow(), Stalls()
         try:
-            with streams:
+            work = _Work(self, flow)
+        except BaseException:
+            writer.close()
+            raise
+        try:
+            flow.start("read", lambda: self._read(work.rows))
+            flow.start("cut", work.cut)
+            flow.start("blend", lambda: work.blend(progress))
+            flow.start("write", lambda: work.write(writer, durable))
+            with Streams(self.engine) as streams:
                 for item in work.infer(streams, stalls):
                     work.blended.put(item)
             work.blended.close()
