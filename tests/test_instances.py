@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+import tilelab
 from tests.test_measure import table_of
 from tilelab.cli import main
 from tilelab.errors import InputError
@@ -97,6 +98,13 @@ def test_a_result_with_maps_is_measured_by_its_votes(tmp_path: Path, capsys: pyt
     assert main([*command, "--votes", "heat,offsets"]) == 2
     assert "it has ctr_hmp, offsets" in capsys.readouterr().err
     assert main([*command, "--votes", "ctr_hmp,offsets", "--part"]) == 2
+    for other in (["--affinities", "offsets=0,1;1,0"], ["--numbered"]):
+        assert main([*command, "--votes", "ctr_hmp,offsets", *other]) == 2
+        assert f"--votes and {other[0]} tell objects apart in different ways: give one" in capsys.readouterr().err
+    for wish, words in (({"fibres": ("mitochondrion",)}, "--fibres mitochondrion: name two"),
+                        ({"votes": "ctr_hmp"}, "--votes ctr_hmp: name two, two maps")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            tilelab.measure(tmp_path / "m.ome.zarr", **wish)
 
 
 def test_axons_that_are_told_apart_have_their_sheaths(tmp_path: Path) -> None:

@@ -176,6 +176,21 @@ def test_a_description_with_outputs_needs_no_flags(tmp_path: Path, capsys: pytes
     assert load_engine(path).assumptions[0].taken == "sem_logits"
 
 
+def test_what_is_said_of_an_output_goes_before_what_its_description_says(tmp_path: Path) -> None:
+    """It was not heard where the description had labels, or maps."""
+    path = network(tmp_path / "n.onnx", ("out", "Softmax", 3))
+    said = SpecOverrides(output_is="probabilities")
+    for wrong in (Output(name="out", kind="labels"), Output(name="out", kind="map", channels=3)):
+        embed_spec(path, make_spec((64, 64), classes=3, outputs=(wrong,)))
+        engine = load_engine(path, spec_overrides=said)
+        assert (engine.output_is, engine.spec.class_values) == ("probabilities", 3)
+        assert infer(PLANE, engine, tmp_path / f"{wrong.kind}.ome.zarr").report["output_is"] == "probabilities"
+    path = network(tmp_path / "one.onnx", ("out", "Round", 1))
+    embed_spec(path, make_spec((64, 64), classes=3, outputs=(Output(kind="labels"),)))
+    with pytest.raises(ModelError, match=r"gives 1 output channels, but its description, or --classes .*, says 3"):
+        load_engine(path, spec_overrides=SpecOverrides(output_is="logits"))
+
+
 class Says(BaseEngine):
     """Gives one label everywhere."""
 

@@ -197,6 +197,15 @@ def prepare(labels: Labels, question: Question) -> Prepared:
     classes = _stated(labels, question)
     check_map(question.label_map if classes else None, [info.name for info in classes or ()], "the label map")
     apart = question.told_apart
+    ways = {"--votes": question.votes, "--affinities": question.affinities, "--numbered": question.numbered or None}
+    if len(asked := [flag for flag, given in ways.items() if given is not None]) > 1:
+        raise InputError(f"{' and '.join(asked)} tell objects apart in different ways: give one of them")
+    pairs = (("--fibres", question.fibres, "the class of the axons and that of the sheaths"),
+             ("--votes", question.votes, "two maps"))  # fmt: skip
+    for flag, names, two in pairs:
+        given: Sequence[str] = names or ("", "")
+        if len(given) != 2:
+            raise InputError(f"{flag} {','.join(map(str, given))}: name two, {two}")
     if apart and (question.fill_holes or question.part is not None or question.cells is not None):
         raise InputError("objects that are told apart already are not filled, parted or enclosed: leave one out")
     if question.numbered and question.label_map is not None:
