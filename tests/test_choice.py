@@ -16,7 +16,7 @@ import tilelab
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import read_spec
-from tilelab.errors import PlanError
+from tilelab.errors import ModelError, PlanError
 from tilelab.io.images.volume import Volume
 from tilelab.machine.memory import MEMORY_GOAL
 from tilelab.run.kind.home import texture_distance
@@ -194,6 +194,14 @@ def test_exact_tiles_equal_the_whole_image(drawn, tmp_path):
     difference = one.probabilities[0][:].astype(int) - two.probabilities[0][:].astype(int)
     assert np.abs(difference).max() <= 1  # of 255, where a value lies between two
     assert (one.labels[0][:] != two.labels[0][:]).mean() < 1e-5
+
+
+@pytest.mark.parametrize("given", [{"overlap": (32,)}, {"overlap": 0.25}, {"tile": (352,), "window": "hann"}])
+def test_exact_is_not_exact_in_silence(drawn, tmp_path, given):
+    """The overlap that was given was taken, and the result called exact."""
+    (flag,) = {"overlap", "window"} & given.keys()
+    with pytest.raises(ModelError, match=f"--exact takes the overlap and the window .*: leave --{flag} out"):
+        tilelab.infer(drawn, "superalloy", tmp_path / "a.ome.zarr", exact=True, ignore_pixel_size=True, **given)
 
 
 def test_exact_is_refused_where_no_overlap_is_enough():

@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image as Pillow
 
 from tilelab.cli.main import main
+from tilelab.errors import Interrupted
 from tilelab.evaluation.metrics import count_confusion, score_confusion
 from tilelab.io.results.result import read_result
 from tilelab.sample import CLASSES, draw_superalloy
@@ -41,6 +42,15 @@ def test_the_demo_segments_what_it_draws_and_scores_it_honestly(tmp_path: Path, 
     assert match[0] in out
     assert "drawing" not in err
     assert sample.stat().st_mtime_ns == drawn
+
+
+def test_a_demo_that_is_stopped_begins_anew(tmp_path: Path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise Interrupted("stopped; the same command without --restart continues")
+
+    monkeypatch.setattr("tilelab.run.infer.infer", stop)
+    assert main(["demo", "--folder", str(tmp_path), "--size", "256"]) == 130
+    assert "stopped; the same command segments it anew" in capsys.readouterr().err
 
 
 def test_impossible_samples_are_refused(tmp_path: Path, capsys):

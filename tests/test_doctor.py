@@ -77,6 +77,18 @@ def test_wrong_numbers_are_noticed(monkeypatch):
     assert told == "gives wrong numbers: 1 of 512 values of a test convolution"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--engine", "a.engine", "--json"), "--json is what the machine can do, --engine checks one file"),
+        (("--onnx", "a.onnx"), "--onnx is what the file of --engine was built from"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
+    assert main(["doctor", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_without_engines_it_says_how_to_get_one(monkeypatch, capsys):
     missing = Availability("", "it cannot be imported: pip install tilelab[cpu]")
     for module in (ov, ort):

@@ -365,6 +365,13 @@ def _colors(png: bytes) -> set[str]:
     return {name for name, part in share.items() if part > 0.05}
 
 
+@pytest.mark.parametrize("words", [("--device", "cpu"), ("--precision", "fp32"), ("--engine", "openvino")])
+def test_what_is_for_a_model_is_refused_without_one(files, words, capsys):
+    pytest.importorskip("neuroglancer", reason="the page is neuroglancer's")
+    assert main(["view", str(files[0] / "image.tif"), *words, "--no-open"]) == 2
+    assert f"{words[0]} is for what a model makes" in capsys.readouterr().err
+
+
 def test_a_view_is_saved_over_no_micrograph(files, capsys):
     pytest.importorskip("neuroglancer", reason="the page is neuroglancer's")
     folder, *_ = files

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tilelab.cli.command_parser import program
-from tilelab.errors import OutputError, PlanError
+from tilelab.errors import Interrupted, OutputError, PlanError, Stopped
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import replacing, why_unwritten, write_text
 
@@ -51,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
         say(f"drawing a micrograph of {args.size} x {args.size} pixels, with known truth")
         _draw(image, truth, args.size, args.seed)
     say(f"segmenting it: tilelab infer {image} --model {_MODEL} -o {result} --overview {picture}")
-    done = infer(image, _MODEL, result, options=Options(restart=True), progress=ProgressBar(), note=say)
+    try:
+        done = infer(image, _MODEL, result, options=Options(restart=True), progress=ProgressBar(), note=say)
+    except Interrupted:
+        raise Stopped("stopped; the same command segments it anew") from None
     write_text(folder / "report.json", json.dumps(done.report, indent=1) + "\n")
     with open_image(image) as opened:
         write_overview(opened, result, picture)

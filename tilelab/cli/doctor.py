@@ -46,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine the machine and tell; an `EngineError` when nothing on it can run a model."""
+    if args.engine is not None and args.json is not None:
+        raise EngineError("--json is what the machine can do, --engine checks one file: give one of them")
+    if args.engine is None and args.onnx is not None:
+        raise EngineError("--onnx is what the file of --engine was built from: give that, too")
     if args.engine is not None:
         return _check_file(args.engine, args.onnx)
     claim({}, [Write(json_file(args.json), "--json", "json")])

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images a folder, which gets a result and a picture each, summary.csv and summary.html",
     )
     add("--overview", metavar="FILE", help="draw the image with the segmentation over it\nPNG or JPEG")
-    add("--overview-size", type=parse_count, default=1600, metavar="PX", help="longer side of the picture (1600)")
+    add("--overview-size", type=parse_count, metavar="PX", help="longer side of the picture (1600)")
     add("--page", metavar="FILE.html", help="write a page: picture, areas, times, assumptions")
     add("--view", action="store_true", help="open a page in the browser: the result grows in it")
     add("--no-open", action="store_true", help="with --view: say the link only")
@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     for flag, given in (("--format", args.format), ("--at-once", args.at_once)):
         if given is not None:
             raise OutputError(f"{flag} is for many images, one was given: leave it out, or give a folder, -o FOLDER/")
+    if args.overview_size is not None and args.overview is None:
+        raise OutputError("--overview-size is for --overview: give that, too, or leave it out")
     (args.image,) = args.images
     options = replace(options, stack=one_stack(args.image, args.out, options))
     claim_run(args.image, args.model, args.out, options, overview=args.overview, report=args.report, page=args.page)
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _infer_one(args: argparse.Namespace, options: Options, page: GrowingPage | None) -> int:
     """Segment an image, in the sight of a page or not."""
-    from tilelab.run.infer import infer
+    from tilelab.run.infer import OVERVIEW_PX, infer
 
     bar: Progress = Silent() if args.quiet else ProgressBar()
     found = Found()
@@ -105,7 +107,7 @@ def _infer_one(args: argparse.Namespace, options: Options, page: GrowingPage | N
         args.out,
         options=options,
         overview=args.overview,
-        overview_size=args.overview_size,
+        overview_size=args.overview_size or OVERVIEW_PX,
         page=args.page,
         progress=bar if page is None else page.wrap(bar),
         note=say,
@@ -116,7 +118,7 @@ def _infer_one(args: argparse.Namespace, options: Options, page: GrowingPage | N
         say(f"{done.path} is already finished; --restart makes it anew")
     elif not args.quiet:
         print(summary(done.report, found.rows(done.report) | look), file=sys.stderr)
-    if args.report is not None and not done.already_finished:
+    if args.report is not None:
         write_text(Path(args.report), json.dumps(done.report, indent=1) + "\n")
     if page is not None:
         _stay(page.finish(str(done.path)))
@@ -176,16 +178,21 @@ def _infer_many(args: argparse.Namespace, options: Options) -> int:
     """Segment many images; returns the exit code."""
     from tilelab.cli.main import EXIT_DONE, EXIT_INCOMPLETE, EXIT_USAGE
     from tilelab.run.batch.many import PAGE, Batch, Outcome
+    from tilelab.run.cluster.devices import is_distributed
 
     for flag, given in (
         ("--report", args.report),
         ("--overview", args.overview),
+        ("--overview-size", args.overview_size),
         ("--page", args.page),
         ("--view", args.view),
+        ("--no-open", args.no_open),
         ("--dry-run", args.dry_run),
     ):
         if given:
             raise OutputError(f"{flag} is for one image; of many the folder holds a report and a picture each")
+    if args.at_once is not None and is_distributed(options):
+        raise OutputError("--at-once is for one process: several share one image after the other, leave it out")
     began, notes = time.perf_counter(), Notes()
     batch = Batch.of(args.images, args.model, args.out, options, suffix=f".{args.format or 'ome.zarr'}", note=notes)
     bar = None if args.quiet else ManyBar(len(batch.names))
@@ -203,7 +210,7 @@ def _infer_many(args: argparse.Namespace, options: Options) -> int:
             if bar is not None:
                 bar.ended(outcome)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; the same command continues (finished results: {args.out})") from None
+        raise Interrupted(f"stopped; {options.again} continues (finished results: {args.out})") from None
     finally:
         if bar is not None:
             bar.close()

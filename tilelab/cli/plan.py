@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,7 +20,8 @@ from tilelab.cli.plan_document import PlanDocument, as_text, examine_plan, sum_p
 from tilelab.cli.run_arguments import add_image_and_model, add_run_arguments, options_from_args
 from tilelab.cli.screen import say
 from tilelab.engines.base import Engine
-from tilelab.errors import PlanError, TilelabError
+from tilelab.engines.registry import model_files
+from tilelab.errors import InputError, PlanError, TilelabError
 from tilelab.geometry import Box
 from tilelab.io.images.folders import gather_images
 from tilelab.io.images.foreground import find_foreground
@@ -35,6 +37,7 @@ from tilelab.run.plan.plan import Plan
 from tilelab.spec import ModelSpec
 
 _MOST_TILES = 100_000  # that are looked at for the share of empty ones
+_REFUSED = 16  # images that do not suit the model, before one that does: then it is the model
 
 
 EXAMPLES = (
@@ -72,11 +75,14 @@ def run(args: argparse.Namespace) -> int:
     if args.overview is not None and many:
         raise PlanError("--overview draws one image: name one")
     claim(
-        {"the image": args.images[0]},
+        {"the image": args.images, "the model": model_files(args.model), "--mask": options.mask},
         [Write(args.overview, "--overview", "png"), Write(json_file(args.json), "--json", "json")],
     )
     images, notes = gather_images(args.images, options.stack) if many else (args.images, [])
-    choice = choose_work(args.model, images[0], options, say, measure=args.speed is None and not args.no_calibration)
+    failed: dict[str, str] = {}
+    choice = _choose(args, options, images, failed)
+    if choice is None:
+        return _say_many(args, {}, failed, notes)
     with _Planner.of(args, choice) as planner:
         if not many:
             document = planner.examine(images[0])
@@ -84,12 +90,38 @@ def run(args: argparse.Namespace) -> int:
                 print(as_text(document))
             return EXIT_DONE
         plans: dict[str, PlanDocument] = {}
-        failed: dict[str, str] = {}
         for image in images:
+            if image in failed:
+                continue
             try:
                 plans[image] = planner.examine(image)
             except TilelabError as error:
                 failed[image] = str(error)
+    return _say_many(args, plans, failed, notes)
+
+
+def _choose(args: argparse.Namespace, options: Options, images: Sequence[str], failed: dict[str, str]) -> Choice | None:
+    """The tiles that suit the first image that can be read and suits the model; those before it have `failed`.
+
+    Raises:
+        TilelabError: the only one does not, or the model is at fault.
+    """
+    refused: list[TilelabError] = []
+    for image in images:
+        try:
+            return choose_work(args.model, image, options, say, measure=args.speed is None and not args.no_calibration)
+        except TilelabError as error:
+            refused += [] if isinstance(error, InputError) else [error]
+            if len(images) == 1 or len(refused) in (_REFUSED, len(images)):
+                raise (refused or [error])[0] from None
+            failed[image] = str(error)
+    return None
+
+
+def _say_many(
+    args: argparse.Namespace, plans: dict[str, PlanDocument], failed: dict[str, str], notes: list[str]
+) -> int:
+    """Print the sums; returns the exit code."""
     totals = sum_plans(plans, failed, notes)
     if not put_json(args.json, json.dumps(msgspec.to_builtins(totals), indent=1)):
         print(totals.as_text())

@@ -47,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
     kind: Any = "text" if str(args.output).lower().endswith(".csv") else "any"
     claim(
         {"RESULT": args.result, "--image": args.image},
-        [Write(args.output, "-o", kind), Write(args.picture, "--picture"), Write(args.regions, "--regions", "json")],
+        [
+            Write(args.output, "-o", kind),
+            Write(args.picture, "--picture", "png"),
+            Write(args.regions, "--regions", "json"),
+        ],
     )
     if args.output is not None:
         check_table(Path(args.output))

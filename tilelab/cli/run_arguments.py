@@ -7,6 +7,7 @@ import argparse
 from tilelab.cli.spec_arguments import add_spec_arguments, overrides_from_args
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.engines.combined import KINDS
+from tilelab.errors import InputError
 from tilelab.io.images.region import Ends
 from tilelab.run.options import Options
 from tilelab.spec import PRECISIONS
@@ -111,7 +112,13 @@ def add_image_and_model(parser: argparse.ArgumentParser) -> None:
 
 
 def options_from_args(args: argparse.Namespace) -> Options:
-    """What the user asked for."""
+    """What the user asked for.
+
+    Raises:
+        InputError: two flags contradict each other.
+    """
+    if args.keep_bar and args.bar is not None:
+        raise InputError(f"--keep-bar and --bar {args.bar} contradict each other: give one of them")
     return Options(
         engine=args.engine,
         device=args.device,
@@ -170,7 +177,6 @@ def parse_memory(text: str) -> int:
 
 def parse_region(text: str) -> tuple[Ends, ...]:
     """A region, for argparse."""
-    from tilelab.errors import InputError
     from tilelab.io.images.region import parse_region as parse
 
     try:

@@ -107,8 +107,8 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{summary.parent} holds results of many images: view one of them, or open {summary}")
     if args.model is not None:
         return
-    for flag in ("out", "ignore_pixel_size", "rescale"):
-        if getattr(args, flag):
+    for flag in ("out", "ignore_pixel_size", "rescale", "device", "precision", "engine"):
+        if getattr(args, flag) not in (None, False, "auto"):
             raise InputError(f"--{flag.replace('_', '-')} is for what a model makes: give --model, or leave it out")
 
 

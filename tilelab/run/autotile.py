@@ -107,7 +107,7 @@ def choose_work(
     if options.exact:
         options = _exactly(options, spec)
     if pinned:
-        return Choice(options)
+        return Choice(replace(options, exact=False))
     if begun is not None and (known := _as_begun(options, spec, begun)) is not None:
         return Choice(known)
     if options.auto_tile and (spec.axes != "yx" or not spec.plain or isinstance(options.model.overlap, float)):
@@ -213,11 +213,15 @@ def _exactly(options: Options, spec: ModelSpec) -> Options:
 
     Raises:
         PlanError: there is none for this model or tile.
+        ModelError: another overlap or window was asked for, too.
     """
+    for flag, given in (("--overlap", options.model.overlap), ("--window", options.model.window)):
+        if given not in (None, "crop"):
+            raise ModelError(f"--exact takes the overlap and the window that make tiles exact: leave {flag} out")
     overlap = exact_overlap(spec)
-    given = replace(options.model, window="crop")
+    said = replace(options.model, window="crop")
     tile = options.model.tile or (None if is_free(spec) else spec.tile)
-    return replace(options, model=given if tile is None else replace(given, overlap=(overlap,)))
+    return replace(options, model=said if tile is None else replace(said, overlap=(overlap,)))
 
 
 def replace_seams(spec: ModelSpec, options: Options, note: Callable[[str], None]) -> ModelSpec:

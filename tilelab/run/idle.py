@@ -33,6 +33,12 @@ def idle_flags(options: Options, engine: Engine, volume: Volume, plan: Plan) -> 
         )
     if options.model.window is not None and not any(spec.overlap):
         found.append("--window does nothing: tiles do not overlap")
+    if options.mask is None:
+        for flag, given in (("--mask-axes", options.mask_axes), ("--mask-series", options.mask_series)):
+            if given is not None:
+                found.append(f"{flag} does nothing: there is no --mask")
+    if options.scale is not None and options.ignore_pixel_size:
+        found.append("--ignore-pixel-size does nothing: --scale is taken whatever the pixel sizes are")
     for flag, asked, axis in (("--lanes", options.lanes, 2), ("--spans", options.spans, plan.frame.sweep_axis)):
         if asked is not None and (have := len(plan.units.cuts[axis])) < asked:
             found.append(f"{flag} {asked}: {have} of them here, shards are not cut")
