@@ -15,7 +15,7 @@ from s3_server import S3Server, TroubleProxy, environment
 from tilelab.cli.main import main
 from tilelab.engines.identity import identity_spec
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.errors import EngineError, OutputError
+from tilelab.errors import EngineError, OutputError, StrictError
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.run.options import Options
@@ -23,6 +23,7 @@ from tilelab.run.plan.estimate import sample_tiles, stored_bytes
 from tilelab.run.prepare import plan_image
 from tilelab.run.rehearse import CopyingEngine, dry_run
 from tilelab.run.thinned import ThinnedImage
+from tilelab.sample import draw_superalloy
 
 zarr = pytest.importorskip("zarr")
 
@@ -213,6 +214,18 @@ def test_a_remote_terabyte_is_planned_from_few_requests(tmp_path, monkeypatch, c
     finally:
         proxy.stop()
         server.stop()
+
+
+def test_the_stand_in_is_asked_for_no_kind_of_image(tmp_path):
+    """Of a model that knows its kind nothing could be rehearsed with --strict: no image is like what copying says."""
+    drawn = draw_superalloy((512, 512))[0].astype(np.uint8)
+    tifffile.imwrite(tmp_path / "home.tif", drawn)
+    tifffile.imwrite(tmp_path / "away.tif", np.random.default_rng(0).integers(0, 256, (512, 512), np.uint8))
+    options = Options(strict=True, pixel_size_nm=(1.0,), ignore_pixel_size=True, model=SpecOverrides(tile=(256, 256)))
+    found = dry_run(tmp_path / "home.tif", "superalloy", tmp_path / "o.ome.zarr", options, lambda line: None)
+    assert "pixels written are those" in " ".join(found.checked)
+    with pytest.raises(StrictError, match=r"the kind of image that .*away\.tif is"):
+        dry_run(tmp_path / "away.tif", "superalloy", tmp_path / "o.ome.zarr", options, lambda line: None)
 
 
 @pytest.mark.parametrize("words", [{"series": "1"}, {"scale": 0.5}, {"invert": True}, {"exact": True}])

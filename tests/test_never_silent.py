@@ -25,7 +25,7 @@ from tilelab.errors import EngineError, ModelError, OutputError, StrictError
 from tilelab.io.results.result import read_result
 from tilelab.kernels import cpu, reference
 from tilelab.run.infer import infer
-from tilelab.run.options import Options
+from tilelab.run.options import Options, with_words
 from tilelab.run.rehearse import dry_run
 from tilelab.spec import Normalization
 
@@ -232,6 +232,9 @@ IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"spans": 3}, {}, "--spans 3: 1 of them here"),
     ({"patience_seconds": 9.0}, {}, "--patience does nothing"),
     ({"model": SpecOverrides(window="hann")}, {"overlap": (0, 0)}, "--window does nothing"),
+    ({"mask_axes": "yx"}, {}, "--mask-axes does nothing: there is no --mask"),
+    ({"mask_series": "1"}, {}, "--mask-series does nothing: there is no --mask"),
+    ({"scale": 0.5, "ignore_pixel_size": True}, {}, "--ignore-pixel-size does nothing: --scale"),
     ({}, {"neighbours": 1, "channels": 3}, "the 1 neighbours on either side are that plane again"),
 ]
 
@@ -318,3 +321,48 @@ def test_a_plan_says_what_the_run_would(tmp_path: Path, capsys: pytest.CaptureFi
 def sigmoid_of(graph: Graph) -> str:
     """The sigmoid of a convolution."""
     return graph.node("Sigmoid", graph.conv("tiles", 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--keep-bar", "--bar", "20"), "--keep-bar and --bar 20 contradict each other: give one of them"),
+        (("--overview-size", "400"), "--overview-size is for --overview"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", PLANE)
+    command = ["infer", str(tmp_path / "a.tif"), "-m", "identity", "-o", str(tmp_path / "r.ome.zarr")]
+    assert main([*command, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_report_is_written_of_a_result_that_was_there(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", PLANE)
+    out, report = tmp_path / "r.ome.zarr", tmp_path / "report.json"
+    command = ["infer", str(tmp_path / "a.tif"), "-m", "identity:3", "-q", "-o", str(out), "--report", str(report)]
+    assert main(command) == 0
+    first = json.loads(report.read_text())
+    report.unlink()
+    assert main(command) == 0
+    again = json.loads(report.read_text())
+    assert (first["already_finished"], again["already_finished"]) == (False, True)
+    assert again["output"] == first["output"] == str(out)
+    assert (again["tiles"]["inferred"], again["megapixels_per_second"]) == (0, 0)
+
+
+def test_a_class_that_is_named_twice_has_one_channel(tmp_path: Path) -> None:
+    run = infer(PLANE, "identity:3", tmp_path / "r.ome.zarr", options=Options(probabilities=("band 1", "band 1")))
+    assert len(run.probabilities) == 1
+
+
+def test_names_may_be_one_text(tmp_path: Path) -> None:
+    """A text was taken for a list of its letters: there was no class 'a'."""
+    for n, (said, count) in enumerate({"all": 3, "band 1": 1, "band 0, band 2": 2}.items()):
+        run = infer(PLANE, "identity:3", tmp_path / f"{n}.ome.zarr", probabilities=said)
+        assert len(run.probabilities) == count
+    run = infer(PLANE, "identity:3", tmp_path / "c.ome.zarr", classes="a,b,c")
+    assert [known.name for known in run.result.info.classes] == ["a", "b", "c"]
+    assert with_words(Options(), {"classes": "3"}).model.classes == 3

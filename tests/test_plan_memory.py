@@ -171,6 +171,16 @@ def test_streams_that_do_not_fit_are_refused_and_said():
     assert plan.units == make_plan(one, memory_limit=limit).units
 
 
+def test_a_run_that_goes_on_with_less_memory_is_not_told_to_change_its_tiles():
+    image = ImageFacts((1, 3000, 9000), (1, 256, 256), 1, np.dtype(np.uint8))
+    request = Request.of(image, spec_of(tile=(256, 256)), Written(True))
+    begun = make_plan(request, memory_limit=1 << 30)
+    limit = begun.memory_bytes - 1
+    assert make_plan(request, memory_limit=limit).memory_bytes <= limit
+    with pytest.raises(PlanError, match=r"raise --memory, or begin anew with --restart$"):
+        make_plan(request, memory_limit=limit, cuts=begun.units.cuts)
+
+
 BUSY = """
 import random, sys, time
 import numpy as np

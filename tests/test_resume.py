@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,10 @@ from tilelab.io.results.sink import Stored
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.zarr.census import Census, count_shard
 from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
+from tilelab.machine.disk import try_lock
+from tilelab.run.execute import drop_empty
 from tilelab.run.infer import infer
+from tilelab.run.journal import local
 from tilelab.run.journal.fingerprint import Fingerprint
 from tilelab.run.journal.local import Journal
 from tilelab.run.journal.records import contiguous, format_record, parse_records
@@ -109,6 +115,15 @@ def test_a_begun_result_is_continued_and_not_begun_again(picture: Path, partial:
     assert digest(out) == whole
 
 
+def test_a_continued_run_says_what_it_keeps_of_the_one_that_began_it(picture: Path, partial: Path) -> None:
+    said: list[str] = []
+    options = Options(probabilities=("all",), spans=3)
+    made = infer(picture, Stopping(), partial.with_suffix(""), options=options, note=said.append).report
+    assert "--spans 3 does nothing: the result was begun with 1" in said
+    whole = made["megapixels"] / made["seconds"]["wall"]
+    assert made["megapixels_per_second"] < 0.4 * whole, "two of three bands are another run's"
+
+
 def shards(partial: Path) -> list[Path]:
     return sorted(path for path in partial.rglob("c/**/*") if path.is_file())
 
@@ -185,6 +200,71 @@ def test_a_damaged_journal_is_no_promise(picture: Path, partial: Path, whole: st
     else:
         run(picture, out)
     assert digest(out) == whole
+
+
+def test_ctrl_c_before_and_after_the_sweep_says_how_to_go_on(
+    picture: Path, partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler goes by the exit code: that of a run that can be continued, whenever it was stopped."""
+    runs, out = sys.modules["tilelab.run.infer"], partial.with_suffix("")
+
+    def stopped_in(what: str, out: Path, **options: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, what, lambda *_: stop())
+            run(picture, out, **options)
+
+    with pytest.raises(KeyboardInterrupt):  # nothing is there
+        stopped_in("_open_engine", partial.with_name("new.ome.zarr"))
+    with pytest.raises(Interrupted, match=r"the same command continues \(.*out\.ome\.zarr\.partial\)"):
+        stopped_in("_open_engine", out)
+    file = partial.with_name("labels.ome.tif")
+    with pytest.raises(Interrupted, match=r"the same command continues \(all of .*labels\.ome\.tif is segmented\)"):
+        stopped_in("convert_result", file)
+    with pytest.raises(Interrupted, match=r"the same command continues \(.*\.work\)"):
+        stopped_in("_open_engine", file)
+    run(picture, file)
+    assert file.exists()
+    with pytest.raises(Interrupted, match="the same command without --restart continues"):
+        run(picture, out, Stopping(20, stop), restart=True)
+
+
+JOB = Fingerprint(input={"a": "b"}, model={}, engine={}, lattice={}, options={})
+
+
+def test_what_is_given_up_is_gone_before_its_lock_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run that took the lock first would write into what is then removed."""
+    partial = tmp_path / "out.ome.zarr.partial"
+    journal, close, there = Journal(LocalPath(partial), JOB, {}), Journal.close, []
+    monkeypatch.setattr(Journal, "close", lambda self: (there.append(partial.exists()), close(self)))
+    drop_empty(journal, LocalPath(partial))
+    assert not any(there)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_whose_file_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = tmp_path / "out.ome.zarr.partial"
+
+    def too_late(file: Any, **more: Any) -> bool:
+        shutil.rmtree(partial)
+        return try_lock(file, **more)
+
+    monkeypatch.setattr(local, "try_lock", too_late)
+    with pytest.raises(OutputError, match="was removed by another run, which ended just now: try again"):
+        Journal(LocalPath(partial), JOB, {})
+
+
+def test_a_file_system_without_locks_is_no_other_run(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre is where it was mounted without them."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OutputError, match=r"its file system has no locks .*: name a place on another"):
+        run(picture, tmp_path / "out.ome.zarr")
 
 
 def test_lines_of_an_earlier_attempt_do_not_pass(picture: Path, partial: Path, whole: str) -> None:

@@ -87,7 +87,7 @@ def execute(
         sink.finalize(replace=options.restart, stored=_stored(journal, plan))
         journal.finish(work)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; the same command continues (unfinished result: {unfinished})") from None
+        raise Interrupted(f"stopped; {options.again} continues (unfinished result: {unfinished})") from None
     except TilelabError:
         drop_empty(journal, unfinished)
         raise
@@ -118,6 +118,11 @@ def take_up(
 ) -> tuple[Plan, OmeZarrSink]:
     """The plan of the run that began the result, and its sink; what is left of that run is looked at."""
     plan = _begun_plan(prepared, journal, options)
+    if plan is not prepared.plan:
+        axes = (("--lanes", options.lanes, 2), ("--spans", options.spans, plan.frame.sweep_axis))
+        for flag, asked, axis in axes:
+            if asked is not None and (have := len(plan.units.cuts[axis])) != asked:
+                note(f"{flag} {asked} does nothing: the result was begun with {have}")
     sink = _sink(prepared, plan, work, options)
     _trust(journal, plan, sink, note)
     return plan, sink
@@ -126,9 +131,8 @@ def take_up(
 def drop_empty(journal: Journal, unfinished: Place) -> None:
     """Remove an unfinished result of which nothing was finished: nothing is lost."""
     if not journal.records:
-        journal.close()
         with contextlib.suppress(OSError):
-            unfinished.remove_tree()
+            journal.abandon(unfinished)
 
 
 def _begun_plan(prepared: Prepared, journal: Journal, options: Options) -> Plan:

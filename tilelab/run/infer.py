@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tilelab.assumptions import check_strict
 from tilelab.engines.base import Engine
 from tilelab.engines.registry import model_files, read_spec
-from tilelab.errors import OutputError
+from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.io.results.sink import partial_path
 from tilelab.io.storage.claims import Kind, Write, claim
 from tilelab.io.storage.place import Address, Place
@@ -35,6 +35,7 @@ from tilelab.run.target import (
     convert_result,
     held_work,
     is_finished,
+    left_behind,
     output_path,
     present,
     work_path,
@@ -97,8 +98,8 @@ def infer(
     if out is None and (earlier := begun_before(target, model)) is not None:
         note(f"{partial_path(earlier)} was begun under the name that results had before: -o {earlier} continues it")
     work = work_path(target)
-    options = _choose_tile(model, image, options, note, target, work)
-    with contextlib.ExitStack() as opened:
+    with _resumable(target, work, options), contextlib.ExitStack() as opened:
+        options = _choose_tile(model, image, options, note, target, work)
         options, engine, crew = _open_engine(model, image, options, note, opened)
         return segment(
             image,
@@ -114,6 +115,29 @@ def infer(
             finished=finished,
             began=began,
         )
+
+
+@contextlib.contextmanager
+def _resumable(target: Place, work: Place, options: Options) -> Iterator[None]:
+    """Ctrl-C before the first unit, too, is `Interrupted` where an earlier run left something to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = None
+        with contextlib.suppress(OSError, TilelabError):
+            left = left_behind(target, work)
+        if left is None:
+            raise
+        raise Interrupted(f"stopped; {options.again} continues ({left})") from None
+
+
+@contextlib.contextmanager
+def _finishing(target: Place, options: Options) -> Iterator[None]:
+    """Ctrl-C after the last unit, while a file or a picture is made, costs these alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {options.again} continues (all of {target} is segmented)") from None
 
 
 def segment(
@@ -168,6 +192,7 @@ def segment(
             with contextlib.nullcontext() if turn is None else turn(prepared.plan):
                 execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
+        holding.enter_context(_finishing(target, options))
         if not done:
             holding.enter_context(held_work(target, work))
         if options.with_image:
@@ -186,7 +211,8 @@ def segment(
         if not done and work != target:
             convert_result(work, target, options)
             clock.mark("convert")
-        report = make_report(prepared, execution, target, clock, memory, None if crew is None else crew.summary)
+        workers = None if crew is None else crew.summary
+        report = make_report(prepared, execution, target, clock, memory, workers, already_finished=done)
         if sheet is not None and page is not None:
             sheet.write(Path(page), report.document())
         return Run(target, report.document(), already_finished=done)

@@ -102,16 +102,23 @@ class Options:
     scheduler: str | None = None
     patience_seconds: float = 300.0
 
+    @property
+    def again(self) -> str:
+        """What continues a run that was stopped: with `restart` the same would throw away what it left."""
+        return "the same command without --restart" if self.restart else "the same command"
+
 
 _OF_MODEL = {"model_axes": "axes", "model_pixel_size_nm": "pixel_size_nm"}  # which `Options` has of the image
 _PER_AXIS = ("colors", "mean", "std", "tile", "overlap", "pixel_size_nm", "probabilities", "thresholds")
+_NAMES = ("classes", "colors", "probabilities")  # of which a text holds one, or several with commas between
 
 
 def with_words(options: Options, said: dict[str, Any]) -> Options:
     """`options` with what was said of the run or of the model by name.
 
     The names are those of `Options` and `SpecOverrides`; `axes` and `pixel_size_nm` are the image's, ``model_axes`` and
-    ``model_pixel_size_nm`` the model's.  A list is as good as a tuple, one number stands for all.
+    ``model_pixel_size_nm`` the model's.  A list is as good as a tuple, a text of names with commas between, too; one
+    number stands for all.
 
     Raises:
         TypeError: nothing has such a name.
@@ -127,6 +134,9 @@ def with_words(options: Options, said: dict[str, Any]) -> Options:
             raise TypeError(f"there is no option {word!r}: {nearest_word(word, known)}")
         if isinstance(value, list):
             value = tuple(value)
+        elif name in _NAMES and isinstance(value, str):
+            several = tuple(part.strip() for part in value.split(","))
+            value = int(value) if name == "classes" and value.strip().isdecimal() else several
         elif name in _PER_AXIS and isinstance(value, int | float) and not (name == "overlap" and 0 < value < 1):
             value = (value,)
         (run if word in ours else model)[name] = value

@@ -86,7 +86,7 @@ def probability_classes(spec: ModelSpec, wanted: tuple[str, ...] | None) -> tupl
     for name in wanted:
         if name not in names:
             raise ModelError(f"the model has no class {name!r}: choose among {', '.join(names)} (or all, none)")
-    return tuple(sorted(names.index(name) for name in wanted))
+    return tuple(sorted({names.index(name) for name in wanted}))
 
 
 def expected_streams(options: Options) -> int:

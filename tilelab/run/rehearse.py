@@ -32,6 +32,7 @@ from tilelab.io.storage.place import Address, Place
 from tilelab.kernels.reference import ACTIVATIONS, finish
 from tilelab.machine.disk import why_unwritten
 from tilelab.run.infer import infer
+from tilelab.run.kind.suit import look_at_kind
 from tilelab.run.normalize import normalization_constants
 from tilelab.run.opening import open_its_mask, open_source
 from tilelab.run.options import Options, load
@@ -179,6 +180,10 @@ def _open_job(
             for said in prepared.assumptions:
                 if said not in assumptions:
                     note(str(said))
+            unlike = look_at_kind(prepared.image, engine, own, prepared.job.mean, prepared.job.gain)
+            for said in unlike:
+                note(str(said))
+            check_strict(unlike, options.strict)
             places = try_places(prepared)
         per_tile = calibrate(engine) * plan.request.symmetries if speed is None else seconds_per_tile(plan, speed)
         stand_in = CopyingEngine(_plain(engine.spec), engine.tile, engine.batch)
@@ -240,7 +245,7 @@ def _expect(job: _Job, thinned: ThinnedImage, target: Place, workers: int) -> Ex
 
 def _plain(spec: ModelSpec) -> ModelSpec:
     """The same for one output of logits as large as its tile, and intensities of the stack: what is compared here."""
-    changes: dict[str, Any] = {"outputs": (Output(),)}
+    changes: dict[str, Any] = {"outputs": (Output(),), "home": None}  # no image is of the kind that copying knows
     if len(spec.classes) < 2:
         changes["classes"] = tuple(ClassInfo(f"class {i}", color) for i, color in enumerate(default_colors(2)))
     normalization = msgspec.structs.replace(spec.normalization, per="stack", clip=None)

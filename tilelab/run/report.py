@@ -42,9 +42,11 @@ class Report:
     output_is: what the network itself gives.
     tile, overlap, window, units: of the plan that ran.
     tiles: inferred, skipped, and all of the lattice.
+    megapixels_per_second: of what this run did, not of what an earlier one had finished.
     seconds: of the whole, of its parts, and what the engine did and waited for.
     memory: peak of this process, what it had before the run, and what was planned, in bytes.
     workers: what became of them; None without any.
+    already_finished: the result was there, nothing was computed.
     """
 
     input: str
@@ -70,6 +72,7 @@ class Report:
     notes: list[str]
     assumptions: tuple[Assumption, ...]
     workers: dict[str, Any] | None = None
+    already_finished: bool = False
 
     def document(self) -> dict[str, Any]:
         """All of it as numbers, texts, lists and dicts."""
@@ -86,11 +89,14 @@ def make_report(
     clock: Clock,
     memory: int,
     workers: dict[str, Any] | None = None,
+    *,
+    already_finished: bool = False,
 ) -> Report:
     """Of a run that is over; `memory` is what the process had before it, `workers` what became of them."""
     image, engine = prepared.image, prepared.engine
     plan, stalls = execution.plan, execution.stalls
     wall = time.perf_counter() - clock.began
+    share = min(1.0, (stalls.tiles + stalls.blank) / max(1, plan.tiles))
     return Report(
         input=image.uri,
         output=str(target),
@@ -124,12 +130,13 @@ def make_report(
             "waited_for_write": stalls.write,
         },
         megapixels=plan.pixels / 1e6,
-        megapixels_per_second=plan.pixels / 1e6 / wall,
+        megapixels_per_second=share * plan.pixels / 1e6 / wall,
         memory={"peak": peak_memory(), "before": memory, "planned": plan.memory},
         versions={"tilelab": __version__, "python": platform.python_version(), "platform": sys.platform},
         notes=list(prepared.notes),
         assumptions=prepared.assumptions,
         workers=workers,
+        already_finished=already_finished,
     )
 
 

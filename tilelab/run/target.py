@@ -216,7 +216,7 @@ def _hold(root: Path) -> IO[bytes] | None:
     """The file, open and locked; None where another process has it, or has just taken it away."""
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as failing:
         file = failing.enter_context(root.open("r+b"))
-        if try_lock(file) and os.path.samestat(os.fstat(file.fileno()), root.stat()):
+        if try_lock(file, strict=True) and os.path.samestat(os.fstat(file.fileno()), root.stat()):
             failing.pop_all()
             return file
     return None
@@ -324,6 +324,18 @@ def _discard(work: Place, target: Place) -> None:
         discard_folder(Path(str(work)), Path(str(target)))
     except OSError as error:
         raise OutputError(f"{work} cannot be removed: {error.strerror or error}") from error
+
+
+def left_behind(target: Place, work: Place) -> Place | None:
+    """What a run that stops now goes on from: units that are on disk, or the Zarr that is to become a file.
+
+    Raises:
+        OSError, OutputError: a store does not say.
+    """
+    unfinished = partial_path(work)
+    if (unfinished / FOLDER).is_dir():
+        return unfinished
+    return work if work != target and present(work) else None
 
 
 def begun_fingerprint(target: Place, work: Place) -> KnownFingerprint | None:

@@ -116,12 +116,12 @@ class SharedSweep:
         if self.alone_since is not None and now - self.alone_since > self.patience:
             raise ClusterError(
                 f"no worker was left for {now - self.alone_since:.0f} s; what is finished is kept, "
-                "the same command continues"
+                f"{self.order.options.again} continues"
             )
         if self.client.status not in ("running", "newly-created"):
             raise ClusterError(
                 f"the scheduler at {self.client.scheduler.address} is gone; what is finished is kept, "
-                "the same command continues"
+                f"{self.order.options.again} continues"
             )
 
     # messages
@@ -278,5 +278,5 @@ class SharedSweep:
         more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
         return (
             f"{len(failures)} of {len(self.plan.units)} units failed, the rest is finished and kept; "
-            f"the same command tries them again. {'; '.join(named)}{more}"
+            f"{self.order.options.again} tries them again. {'; '.join(named)}{more}"
         )

@@ -149,10 +149,12 @@ def make_plan(
     needed = sum(memory.values())
     if needed > limit:
         lower = "--tile, --batch or --threads" if request.streams > 1 else "--tile or --batch"
+        advice = f"lower {lower} (units are multiples of {size_text(request.layout.grain)} px)"
+        if begun:  # its tiles and units are those that it was begun with
+            advice = "begin anew with --restart"
         raise PlanError(
             f"one unit of {size_text(widest)} px needs {format_bytes(needed)}, the limit is "
-            f"{format_bytes(limit)}: raise --memory, or lower {lower} (units are multiples of "
-            f"{size_text(request.layout.grain)} px)"
+            f"{format_bytes(limit)}: raise --memory, or {advice}"
         )
     if request.gpu is not None:
         buffers = largest_device_buffers(request, widest)
