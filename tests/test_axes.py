@@ -18,6 +18,7 @@ from tilelab.errors import InputError
 from tilelab.evaluation.labels import open_labels
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import describe, open_image
+from tilelab.io.images.view import luma
 
 Array = np.ndarray[Any, Any]
 Y, X = 64, 80
@@ -108,6 +109,24 @@ def test_given_axes_are_no_guess(write: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(image[...], stored.transpose(1, 2, 0))
     with open_image(write(tmp_path / "..", stored[:, None]) if write is in_memory else path, axes="cyx") as image:
         assert image.axes == "cyx"
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_s_says_that_they_are_colours(write: Any, samples: int, tmp_path: Path) -> None:
+    stored = pixels((samples, Y, X))
+    path = write(tmp_path, stored)
+    with open_image(path, axes="syx") as image:
+        if samples == 2:
+            assert (image.axes, image.rgb) == ("cyx", False)
+        else:
+            assert (image.axes, image.shape) == ("yx", (Y, X))
+            np.testing.assert_array_equal(image[...], luma(np.moveaxis(stored[:3], 0, -1)))
+    with open_image(path, axes="syx", channel=1) as image:
+        np.testing.assert_array_equal(image[...], stored[1])
+    several = pixels((2, 3, Y, X))
+    with open_image(several, axes="csyx") as image:
+        assert (image.axes, image.shape) == ("cyx", (2, Y, X))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ import tifffile
 import zarr
 from image_files import Array, pixels
 from ome_zarr_models.v05 import Image as OmeImage
+from result_files import make_result
 
 from tilelab.cli.main import main
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io import convert_image, describe, open_image
 from tilelab.io.results.image_pyramid import halve
+from tilelab.io.results.png import read_png_info, write_png
+from tilelab.io.results.precomputed import read_precomputed_info, write_precomputed
+from tilelab.io.results.tiff import read_tiff_info, write_tiff
 
 AXES = {"yx": (1300, 1100), "zyx": (5, 700, 300), "cyx": (2, 300, 600), "czyx": (2, 3, 90, 130)}
 
@@ -293,3 +298,80 @@ def test_a_bucket_is_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OutputError, match="convert writes to disk alone"):
         convert_image(np.zeros((8, 8), np.uint8), "s3://lab/a.ome.zarr")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["ome.zarr", "ome.tif"])
+def test_another_image_of_the_same_name_is_not_there_already(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "x.tif", pixels((60, 70), seed=seed))
+    words = ["--format", kind, "-q"]
+    assert main(["convert", str(tmp_path / "a" / "x.tif"), f"{out}/", *words]) == 0
+    before = describe(out / f"x.{kind}")
+    for source, more in (("b", []), ("a", ["--region", "0:50,:"])):
+        assert main(["convert", str(tmp_path / source / "x.tif"), f"{out}/", *words, *more]) == 2
+        assert f"x.{kind} exists and was made of another image" in capsys.readouterr().err
+    assert describe(out / f"x.{kind}") == before
+    assert main(["convert", str(tmp_path / "a" / "x.tif"), f"{out}/", *words]) == 0
+    assert "1 were there already" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "b" / "x.tif"), f"{out}/", *words, "--overwrite"]) == 0
+    with open_image(out / f"x.{kind}") as image:
+        np.testing.assert_array_equal(image[...], pixels((60, 70), seed=1))
+
+
+@pytest.mark.parametrize("kind", ["ome.zarr", "ome.tif"])
+def test_a_converted_result_is_there_already(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shape in (("a", (90, 80)), ("b", (91, 80))):
+        make_result(tmp_path / name / "r.ome.zarr", shape)
+    out = f"{tmp_path / 'out'}/"
+    for name, code, said in (("a", 0, "1 of 1"), ("a", 0, "were there already"), ("b", 2, "made of another image")):
+        assert main(["convert", str(tmp_path / name / "r.ome.zarr"), out, "--format", kind, "-q"]) == code
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a\x07b", os.fsdecode(b"Probe_\xb5m"), 'x\n<y> & "z"', "-q", "µ 漢 %s {}"])
+def test_names_that_xml_does_not_hold(tmp_path: Path, name: str) -> None:
+    stored = pixels((60, 70))
+    convert_image(stored, tmp_path / f"{name}.ome.tif")
+    made = make_result(tmp_path / "r.ome.zarr", (60, 70), name=name, metadata={"image": {"path": name}})
+    write_tiff(made.path, tmp_path / "r.ome.tif")
+    for path in (tmp_path / f"{name}.ome.tif", tmp_path / "r.ome.tif"):
+        with tifffile.TiffFile(path) as tiff:
+            assert tiff.ome_metadata is not None
+            ElementTree.fromstring(tiff.ome_metadata)  # noqa: S314 - our own
+        with open_image(path, as_labels="indices") as image:
+            assert not any("describes itself wrongly" in said for said in image.warnings)
+            assert image.shape == (60, 70)
+    told = read_tiff_info(tmp_path / "r.ome.tif")
+    assert told.name == name.encode(errors="replace").decode()
+    assert read_png_info(write_png(made.path, tmp_path / "r.png")) == told
+    assert read_precomputed_info(write_precomputed(made.path, tmp_path / "r.precomputed")) == told
+
+
+@pytest.mark.parametrize("size", [1e-30, 0.001, 0.01, 4.0, 1e6, 1e12, 1e30])
+def test_sizes_that_tiff_has_no_ratio_for(tmp_path: Path, size: float) -> None:
+    convert_image(pixels((600, 700)), tmp_path / "a.ome.tif", pixel_size_nm=size)
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as tiff:
+        x, y = tiff.pages.first.resolution
+        assert tiff.ome_metadata is not None
+        assert f'PhysicalSizeX="{size / 1000}"' in tiff.ome_metadata
+    assert x == y == pytest.approx(1e7 / size, rel=1e-3) or not 0.01 <= size <= 1e6
+
+
+def test_what_an_image_does_not_keep_is_said(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "rgb.tif", pixels((60, 70, 3)), photometric="rgb")
+    np.save(tmp_path / "wide.npy", pixels((60, 70), "float64"))
+    for name, words in (("rgb.tif", "is in colours, which become grey"), ("wide.npy", "float64 pixels")):
+        notes: list[str] = []
+        convert_image(tmp_path / name, tmp_path / f"{name}.ome.zarr", note=notes.append)
+        assert [words in note for note in notes] == [True]
+
+
+def test_a_file_address_is_a_path(tmp_path: Path) -> None:
+    convert_image(pixels((60, 70)), f"file://{tmp_path}/a%20b.ome.zarr")
+    assert names(tmp_path) == ["a b.ome.zarr"]
+    with pytest.raises(InputError, match="unknown kind"):
+        convert_image(pixels((60, 70)), "ftp://host/a.ome.zarr")

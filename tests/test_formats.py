@@ -220,6 +220,18 @@ def test_mrc_planes_bytes_and_extended_headers(tmp_path: Path) -> None:
     check_reads(open_image(tmp_path / "signed.st"), array[0].view(np.int8).astype(np.float32), examples=3)
 
 
+def test_axes_of_netcdf_are_its_dimensions(tmp_path: Path) -> None:
+    array = pixels((40, 50))
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        raw = file.create_dataset("raw", data=array)
+        for i, name in enumerate("xy"):
+            file.create_dataset(name, data=np.arange(array.shape[i], dtype=np.float64)).make_scale(name)
+            raw.dims[i].attach_scale(file[name])
+    with open_image(f"{tmp_path / 'a.nc'}::raw") as image:
+        assert image.assumptions == ()
+        check_reads(image, array.T, examples=3)
+
+
 def test_mrc_axes_and_stacks_of_volumes(tmp_path: Path) -> None:
     array = pixels(SHAPE, np.uint16)
     with mrcfile.new(tmp_path / "a.mrc", array) as file:
@@ -402,6 +414,29 @@ def test_precomputed(tmp_path: Path, encoding: str, dtype: str, sharded: bool) -
         check_reads(image, array if dtype != "uint32" else array.astype(np.float32), examples=3)
         assert len(set(image.fingerprint().values())) > 2
     assert describe(path)["offset"] == {"x": 100, "y": 0, "z": 7}
+
+
+@pytest.mark.parametrize("bits", [(0, 0, 3), (1, 0, 2), (1, 2, 9), (3, 3, 0), (0, 1, 1)])
+def test_precomputed_counts_its_shards(tmp_path: Path, bits: tuple[int, int, int]) -> None:
+    """TensorStore reads zeros where a shard is missing."""
+    preshift, minishard, shard = bits
+    sharding = {
+        "@type": "neuroglancer_uint64_sharded_v1", "preshift_bits": preshift, "hash": "identity",
+        "minishard_bits": minishard, "shard_bits": shard,
+    }  # fmt: skip
+    write_precomputed(tmp_path / "a", pixels(SHAPE) | 1, "raw", sharding=sharding)
+    shards = sorted((tmp_path / "a").rglob("*.shard"))
+    assert describe(tmp_path / "a")["stored"] == f"{len(shards)} of {len(shards)}"
+    with open_image(tmp_path / "a") as image:
+        assert not any("stored" in said for said in image.warnings)
+    shards[-1].unlink()
+    if len(shards) == 1:
+        with pytest.raises(InputError, match="none of its 1 shards is stored"):
+            open_image(tmp_path / "a")
+        return
+    with open_image(tmp_path / "a") as image:
+        told = f"{len(shards) - 1} of {len(shards)} shards are stored, the others read as"
+        assert any(told in said for said in image.warnings)
 
 
 def test_precomputed_jpeg_and_levels(tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_an_image(image, capsys):
         assert words in screen
 
 
+def test_a_series_of_a_folder_and_of_what_has_none(image, tmp_path, capsys):
+    (folder := tmp_path / "slices").mkdir()
+    for i in range(3):
+        with tifffile.TiffWriter(folder / f"s{i}.tif") as file:
+            file.write(np.zeros((96, 160), np.uint8))
+            file.write(np.full((40, 50), i, np.uint16))
+    (document,), _ = told(capsys, folder, "--series", "1")
+    assert (document["shape"], document["dtype"]) == ([3, 40, 50], "uint16")
+    assert main(["info", str(folder), "--series", "7"]) == 2
+    assert "--series 7 was asked for" in capsys.readouterr().err
+    assert main(["info", "superalloy", str(image), "--series", "0"]) == 2
+    said = capsys.readouterr()
+    assert "--series 0 was asked for, superalloy is no image: leave it out" in said.err
+    assert "96 x 160" in said.out
+
+
 def test_a_model(tmp_path, capsys):
     spec = make_spec(
         (64, 32),

@@ -187,6 +187,40 @@ def test_ome_zarr(tmp_path: Path, version: str, axes: str) -> None:
     json.dumps(facts)
 
 
+@pytest.mark.parametrize(
+    ("steps", "size", "origin"),
+    [
+        ([{"type": "scale", "scale": [4, 5]}, {"type": "translation", "translation": [8, 0]}], (4, 5), (2, 0)),
+        ([{"type": "translation", "translation": [2, 0]}, {"type": "scale", "scale": [4, 5]}], (4, 5), (2, 0)),
+        ([{"type": "scale", "scale": [2, 5]}, {"type": "scale", "scale": [2, 1]}], (4, 5), ()),
+        ([{"type": "scale", "scale": [4, 5]}, {"type": "mapAxis", "mapAxis": [1, 0]}], None, ()),
+        ([{"type": "affine", "affine": [[4, 0, 0], [0, 5, 0]]}], None, ()),
+        ([{"type": "identity"}, {"type": "scale", "scale": [4, 5]}], (4, 5), ()),
+    ],
+)
+def test_transformations_one_after_the_other(tmp_path: Path, steps: Any, size: Any, origin: Any) -> None:
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "yx"]
+    for told in (steps, [{"type": "sequence", "transformations": [{"type": "sequence", "transformations": steps}]}]):
+        group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+        group.create_array("0", data=pixels((30, 40)))
+        image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": told}]}
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+        with open_image(tmp_path / "a.zarr") as opened:
+            assert (opened.pixel_size_nm, opened.origin_px) == (size, origin)
+
+
+def test_axes_with_long_names_and_sizes_that_are_none(tmp_path: Path) -> None:
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in ("depth", "height", "width")]
+    for scale, size, said in (([30, 4, 5], (30, 4, 5), "not square"), ([30, -4, 0], None, "of -4 along y, 0 along x")):
+        group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+        group.create_array("0", data=pixels((3, 30, 40)))
+        told = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": told}]}
+        with open_image(tmp_path / "a.zarr") as opened:
+            assert (opened.axes, opened.pixel_size_nm, opened.assumptions) == ("zyx", size, ())
+            assert [said in warning for warning in opened.warnings] == [True]
+
+
 def test_units(tmp_path: Path) -> None:
     for unit, factor in (("micrometer", 1e3), ("angstrom", 0.1), (None, None)):
         root = tmp_path / str(unit)

@@ -85,3 +85,27 @@ def test_without_probabilities_it_says_what_to_do(tmp_path):
     run = tilelab.infer(draw_superalloy((64, 64))[0], "identity", tmp_path / "a.ome.zarr", options=options)
     with pytest.raises(InputError, match="infer without --probabilities none"):
         find_doubt(tilelab.read_result(run.path))
+
+
+def test_places_in_a_region_are_those_of_the_image(segmented, tmp_path, capsys):
+    folder, _ = segmented
+    options = Options(device="cpu", precision="fp32", threads=1, region="40:290,100:400")
+    run = tilelab.infer(folder / "a.png", "superalloy", tmp_path / "r.ome.zarr", options=options)
+    table, regions, picture = tmp_path / "t.csv", tmp_path / "r.geojson", tmp_path / "p.png"
+    words = ["review", str(run.path), "--count", "3", "-o", str(table), "--regions", str(regions)]
+    assert main([*words, "--picture", str(picture), "--image", str(folder / "a.png")]) == 0
+    assert "counted from the first pixel of the image, whose region 40:290,100:400 the result is" in (
+        capsys.readouterr().out
+    )
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    corners = {(int(row["y"]), int(row["x"])) for row in rows}
+    assert corners == {(40 + y, 100 + x) for y in (0, 128) for x in (0, 128, 256)}
+    ring = json.loads(regions.read_text())[0]["geometry"]["coordinates"][0]
+    assert ring[0] == [int(rows[0]["x"]), int(rows[0]["y"])]
+    assert ring[2] == [ring[0][0] + int(rows[0]["width"]), ring[0][1] + int(rows[0]["height"])]
+    assert main(["review", str(run.path), "--picture", str(tmp_path / "q.png"), "--image", str(folder / "a.png")]) == 0
+    assert picture.read_bytes() != b""
+    next((tmp_path / "r.ome.zarr" / "0").rglob("c/*/0/0")).unlink()
+    assert main(["review", str(run.path)]) == 2
+    assert "what is missing reads as 0: copy it anew" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import tifffile
 import zarr
 
 from tests.image_files import Array, pixels
+from tests.result_files import make_result
 from tilelab.errors import InputError
 from tilelab.io import describe, open_image
 from tilelab.io.convert import convert_image
@@ -75,6 +76,46 @@ def test_what_tilelab_wrote_may_be_black(tmp_path: Path) -> None:
     with open_image(tmp_path / "a.ome.zarr") as image:
         assert image.warnings == ()
         assert not image[...].any()
+
+
+def test_what_was_converted_knows_what_was_written(tmp_path: Path) -> None:
+    """What was all zeros has no file, and what has lost its file is no zeros."""
+    stored = pixels((2, 2100, 4200))
+    stored[0, :, :2048] = 0
+    path = tmp_path / "a.ome.zarr"
+    convert_image(stored, path, axes="cyx")
+    with open_image(path) as image:
+        assert image.warnings == ()
+        np.testing.assert_array_equal(image[...], stored)
+    array = json.loads((path / "0" / "zarr.json").read_text())
+    assert array["attributes"]["tilelab_written"] == {"files": 10, "zeros": [[0, 1], [3, 4]]}
+    np.testing.assert_array_equal(zarr.open_array(path / "0", mode="r")[...], stored)
+    with open_image(path) as image:
+        (path / "0" / "c" / "1" / "0" / "2").unlink()
+        assert not image[0, :100, :100].any()
+        np.testing.assert_array_equal(image[1, :, :4096], stored[1, :, :4096])
+        with pytest.raises(InputError, match=r"c/1/0/2 is missing: it was written, and not copied"):
+            image[...]
+    for what in (path, path / "0"):
+        with pytest.raises(InputError, match="is not whole: 9 of the 10 shards that were written are there: copy it"):
+            open_image(what)
+    rewrite(path / "0" / "zarr.json", attributes={})  # as it was before
+    with open_image(path) as image:
+        assert "9 of 12 shards are stored, the others read as 0" in image.warnings[0]
+
+
+def test_results_know_what_was_written(tmp_path: Path) -> None:
+    make_result(tmp_path / "r.ome.zarr", (300, 2100), counted=True)
+    labels = tmp_path / "r.ome.zarr" / "labels" / "classes"
+    with open_image(labels) as image:
+        assert not any("stored" in said for said in image.warnings)
+    (labels / "0" / "c" / "0" / "1").unlink()
+    with pytest.raises(InputError, match="is not whole: 1 of the 2 shards"):
+        open_image(labels)
+    for name in ("b.ome.zarr", "b.ome.tif"):
+        with pytest.raises(InputError, match=r"is not whole|what is missing reads as 0: copy it anew"):
+            convert_image(tmp_path / "r.ome.zarr", tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.ome.zarr"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tilelab.cli.screen import say
 from tilelab.cli.trust_words import OUTSIDE_HELP
 from tilelab.errors import InputError, Interrupted, OutputError, Stopped, TilelabError
 from tilelab.io.images.folders import gather_images, holds_images_quietly
+from tilelab.io.images.formats import local_path
 from tilelab.io.storage.claims import Write, claim
 from tilelab.run.batch.names import choose_names
 from tilelab.run.options import Options
@@ -93,20 +94,20 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """What of an image is converted."""
+    names = ("level", "series", "channel", "timepoint", "axes", "region", "allow_outside")
+    return {name: getattr(args, name) for name in names}
+
+
 def _convert(args: argparse.Namespace, source: str, destination: str, note: Callable[[str], None]) -> dict[str, Any]:
     from tilelab.io.convert import convert_image
 
     return convert_image(
         source,
         destination,
-        level=args.level,
-        series=args.series,
-        channel=args.channel,
-        timepoint=args.timepoint,
-        axes=args.axes,
+        **_chosen(args),
         pixel_size_nm=args.pixel_size,
-        region=args.region,
-        allow_outside=args.allow_outside,
         labels=args.labels,
         strict=args.strict,
         overwrite=args.overwrite,
@@ -116,8 +117,10 @@ def _convert(args: argparse.Namespace, source: str, destination: str, note: Call
 
 
 def _convert_many(args: argparse.Namespace, options: Options) -> int:
-    """Rewrite each of many images into a folder; what is there stays, as it was written whole."""
-    folder, suffix = Path(args.destination), f".{args.format or 'ome.zarr'}"
+    """Rewrite each of many images into a folder; what is there of it stays, as it was written whole."""
+    from tilelab.io.convert import made_of
+
+    folder, suffix = Path(local_path(args.destination)), f".{args.format or 'ome.zarr'}"
     images, said = gather_images(args.sources, options.stack)
     claim({"the source": images}, [Write(folder, "DST", "into")])
     notes = Notes()
@@ -127,10 +130,15 @@ def _convert_many(args: argparse.Namespace, options: Options) -> int:
     failed: dict[str, str] = {}
     for image, name in choose_names(images, {}).items():
         target = folder / f"{name}{suffix}"
-        if os.path.lexists(target) and not args.overwrite:
-            there += 1
-            continue
         try:
+            if os.path.lexists(target) and not args.overwrite:
+                if made_of(image, target, **_chosen(args)) is False:
+                    raise OutputError(
+                        f"{target} exists and was made of another image, or of this one when it was another or with "
+                        "other options: choose another folder, or replace it with --overwrite"
+                    )
+                there += 1
+                continue
             folder.mkdir(parents=True, exist_ok=True)
             found = _convert(args, image, str(target), lambda line, name=name: notes(f"{name}: {line}"))  # type: ignore[misc]
         except KeyboardInterrupt:

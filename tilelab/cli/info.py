@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -77,11 +78,21 @@ def examine(
 ) -> dict[str, Any]:
     """What there is to know about one path, as a document.
 
-    Its ``kind`` is ``image``, ``model``, ``result``, ``checkpoint`` or ``architecture``.
+    Its ``kind`` is ``image``, ``model``, ``result``, ``checkpoint`` or ``architecture``.  A result of which axes or a
+    series are asked for is an image like others.
 
     Raises:
-        TilelabError: it is none of these, or broken.
+        TilelabError: it is none of these, broken, or no image and `axes` or `series` were given.
     """
+    document = _examine(path, axes, series, allow_outside=allow_outside, trust=trust)
+    for flag, value in (("--axes", axes), ("--series", series)):
+        if value is not None and document["kind"] != "image":
+            raise InputError(f"{flag} {value} was asked for, {clean_uri(path)} is no image: leave it out")
+    return document
+
+
+def _examine(path: str, axes: str | None, series: str | None, *, allow_outside: bool, trust: bool) -> dict[str, Any]:
+    """See `examine`, which checks what was asked for."""
     from tilelab.engines.bundled import bundled_models
     from tilelab.engines.packages.bioimage import is_package
     from tilelab.io.images.open import describe
@@ -91,15 +102,12 @@ def examine(
     told: dict[str, Any] = {"axes": axes, "series": series, "allow_outside": allow_outside}
     if _is_model_address(path):
         return {"path": clean_uri(path), "kind": "model", **examine_model(path)}
+    plain = axes is None and series is None
     if (place := remote_place(path)) is not None:
-        try:
-            return {"path": str(place), "kind": "result", **examine_result(place)}
-        except InputError:
-            return {
-                "path": str(place),
-                "kind": "image",
-                **describe(path, **told),
-            }
+        if plain:
+            with contextlib.suppress(InputError):
+                return {"path": str(place), "kind": "result", **examine_result(place)}
+        return {"path": str(place), "kind": "image", **describe(path, **told)}
     here = Path(path)
     named = not here.exists() and (path in bundled_models() or path.partition(":")[0] == "identity")
     stored = here.suffix.lower() in _MODEL_SUFFIXES and described_by_bigdataviewer(here) is None
@@ -109,7 +117,7 @@ def examine(
         return {"path": path, "kind": "checkpoint", **examine_checkpoint(here, trust)}
     if is_architecture(path) and not here.exists():
         return {"path": path, "kind": "architecture", **examine_architecture(path, trust)}
-    if here.is_dir() and (here / "zarr.json").is_file():
+    if plain and here.is_dir() and (here / "zarr.json").is_file():
         try:
             return {"path": path, "kind": "result", **examine_result(as_place(path))}
         except InputError:

@@ -294,7 +294,9 @@ def _write_outlines(survey: Survey, path: Path) -> None:
     from tilelab.measure.outlines import write_geojson
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"{path}: {write_geojson(survey, path):,} polygons")
+    part = "" if survey.labels.result is None else survey.labels.result.info.metadata.get("region", "")
+    where = f", counted from the first pixel of {survey.path}, which is the region {part} of its image" if part else ""
+    say(f"{path}: {write_geojson(survey, path):,} polygons{where}")
 
 
 def _claim(args: argparse.Namespace, names: Collection[str]) -> None:

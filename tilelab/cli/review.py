@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tilelab.measure.doubt import Doubt
 
 
+Pixel = tuple[int, int, int]
+"""Its place (z, y, x)."""
+
 EXAMPLES = (
     "tilelab review big.superalloy.ome.zarr --image big.tif --picture doubt.png",
     "tilelab review big.superalloy.ome.zarr -o all.csv --regions doubt.geojson",
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the places that the network is least sure of."""
-    from tilelab.io.results.result import read_result
+    from tilelab.io.results.result import find_loss, read_result
     from tilelab.measure.doubt import find_doubt
     from tilelab.measure.table import check_table, write_table
     from tilelab.text import markdown_table
@@ -58,20 +61,28 @@ def run(args: argparse.Namespace) -> int:
     if args.picture is not None and args.image is None:
         raise InputError("--picture shows the micrograph, too: give it with --image")
     result = read_result(args.result)
+    if (loss := find_loss(args.result)) is not None:
+        raise InputError(f"{args.result} has {loss}: copy it anew, or make it anew with `tilelab infer --restart`")
     doubt = find_doubt(result, args.block)
     ranked = doubt.ranked()
     shape: Any = result.info.layout.shape
+    start, said = _start(result)
     listed = [(doubt.bits[at], doubt.box(at, shape)) for at in ranked[: args.count]]
-    rows = [[str(i), *(str(a) for a in box.start), f"{bits:.3f}"] for i, (bits, box) in enumerate(listed, 1)]
+    rows = [
+        [str(i), *(str(a + s) for a, s in zip(box.start, start, strict=True)), f"{bits:.3f}"]
+        for i, (bits, box) in enumerate(listed, 1)
+    ]
     print(markdown_table(["rank", "z", "y", "x", "bits a pixel"], rows))
     print(
         f"\nThese {len(listed)} places of {args.block} px hold {doubt.share(len(listed)):.1%} of all doubt, in "
         f"{len(listed) / len(ranked):.1%} of {len(ranked):,} places; the whole has {_mean(doubt):.3f} bits a pixel."
     )
+    if said:
+        print(said)
     if args.output is not None:
-        write_table(Path(args.output), [_columns(doubt, ranked, shape)])
+        write_table(Path(args.output), [_columns(doubt, ranked, shape, start)])
     if args.regions is not None:
-        write_text(Path(args.regions), json.dumps([_region(box, bits) for bits, box in listed]))
+        write_text(Path(args.regions), json.dumps([_region(box, bits, start) for bits, box in listed]))
     if args.picture is not None:
         _draw(result, [box for _, box in listed], args.image, Path(args.picture))
     return 0
@@ -81,18 +92,32 @@ def _mean(doubt: Doubt) -> float:
     return float((doubt.bits * doubt.pixels).sum() / doubt.pixels.sum())
 
 
-def _columns(doubt: Doubt, ranked: list[tuple[int, int, int]], shape: tuple[int, int, int]) -> dict[str, Any]:
+def _start(result: Result) -> tuple[Pixel, str]:
+    """What is added to a place in the result to have it in the image, and what there is to say of that."""
+    info = result.info
+    region, start = info.metadata.get("region"), info.region_start
+    if info.resampled_by is not None:
+        part = "" if region is None else f", the region {region} of its image"
+        return (0, 0, 0), f"Places are counted in pixels of the result{part}, which has others than its image."
+    if not any(start):
+        return start, ""
+    return start, f"Places are counted from the first pixel of the image, whose region {region} the result is."
+
+
+def _columns(
+    doubt: Doubt, ranked: list[tuple[int, int, int]], shape: tuple[int, int, int], start: Pixel
+) -> dict[str, Any]:
     import numpy as np
 
     boxes = [doubt.box(at, shape) for at in ranked]
-    corners = {axis: np.array([box.start[i] for box in boxes]) for i, axis in enumerate("zyx")}
+    corners = {axis: np.array([box.start[i] + start[i] for box in boxes]) for i, axis in enumerate("zyx")}
     sides = {name: np.array([box.shape[i] for box in boxes]) for i, name in ((1, "height"), (2, "width"))}
     return {"rank": np.arange(1, len(boxes) + 1), **corners, **sides, "bits": np.array([doubt.bits[a] for a in ranked])}
 
 
-def _region(box: Box, bits: float) -> dict[str, Any]:
+def _region(box: Box, bits: float, start: Pixel) -> dict[str, Any]:
     """A rectangle as QuPath reads it: GeoJSON in pixels, its plane beside."""
-    (z, y, x), (_, bottom, right) = box.start, box.stop
+    (z, y, x), (_, bottom, right) = ([a + s for a, s in zip(end, start, strict=True)] for end in (box.start, box.stop))
     ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
     return {
         "type": "Feature",
@@ -102,14 +127,20 @@ def _region(box: Box, bits: float) -> dict[str, Any]:
 
 
 def _draw(result: Result, boxes: list[Box], image: str, path: Path) -> None:
-    """The listed places in a sheet.
+    """The listed places in a sheet; of a micrograph of which the result is a region, that region.
 
     Raises:
         InputError: the micrograph is not of the result's size.
     """
     from tilelab.io.images.bar import match_rows
     from tilelab.io.images.open import open_image
+    from tilelab.io.images.region import crop
+    from tilelab.io.images.volume import Volume
     from tilelab.io.results.sheet import write_sheet
 
+    shape, region = result.info.layout.shape, result.info.metadata.get("region")
     with open_image(image) as opened:
-        write_sheet(match_rows(opened, result.info.layout.shape[1]), result, boxes, path)
+        part = match_rows(opened, shape[1])
+        if region is not None and Volume(opened).shape != shape:
+            part = crop(opened, region)
+        write_sheet(part, result, boxes, path)

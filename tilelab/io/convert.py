@@ -21,24 +21,35 @@ import numpy as np
 from tilelab.assumptions import check_strict
 from tilelab.errors import InputError, OutputError
 from tilelab.io.images.bar import known_bar
+from tilelab.io.images.formats import local_path
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import Region
 from tilelab.io.images.view import AsLabels
 from tilelab.io.label_source import LabelSource, find_labels, look_like_labels
-from tilelab.io.results.image_pyramid import layout_of, write_pyramid
+from tilelab.io.results.image_pyramid import layout_of, read_identity, write_pyramid
 from tilelab.io.results.precomputed import is_precomputed, write_precomputed_levels
-from tilelab.io.results.result import read_info
-from tilelab.io.results.tiff import write_tiff
-from tilelab.io.results.tiff_pyramid import write_pyramid_tiff
+from tilelab.io.results.result import find_loss, read_info
+from tilelab.io.results.tiff import read_tiff_info, write_tiff
+from tilelab.io.results.tiff_pyramid import read_tiff_identity, write_pyramid_tiff
 from tilelab.io.storage.claims import Write, claim
+from tilelab.io.storage.files import identity_of
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Place, remote_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.metadata import find_node
 from tilelab.io.zarr.sharded_array import output_error
-from tilelab.machine.disk import MARK, make_ours, move_whole, remove_entry, remove_ours, replace_folder, try_lock
+from tilelab.machine.disk import (
+    MARK,
+    flush_tree,
+    make_ours,
+    move_whole,
+    remove_entry,
+    remove_ours,
+    replace_folder,
+    try_lock,
+)
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _PRECOMPUTED = ".precomputed"
@@ -92,7 +103,7 @@ def convert_image(
         raise OutputError(
             f"{destination}: convert writes to disk alone: give a path here, and copy it there afterwards"
         )
-    path = LocalPath(destination)
+    path = LocalPath(local_path(destination))
     to_tiff = path.suffix.lower() in _TIFF_SUFFIXES
     if not to_tiff and path.suffix.lower() not in (".zarr", _PRECOMPUTED):
         raise OutputError(
@@ -121,6 +132,8 @@ def convert_image(
             said.append(f"{image.uri} has an info bar in its lowest {bar.rows} rows ({bar.because}), which is kept")
         if found.wide and image.dtype == np.float32:
             said.append(f"{found.wide} pixels become float32: if they are labels, keep them with --labels")
+        if found.lost and found.label is None and channel is None:
+            said.append(f"{image.uri} {found.lost}")
         plain = level == 0 and all(v is None for v in (series, channel, timepoint, axes, pixel_size_nm, region))
         if outside := [name for name in found.beside if leaves(name)]:
             raise InputError(f"{image.uri} names labels outside of its own folder, {outside[0]}: correct its metadata")
@@ -150,6 +163,28 @@ def convert_image(
         }
 
 
+def made_of(source: Any, destination: str | os.PathLike[str], **chosen: Any) -> bool | None:
+    """Whether what is at a destination was converted from `source` as it is now; None where it does not say.
+
+    Args:
+        source, destination: as for `convert_image`.
+        chosen: what `open_image` takes besides.
+
+    Raises:
+        InputError: the source cannot be opened.
+    """
+    path = LocalPath(local_path(destination))
+    to_tiff = path.suffix.lower() in _TIFF_SUFFIXES
+    known = read_tiff_identity(path) if to_tiff else read_identity(path)
+    if known is None:
+        return None
+    if to_tiff and not any(chosen.values()) and _is_result(source):
+        with contextlib.suppress(InputError):
+            return read_tiff_info(path) == read_info(source)
+    with open_image(source, **chosen) as image:
+        return identity_of(image.fingerprint()) == known
+
+
 def _write(
     image: Image,
     path: LocalPath,
@@ -177,7 +212,8 @@ def _write(
             raise OutputError(f"{path} can hold labels alone: say that {image.uri} holds some with --labels")
         if path.suffix.lower() == _PRECOMPUTED and image.dtype.kind == "f":
             raise OutputError(f"{path} can hold whole numbers alone, {image.uri} has {image.dtype}: round it first")
-        levels = write_pyramid(image, whole, name, advance, found.label)
+        identity = identity_of(image.fingerprint())
+        levels = write_pyramid(image, whole, name, advance, found.label, identity)
         if path.suffix.lower() == _PRECOMPUTED:
             whole = folder / "image.precomputed"
             place: dict[str, Any] = {"pixel_size_nm": image.pixel_size_nm, "origin_px": image.origin_px}
@@ -185,10 +221,12 @@ def _write(
         elif to_tiff:
             whole = folder / "image.tif"
             if plain and _is_result(source):
+                if (loss := find_loss(source)) is not None:
+                    raise InputError(f"{image.uri} has {loss}: copy it anew, or make it anew with `tilelab infer`")
                 write_tiff(source, whole, probabilities=True)
             else:
                 _check_tiff_type(image)
-                write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, image.fingerprint(), found.label)
+                write_pyramid_tiff(levels, whole, name, image.pixel_size_nm, identity, found.label)
         elif found.beside and found.home is not None:
             _write_labels(whole, found.home / "labels", found.beside, chosen)
         nbytes = sum(whole.file_sizes()) or whole.version().size
@@ -276,6 +314,7 @@ def _move(whole: Path, path: LocalPath, overwrite: bool) -> None:
         raise OutputError(f"{path} has come into being meanwhile: choose another destination, or --overwrite")
     if whole.is_dir():
         try:
+            flush_tree(whole)
             replace_folder(whole, path)
         except OSError as error:
             raise output_error(path, error) from error

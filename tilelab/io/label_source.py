@@ -31,11 +31,13 @@ class LabelSource:
         beside: names of label images that belong to the image.
         home: the group below which they are; None where only a level of the image was named.
         wide: the dtype of whole numbers that an image would lose (they become float32); empty of others.
+        lost: what else of it an image does not keep, for people; empty where that is nothing.
     """
 
     label: Mapping[str, Any] | None = None
     beside: tuple[str, ...] = ()
     wide: str = ""
+    lost: str = ""
     home: Place | None = None
 
 
@@ -51,14 +53,16 @@ def find_labels(source: Any, series: str | int | None, channel: int | None, *, l
     try:
         told, beside = stored.details.get("label"), tuple(stored.details.get("labels") or ())
         wide = str(stored.dtype) if stored.dtype.kind in "iu" and stored.dtype not in (np.uint8, np.uint16) else ""
+        lost = "is in colours, which become grey: --channel keeps one as it is" if stored.rgb else ""
+        lost = f"has {stored.dtype} pixels, which become float32" if stored.dtype == np.float64 else lost
         if told is None and "TIFF" in stored.format and isinstance(source, str | os.PathLike):
             told = _of_result(os.fspath(source), stored.axes, channel)
     finally:
         stored.close()
     if labels is not None:
-        return LabelSource((told or {}) if labels else None, beside, "" if labels else wide, stored.home)
+        return LabelSource((told or {}) if labels else None, beside, "" if labels else wide, lost, stored.home)
     label = told if isinstance(told, Mapping) else None
-    return LabelSource(label, beside, "" if told is not None else wide, stored.home)
+    return LabelSource(label, beside, "" if told is not None else wide, lost, stored.home)
 
 
 def _of_result(path: str, axes: str, channel: int | None) -> dict[str, Any] | None:

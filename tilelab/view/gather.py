@@ -22,7 +22,7 @@ from tilelab.io.label_source import find_labels, look_like_labels
 from tilelab.io.results.drawing import visible_colors
 from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.made_of import read_made_of
-from tilelab.io.results.result import Result, ResultInfo, read_result
+from tilelab.io.results.result import Result, ResultInfo, find_loss, read_result
 from tilelab.io.results.sink import partial_path
 from tilelab.io.results.with_image import IMAGE, holds_image
 from tilelab.io.storage.place import Place, as_place, remote_place
@@ -75,6 +75,8 @@ class Gathering:
         """
         result = _result_at(name)
         info = _of_file(name) if result is None else result.info
+        if result is not None and (loss := find_loss(result.path)) is not None:
+            self._note(f"{name} has {loss}")
         if image is not None:
             self.add_image(image, self._choices)
         elif info is not None:

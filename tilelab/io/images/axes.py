@@ -77,9 +77,14 @@ def guess_axes(uri: str, shape: tuple[int, ...], *, colours: bool = True) -> tup
     return axes, (_assumed(uri, shape, axes, because or "nothing names them, and most arrays are stored so"),)
 
 
+def letter_of(name: object) -> str:
+    """An axis by its name: its letter where it is known, or the name in lower case."""
+    return _KNOWN.get(str(name).lower(), str(name).lower())
+
+
 def named_axes(uri: str, names: Sequence[object] | None, shape: tuple[int, ...]) -> tuple[str, tuple[Assumption, ...]]:
     """The axes by their `names`, as Zarr and xarray keep them (``y``, ``Z``, ``channel``); guessed where unclear."""
-    letters = [_KNOWN.get(str(name).lower(), str(name).lower()) for name in names or ()]
+    letters = [letter_of(name) for name in names or ()]
     if len(letters) == len(shape) and all(len(a) == 1 for a in letters) and {"y", "x"} <= set(letters):
         return "".join(letters), ()
     return guess_axes(uri, shape)

@@ -42,10 +42,10 @@ _SLOTS = 12_421  # a prime, as HDF5 asks for
 class Hdf5Source(Source):
     """A dataset, ``FILE::/path/in/file``, or the only one of the file or of a group in it.
 
-    Axes are those of the dimension labels, or of vigra's ``axistags``; else they are guessed from the shape.  The pixel
-    size is that of ``element_size_um`` (ilastik, Fiji), ``voxel_size`` or ``resolution`` where ``units`` are given (or
-    the layout is CREMI's, which counts in nanometres), one entry per spatial axis, with ``offset`` in the same units;
-    or of BigDataViewer's XML beside the file.
+    Axes are those of the dimension labels or scales (NetCDF), or of vigra's ``axistags``; else they are guessed from
+    the shape.  The pixel size is that of ``element_size_um`` (ilastik, Fiji), ``voxel_size`` or ``resolution`` where
+    ``units`` are given (or the layout is CREMI's, which counts in nanometres), one entry per spatial axis, with
+    ``offset`` in the same units; or of BigDataViewer's XML beside the file.
 
     Contiguous datasets are read where they lie; chunked ones by HDF5, one thread at a time, with the chunks that a read
     used in part kept decoded.
@@ -237,7 +237,7 @@ def _listing(datasets: list[Any]) -> str:
 
 
 def _axes(uri: str, dataset: Any, shape: tuple[int, ...]) -> tuple[str, tuple[Assumption, ...]]:
-    labels = [d.label for d in dataset.dims]
+    labels = [d.label or _scale_name(d) for d in dataset.dims]
     if all(labels):
         return named_axes(uri, labels, shape)
     tags = _text(dataset.attrs.get("axistags"))
@@ -248,6 +248,14 @@ def _axes(uri: str, dataset: Any, shape: tuple[int, ...]) -> tuple[str, tuple[As
             keys = []
         return named_axes(uri, keys, shape)
     return guess_axes(uri, shape)
+
+
+def _scale_name(dimension: Any) -> str:
+    """What an axis is called by the scale that is attached to it, as in NetCDF; empty without one."""
+    try:
+        return str(dimension[0].name).rpartition("/")[2] if len(dimension) else ""
+    except (KeyError, ValueError, RuntimeError):  # a reference to nothing
+        return ""
 
 
 def _velox_metadata(dataset: Any) -> dict[str, Any] | None:

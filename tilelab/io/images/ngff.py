@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tilelab.errors import InputError
+from tilelab.io.images.axes import letter_of
 from tilelab.io.images.units import length_nm
 from tilelab.io.zarr.metadata import GroupNode
 
 _OLD_AXES = "tczyx"
+_MOVES = ("identity", "scale", "translation")
+_DEEPEST = 8  # sequences in sequences
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Multiscale:
             return {}
         sizes = {a: length_nm(s, self.units[a]) for a, s in zip(self.axes, scale, strict=True) if a in self.units}
         return {letter: size for letter, size in sizes.items() if size is not None and letter in "zyx"}
+
+    def odd_scale(self, level: int) -> str:
+        """Pixel sizes of 0 and less, which are none, as text; empty without."""
+        named = zip(self.axes, self.scales[level] or (), strict=False)
+        return ", ".join(f"{s:g} along {a}" for a, s in named if a in "zyx" and not s > 0)
 
     def offset_px(self, level: int) -> dict[str, float]:
         """Where the first pixel lies, in pixels of that level by axis letter."""
@@ -122,25 +130,40 @@ def _own_system(systems: list[dict[str, Any]], dataset: dict[str, Any]) -> dict[
 
 def _letter(axis: Mapping[str, Any]) -> str:
     """One letter for an axis: its name where that is one, else by its type."""
-    name = str(axis["name"]).lower()
+    name = letter_of(axis["name"])
     if len(name) == 1:
         return name
     return {"time": "t", "channel": "c"}.get(str(axis.get("type")), "?")
 
 
 def _transformation(steps: Any, axes: int) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
-    """The scale among coordinate transformations, None without one, and the translation after it."""
+    """What coordinate transformations do one after the other: a scale, then a translation.
+
+    The scale is None without one, and where they do something else too (turn, shear, exchange axes).
+    """
     scale: tuple[float, ...] | None = None
     shift = (0.0,) * axes
-    for step in [inner for outer in steps or [] for inner in outer.get("transformations", [outer])]:
-        for kind in ("scale", "translation"):
-            if step["type"] != kind or kind not in step:
-                continue
-            values = tuple(float(v) for v in step[kind])
-            if len(values) != axes:
-                raise ValueError(f"a {kind} has {len(values)} entries for {axes} axes")
-            if kind == "scale":
-                scale = scale or values
-            else:
-                shift = values
+    for step in _in_turn(steps or []):
+        kind = step["type"]
+        if kind not in _MOVES:
+            return None, (0.0,) * axes
+        if kind not in step:
+            continue  # an identity, or numbers that lie in an array of their own
+        values = tuple(float(v) for v in step[kind])
+        if len(values) != axes:
+            raise ValueError(f"a {kind} has {len(values)} entries for {axes} axes")
+        if kind == "scale":
+            scale = tuple(a * b for a, b in zip(scale or (1.0,) * axes, values, strict=True))
+            shift = tuple(a * b for a, b in zip(shift, values, strict=True))
+        else:
+            shift = tuple(a + b for a, b in zip(shift, values, strict=True))
     return scale, shift
+
+
+def _in_turn(steps: Sequence[dict[str, Any]], depth: int = 0) -> Iterator[dict[str, Any]]:
+    """Transformations without the sequences around them."""
+    for step in steps:
+        if depth < _DEEPEST and step["type"] == "sequence":
+            yield from _in_turn(step.get("transformations", ()), depth + 1)
+        else:
+            yield step

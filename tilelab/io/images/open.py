@@ -166,7 +166,7 @@ def describe(
         first = describe(uri, axes=axes, series="0", allow_outside=allow_outside)
         return {key: value for key, value in first.items() if key != "image"} | {"error": str(error)}
     if source is None:
-        return _describe_slices(local_path(uri), axes, allow_outside)
+        return _describe_slices(local_path(uri), axes, series, allow_outside)
     try:
         check_outside(source.uri, source.outside, allow_outside)
         facts: dict[str, Any] = {
@@ -197,13 +197,14 @@ def describe(
         source.close()
 
 
-def _describe_slices(path: str, axes: str | None, allow_outside: bool) -> dict[str, Any]:
+def _describe_slices(path: str, axes: str | None, series: str | int | None, allow_outside: bool) -> dict[str, Any]:
     from tilelab.io.images.slices import SliceStack, slice_axes
 
     each = None if axes is None else slice_axes(path, axes)
-    stack = SliceStack(path, lambda file: open_image(file, axes=each, allow_outside=allow_outside))
+    chosen: dict[str, Any] = {"axes": each, "series": series, "allow_outside": allow_outside}
+    stack = SliceStack(path, lambda file: open_image(file, **chosen))
     try:
-        first = describe(stack.files[0], axes=each, allow_outside=allow_outside)
+        first = describe(stack.files[0], **chosen)
         size = stack.pixel_size_nm
         return {
             "uri": path,

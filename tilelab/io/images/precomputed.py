@@ -21,8 +21,37 @@ from tilelab.io.zarr.presence import Presence, check_presence, count_files
 
 _MOST_STATS = 1024
 _PACKED = (".gz", ".br", ".zstd")
+_SHARD = re.compile(r"[0-9a-f]+\.shard")
+_CROWDED = 64
+"""So many groups of chunks for each shard leave none empty, whatever their numbers are hashed to."""
 _Triple = tuple[int, int, int]
 _Size = tuple[Annotated[int, msgspec.Meta(ge=1, lt=2**62)], ...]
+_Bits = Annotated[int, msgspec.Meta(ge=0, le=64)]
+
+
+class _Sharding(msgspec.Struct):
+    """How chunks are put together into shards."""
+
+    preshift_bits: _Bits
+    minishard_bits: _Bits
+    shard_bits: _Bits
+    hash: str = "identity"
+
+    def count(self, grid: list[int]) -> int | None:
+        """How many shards chunks of `grid` (x, y, z) take; None where their numbers are hashed and too few to tell.
+
+        A chunk's number is the bits of x, y and z in turn, of each as many as it takes; the lowest count inside of a
+        shard, so that shards are a grid of their own.
+        """
+        bits = [(n - 1).bit_length() for n in grid]
+        if self.hash != "identity":
+            groups = math.prod(grid) >> self.preshift_bits
+            return 1 << self.shard_bits if groups >= _CROWDED << self.shard_bits else None
+        order = [axis for level in range(max(bits, default=0)) for axis in range(len(grid)) if level < bits[axis]]
+        low = self.preshift_bits + self.minishard_bits
+        inner, outer = order[:low], order[low : low + self.shard_bits]
+        cells = [-(-n // (1 << inner.count(axis))) for axis, n in enumerate(grid)]
+        return math.prod(min(n, 1 << outer.count(axis)) for axis, n in enumerate(cells))
 
 
 class _Scale(msgspec.Struct):
@@ -34,7 +63,7 @@ class _Scale(msgspec.Struct):
     encoding: str
     chunk_sizes: Annotated[list[Annotated[_Size, msgspec.Meta(min_length=3, max_length=3)]], msgspec.Meta(min_length=1)]
     voxel_offset: _Triple = (0, 0, 0)
-    sharding: dict[str, Any] | None = None
+    sharding: _Sharding | None = None
 
 
 class _Info(msgspec.Struct):
@@ -88,22 +117,24 @@ class PrecomputedSource(StoredVolume):
             }
         )
         self._begins = begins
-        self._sharded = scale.sharding is not None
+        self._sharding = scale.sharding
         presence = self._count()
-        self.warnings += check_presence(path, presence, "shards" if self._sharded else "chunks")
+        self.warnings += check_presence(path, presence, "shards" if self._sharding else "chunks")
         self.details = {
             "compression": scale.encoding,
             "layout": info.type or None,
-            "stored": None if self._sharded else str(presence),
+            "stored": str(presence),
             "offset": dict(zip("xyz", begins, strict=True)) if any(begins) else None,
         }
 
     def _count(self) -> Presence:
-        """How many files there are; of a sharded scale, whether there is one."""
-        if self._sharded:
-            found = count_files(str(self._scale), lambda name: name.endswith(".shard"), 1)
-            return Presence(1, min(1, found.found or 0), found.complete)
-        expected = math.prod(-(-n // c) for n, c in zip(self.shape[1:], self.chunks[1:], strict=True))
+        """How many files there are; of shards whose number nobody knows, whether there is one."""
+        grid = [-(-n // c) for n, c in zip(self.shape[:0:-1], self.chunks[:0:-1], strict=True)]
+        if self._sharding is not None:
+            expected = self._sharding.count(grid)
+            found = count_files(str(self._scale), lambda name: bool(_SHARD.fullmatch(name)), expected or 1)
+            return found if expected is not None else Presence(1, min(1, found.found or 0), found.complete)
+        expected = math.prod(grid)
         presence = count_files(str(self._scale), self._is_chunk, expected)
         if presence.found != expected:
             packed = count_files(str(self._scale), self._is_packed, expected)
@@ -138,7 +169,7 @@ class PrecomputedSource(StoredVolume):
         return {"metadata_sha256": metadata, "chunks_sha256": hash_stats(self._files())}
 
     def _files(self) -> list[LocalPath]:
-        if self._sharded:
+        if self._sharding is not None:
             found = sorted(self._scale.glob("*.shard"))
             return found[:: max(1, len(found) // _MOST_STATS)]
         shape, chunk = self.shape[:0:-1], self.chunks[:0:-1]

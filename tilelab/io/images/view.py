@@ -34,6 +34,7 @@ from tilelab.text import size_text
 AsLabels = Literal["indices", "colors", "integers"]
 _KNOWN = "tczyxs"
 _KEPT = "czyx"
+_COLOURS = (3, 4)  # samples: red, green, blue, and how much they cover
 _EXACT = 2**24
 _BLOCK = 2**20
 _LEAST_NM, _MOST_NM = 0.01, 1e6
@@ -75,10 +76,12 @@ class SourceImage(Image):
         self._closed = False
         self.uri, self.bar, self.bar_said = source.uri, source.bar, source.bar_said
         letters, assumed = _name_axes(source, axes)
-        self._fixed = _choose(source, letters, channel, timepoint)
+        at = letters.index("s") if "s" in letters else None
+        rgb = source.rgb or (axes is not None and at is not None and source.shape[at] in _COLOURS)
+        self._fixed = _choose(source, letters, channel, timepoint, rgb)
         self._grey = None  # stored axis of the colours that become one
-        if "s" in letters and (at := letters.index("s")) not in self._fixed:
-            colours = source.rgb and source.shape[at] >= 3
+        if at is not None and at not in self._fixed:
+            colours = rgb and source.shape[at] >= 3
             if colours and not as_labels:
                 self._grey = at
             else:
@@ -276,7 +279,9 @@ def _by_letter(stored: str, letters: Sequence[str], known: Mapping[str, float]) 
     return {letter: v for letter, v in known.items() if letter not in stored} | moved
 
 
-def _choose(source: Source, letters: list[str], channel: int | None, timepoint: int | None) -> dict[int, int]:
+def _choose(
+    source: Source, letters: list[str], channel: int | None, timepoint: int | None, rgb: bool
+) -> dict[int, int]:
     """The stored axes at which one entry is taken, and which."""
     fixed: dict[int, int] = {}
     uri = source.uri
@@ -297,7 +302,7 @@ def _choose(source: Source, letters: list[str], channel: int | None, timepoint: 
                 fixed[i] = _entry(uri, "channel", channel, size)
             elif letter == "s" and source.samples == 1:
                 fixed[i] = 0
-        elif letter == "s" and not source.rgb:
+        elif letter == "s" and not rgb:
             if source.samples != 1:
                 raise InputError(f"{uri} has channels and {size} samples per pixel: only RGB samples are understood")
             fixed[i] = 0

@@ -25,7 +25,7 @@ from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.storage.zip_path import ZipPath
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
-from tilelab.io.zarr.presence import Presence, check_keys, check_presence, count_chunks
+from tilelab.io.zarr.presence import Presence, check_keys, check_presence, check_written, count_chunks
 from tilelab.io.zarr.remote_chunks import open_reader
 from tilelab.text import size_text
 
@@ -81,6 +81,8 @@ class ZarrSource(Source):
             documents.append(group.document)
             if image.scales[level] is not None and not image.units and set(image.scales[level] or ()) != {1.0}:
                 self.warnings = (f"{path} gives pixel sizes without a unit: they are ignored",)
+            elif odd := image.odd_scale(level):
+                self.warnings = (f"{path} gives pixel sizes of {odd}, which are none: they are ignored",)
         if because:
             self.assumptions += (guessed(path, 0, self.series, because),)
         self.shape, self.dtype, self.chunks = node.shape, node.dtype, node.chunk
@@ -108,16 +110,20 @@ class ZarrSource(Source):
     def _count(self) -> Presence:
         """Count the files that are there; refuses an array without any."""
         node = self._node
-        presence = count_chunks(node)
-        if presence.absent and not _written_here(self._group):
+        presence, what = count_chunks(node), "shards" if node.sharded else "chunks"
+        if node.written is not None:
+            check_written(self.uri, presence, node.written, what)
+        elif presence.absent and _written_here(self._group):
+            self.warnings += (f"{self.uri}: {presence} {what} are stored, the others read as 0",)
+        elif presence.absent:
             check_keys(node, presence)
-            self.warnings += check_presence(self.uri, presence, "shards" if node.sharded else "chunks")
+            self.warnings += check_presence(self.uri, presence, what)
         return presence
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the metadata, and of size and time of chunk files spread over the array (1024, or 64 remote ones)."""
         metadata = hashlib.sha256(b"\n".join(self._documents)).hexdigest()
-        grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
+        grid = self._node.files_grid
         count = math.prod(grid)
         asked = min(count, _MOST_REMOTE_STATS if self._node.path.waits else _MOST_STATS)
         chosen = sorted({i * count // asked for i in range(asked)})
@@ -126,7 +132,7 @@ class ZarrSource(Source):
 
     def stored_bytes(self) -> int:
         """From a few of its files, spread over the array."""
-        grid = [-(-n // g) for n, g in zip(self._node.shape, self._node.grid, strict=True)]
+        grid = self._node.files_grid
         count = math.prod(grid)
         asked = min(count, _SAMPLED_SIZES)
         places = [
@@ -161,7 +167,7 @@ class ZippedZarrSource(ZarrSource):
 
 
 def _written_here(group: GroupNode | None) -> bool:
-    """Whether tilelab wrote an image, which leaves out what is all zeros."""
+    """Whether a tilelab that did not yet say what it wrote (`Written`) wrote an image: it left out all zeros."""
     if group is None:
         return False
     listed = ome_attributes(group).get("multiscales")

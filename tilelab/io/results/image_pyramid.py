@@ -22,8 +22,11 @@ from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr import ome as _ome
+from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.levels import Cascade, make_level, push_all
+from tilelab.io.zarr.metadata import array_node
+from tilelab.io.zarr.presence import find_written
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode, halved
 from tilelab.machine.cpu import core_count
@@ -33,12 +36,18 @@ Progress = Callable[[int], None]
 
 _MEMORY_BYTES = 256 * 2**20
 _READ_BYTES = 64 * 2**20
+_SOURCE = "source"
 _COMPUTED = 4
 """Regions of an image that is computed, which are computed side by side at most."""
 
 
 def write_pyramid(
-    image: Image, root: Place, name: str, progress: Progress | None = None, label: Mapping[str, Any] | None = None
+    image: Image,
+    root: Place,
+    name: str,
+    progress: Progress | None = None,
+    label: Mapping[str, Any] | None = None,
+    identity: str = "",
 ) -> tuple[ShardedArray, ...]:
     """Write `image` as OME-Zarr 0.5 into the new folder `root`; returns the arrays of its levels, finest first.
 
@@ -50,6 +59,7 @@ def write_pyramid(
         name: of the image, for viewers.
         progress: told about the finest level.
         label: of labels, what there is to say of them (``image-label``); may be empty.
+        identity: of the source (`identity_of`), kept where it is given.
 
     Raises:
         InputError: the image cannot be read.
@@ -74,9 +84,18 @@ def write_pyramid(
                     progress(block.size)
     for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
         make_level(finer, coarser, layout, reduce, scratch)
-    _write_metadata(image, layout, arrays, root, name, scratch, label)
+    _write_metadata(image, layout, arrays, root, name, scratch, label, identity)
     scratch.remove_tree()
     return arrays
+
+
+def read_identity(root: Place) -> str | None:
+    """The identity of what an OME-Zarr was made of; None where it does not say."""
+    try:
+        (scales,) = parse_json((root / "zarr.json").read_bytes())["attributes"]["ome"]["multiscales"]
+        return str(scales["metadata"][_SOURCE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def layout_of(image: Image) -> Layout:
@@ -187,10 +206,12 @@ def _write_metadata(
     name: str,
     scratch: Place,
     label: Mapping[str, Any] | None,
+    identity: str,
 ) -> None:
     """The ``zarr.json`` of every level, then that of the image."""
     for array in arrays:
-        replace_file(array.path / "zarr.json", [_encode(array.metadata())], scratch)
+        written = find_written(array_node(array.path, array.metadata()))
+        replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], scratch)
     high = float(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else 1.0
     shown = [_ome.channel(f"channel {i}", "#ffffff", 0.0, high) for i in range(arrays[0].channels)]
     scales = _ome.multiscale(
@@ -202,7 +223,7 @@ def _write_metadata(
         levels=len(arrays),
         origin_px=image.origin_px,
     )
-    scales["metadata"] = {"method": "tilelab"}  # chunks that are all zeros are not stored
+    scales["metadata"] = {"method": "tilelab", **({_SOURCE: identity} if identity else {})}
     ome = _ome.image(scales, shown)
     if label is not None:
         ome = {"version": _ome.VERSION, "multiscales": [scales], "image-label": {"version": _ome.VERSION, **label}}

@@ -42,7 +42,9 @@ from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.levels import Cascade, Halve, make_level, push_all
+from tilelab.io.zarr.metadata import array_node
 from tilelab.io.zarr.parking import Parking
+from tilelab.io.zarr.presence import find_written
 from tilelab.io.zarr.sharded_array import output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.machine.disk import flush_tree, replace_folder
@@ -130,7 +132,7 @@ class OmeZarrSink:
     def write_documents(self) -> None:
         """Write every ``zarr.json`` that is not there as it should be, the root's last: with it, all are there."""
         for relative, content in self._documents():
-            text = json.dumps(content, indent=1).encode()
+            text = _encode(content)
             target = self.description if relative == "zarr.json" else self.partial / relative
             with contextlib.suppress(OSError):
                 if target.read_bytes() == text:
@@ -227,10 +229,13 @@ class OmeZarrSink:
             # what is on the disk is counted where that is cheap: of a unit that two workers did, both tell
             here = count_shards(self.partial, self.info) if self.path.renames else {"files": files, "bytes": size}
             document["attributes"][SHARDS] = here
-        root = json.dumps(document, indent=1).encode()
+        root = _encode(document)
         if not self.path.renames:
             (self.partial / "zarr.json").write_bytes(root)
             return {"path": str(self.path), "levels": layout.levels}
+        for array in (array for what in self.info.whats for array in self.info.arrays(self.partial, what)):
+            written = find_written(array_node(array.path, array.metadata()))
+            replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], self._scratch)
         replace_file(self.description, [root], self._scratch)
         self._scratch.remove_tree()
         ours = self._scratch.parent
@@ -298,6 +303,10 @@ class OmeZarrSink:
             first = info.kept_maps[0]
             ome = _ome.image(scales("c" + info.axes, "none", f"maps/{first.name}/", levels=1), _shown(first))
         yield "zarr.json", _ome.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode()
 
 
 def _shown(known: MapInfo) -> list[dict[str, Any]]:

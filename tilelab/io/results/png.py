@@ -7,11 +7,9 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
-from tilelab.io.results.result import Result, ResultInfo, parse_info, read_result
+from tilelab.io.results.result import Result, ResultInfo, encode_info, parse_info, read_result
 from tilelab.io.storage.place import Address
 from tilelab.io.zarr.sharded_array import output_error
 from tilelab.machine.disk import replacing
@@ -106,8 +104,8 @@ def _encode(result: Result, file: BinaryIO) -> None:
         per_metre = [min(2**31 - 1, round(1e9 / nm)) for nm in size[-2:]]
         _chunk(file, b"pHYs", struct.pack(">IIB", per_metre[1], per_metre[0], 1))
     names = ", ".join(f"{i} {known.name}" for i, known in enumerate(result.info.classes))
-    _chunk(file, b"iTXt", b"Description\0\0\0\0\0" + names.encode())
-    _chunk(file, b"iTXt", _KEYWORD + msgspec.json.encode(result.info))
+    _chunk(file, b"iTXt", b"Description\0\0\0\0\0" + names.encode(errors="replace"))
+    _chunk(file, b"iTXt", _KEYWORD + encode_info(result.info))
     deflate = zlib.compressobj(_DEFLATE_LEVEL)
     lead = (0,) * (len(labels.shape) - 2)
     for y in range(0, height, _ROWS):

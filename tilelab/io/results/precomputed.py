@@ -17,18 +17,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
 import numpy as np
 
 from tilelab.arrays import Array
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.results.precomputed_shards import Sharding, compress, encode_minishard_index
-from tilelab.io.results.result import ResultInfo, parse_info, read_info
+from tilelab.io.results.result import ResultInfo, encode_info, parse_info, read_info
 from tilelab.io.storage.place import Address, as_place
 from tilelab.io.zarr.layout import Extent, Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
-from tilelab.machine.disk import discard_folder, is_ours, make_ours, remove_entry, remove_ours, replace_folder
+from tilelab.machine.disk import (
+    discard_folder,
+    flush_tree,
+    is_ours,
+    make_ours,
+    remove_entry,
+    remove_ours,
+    replace_folder,
+)
 
 _DESCRIPTION = "tilelab.json"
 _PROPERTIES = "segment_properties"
@@ -64,6 +71,7 @@ def write_precomputed(result: Address, out: str | Path) -> Path:
         _write_documents(info, volume)
         for level, array in enumerate(info.arrays(root, "labels")):
             _write_scale(array, info.layout.chunk, volume / str(level))
+        flush_tree(volume)
         replace_folder(volume, path)
         discard_folder(unfinished, path)
     except OSError as error:
@@ -104,7 +112,7 @@ def _write_documents(info: ResultInfo, folder: Path) -> None:
             },
         },
     )
-    (folder / _DESCRIPTION).write_bytes(msgspec.json.encode(info))
+    (folder / _DESCRIPTION).write_bytes(encode_info(info))
 
 
 def write_precomputed_levels(

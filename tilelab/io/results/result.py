@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 
 from tilelab.errors import InputError
 from tilelab.io.images.notebook import page, thumbnail
+from tilelab.io.images.region import parse_region
 from tilelab.io.results.level_image import LevelImage, reduced_level
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
@@ -106,6 +108,14 @@ class ResultInfo(msgspec.Struct, frozen=True, kw_only=True):
         except ValueError:
             return None
         return steps if len(steps) == len(self.axes) and all(0 < step < 1e6 for step in steps) else None
+
+    @property
+    def region_start(self) -> tuple[int, int, int]:
+        """The first pixel (z, y, x) of the region of its image that was segmented, in pixels of that image."""
+        region = self.metadata.get("region")
+        starts = [first or 0 for first, _ in parse_region(region)] if isinstance(region, str) else []
+        z, y, x = (0, 0, 0, *starts)[-3:]
+        return (z, y, x)
 
     @property
     def whats(self) -> tuple[What, ...]:
@@ -281,6 +291,15 @@ def read_info(path: Address, document: str = "zarr.json") -> ResultInfo:
         raise InputError(f"cannot read {root}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{root} is not a result that this tilelab can read: {error}") from error
+
+
+def encode_info(info: ResultInfo) -> bytes:
+    """What a result says of itself, as JSON in UTF-8; bytes of a file's name that are no text become question marks."""
+    try:
+        return msgspec.json.encode(info)
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(info), ensure_ascii=False, separators=(",", ":"))
+        return text.encode(errors="replace")
 
 
 def parse_info(text: str | bytes, path: str | Path) -> ResultInfo:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import tifffile
 
@@ -31,7 +30,8 @@ from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
 from tilelab.io.images.tiff_log import collect_notes
 from tilelab.io.results.image_pyramid import halve
-from tilelab.io.results.result import ResultInfo, parse_info, read_info
+from tilelab.io.results.result import ResultInfo, encode_info, parse_info, read_info
+from tilelab.io.results.tiff_pyramid import plain_xml, resolution_tags
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
@@ -87,7 +87,13 @@ def write_tiff(result: Address, out: str | Path, *, probabilities: bool = False,
             for level in range(layout.levels):
                 top = {"subfiletype": 1} if level else {"subifds": layout.levels - 1, **_description(info, planes)}
                 shape = _page_shape(info, planes, level)
-                tiff.write(_tiles(planes, layout, level), shape=shape, **_resolution(info, level), **options, **top)
+                tiff.write(
+                    _tiles(planes, layout, level),
+                    shape=shape,
+                    **resolution_tags(info.pixel_size_nm, level),
+                    **options,
+                    **top,
+                )
     except OSError as error:
         raise output_error(path, error) from error
     return path
@@ -177,14 +183,6 @@ def _rows(plane: _Plane, layout: Layout, level: int, z: int, start: int, stop: i
     return np.concatenate(parts)
 
 
-def _resolution(info: ResultInfo, level: int) -> dict[str, Any]:
-    """The TIFF's own resolution tags, in pixels per centimetre."""
-    if info.pixel_size_nm is None:
-        return {}
-    y, x = (1e7 / (size * 2**level) for size in info.pixel_size_nm[-2:])
-    return {"resolution": (x, y), "resolutionunit": "CENTIMETER"}
-
-
 def _colours(info: ResultInfo, planes: list[_Plane]) -> dict[str, Any]:
     """What the samples mean: of labels alone, indices into the colours of the classes."""
     if not info.labels or len(planes) > 1:
@@ -203,19 +201,19 @@ def _told(info: ResultInfo, names: list[str]) -> str:
 def _description(info: ResultInfo, planes: list[_Plane]) -> dict[str, Any]:
     """What the OME-XML says."""
     axes = ("C" if len(planes) > 1 else "") + info.axes.upper()
-    names = [plane.name for plane in planes]
+    names = [plain_xml(plane.name) for plane in planes]
     colors = [int.from_bytes([*bytes.fromhex(plane.color[1:]), 255], "big", signed=True) for plane in planes]
     metadata: dict[str, Any] = {
         # tifffile would take a random one, and the same result would have other bytes each time
-        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, _told(info, names))}",
+        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, _told(info, [plane.name for plane in planes]))}",
         "axes": axes,
-        "Name": info.name,
+        "Name": plain_xml(info.name),
         "Channel": {"Name": names, "Color": colors} if len(planes) > 1 else {"Name": names[0]},
         "MapAnnotation": {
             "Namespace": "tilelab/classes",
-            **{str(i): f"{known.name} {known.color}" for i, known in enumerate(info.classes)},
+            **{str(i): plain_xml(f"{known.name} {known.color}") for i, known in enumerate(info.classes)},
         },
-        "CommentAnnotation": {"Namespace": _NAMESPACE, "Value": msgspec.json.encode(info).decode()},
+        "CommentAnnotation": {"Namespace": _NAMESPACE, "Value": encode_info(info).decode()},
     }
     if info.pixel_size_nm is not None:
         for axis, size in zip(info.axes.upper(), info.pixel_size_nm, strict=True):

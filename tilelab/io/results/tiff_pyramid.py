@@ -5,8 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from tilelab.machine.cpu import core_count
 
 _TILE = 512
 _LABEL = "image-label"
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MOST_PER_CM = 2**31
+_UUID = re.compile(r'<OME\b[^>]*\bUUID="([^"]+)"')
 _DESCRIPTION = re.compile(r"<Description>(\{.*?\})</Description>", re.DOTALL)
 _CLASSIC_LIMIT = 2**32 - 2**26
 """Bytes of pixels that a classic TIFF surely holds, whatever compression makes of them."""
@@ -33,7 +35,7 @@ def write_pyramid_tiff(
     path: Path,
     name: str,
     pixel_size_nm: tuple[float, ...] | None,
-    fingerprint: Mapping[str, str],
+    identity: str,
     label: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the levels of an image as one OME-TIFF: tiles of 512 x 512, deflate, whole numbers as differences.
@@ -43,7 +45,7 @@ def write_pyramid_tiff(
         path: of the file.
         name: of the image.
         pixel_size_nm: of level 0 on the spatial axes, or None.
-        fingerprint: of the source, for the file's identity.
+        identity: of the source (`identity_of`), which becomes the file's.
         label: of labels, what there is to say of them; kept as the image's description.
 
     Raises:
@@ -54,21 +56,17 @@ def write_pyramid_tiff(
     nbytes = sum(int(np.prod(level.shape, dtype=np.int64)) * level.dtype.itemsize for level in levels)
     metadata: dict[str, Any] = {
         "axes": axes.upper(),
-        "Name": name,
-        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, repr(sorted(fingerprint.items())))}",
+        "Name": plain_xml(name),
+        "UUID": identity,
     }
     if label is not None:
         metadata["Description"] = json.dumps({_LABEL: dict(label)})
-    resolution: dict[str, Any] = {}
     if pixel_size_nm is not None:
         for axis, size in zip(axes.replace("c", "").upper(), pixel_size_nm, strict=True):
             metadata |= {f"PhysicalSize{axis}": size / 1000, f"PhysicalSize{axis}Unit": "µm"}
     try:
         with tifffile.TiffWriter(path, bigtiff=nbytes > _CLASSIC_LIMIT, ome=True) as tiff:
             for i, level in enumerate(levels):
-                if pixel_size_nm is not None:
-                    y, x = (1e7 / (size * 2**i) for size in pixel_size_nm[-2:])
-                    resolution = {"resolution": (x, y), "resolutionunit": "CENTIMETER"}
                 first: dict[str, Any] = {"subifds": len(levels) - 1, "metadata": metadata, "software": "tilelab"}
                 tiff.write(
                     _tiles(level),
@@ -80,11 +78,34 @@ def write_pyramid_tiff(
                     predictor=level.dtype.kind in "iu",  # few readers know the one for float
                     maxworkers=core_count(),
                     buffersize=2**24,
-                    **resolution,
+                    **resolution_tags(pixel_size_nm, i),
                     **({"subfiletype": 1} if i else first),
                 )
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def plain_xml(text: str) -> str:
+    """`text` with a mark for what no XML holds: control characters, and bytes of a file's name that are no text."""
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def resolution_tags(pixel_size_nm: Sequence[float] | None, level: int) -> dict[str, Any]:
+    """TIFF's own resolution of a level, pixels per centimetre; empty where it is not known, or no ratio of 32 bits."""
+    per_cm = [] if pixel_size_nm is None else [1e7 / (size * 2**level) for size in pixel_size_nm[-2:]]
+    if not per_cm or not all(1 / _MOST_PER_CM <= n <= _MOST_PER_CM for n in per_cm):
+        return {}
+    return {"resolution": (per_cm[1], per_cm[0]), "resolutionunit": "CENTIMETER"}
+
+
+def read_tiff_identity(path: str | Path) -> str | None:
+    """The identity of an OME-TIFF; None of other files."""
+    try:
+        with collect_notes(), tifffile.TiffFile(path) as tiff:
+            found = _UUID.search(tiff.ome_metadata or "")
+    except (OSError, ValueError):  # tifffile's own errors are ValueErrors
+        return None
+    return None if found is None else found[1]
 
 
 def read_tiff_label(path: str | Path) -> dict[str, Any] | None:

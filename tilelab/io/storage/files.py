@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from itertools import product
 
 import numpy as np
@@ -67,6 +68,11 @@ def hash_file(file: StoredFile) -> dict[str, str]:
     ends = hashlib.sha256(file.read(0, min(_ENDS, size)))
     ends.update(file.read(max(0, size - _ENDS), min(_ENDS, size)))
     return {"bytes": str(size), kind: mark, "ends_sha256": ends.hexdigest()}
+
+
+def identity_of(fingerprint: Mapping[str, str]) -> str:
+    """What a file that is made of an image keeps of the image's fingerprint."""
+    return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, repr(sorted(fingerprint.items())))}"
 
 
 def hash_stats(places: Iterable[Place]) -> str:

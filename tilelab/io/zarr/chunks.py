@@ -107,7 +107,7 @@ class ChunkReader:
                 for cell in some:
                     path = node.file(cell)
                     if _is_absent(path):
-                        self._fill(cell)
+                        self._lack(cell)
                         continue
                     file = path.open_file()
                     files.append(file)
@@ -135,6 +135,19 @@ class ChunkReader:
                 f"{self._node.path} has no chunk {cell}, and its fill_value {str(self._node.told_fill)[:40]!r} is no "
                 f"{self._node.dtype}: correct it in its metadata"
             )
+
+    def _lack(self, cell: tuple[int, ...]) -> None:
+        """A file that is absent: it was never written, and what it would hold has the fill value.
+
+        Raises:
+            InputError: it was written, or there is no fill value.
+        """
+        node = self._node
+        if node.written is not None and node.written.has_file(int(np.ravel_multi_index(cell, node.files_grid))):
+            raise InputError(
+                f"{node.file(cell)} is missing: it was written, and not copied with the rest: copy {node.path} anew"
+            )
+        self._fill(cell)
 
     def clear(self) -> None:
         """Forget what was kept."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,6 +16,8 @@ _Chunk = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Separator = Literal["/", "."]
 _Named = dict[str, Any]
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+WRITTEN = "tilelab_written"
+"""Key of `Written` among the attributes of an array."""
 
 
 class ArrayV2(msgspec.Struct):
@@ -98,7 +102,24 @@ class Group(msgspec.Struct):
     attributes: _Named | None = None
 
 
-for _type in (ArrayV2, ArrayV3, Sharding, Group):  # known once, here: two threads that ask first crash msgspec
+class Written(msgspec.Struct, frozen=True):
+    """Which shards of an array were written: the others are all zeros, and have no file.
+
+    Attributes:
+        files: how many have one.
+        zeros: the others, by their numbers in the grid in C order: first and one after the last of each run, rising.
+    """
+
+    files: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+    zeros: list[tuple[int, int]]
+
+    def has_file(self, number: int) -> bool:
+        """Whether a shard was written, by its number in the grid in C order."""
+        run = bisect_right(self.zeros, number, key=itemgetter(0)) - 1
+        return run < 0 or number >= self.zeros[run][1]
+
+
+for _type in (ArrayV2, ArrayV3, Sharding, Group, Written):  # known once, here: two threads that ask first crash msgspec
     msgspec.json.Decoder(_type)
 
 

@@ -14,7 +14,18 @@ import numpy as np
 from tilelab.errors import InputError
 from tilelab.io.storage.local_file import refuse_loose_link
 from tilelab.io.storage.place import Place
-from tilelab.io.zarr.documents import ArrayV2, ArrayV3, Codec, Group, Sharding, check_extensions, fill_of, parse_json
+from tilelab.io.zarr.documents import (
+    WRITTEN,
+    ArrayV2,
+    ArrayV3,
+    Codec,
+    Group,
+    Sharding,
+    Written,
+    check_extensions,
+    fill_of,
+    parse_json,
+)
 
 _V3_DTYPES = {"bool", "float16", "float32", "float64", *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64))}
 _DECODERS = {"zstd", "gzip", "zlib", "blosc"}
@@ -56,6 +67,7 @@ class ArrayNode:
         names: names of the axes, if they have some.
         attributes: what users and conventions have added.
         document: the metadata as it is on disk, for the fingerprint.
+        written: which files were written; None where nobody says, and what is absent has the fill value.
     """
 
     path: Place
@@ -74,6 +86,7 @@ class ArrayNode:
     names: tuple[str, ...] | None
     attributes: dict[str, Any]
     document: bytes
+    written: Written | None = None
 
     def __post_init__(self) -> None:
         if not len(self.shape) == len(self.grid) == len(self.chunk):
@@ -85,6 +98,11 @@ class ArrayNode:
     def sharded(self) -> bool:
         """Whether a file holds several chunks and an index of them."""
         return self.grid != self.chunk
+
+    @property
+    def files_grid(self) -> tuple[int, ...]:
+        """Files on each axis."""
+        return tuple(-(-n // g) for n, g in zip(self.shape, self.grid, strict=True))
 
     def file(self, index: tuple[int, ...]) -> Place:
         """Where the shard (or chunk) `index` is."""
@@ -179,6 +197,7 @@ def array_node(path: Place, meta: dict[str, Any], document: bytes = b"") -> Arra
         names=tuple(map(str, told.dimension_names)) if told.dimension_names else None,
         attributes=told.attributes or {},
         document=document,
+        written=None if (kept := (told.attributes or {}).get(WRITTEN)) is None else msgspec.convert(kept, Written),
     )
 
 

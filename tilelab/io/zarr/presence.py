@@ -9,11 +9,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from tilelab.errors import InputError
 from tilelab.io.storage.local_file import refuse_loose_link
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.zip_path import ZipPath
+from tilelab.io.zarr.documents import Written
 from tilelab.io.zarr.metadata import ArrayNode
 
 MOST_LISTED = 2**16
@@ -52,7 +55,7 @@ class Presence:
 
 def count_chunks(node: ArrayNode) -> Presence:
     """Count the files of an array, by listing: no more than 65,536 of them, in a store what one request lists."""
-    grid = tuple(-(-n // g) for n, g in zip(node.shape, node.grid, strict=True))
+    grid = node.files_grid
     expected = math.prod(grid)
     if not node.path.lists:
         return Presence(expected, None, complete=False)
@@ -86,6 +89,31 @@ def check_keys(node: ArrayNode, presence: Presence) -> None:
         raise InputError(
             f"{node.path} has no chunk where its metadata say (as {wanted}), but has {presence.other}: correct the "
             f'separator of its chunk keys, "{"/" if node.separator == "." else "."}" instead of "{node.separator}"'
+        )
+
+
+def find_written(node: ArrayNode) -> Written:
+    """Which files of a finished local array there are; see `check_written`."""
+    grid = node.files_grid
+    head = len(node.prefix)
+    keys = (key.split(node.separator)[head:] for key, _ in _keys(node.path) if _is_key(node, grid, key))
+    cells = np.array([*keys], np.int64).reshape(-1, len(grid))
+    numbers = np.sort(np.ravel_multi_index(tuple(cells.T), grid))
+    ends = np.concatenate([[-1], numbers, [math.prod(grid)]])
+    gaps = np.flatnonzero(np.diff(ends) > 1)
+    return Written(len(numbers), [(int(ends[i]) + 1, int(ends[i + 1])) for i in gaps])
+
+
+def check_written(uri: str, presence: Presence, written: Written, what: str) -> None:
+    """Refuse an array that lacks what was written of it; where not all was looked at, whoever reads it finds out.
+
+    Raises:
+        InputError: so many are missing.
+    """
+    if presence.complete and presence.found is not None and presence.found < written.files:
+        raise InputError(
+            f"{uri} is not whole: {presence.found} of the {written.files} {what} that were written are there: copy it "
+            "anew"
         )
 
 

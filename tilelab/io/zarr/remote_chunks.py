@@ -42,7 +42,7 @@ class RemoteChunkReader(ChunkReader):
             return
         file = self._find(cell, None)
         if file is None:
-            self._fill(cell)
+            self._lack(cell)
             return
         self._put(Piece(cell, file, 0, file.size, wanted), box, out)
         file.close()
@@ -51,7 +51,7 @@ class RemoteChunkReader(ChunkReader):
         """The wanted chunks of one shard."""
         file = self._find(cell, 16 * math.prod(self._shard_grid) + 4)
         if file is None:
-            self._fill(cell)
+            self._lack(cell)
             return
         pieces = self._shard_pieces(cell, file, box)
         ranges = [(piece.offset, piece.count) for piece in pieces if self._kept.find(piece.chunk) is None]

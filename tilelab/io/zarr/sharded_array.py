@@ -20,6 +20,7 @@ from itertools import product
 from typing import Any
 
 import google_crc32c
+import msgspec
 import numpy as np
 import zstandard
 
@@ -29,6 +30,7 @@ from tilelab.geometry import Box
 from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census, count_shard
+from tilelab.io.zarr.documents import WRITTEN, Written
 from tilelab.io.zarr.metadata import array_node
 from tilelab.io.zarr.remote_chunks import open_reader
 from tilelab.machine.disk import why_unwritten
@@ -62,8 +64,8 @@ class ShardedArray:
     shard: tuple[int, ...]
     axes: str
 
-    def metadata(self) -> dict[str, Any]:
-        """The content of ``zarr.json``."""
+    def metadata(self, written: Written | None = None) -> dict[str, Any]:
+        """The content of ``zarr.json``; of a finished array with what was `written`, so that a loss is seen later."""
         inner: list[dict[str, Any]] = [
             {"name": "bytes", **({"configuration": {"endian": "little"}} if self.dtype.itemsize > 1 else {})},
             {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}},
@@ -78,7 +80,7 @@ class ShardedArray:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0 if self.dtype.kind in "iu" else 0.0,
             "codecs": inner if self.chunk == self.shard else [{"name": "sharding_indexed", "configuration": sharded}],
-            "attributes": {},
+            "attributes": {} if written is None else {WRITTEN: msgspec.to_builtins(written)},
             "dimension_names": list(self.axes),
             "storage_transformers": [],
         }
