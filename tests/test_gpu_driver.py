@@ -108,6 +108,32 @@ def test_kernels_are_kept_between_processes_and_small_launches_give_no_warning(c
         assert known == kept, "compiled again"
 
 
+@pytest.mark.parametrize("compiler", compilers())
+def test_processes_that_compile_at_the_same_time_do_not_take_each_others_kernels(compiler, tmp_path):
+    """Numba numbers files by an index that it reads first: whoever has not seen the other's takes its number."""
+    script = """
+import numpy as np
+from tilelab.kernels import compiler, cuda_elementwise, device
+device.select(0)
+stream = device.stream()
+def launch(dtype):
+    kernel = compiler.jit(cuda_elementwise._fill_zero.py_func)  # that of a process which has compiled nothing
+    kernel[1, 8, stream](device.empty((5,), dtype))
+    return {path: path.read_bytes() for path in compiler.cache_folder().rglob("*.nbc")}
+first = launch(np.float32)
+(index,) = compiler.cache_folder().rglob("*.nbi")
+seen = index.read_bytes()
+index.unlink()
+both = launch(np.float16)
+print(len(first), len(both), first.items() <= both.items())
+index.write_bytes(seen)
+print(launch(np.float32) == both)
+"""
+    without = "numba_cuda_mlir" if compiler == "numba-cuda" else ""
+    said, _, _ = run_on_standin(script, tmp_path, without=without, NUMBA_CACHE_DIR="")
+    assert said.splitlines() == ["1 2 True", "True"]
+
+
 def test_kernels_run_where_nothing_can_be_kept():
     said, counted, _ = run_on_standin(LAUNCH, "/proc/none", NUMBA_CACHE_DIR="")
     assert said.endswith(" False")

@@ -7,7 +7,7 @@ nothing else.
 Compiled kernels are kept between processes, under the user's cache folder, where that can be written.  A kernel is
 found again by its signature, its code and what it closes over, the compute capability, the versions of the CUDA
 runtime and of the compiler (all by Numba), and a digest of this folder's sources (by us: Numba does not see what a
-kernel calls).
+kernel calls).  Any number of processes may do so at the same time.
 """
 
 from __future__ import annotations
@@ -138,6 +138,7 @@ def jit(function: Any) -> Any:
         return cuda.jit(function)
     finally:
         _config.CACHE_DIR = given
+    _name_by_content(kernel._cache._cache_file)
     save = kernel._cache.save_overload
 
     def save_if_possible(*args: Any) -> None:
@@ -146,6 +147,25 @@ def jit(function: Any) -> Any:
 
     kernel._cache.save_overload = save_if_possible
     return kernel
+
+
+def _name_by_content(files: Any) -> None:
+    """Have compiled kernels in files that are named by what they are for.
+
+    Numba takes the next number of an index that it has read and writes the index first: of two processes that compile
+    at the same time one would find the other's kernel, for other types, under its own number.  So what they may lose
+    of each other is an entry of the index.
+    """
+
+    def save(key: Any, data: Any) -> None:
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        name = f"{files._index_name.removesuffix('.nbi')}.{digest}.nbc"
+        files._save_data(name, data)
+        known = files._load_index()
+        if known.get(key) != name:
+            files._save_index(known | {key: name})
+
+    files.save = save
 
 
 def is_fault(error: BaseException) -> bool:
