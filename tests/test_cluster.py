@@ -108,12 +108,22 @@ def test_devices_mean_workers(monkeypatch, device, workers, count, first):
     assert is_distributed(options) == (count > 1)
 
 
+def test_gpus_are_numbered_as_nvidia_smi_does_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    _, second = worker_slots(Options(device="cuda:0,1"))
+    assert second.environment == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    _, second = worker_slots(Options(device="cuda:0,1"))
+    assert second.environment == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
 def test_each_gpu_worker_sees_its_own_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8f")
     slots = worker_slots(Options(device="cuda:0,1"))
     assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in slots] == ["3", "GPU-8f"]
     assert worker_slots(Options(device="all")) == slots
-    assert slots[0] == Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": "3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+    assert slots[0] == Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": "3"}), "in the order in which 3 was meant"
     with pytest.raises(EngineError, match="names GPU 2, CUDA_VISIBLE_DEVICES=3,GPU-8f leaves 2"):
         worker_slots(Options(device="cuda:0,2"))
 

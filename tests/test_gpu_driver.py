@@ -73,6 +73,42 @@ except Exception as error:
     assert ended.counted["deepest_stack"] == 1
 
 
+def test_a_gpu_without_the_library_that_compiles_for_it_is_not_said_to_be_missing(standin):
+    script = """
+from tilelab.errors import EngineError
+from tilelab.kernels import device
+device.cuda.is_available = lambda: False  # the driver is there, libNVVM is not
+try:
+    device.select(0)
+except EngineError as error:
+    print(error)
+"""
+    (line,) = standin.run(script).said.splitlines()
+    assert line.startswith(
+        f"there is a GPU, but {compilers()[0]} finds no libNVVM to compile kernels with: pip install "
+    )
+    assert line.endswith(", or name a CUDA toolkit in CUDA_HOME")
+
+
+def test_a_fault_that_a_library_tells_in_its_own_words_is_known_from_then_on(picture, standin):
+    """A worker on such a GPU has to be started anew."""
+    work = """
+from tilelab.engines.registry import load_engine
+from tilelab.errors import EngineError
+engine = load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device="cuda")
+def fail(tiles, logits):
+    os.environ["STANDIN_FAULT"] = "cuStreamSynchronize:1"
+    raise EngineError("the library failed")
+engine._enqueue = fail
+try:
+    engine.run(np.zeros((8, 1, 128, 128), np.float32), np.zeros((8, 3, 128, 128), np.float32))
+except EngineError as error:
+    print(error, device.has_failed())
+"""
+    said, _ = whole(picture, "import os\n" + work, standin)
+    assert said == ["the library failed True"]
+
+
 LAUNCH = """
 import sys
 import numpy as np

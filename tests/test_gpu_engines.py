@@ -328,6 +328,9 @@ def test_probes_say_what_works(library, monkeypatch, module):
     ort_gpu.probe.cache_clear()
     library.names, library.devices = ["CPUExecutionProvider"], []
     if module is ort_rtx:
+        monkeypatch.setattr(library, "register_execution_provider_library", lambda name, path: None)
+        assert module.probe().reason.startswith("NvTensorRTRTXExecutionProvider finds no GPU here that it supports")
+        ort_gpu.probe.cache_clear()
         monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
         assert "NvTensorRTRTXExecutionProvider does not load" in module.probe().reason
     else:

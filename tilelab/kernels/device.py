@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from tilelab.arrays import Array
 from tilelab.errors import EngineError
-from tilelab.kernels.compiler import NO_CONTEXT, SIMULATED, cuda, is_fault
+from tilelab.kernels.compiler import COMPILER, NO_CONTEXT, SIMULATED, cuda, is_fault
+from tilelab.machine.nvidia import driver_problem
+from tilelab.text import install_hint
 
 DeviceArray = Any  # Numba's, or any object with __cuda_array_interface__
 Stream = Any
@@ -53,6 +55,11 @@ def select(index: int) -> DeviceInfo:
         EngineError: no driver, no GPU, or fewer than `index` + 1; or the GPU has failed.
     """
     if not cuda.is_available():
+        if not cuda.cuda_error() and not driver_problem():
+            raise EngineError(
+                f"there is a GPU, but {COMPILER} finds no libNVVM to compile kernels with: {install_hint('gpu')}, or "
+                "name a CUDA toolkit in CUDA_HOME"
+            )
         reason = " ".join(str(cuda.cuda_error() or "no driver or no device was found").split()).strip(":. ")
         raise EngineError(f"no NVIDIA GPU is usable here ({reason}): use --device cpu")
     count = len(cuda.gpus)

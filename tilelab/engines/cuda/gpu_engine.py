@@ -10,7 +10,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.engines.base import DeviceEngine, GpuRoom
 from tilelab.engines.loading import FileEngine, LoadRequest
-from tilelab.errors import ModelError
+from tilelab.errors import EngineError, ModelError
 from tilelab.kernels import device
 from tilelab.kernels.reference import SIGMOID, SOFTMAX
 
@@ -77,7 +77,12 @@ class GpuEngine(FileEngine):
                 self._buffers = device.empty(source.shape, source.dtype), device.empty(target.shape, target.dtype)
             tiles, logits = self._buffers
             device.upload(source, tiles, self.stream)
-            self._enqueue(tiles, logits)
+            try:
+                self._enqueue(tiles, logits)
+            except EngineError:
+                with device.quietly():  # a library tells a fault of the GPU in its own words: from now on it is known
+                    self.stream.synchronize()
+                raise
             device.download(logits, target, self.stream)
             self.stream.synchronize()
 

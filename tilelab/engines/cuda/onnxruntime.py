@@ -64,6 +64,10 @@ def probe(provider: Provider) -> Availability:
         if provider.register is not None:
             provider.register(ort)
         if provider.provider not in provider_names(ort):
+            if provider.register is not None:  # it is there, and names the GPUs that it is for
+                return Availability(
+                    found, f"{provider.provider} finds no GPU here that it supports: use another engine"
+                )
             return Availability(found, f"{provider.package} {found} has no {provider.provider}: reinstall it")
     except Exception as error:  # noqa: BLE001 - a plug-in's loader raises whatever it likes
         return Availability(found, f"{provider.provider} does not load: {explain(error)}")

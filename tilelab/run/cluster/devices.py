@@ -105,5 +105,7 @@ def _visible() -> list[str] | None:
 
 
 def _gpu(identity: str) -> Slot:
-    # numbers must mean the same GPUs as in nvidia-smi
-    return Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": identity, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+    alone = {"CUDA_VISIBLE_DEVICES": identity}
+    if _visible() is None and "CUDA_DEVICE_ORDER" not in os.environ:
+        alone["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # numbers mean the GPUs of nvidia-smi; else those whom the user meant
+    return Slot("cuda:0", alone)
