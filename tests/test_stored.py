@@ -104,6 +104,19 @@ def test_what_was_converted_knows_what_was_written(tmp_path: Path) -> None:
         assert "9 of 12 shards are stored, the others read as 0" in image.warnings[0]
 
 
+@pytest.mark.parametrize("bound", ["MOST_TOLD", "MOST_RUNS"])
+def test_of_too_many_files_nobody_says_which_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(f"tilelab.io.zarr.presence.{bound}", 0)
+    stored = np.zeros((1, 100, 4200), np.uint8)
+    stored[..., 3000:] = 7
+    convert_image(stored, tmp_path / "a.ome.zarr", axes="cyx")
+    assert json.loads((tmp_path / "a.ome.zarr" / "0" / "zarr.json").read_text())["attributes"] == {}
+    with open_image(tmp_path / "a.ome.zarr") as image:
+        np.testing.assert_array_equal(image[...], stored)
+
+
 def test_results_know_what_was_written(tmp_path: Path) -> None:
     make_result(tmp_path / "r.ome.zarr", (300, 2100), counted=True)
     labels = tmp_path / "r.ome.zarr" / "labels" / "classes"

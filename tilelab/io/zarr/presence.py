@@ -20,6 +20,10 @@ from tilelab.io.zarr.documents import Written
 from tilelab.io.zarr.metadata import ArrayNode
 
 MOST_LISTED = 2**16
+MOST_TOLD = 2**22
+"""Files of an array that is told apart: their numbers take 32 MiB."""
+MOST_RUNS = 2**16
+"""Of absent files; an index of them has about 20 bytes for each."""
 _MOST_REMOTE = 999  # one request
 _MANY, _SPARSE = 10**7, 10**5
 """So many pieces, of which less than one in so many is there, are a mistake in the metadata."""
@@ -92,15 +96,22 @@ def check_keys(node: ArrayNode, presence: Presence) -> None:
         )
 
 
-def find_written(node: ArrayNode) -> Written:
-    """Which files of a finished local array there are; see `check_written`."""
+def find_written(node: ArrayNode) -> Written | None:
+    """Which files of a finished local array there are; see `check_written`.
+
+    None where there are too many to be told: 4 million, of shards more than a terabyte, or 65,536 runs of absent ones.
+    """
     grid = node.files_grid
+    if math.prod(grid) > MOST_TOLD:
+        return None
     head = len(node.prefix)
     keys = (key.split(node.separator)[head:] for key, _ in _keys(node.path) if _is_key(node, grid, key))
-    cells = np.array([*keys], np.int64).reshape(-1, len(grid))
+    cells = np.fromiter((int(part) for key in keys for part in key), np.int64).reshape(-1, len(grid))
     numbers = np.sort(np.ravel_multi_index(tuple(cells.T), grid))
     ends = np.concatenate([[-1], numbers, [math.prod(grid)]])
     gaps = np.flatnonzero(np.diff(ends) > 1)
+    if len(gaps) > MOST_RUNS:
+        return None
     return Written(len(numbers), [(int(ends[i]) + 1, int(ends[i + 1])) for i in gaps])
 
 
