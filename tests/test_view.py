@@ -175,7 +175,7 @@ def test_the_whole_image_fits_the_page_whatever_its_pixels():
     level = Level(whole.shape, (1.0, 1.0, 1.0), lambda box: whole[box.slices])
     layer = Layer("a", "image", Pyramid.of([level], whole.dtype, ChunkCache()), (2.0, 8.0, 4.0))
     scene = Scene("a", (layer,), True)
-    assert viewer_state(scene, "")["crossSectionScale"] == pytest.approx(1100 * 8 / 2 / 800 * 1.05)
+    assert viewer_state(scene, "")["crossSectionScale"] == pytest.approx(1100 * 8 / 2 / 400 * 1.05)  # of four panels
     assert viewer_state(scene, "", full_size=True)["crossSectionScale"] == 2.0
     assert viewer_state(scene, "")["projectionScale"] == pytest.approx(1100 * 8 / 2 * 1.2)
 

@@ -144,7 +144,8 @@ def viewer_state(scene: Scene, base: str, *, version: int = 0, full_size: bool =
     deep = high[0] - low[0] > 1
     steps = [size / min(scene.size) for size in scene.size]  # to the unit of the page's scales
     extent = [(b - a) * step for a, b, step in zip(low, high, steps, strict=True)]
-    whole = max(extent[2] / 1100, extent[1] / 800)
+    four = deep and all(layer.pyramid.chunk[0] > 1 for layer in scene.layers)
+    whole = max(extent[2] / 1100, extent[1] / 800) * (2 if four else 1)
     dimensions = {a: [s * 1e-9, "m"] if scene.units else [s, ""] for a, s in zip("xyz", scene.size[::-1], strict=True)}
     layers = [
         _layer_state(layer, f"{base}.{version}/{n}" if version and not layer.pyramid.lasting else f"{base}/{n}")
@@ -162,7 +163,7 @@ def viewer_state(scene: Scene, base: str, *, version: int = 0, full_size: bool =
         "showAxisLines": deep,
         "prefetch": all(layer.pyramid.lasting for layer in scene.layers),
         "selectedLayer": {"layer": chosen, "visible": True, "size": 320},
-        "layout": "4panel" if deep and all(layer.pyramid.chunk[0] > 1 for layer in scene.layers) else "xy",
+        "layout": "4panel" if four else "xy",
     }
 
 
