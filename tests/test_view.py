@@ -209,6 +209,40 @@ def test_a_state_that_is_none_does_no_harm(files, tmp_path, layers, capsys):
         assert "no saved view" in capsys.readouterr().err
 
 
+def test_each_tab_keeps_its_own_view_when_the_page_is_renewed(files):
+    folder, *_ = files
+    with serving(folder / "image.ome.zarr") as server:
+        for tab, x in (("a", 1), ("b", 2)):
+            body = json.dumps({"s": {"position": [x, 0, 0]}, "g": 1, "c": tab}).encode()
+            assert ask(server, f"/{server.token}/state/page", method="POST", body=body)[0] == 200
+        link = urlsplit(server.url)
+        shown = []
+        for tab in ("a", "b", "new"):
+            connection = http.client.HTTPConnection(link.hostname, link.port, timeout=20)
+            connection.request("GET", f"/{server.token}/events/page?c={tab}&gs=1")
+            stream = connection.getresponse()
+            lines = [stream.readline() for _ in range(4)]  # its configuration and its state, a blank line behind each
+            server.renew()
+            lines += [stream.readline()]
+            told = [json.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
+            shown.append([one["s"]["position"][0] for one in told if one["k"] == "s"])
+            stream.close()
+            connection.close()
+        assert shown == [[1, 1], [2, 2], [2, 2]]
+
+
+def test_a_tab_that_moves_is_not_taken_back(files, monkeypatch):
+    """What the page was given while it moved was an older place."""
+    folder, *_ = files
+    with serving(folder / "image.ome.zarr") as server:
+        assert server.is_quiet("a")
+        server.tell({"position": [1, 0, 0]}, "a")
+        assert not server.is_quiet("a")
+        assert server.is_quiet("b")
+        monkeypatch.setattr("tilelab.view.server._QUIET_SECONDS", 0.0)
+        assert server.is_quiet("a")
+
+
 def test_what_a_closed_server_was_told_spoils_no_other_request(files):
     """A tab of an earlier server at the same port goes on telling its state."""
     folder, *_ = files

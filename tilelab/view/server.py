@@ -13,13 +13,15 @@ import secrets
 import select
 import socket
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from tilelab.errors import InputError, OutputError, TilelabError
 from tilelab.machine.version import __version__
@@ -30,6 +32,8 @@ from tilelab.view.pyramid import asker_gone
 _HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html", ".wasm": "application/wasm"}
 _MOST_STATE = 4 << 20
+_MOST_TABS = 64
+_QUIET_SECONDS = 0.7
 _POLICY = (
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; worker-src 'self' blob:; connect-src 'self' data: blob:; frame-ancestors 'none'"
@@ -44,7 +48,7 @@ class ViewServer(ThreadingHTTPServer):
 
     Attributes:
         token: that every address begins with.
-        state: of the page, as it was last told.
+        state: of the page, as any tab last told it.
         changed: called with every state of the page.
         version: of what is being written; see `renew`.
     """
@@ -58,6 +62,7 @@ class ViewServer(ThreadingHTTPServer):
         self.told = self.version = 0
         self.changed: Callable[[dict[str, Any]], None] = lambda state: None  # noqa: ARG005
         self._first, self._view = state, view
+        self._tabs: OrderedDict[str, tuple[dict[str, Any], float]] = OrderedDict()  # what each told, and when
         self._news = threading.Condition()
         self.closing = False
         self.client = client_folder()
@@ -85,12 +90,13 @@ class ViewServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def begin_state(self, base: str) -> dict[str, Any]:
-        """The state a page begins with: what it was last told, or a new one."""
+    def begin_state(self, base: str, tab: str = "") -> dict[str, Any]:
+        """The state a page begins with: what that tab last told, else what any did, or a new one."""
         from tilelab.view.layers import keep_view
 
         fresh = viewer_state(self.scene, base, version=self.version, **self._view)
-        kept = self.state or self._first
+        told = self._tabs.get(tab)
+        kept = told[0] if told is not None else self.state or self._first
         return fresh if kept is None else keep_view(fresh, kept)
 
     def renew(self, scene: Scene | None = None) -> None:
@@ -99,13 +105,22 @@ class ViewServer(ThreadingHTTPServer):
             self.scene = self.scene if scene is None else scene
             self.version += 1
 
-    def tell(self, state: dict[str, Any]) -> int:
-        """Keep what a page shows now."""
+    def tell(self, state: dict[str, Any], tab: str = "") -> int:
+        """Keep what a tab of the page shows now."""
         with self._news:
             self.state = state
+            self._tabs[tab] = (state, time.monotonic())
+            self._tabs.move_to_end(tab)
+            while len(self._tabs) > _MOST_TABS:
+                self._tabs.popitem(last=False)
             self.told += 1
         self.changed(state)
         return self.told
+
+    def is_quiet(self, tab: str) -> bool:
+        """Whether a tab shows what it last told: of one that moves, a state that it is given takes back some of it."""
+        told = self._tabs.get(tab)
+        return told is None or time.monotonic() - told[1] > _QUIET_SECONDS
 
     def wait(self, seconds: float) -> bool:
         """Whether it is still open after that time."""
@@ -161,13 +176,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         body = self.rfile.read(int(length))
-        told = None
+        told, tab = None, ""
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            told = json.loads(body)["s"]
+            said = json.loads(body)
+            told, tab = said["s"], str(said.get("c", ""))
         if path != "state/page" or not is_state(told):
             self._refuse(HTTPStatus.BAD_REQUEST if path == "state/page" else HTTPStatus.NOT_FOUND)
             return
-        self._json({"g": f"page/{self.server.tell(told)}"})
+        self._json({"g": f"page/{self.server.tell(told, tab)}"})
 
     def _path(self) -> str | None:
         """What is asked for, below the token; None when the request was refused."""
@@ -193,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _events(self) -> None:
         """Tell the page its state, and again when it was renewed; when the line breaks, the page is gone."""
         base = f"http://{self.headers['Host']}/{self.server.token}/data"
+        tab = parse_qs(urlsplit(self.path).query).get("c", [""])[0]
         self.close_connection = True
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream")
@@ -200,11 +217,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         version = self.server.version
         self._tell("c", {}, "begin/c")
-        self._tell("s", self.server.begin_state(base), "begin/s")
+        self._tell("s", self.server.begin_state(base, tab), "begin/s")
         while self.server.wait(1.0) and not self._gone():
-            if version != self.server.version:
+            if version != self.server.version and self.server.is_quiet(tab):
                 version = self.server.version
-                self._tell("s", self.server.begin_state(base), f"begin/{version}")
+                self._tell("s", self.server.begin_state(base, tab), f"begin/{version}")
 
     def _tell(self, key: str, state: dict[str, Any], generation: str) -> None:
         self.wfile.write(f"data: {json.dumps({'k': key, 's': state, 'g': generation})}\n\n".encode())
