@@ -27,6 +27,7 @@ from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
 from tilelab.errors import InputError, OutputError, ResumeError, TilelabError
 from tilelab.geometry import Box
+from tilelab.io.convert import convert_image
 from tilelab.io.images.open import describe, open_image
 from tilelab.io.results.result import read_result
 from tilelab.io.results.sink import Stored
@@ -210,6 +211,25 @@ def test_signed_addresses(s3, folder, pixels):
 
 
 # writing
+
+
+def test_what_was_not_copied_into_a_bucket_is_no_zeros(s3, pixels, tmp_path):
+    whole = np.array(pixels)
+    whole[:2048, :2048] = 0
+    convert_image(whole, tmp_path / "a.ome.zarr")
+    lost = next(path for path in (tmp_path / "a.ome.zarr").rglob("0/c/1/0"))
+    store = open_store("s3://data")
+    for file in (tmp_path / "a.ome.zarr").rglob("*"):
+        if file.is_file() and file != lost:
+            store.put(f"part/{file.relative_to(tmp_path).as_posix()}", file.read_bytes())
+    with pytest.raises(InputError, match="is not whole: 2 of the 3 shards"):
+        open_image("s3://data/part/a.ome.zarr")
+    lost.unlink()
+    with web_server(tmp_path) as (url, _), open_image(f"{url}/a.ome.zarr") as image:  # which does not list
+        assert not image[:100, :100].any()
+        np.testing.assert_array_equal(image[:100, 2048:], pixels[:100, 2048:])
+        with pytest.raises(InputError, match="0/c/1/0 is missing: it was written"):
+            image[2000:2100, :]
 
 
 def test_from_bucket_to_bucket_gives_the_bytes_of_local_files(s3, uploaded, folder, truth, tmp_path):

@@ -229,13 +229,13 @@ class OmeZarrSink:
             # what is on the disk is counted where that is cheap: of a unit that two workers did, both tell
             here = count_shards(self.partial, self.info) if self.path.renames else {"files": files, "bytes": size}
             document["attributes"][SHARDS] = here
+        for array in (array for what in self.info.whats for array in self.info.arrays(self.partial, what)):
+            written = find_written(array_node(array.path, array.metadata()))
+            replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], self._scratch)
         root = _encode(document)
         if not self.path.renames:
             (self.partial / "zarr.json").write_bytes(root)
             return {"path": str(self.path), "levels": layout.levels}
-        for array in (array for what in self.info.whats for array in self.info.arrays(self.partial, what)):
-            written = find_written(array_node(array.path, array.metadata()))
-            replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], self._scratch)
         replace_file(self.description, [root], self._scratch)
         self._scratch.remove_tree()
         ours = self._scratch.parent

@@ -97,16 +97,22 @@ def check_keys(node: ArrayNode, presence: Presence) -> None:
 
 
 def find_written(node: ArrayNode) -> Written | None:
-    """Which files of a finished local array there are; see `check_written`.
+    """Which files of a finished array there are; see `check_written`.
 
-    None where there are too many to be told: 4 million, of shards more than a terabyte, or 65,536 runs of absent ones.
+    None where there are too many to be told, 4 million, of shards more than a terabyte, or 65,536 runs of absent ones;
+    and where the place does not list.
     """
     grid = node.files_grid
     if math.prod(grid) > MOST_TOLD:
         return None
     head = len(node.prefix)
     keys = (key.split(node.separator)[head:] for key, _ in _keys(node.path) if _is_key(node, grid, key))
-    cells = np.fromiter((int(part) for key in keys for part in key), np.int64).reshape(-1, len(grid))
+    try:
+        cells = np.fromiter((int(part) for key in keys for part in key), np.int64).reshape(-1, len(grid))
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return None  # as in `count_chunks`
     numbers = np.sort(np.ravel_multi_index(tuple(cells.T), grid))
     ends = np.concatenate([[-1], numbers, [math.prod(grid)]])
     gaps = np.flatnonzero(np.diff(ends) > 1)
