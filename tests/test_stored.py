@@ -109,9 +109,9 @@ def test_of_too_many_files_nobody_says_which_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     monkeypatch.setattr(f"tilelab.io.zarr.presence.{bound}", 0)
-    stored = np.zeros((1, 100, 4200), np.uint8)
-    stored[..., 3000:] = 7
-    convert_image(stored, tmp_path / "a.ome.zarr", axes="cyx")
+    stored = np.zeros((100, 4200), np.uint8)
+    stored[:, 3000:] = 7
+    convert_image(stored, tmp_path / "a.ome.zarr", axes="yx")
     assert json.loads((tmp_path / "a.ome.zarr" / "0" / "zarr.json").read_text())["attributes"] == {}
     with open_image(tmp_path / "a.ome.zarr") as image:
         np.testing.assert_array_equal(image[...], stored)
