@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from tilelab.arrays import Array
 from tilelab.errors import TilelabError
 from tilelab.geometry import Box
 from tilelab.view.pyramid import Pyramid
@@ -39,19 +41,29 @@ class Layer:
     shown: bool = True
 
     def contrast(self) -> tuple[float, float]:
-        """Intensities that are black and white: percentiles of the middle of the finest and of the coarsest level."""
+        """Intensities that are black and white: percentiles of the middle, and of places all over the coarsest level.
+
+        That is the coarsest that is stored: one that is made would be of all pixels.
+        """
         found = []
-        for level in {id(level): level for level in (self.pyramid.levels[0], self.pyramid.levels[-1])}.values():
-            z, y, x = level.shape
-            start = (z // 2, max(0, (y - _LOOK) // 2), max(0, (x - _LOOK) // 2))
-            try:
-                block = level.read(Box(start, (z // 2 + 1, min(y, start[1] + _LOOK), min(x, start[2] + _LOOK))))
-            except (TilelabError, OSError):  # the page says it where it asks for these pixels
-                continue
-            finite = block[np.isfinite(block)] if block.dtype.kind == "f" else block.ravel()
-            found += [] if not finite.size else [float(v) for v in np.percentile(finite, _CONTRAST)]
+        for number, across, places in ((0, _LOOK, 1), (self.pyramid.stored - 1, _LOOK // 4, 4)):
+            seen = self._look(number, across, places)
+            found += [] if not seen.size else [float(v) for v in np.percentile(seen, _CONTRAST)]
         low, high = (min(found), max(found)) if found else (0.0, 1.0)
         return (low, high) if high > low else (low, low + 1.0)
+
+    def _look(self, number: int, side: int, places: int) -> Array:
+        """Pixels of so many places along y and x of a level's middle slice, those that can be read and are finite."""
+        level = self.pyramid.levels[number]
+        z, *extent = level.shape
+        parts = [np.empty(0, self.pyramid.dtype)]
+        for at in np.ndindex(*(places if n > side else 1 for n in extent)):
+            start = [round((n - side) * (a + 0.5) / places) if n > side else 0 for n, a in zip(extent, at, strict=True)]
+            stop = [min(n, a + side) for n, a in zip(extent, start, strict=True)]
+            with contextlib.suppress(TilelabError, OSError):  # the page says it where it asks for these pixels
+                parts.append(level.read(Box((z // 2, *start), (z // 2 + 1, *stop))).ravel())
+        seen = np.concatenate(parts)
+        return seen[np.isfinite(seen)] if seen.dtype.kind == "f" else seen
 
     def zarr_attributes(self, units: bool) -> dict[str, Any]:
         """OME-NGFF 0.4: a pixel's place is that of its centre."""
