@@ -24,7 +24,7 @@ from tilelab.machine.cpu import cpu_features
 from tilelab.machine.memory import resident_memory
 from tilelab.text import explain, install_hint, size_text
 
-_PIECES = 1.25  # of what batches need: the library's memory comes to lie in pieces that fit none
+_PIECES = 1.25  # of what batches need that meet: the library's memory comes to lie in pieces that fit none
 _FATAL = 4  # the only severity still logged: everything else reaches the user as an exception
 
 
@@ -130,7 +130,8 @@ class OrtEngine(FileEngine):
     def measure_memory(self) -> None:
         """Set `memory`; the trial's batches need not have needed most at the same time, as any of a run may."""
         super().measure_memory()
-        more = int(_PIECES * self.streams * self._batch_bytes) - (resident_memory() - self._idle_bytes)
+        pieces = _PIECES if self.streams > 1 else 1.0  # one batch after the other finds what the one before it had
+        more = int(pieces * self.streams * self._batch_bytes) - (resident_memory() - self._idle_bytes)
         self.memory = replace(self.memory, more_host_bytes=max(0, more))
 
     def versions(self) -> Mapping[str, str]:
