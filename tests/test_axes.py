@@ -200,6 +200,16 @@ def save_as_channels(path: Path, stored: Array) -> str:
     return str(path / "c.tif")
 
 
+def test_channels_of_colours_are_a_guess(tmp_path: Path) -> None:
+    stored = pixels((5, Y, X, 3))
+    tifffile.imwrite(tmp_path / "c.tif", stored, imagej=True)
+    with open_image(tmp_path / "c.tif") as image:
+        assert (image.axes, [a.taken for a in image.assumptions]) == ("cyx", ["cyxs"])
+    with open_image(tmp_path / "c.tif", axes="zyxs") as image:
+        assert (image.axes, image.assumptions) == ("zyx", ())
+        np.testing.assert_array_equal(image[...], luma(stored))
+
+
 def test_channels_and_frames_that_are_slices_can_be_named_so(tmp_path: Path) -> None:
     stored = pixels((5, Y, X))
     path = save_as_channels(tmp_path, stored)

@@ -18,6 +18,7 @@ from tilelab.cli.main import main
 from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io import describe, open_image
+from tilelab.io.images.folders import expand_word
 
 SHAPE = (40, 60)
 
@@ -131,6 +132,16 @@ def test_a_plate_leads_to_its_fields(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="2 fields, not an image: name a field of it, ") as refusal:
             open_image(path)
         assert open_image(re.findall(r"e\.g\. (\S+)", str(refusal.value))[0]).shape == SHAPE
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_pattern_of_a_plate_means_its_fields(tmp_path: Path, version: Any) -> None:
+    plate = zarr.create_group(tmp_path / "p.zarr", zarr_format=version)
+    for well in ("A/1", "B/2"):
+        for field in ("0", "1"):
+            plate.create_group(f"{well}/{field}").create_array("0", data=pixels(SHAPE, "uint8"))
+    found = [str(tmp_path / "p.zarr" / name) for name in ("A/1/0", "A/1/1", "B/2/0", "B/2/1")]
+    assert expand_word(f"{tmp_path}/p.zarr/*/*/*") == found
 
 
 def ome_set(folder: Path, *, companion: bool) -> Array:

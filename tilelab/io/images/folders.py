@@ -13,7 +13,7 @@ import os
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
 from tilelab.io.images.alike import ALIKE, likeness
-from tilelab.io.images.formats import find_reader, local_path
+from tilelab.io.images.formats import ZARR_PARTS, find_reader, local_path
 from tilelab.io.images.open import open_image
 from tilelab.io.images.series import SUFFIXES, are_counted, leave_out
 from tilelab.io.images.slices import is_pattern, split_pattern
@@ -183,4 +183,5 @@ def expand_word(word: str) -> list[str]:
     if remote_place(word) is not None or os.path.lexists(split_member(word)[0]) or is_pattern(word):
         return [word]
     matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []  # noqa: PTH207 - any path
+    matches = [m for m in matches if os.path.basename(m) not in ZARR_PARTS]  # noqa: PTH119 - each of the folder it is in
     return [m for m in matches if os.path.isfile(m) or _is_image(m)] or [word]  # noqa: PTH113

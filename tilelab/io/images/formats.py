@@ -37,7 +37,7 @@ KNOWN_FORMATS = (
 _TIFF_VERSIONS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn")
 _PNG, _JPEG, _BMP, _NUMPY = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"\x93NUMPY"
-_ZARR_PARTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+ZARR_PARTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512, 1024, 2048)
 _MRC_SUFFIXES = (".mrc", ".mrcs", ".rec", ".st", ".ali")
@@ -142,7 +142,7 @@ def find_reader(path: str) -> Reader | None:
         from tilelab.io.images.tiff import TiffSource
 
         return TiffSource
-    if Path(path).name in _ZARR_PARTS:
+    if Path(path).name in ZARR_PARTS:
         raise InputError(f"{path} is a part of {Path(path).parent}: give that folder")
     if Path(path).suffix.lower() == ".xml" and described_by_bigdataviewer(Path(path)) is not None:
         from tilelab.io.images.bigdataviewer import open_bigdataviewer
@@ -163,7 +163,7 @@ def _is_companion(path: Path) -> bool:
 def _zip_reader(path: str) -> Reader:
     """The reader for a Zarr in a zip file; others are refused."""
     top = ZipPath.root(path)
-    if not any(key.rpartition("/")[2] in _ZARR_PARTS for key in top.member_names()):
+    if not any(key.rpartition("/")[2] in ZARR_PARTS for key in top.member_names()):
         raise InputError(f"{path} is a zip file: unpack it first")
     from tilelab.io.images.zarr import ZippedZarrSource
 
@@ -237,6 +237,6 @@ def _check_tiff(place: RemotePath) -> None:
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error.strerror}") from None
     if head not in _TIFF_VERSIONS:
-        if place.name in _ZARR_PARTS:
+        if place.name in ZARR_PARTS:
             raise InputError(f"{place} is a part of {place.parent}: give that folder")
         raise InputError(f"{place} is of an unknown format: remote images are Zarr, OME-Zarr or TIFF; copy others here")

@@ -213,11 +213,11 @@ def _fill(layout: TiffLayout, tiff: tifffile.TiffFile, level: int, series_name: 
         "layout": "tiles" if page.is_tiled else "strips",
         "images": len(images),
     }
-    if series.kind == "imagej" and layout.axes == "cyx":
+    if series.kind == "imagej" and layout.axes in ("cyx", "cyxs"):
         layout.assumptions += (
             Assumption(
                 what=f"the axes of {layout.path}",
-                taken="cyx",
+                taken=layout.axes,
                 because="ImageJ's description says channels, which Python writes for slices too",
                 flag=FLAG,
             ),
