@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -437,6 +438,22 @@ def test_precomputed_counts_its_shards(tmp_path: Path, bits: tuple[int, int, int
     with open_image(tmp_path / "a") as image:
         told = f"{len(shards) - 1} of {len(shards)} shards are stored, the others read as"
         assert any(told in said for said in image.warnings)
+
+
+def test_of_more_pieces_than_are_listed_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilelab.io.zarr.presence.MOST_LISTED", 8)
+    array = pixels(SHAPE) | 1
+    write_precomputed(tmp_path / "a", array)
+    write_n5(tmp_path / "b.n5", array)
+    for name, piece in (("a", r"-\d+"), ("b.n5", r"\d+")):
+        with open_image(tmp_path / name) as image:
+            assert not any("looked at" in said for said in image.warnings)
+        files = [p for p in sorted((tmp_path / name).rglob("*")) if p.is_file() and re.search(rf"{piece}$", p.name)]
+        assert len(files) == 27
+        for path in files[::3]:
+            path.unlink()
+        with open_image(tmp_path / name) as image:
+            assert any(re.search(r"of 2\d (chunks|blocks) looked at 1\d are stored", said) for said in image.warnings)
 
 
 def test_precomputed_jpeg_and_levels(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def test_chunks_are_counted(tmp_path: Path, encoding: Any) -> None:
     next(p for p in tmp_path.rglob("*") if p.is_file() and p.name != "zarr.json").unlink()
     with open_image(tmp_path / "a.zarr") as image:
         assert "35 of 36 chunks are stored" in image.warnings[0]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_of_more_chunks_than_are_listed_some_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    monkeypatch.setattr("tilelab.io.zarr.presence.MOST_LISTED", 8)
+    make(tmp_path / "a.zarr", version)
+    with open_image(tmp_path / "a.zarr") as image:
+        assert image.warnings == ()
+    for path in sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.name[-1].isdecimal())[::3]:
+        path.unlink()
+    with open_image(tmp_path / "a.zarr") as image:
+        assert re.search(
+            r"of 3\d chunks looked at 2\d are stored, the others read as the fill value", image.warnings[0]
+        )
 
 
 @pytest.mark.parametrize(("separator", "wrong"), [("/", "."), (".", "/"), ("/", "gone")])
@@ -114,7 +131,7 @@ def test_of_too_many_files_nobody_says_which_were_written(
     convert_image(stored, tmp_path / "a.ome.zarr", axes="yx")
     assert json.loads((tmp_path / "a.ome.zarr" / "0" / "zarr.json").read_text())["attributes"] == {}
     with open_image(tmp_path / "a.ome.zarr") as image:
-        np.testing.assert_array_equal(image[...], stored[0])
+        np.testing.assert_array_equal(image[...], stored)
 
 
 def test_results_know_what_was_written(tmp_path: Path) -> None:

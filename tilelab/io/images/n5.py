@@ -22,7 +22,7 @@ from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.images.units import length_nm
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
-from tilelab.io.zarr.presence import check_presence, count_files
+from tilelab.io.zarr.presence import check_presence, count_files, look_around
 
 _ATTRIBUTES = "attributes.json"
 _MOST_STATS = 1024
@@ -60,6 +60,7 @@ class N5Source(StoredVolume):
         expected = math.prod(grid)
         presence = count_files(str(self._folder), lambda name: _is_block(name, grid), expected, nested=True)
         self.warnings += check_presence(path, presence, "blocks")
+        self.warnings += look_around(path, presence, grid, self._block, "blocks")
         outer = read_json(group / _ATTRIBUTES) if group and (group / _ATTRIBUTES).is_file() else {}
         self.axes, self.assumptions = _axes(path, self._document, outer, self.shape)
         if len(self.shape) == 3 and _setup(self._folder) is not None:
@@ -78,8 +79,12 @@ class N5Source(StoredVolume):
         grid = [-(-n // c) for n, c in zip(self.shape[::-1], self.chunks[::-1], strict=True)]
         count = math.prod(grid)
         chosen = sorted({i * count // min(count, _MOST_STATS) for i in range(min(count, _MOST_STATS))})
-        files = (self._folder.joinpath(*(str(int(v)) for v in np.unravel_index(i, grid))) for i in chosen)
+        files = (self._block(tuple(int(v) for v in np.unravel_index(i, grid))) for i in chosen)
         return {"metadata_sha256": metadata, "blocks_sha256": hash_stats(files)}
+
+    def _block(self, at: tuple[int, ...]) -> LocalPath:
+        """The file of a block."""
+        return self._folder.joinpath(*map(str, at))
 
 
 def _is_block(name: str, grid: list[int]) -> bool:

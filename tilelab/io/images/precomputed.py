@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from tilelab.io.images.tensorstore import StoredVolume
 from tilelab.io.storage.files import hash_stats
 from tilelab.io.storage.local_path import LocalPath
 from tilelab.io.storage.outside import leaves
-from tilelab.io.zarr.presence import Presence, check_presence, count_files
+from tilelab.io.zarr.presence import Presence, check_presence, count_files, look_around
 
 _MOST_STATS = 1024
 _PACKED = (".gz", ".br", ".zstd")
@@ -120,6 +120,8 @@ class PrecomputedSource(StoredVolume):
         self._sharding = scale.sharding
         presence = self._count()
         self.warnings += check_presence(path, presence, "shards" if self._sharding else "chunks")
+        if self._sharding is None:
+            self.warnings += look_around(path, presence, self._grid, self._chunk)
         self.details = {
             "compression": scale.encoding,
             "layout": info.type or None,
@@ -129,12 +131,11 @@ class PrecomputedSource(StoredVolume):
 
     def _count(self) -> Presence:
         """How many files there are; of shards whose number nobody knows, whether there is one."""
-        grid = [-(-n // c) for n, c in zip(self.shape[:0:-1], self.chunks[:0:-1], strict=True)]
         if self._sharding is not None:
-            expected = self._sharding.count(grid)
+            expected = self._sharding.count(self._grid)
             found = count_files(str(self._scale), lambda name: bool(_SHARD.fullmatch(name)), expected or 1)
             return found if expected is not None else Presence(1, min(1, found.found or 0), found.complete)
-        expected = math.prod(grid)
+        expected = math.prod(self._grid)
         presence = count_files(str(self._scale), self._is_chunk, expected)
         if presence.found != expected:
             packed = count_files(str(self._scale), self._is_packed, expected)
@@ -172,13 +173,17 @@ class PrecomputedSource(StoredVolume):
         if self._sharding is not None:
             found = sorted(self._scale.glob("*.shard"))
             return found[:: max(1, len(found) // _MOST_STATS)]
-        shape, chunk = self.shape[:0:-1], self.chunks[:0:-1]
-        grid = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
-        count = math.prod(grid)
+        count = math.prod(self._grid)
         chosen = sorted({i * count // min(count, _MOST_STATS) for i in range(min(count, _MOST_STATS))})
-        return [self._scale / self._name([int(v) for v in np.unravel_index(i, grid)], shape, chunk) for i in chosen]
+        return [self._chunk(tuple(int(v) for v in np.unravel_index(i, self._grid))) for i in chosen]
 
-    def _name(self, cell: list[int], shape: Any, chunk: Any) -> str:
+    @property
+    def _grid(self) -> list[int]:
+        """Chunks on x, y and z."""
+        return [-(-n // c) for n, c in zip(self.shape[:0:-1], self.chunks[:0:-1], strict=True)]
+
+    def _chunk(self, cell: tuple[int, ...]) -> LocalPath:
         """The file of a chunk: its range on x, y and z."""
-        ranges = zip(cell, shape, chunk, self._begins, strict=True)
-        return "_".join(f"{begin + i * c}-{begin + min(n, (i + 1) * c)}" for i, n, c, begin in ranges)
+        ranges = zip(cell, self.shape[:0:-1], self.chunks[:0:-1], self._begins, strict=True)
+        name = "_".join(f"{begin + i * c}-{begin + min(n, (i + 1) * c)}" for i, n, c, begin in ranges)
+        return self._scale / name

@@ -25,7 +25,7 @@ from tilelab.io.storage.outside import leaves
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.storage.zip_path import ZipPath
 from tilelab.io.zarr.metadata import ArrayNode, GroupNode, find_node
-from tilelab.io.zarr.presence import Presence, check_keys, check_presence, check_written, count_chunks
+from tilelab.io.zarr.presence import Presence, check_keys, check_presence, check_written, count_chunks, look_around
 from tilelab.io.zarr.remote_chunks import open_reader
 from tilelab.text import size_text
 
@@ -118,6 +118,8 @@ class ZarrSource(Source):
         elif presence.absent:
             check_keys(node, presence)
             self.warnings += check_presence(self.uri, presence, what)
+        elif not node.path.waits:
+            self.warnings += look_around(self.uri, presence, node.files_grid, node.file, what)
         return presence
 
     def fingerprint(self) -> dict[str, str]:

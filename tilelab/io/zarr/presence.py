@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ MOST_TOLD = 2**22
 MOST_RUNS = 2**16
 """Of absent files; an index of them has about 20 bytes for each."""
 _MOST_REMOTE = 999  # one request
+_LOOKED = 256
+_GOLDEN = 0.6180339887498949  # spreads them evenly along every axis
 _MANY, _SPARSE = 10**7, 10**5
 """So many pieces, of which less than one in so many is there, are a mistake in the metadata."""
 _KEY = re.compile(r"(c[/.])?\d+([/.]\d+)*")
@@ -150,6 +152,28 @@ def check_presence(uri: str, presence: Presence, what: str = "chunks", fill: str
             f"{presence.found} are stored"
         )
     return (f"{uri}: {presence} {what} are stored, the others read as {fill}",)
+
+
+def look_around(
+    uri: str, presence: Presence, grid: Sequence[int], file: Callable[[tuple[int, ...]], Place], what: str = "chunks"
+) -> tuple[str, ...]:
+    """What to say of pieces that are absent where there are too many to be listed, by a look at some of them.
+
+    Args:
+        uri: for messages.
+        presence: of all, as far as they were listed.
+        grid: pieces on each axis.
+        file: where a piece is, on a disk.
+        what: the pieces are.
+    """
+    count = math.prod(grid)
+    if presence.complete or presence.found is None or count <= MOST_LISTED:
+        return ()
+    numbers = {int(i * _GOLDEN * count) % count for i in range(_LOOKED)}
+    there = sum(file(tuple(int(n) for n in np.unravel_index(number, grid))).exists() for number in numbers)
+    if there == len(numbers):
+        return ()
+    return (f"{uri}: of {len(numbers)} {what} looked at {there} are stored, the others read as the fill value",)
 
 
 def count_files(folder: str, is_piece: Callable[[str], bool], expected: int, *, nested: bool = False) -> Presence:
