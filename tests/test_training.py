@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import socket
@@ -574,6 +575,30 @@ def test_weights_without_a_header_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "w.safetensors")
 
 
+def test_a_checkpoint_of_a_newer_version_says_so(trained: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(trained / BEST, "pt") as file:
+        header = json.loads(file.metadata()["tilelab"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    header["recipe"]["run"]["novel"] = 1
+    save_file(tensors, tmp_path / "new.safetensors", metadata={"tilelab": json.dumps(header)})
+    with pytest.raises(ModelError, match=r"novel.*newer tilelab wrote it"):
+        load_checkpoint(tmp_path / "new.safetensors")
+
+
+def test_curves_of_many_classes_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from tilelab.training.log import draw_curves
+
+    names = [f"iou class {k}" for k in range(200)]
+    columns = ["step", "loss", "rate", "mean_iou", *names]
+    draw_curves(tmp_path / "curves.png", [dict.fromkeys(columns, 0.5) | {"step": k} for k in (1, 2)], columns)
+    with Image.open(tmp_path / "curves.png") as drawn:
+        assert drawn.size[0] > 900
+
+
 def test_a_checkpoint_is_as_readable_as_any_file(trained: Path) -> None:
     plain = trained / "plain"
     plain.touch()
@@ -975,3 +1000,47 @@ def test_crops_are_cut_off_as_inference_cuts_them_off() -> None:
         np.testing.assert_allclose(crop[1].numpy(), expected, atol=1e-4)
         assert float(crop.min()) == pytest.approx(clip[0])
         assert float(crop.max()) == pytest.approx(clip[1])
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+@pytest.mark.parametrize("kept", [True, False])
+def test_planes_of_a_stack_are_normalised_as_the_stack_is_at_inference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neighbours: int, kept: bool
+) -> None:
+    import tifffile
+
+    from tilelab.io.images.open import open_image
+    from tilelab.run.options import Options
+    from tilelab.run.prepare import prepare
+
+    stack = np.stack([draw_discs(z)[0] // (z + 1) for z in range(5)])
+    for name, pixels in (("images", stack), ("masks", np.stack([draw_discs(z)[1] for z in range(5)]))):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", pixels)
+    if not kept:
+        monkeypatch.setattr("tilelab.training.pairs._KEPT_PIXELS", 1000)
+    pairs = open_pairs(Data("images", "masks"), tmp_path, 2, neighbours)
+    channels = 2 * neighbours + 1
+    for per in ("stack", "slice"):
+        normalization = Normalization(kind="mean-std", per=per)
+        spec = ModelSpec(
+            classes=CLASSES, channels=channels, neighbours=neighbours, normalization=normalization, tile=(32, 32),
+            overlap=(8, 8),
+        )  # fmt: skip
+        engine = TorchEngine(torch.nn.Conv2d(channels, 2, 1), spec)
+        options = Options(probabilities=("none",))
+        with prepare(open_image(tmp_path / "images" / "a.tif"), engine, options) as whole:
+            mean = np.broadcast_to(whole.job.mean, (5, channels))
+            gain = np.broadcast_to(whole.job.gain, (5, channels))
+        for z, pair in enumerate(pairs):
+            with prepare(pair.image, engine, options) as one:  # as validation looks at it
+                np.testing.assert_allclose(one.job.mean.reshape(-1), mean[z], rtol=1e-5)
+                np.testing.assert_allclose(one.job.gain.reshape(-1), gain[z], rtol=1e-5)
+            crops = CropSampler(
+                [pair], channels, 2, Sampling(crop=96, batch=1), Augmentation(flips=False), normalization, 0
+            )
+            index = [4 - abs(4 - abs(k)) for k in range(z - neighbours, z + neighbours + 1)]
+            around = stack[index].astype(float)
+            crop, _ = crops.crop(0, 0)
+            expected = (around - mean[z][:, None, None]) * gain[z][:, None, None]
+            np.testing.assert_allclose(crop.numpy(), expected, atol=1e-3)

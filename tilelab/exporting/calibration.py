@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from tilelab.arrays import Float32
@@ -13,7 +12,7 @@ from tilelab.errors import InputError, ModelError
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume
-from tilelab.run.normalize import normalization_constants
+from tilelab.run.normalize import plane_constants
 from tilelab.spec import ModelSpec
 
 TILES = 48
@@ -57,14 +56,13 @@ def draw_tiles(
     if spec.axes != "yx":
         raise ModelError("quantisation is for 2-D networks")
     rng = np.random.default_rng(seed)
-    stack_wide = msgspec.structs.replace(spec.normalization, per="stack")
     constants = {}
     tiles: Tiles = []
     for index in range(count):
         which = index % len(images)
         volume = Volume(images[which])
         if which not in constants:
-            mean, gain, _ = normalization_constants(volume, stack_wide, spec.channels)
+            mean, gain = plane_constants(volume, spec.normalization, spec.channels)
             constants[which] = mean[:, None, None], gain[:, None, None]
         mean, gain = constants[which]
         raw = _cut(volume, spec.tile, rng)

@@ -14,7 +14,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.volume import Volume, network_input
 from tilelab.run.kind.fit import scaled
 from tilelab.run.kind.home import BLOCK, describe, distance, knows, look, normalized, places, towards
-from tilelab.run.normalize import normalization_constants
+from tilelab.run.normalize import plane_constants
 from tilelab.spec import Home, ModelSpec
 
 _SHRINKAGE = 0.3  # of covariances to none: images are few, features are many
@@ -149,10 +149,8 @@ def _describe(engine: Engine, image: Image, most: int = _PLACES) -> Float64:
 
 
 def _constants(volume: Volume, spec: ModelSpec) -> tuple[Float32, Float32]:
-    """How a training image is normalised, ``(channels,)`` each: a plane has the same statistics as its stack."""
-    whole = msgspec.structs.replace(spec.normalization, per="stack")
-    mean, gain, _ = normalization_constants(volume, whole, spec.channels)
-    return mean, gain
+    """How a training image is normalised, ``(channels,)`` each."""
+    return plane_constants(volume, spec.normalization, spec.channels)
 
 
 def _short(values: Float64) -> tuple[float, ...]:

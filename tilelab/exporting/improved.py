@@ -26,7 +26,7 @@ from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.machine.disk import work_folder
 from tilelab.run.kind.home import knows, look, strangeness
-from tilelab.run.normalize import normalization_constants
+from tilelab.run.normalize import plane_constants
 from tilelab.spec import ModelSpec, Normalization
 from tilelab.text import install_hint
 
@@ -271,8 +271,9 @@ def _given(
         planes, seen = open_set(data, Path(), names, 0, "home")
         for line in (seen.summary(), *seen.notes):
             say(line)
+        own = [_constants(spec, plane.image, black_white) for plane in planes]
     else:
-        planes = []
+        planes, own = [], []
         for name, path in find_images(home.images).items():
             with open_image(path, bar=None) as image:
                 depth, height, width = Volume(image).shape
@@ -283,7 +284,7 @@ def _given(
                     plane = load_plane(Plane(image, z))
                     unknown = ArrayMask(np.full((height, width), IGNORE, np.uint8))
                     planes.append(MaskedPlane(name if depth == 1 else f"{name}[{z}]", plane, unknown))
-    own = [_constants(spec, plane.image, black_white) for plane in planes]
+                    own.append(_constants(spec, plane, black_white))
     told = home.masks is None
 
     def every(first: int, step: int) -> Any:
@@ -303,11 +304,11 @@ def _slices(depth: int, pixels: int) -> list[int]:
 
 def _constants(spec: ModelSpec, image: Any, black_white: tuple[float, float] | None = None) -> Normalization:
     """As the model normalises an image, in constants; `black_white` are of images of another type than the model's."""
-    whole = msgspec.structs.replace(spec.normalization, per="stack")
-    given = None if str(image.dtype) == whole.dtype else black_white
-    mean, gain, _ = normalization_constants(Volume(image), whole, spec.channels, given)
+    own = spec.normalization
+    given = None if str(image.dtype) == own.dtype else black_white
+    mean, gain = plane_constants(Volume(image), own, spec.channels, given)
     stated: dict[str, tuple[float, ...]] = {"mean": tuple(mean.tolist()), "std": tuple((1 / gain).tolist())}
-    return msgspec.structs.replace(whole, kind="constants", dtype=str(image.dtype), **stated)
+    return msgspec.structs.replace(own, kind="constants", per="stack", dtype=str(image.dtype), **stated)
 
 
 def _drawn(spec: ModelSpec, engine: Engine) -> tuple[Any, Any] | None:

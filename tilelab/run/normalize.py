@@ -57,7 +57,7 @@ def normalization_constants(
         mean, std = _constants(volume, normalization, intensity_range)
         record: dict[str, Any] = {"kind": "constants"}
     else:
-        low, spread, count = _statistics(volume, normalization, sampled)
+        low, spread, count = _statistics_of(volume, normalization, sampled)
         mean, std = low, np.where(spread > 0, spread, 1.0)  # a constant image is all zeros, not all NaN
         record = {"kind": normalization.kind, "sampled_pixels": count}
         if normalization.kind == "percentile" and (normalization.low, normalization.high) != (0.5, 99.5):
@@ -95,6 +95,28 @@ def _constants(
         raise ModelError(f"range {low:g}:{high:g} is empty: give LOW:HIGH with LOW below HIGH")
     scale = (high - low) / WHITE[normalization.dtype]
     return low + mean * scale, std * scale
+
+
+def plane_constants(
+    volume: Volume,
+    normalization: Normalization,
+    channels: int,
+    intensity_range: tuple[float, float] | None = None,
+) -> tuple[Float32, Float32]:
+    """`mean` and `gain` of a plane, ``(channels,)`` each; see `normalization_constants`."""
+    mean, gain, _ = normalization_constants(volume, normalization, channels, intensity_range)
+    return (mean, gain) if mean.ndim == 1 else (mean[0], gain[0])
+
+
+def _statistics_of(volume: Volume, normalization: Normalization, sampled: bool) -> tuple[Float64, Float64, int]:
+    """Those of a volume, or of the stack that it is a plane of, which are looked for once."""
+    stack = volume.image.stack
+    if stack is None or normalization.per == "slice":
+        return _statistics(volume, normalization, sampled)
+    known: dict[Any, tuple[Float64, Float64, int]] = vars(stack).setdefault("_known_statistics", {})
+    if (normalization, sampled) not in known:
+        known[normalization, sampled] = _statistics(Volume(stack), normalization, sampled)
+    return known[normalization, sampled]
 
 
 def _statistics(volume: Volume, normalization: Normalization, sampled: bool) -> tuple[Float64, Float64, int]:

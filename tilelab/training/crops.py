@@ -17,7 +17,7 @@ from tilelab.errors import InputError
 from tilelab.geometry import Box, reflect
 from tilelab.io.images.volume import Volume
 from tilelab.machine.cpu import core_count
-from tilelab.run.normalize import normalization_constants
+from tilelab.run.normalize import plane_constants
 from tilelab.spec import Normalization
 from tilelab.training.augment import (
     Symmetry,
@@ -82,8 +82,8 @@ class CropSource:
     def __init__(self, volume: Volume, normalization: Normalization, channels: int):
         self.volume = volume
         self.shape = (volume.shape[1], volume.shape[2])
-        mean, gain, _ = normalization_constants(volume, normalization, channels)  # of each slice: here is one
-        self._mean, self._gain = (torch.from_numpy(values).reshape(-1, 1, 1) for values in (mean, gain))
+        constants = plane_constants(volume, normalization, channels)
+        self._mean, self._gain = (torch.from_numpy(values)[:, None, None] for values in constants)
         self._clip = normalization.clip
 
     def cut(

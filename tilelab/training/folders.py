@@ -185,6 +185,7 @@ class Library:
             with self._lock:
                 keep = plane.uri == image.uri and height * width <= self._room
                 self._room -= height * width if keep else 0
+            plane.stack = None  # its own statistics: those of a stack would be looked for with every crop
             if keep:
                 plane = load_plane(plane)
             source = CropSource(Volume(plane), self._normalization, self._channels)

@@ -87,6 +87,7 @@ class Plane(Image):
         self.z = z
         self.neighbours = neighbours or image.neighbours
         many = self.volume.channels > 1
+        self.stack = image.stack if self.volume.shape[0] == 1 else image
         self.uri = f"{image.uri}[{z}]" if self.volume.shape[0] > 1 else image.uri
         self.axes = "cyx" if many else "yx"
         self.shape = (*((self.volume.channels,) if many else ()), *self.volume.shape[1:])
@@ -251,6 +252,7 @@ def load_plane(plane: Image) -> Image:
     """`plane` in memory."""
     kept = Plane(open_image(plane.read(Box.whole(plane.shape)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm))
     kept.uri, kept.neighbours, kept.assumptions = plane.uri, plane.neighbours, plane.assumptions
+    kept.stack = plane.stack
     return kept
 
 

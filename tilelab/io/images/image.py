@@ -36,6 +36,8 @@ class Image(LazyArray):
         neighbours: slices on either side that are already among the channels, as a 2.5-D model takes them.
         bar: rows at the bottom that the maker's metadata call an info bar, 0 where they tell of none.
         bar_said: by which words.
+        stack: what this is a plane of: where intensities are normalised by statistics of a stack, they are its; None of
+            what is whole.
         rgb: the channels are red, green, blue and what else there may be.
         coarser: opens the same image reduced so many times on y and x, where there is such a level; None where none is.
         reduced: opens the coarsest level whose longer side has at least so many pixels; None where there is one alone.
@@ -52,6 +54,7 @@ class Image(LazyArray):
     pixel_size_nm: tuple[float, ...] | None = None
     origin_px: tuple[float, ...] = ()
     neighbours: int = 0
+    stack: Image | None = None
     bar: int = 0
     bar_said: str = ""
     rgb: bool = False
