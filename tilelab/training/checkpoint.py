@@ -123,7 +123,8 @@ def read_checkpoint(path: Path, kind: type[H]) -> Checkpoint[H]:
     try:
         header = msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ModelError(f"{path}: header is not valid: {error}") from error
+        newer = " (a newer tilelab wrote it? upgrade)" if "unknown field" in str(error) else ""
+        raise ModelError(f"{path}: header is not valid: {error}{newer}") from error
     if header.format != FORMAT:
         raise ModelError(f"{path} has checkpoint format {header.format}, this tilelab reads {FORMAT}: upgrade tilelab")
     return Checkpoint(header, tensors)

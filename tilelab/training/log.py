@@ -13,6 +13,7 @@ from typing import Any
 from tilelab.machine.disk import replacing
 
 CSV, CURVES, EVENTS = "log.csv", "curves.png", "tensorboard"
+_MOST_NAMED = 16  # curves
 BEST, LAST, ENCODER = "best.safetensors", "last.safetensors", "encoder.safetensors"
 
 
@@ -89,6 +90,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[st
         style = {"color": "black", "linewidth": 2} if name == columns[3] else {}
         right.plot(steps, values, marker=".", label=name.replace("_", " ").replace("iou", "IoU"), **style)
     right.set(xlabel="step", ylabel="on validation", ylim=(0, 1))
-    right.legend(loc="lower right", fontsize="small")
+    if len(right.lines) <= _MOST_NAMED:  # more names would cover the curves, and then the page
+        right.legend(loc="lower right", fontsize="small")
     with replacing(path) as whole:
         figure.savefig(whole, dpi=110, format="png")
