@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from tiny_models import (
+    Graph,
     make_spec,
+    save,
     save_conv,
     save_half,
     save_nan,
@@ -40,7 +42,7 @@ from tilelab.engines.overrides import SpecOverrides, default_colors, resolve_spe
 from tilelab.engines.registry import availability, choose, load_engine, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError, PlanError, TilelabError
 from tilelab.machine import cpu as machine
-from tilelab.spec import METADATA_KEY, ClassInfo, Normalization
+from tilelab.spec import METADATA_KEY, ClassInfo, Normalization, Output
 
 CPU_ENGINES = ["onnxruntime", "openvino"]
 NORMALIZED = {"mean": (128.0,), "std": (64.0,)}
@@ -879,3 +881,24 @@ def test_a_result_of_other_weights_is_not_taken_for_this_model_s(tmp_path):
     infer(tmp_path / "image.npy", tmp_path / "a.onnx", out)
     with pytest.raises(OutputError, match=r"model\.file"):
         infer(tmp_path / "image.npy", tmp_path / "b.onnx", out)
+
+
+def test_sums_of_products_of_bytes_do_not_saturate(tmp_path):
+    """They did on processors without VNNI: two products are added in 16 bits there."""
+    pytest.importorskip("onnxruntime")
+    graph, channels, sums = Graph(2), 8, (72 * 255 * 127, 72 * 255 * 2)
+    one, zero = graph.constant(np.float32(1)), graph.constant(np.uint8(0))
+    weights = np.stack([np.full((channels, 3, 3), value, np.int8) for value in (127, 2)])
+    taps = graph.node("DequantizeLinear", graph.constant(weights), one, graph.constant(np.int8(0)))
+    source = graph.node("DequantizeLinear", graph.node("QuantizeLinear", "tiles", one, zero), one, zero)
+    made = graph.node("Conv", source, taps, pads=[1, 1, 1, 1])
+    step = graph.constant(np.float32(sums[0] / 255))
+    logits = graph.node("DequantizeLinear", graph.node("QuantizeLinear", made, step, zero), step, zero)
+    spec = make_spec((16, 16), channels=channels, precisions=("int8",), outputs=(Output(kind="logits"),))
+    path = save(tmp_path / "q.onnx", graph, [(logits, 2)], (16, 16), channels=channels, spec=spec)
+    engine = load_engine(path, engine="onnxruntime")
+    out = np.empty((1, 2, 16, 16), np.float32)
+    engine.run(np.full((1, channels, 16, 16), 255, np.float32), out)
+    engine.close()
+    assert engine.precision == "int8"
+    np.testing.assert_allclose(out[0, :, 8, 8], sums, atol=sums[0] / 255)

@@ -83,6 +83,8 @@ class OrtEngine(FileEngine):
         # Else every batch asks for all its memory as one block, and where several are under way at a time small pieces
         # are cut off the blocks that are free just then: the next batch needs another, long after loading.
         options.enable_mem_pattern = False
+        # Without it, and VNNI or AMX, products of bytes are added in 16 bits, which 2 * 255 * 127 is too large for.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         for name, size in zip(request.source.shape, request.input_shape, strict=False):
             if isinstance(name, str) and name:
                 options.add_free_dimension_override_by_name(name, size)
