@@ -248,7 +248,7 @@ def whole(picture, work, standin, **settings):
 def expected(picture, standin):
     """The digest of the result on one GPU with memory for all of it, and what that took there."""
     _, counted = whole(picture, 'infer("one.ome.zarr")', standin)
-    assert counted["without_context"] == counted["bad_grids"] == 0
+    assert counted["without_context"] == counted["bad_grids"] == counted["foreign"] == counted["beyond"] == 0
     return digest(picture / "one.ome.zarr"), counted
 
 
@@ -381,7 +381,7 @@ for count in (4, 8):
 """
     said, counted = whole(picture, work, standin, STANDIN_GPUS=8, STANDIN_MEMORY=2 << 30)
     assert said == ["4 True True 2", "8 True True 2"]
-    assert counted["without_context"] == 0
+    assert counted["without_context"] == counted["foreign"] == counted["beyond"] == 0
     assert counted["deepest_stack"] <= 2
 
 

@@ -1,7 +1,9 @@
 /* A stand-in for NVIDIA's driver library: device memory is host memory, copies happen at once, kernels do nothing.
  *
  * It answers what Numba's launches, contexts, copies, streams and events ask for, counts, and refuses what a real driver
- * would refuse: calls without a context, grids beyond the limits, allocations beyond the memory there is.
+ * would refuse: calls without a context, grids beyond the limits, allocations beyond the memory there is, copies beyond
+ * what was allocated, streams, events and memory of another GPU than the context's.  What is allocated holds garbage:
+ * NaN to floats.
  *
  * STANDIN_GPUS         how many there are (1)
  * STANDIN_MEMORY       bytes of each (80 GiB)
@@ -27,7 +29,7 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVAL
     COUNT(launches) COUNT(bad_grids) COUNT(without_context) COUNT(allocations) COUNT(frees) COUNT(held_bytes) \
     COUNT(most_bytes) COUNT(pinned) COUNT(pinned_frees) COUNT(copies_up) COUNT(copies_down) COUNT(bytes_up) \
     COUNT(bytes_down) COUNT(events) COUNT(streams) COUNT(waits) COUNT(synchronizations) COUNT(pushes) \
-    COUNT(deepest_stack)
+    COUNT(deepest_stack) COUNT(foreign) COUNT(beyond)
 #define DECLARE(name) static atomic_long name;
 COUNTERS(DECLARE)
 
@@ -54,6 +56,13 @@ static int gpus(void) { /* those that CUDA_VISIBLE_DEVICES leaves: up to the fir
 static long memory(void) { return setting("STANDIN_MEMORY", 80L << 30); }
 static int current(void) { return (int)((char *)stack_[depth - 1] - contexts); }
 static void *handle(void) { return (void *)(handles += 16); }
+static void *handle_here(void) { return (void *)((current() + 1L) << 40 | (handles += 16)); } /* of this GPU */
+static int is_foreign(const void *handle) { /* the default stream, and what is no handle of ours, belong to all */
+    long owner = (long)handle >> 40;
+    if (owner < 1 || owner > MOST_GPUS || owner == current() + 1) return 0;
+    foreign++;
+    return 1;
+}
 static void raise_to(atomic_long *most, long value) {
     if (value > *most) *most = value;
 }
@@ -145,13 +154,46 @@ int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     *free_bytes = *total - held[current()];
     return OK;
 }
+/* what is allocated: each block begins with its size and its GPU */
+static long *blocks[1 << 16];
+static int most_blocks;
+static atomic_flag looking = ATOMIC_FLAG_INIT;
+
+static void put_block(const long *old, long *new) {
+    while (atomic_flag_test_and_set(&looking)) {}
+    int i = 0;
+    while (i < most_blocks && blocks[i] != old) i++;
+    if (i == most_blocks) most_blocks++;
+    blocks[i] = new;
+    atomic_flag_clear(&looking);
+}
+static void remember(long *block) { put_block(NULL, block); }
+static void forget(const long *block) { put_block(block, NULL); }
+static int owner_of(uint64_t address, size_t bytes) { /* the GPU, -1 where that is not within a block */
+    int owner = -1;
+    while (atomic_flag_test_and_set(&looking)) {}
+    for (int i = 0; i < most_blocks && owner < 0; i++) {
+        uint64_t begin = (uint64_t)blocks[i] + HEADER;
+        if (blocks[i] && begin <= address && address + bytes <= begin + (uint64_t)blocks[i][0]) owner = (int)blocks[i][1];
+    }
+    atomic_flag_clear(&looking);
+    return owner;
+}
+static int is_beyond(uint64_t address, size_t bytes) {
+    int owner = owner_of(address, bytes);
+    if (owner < 0) beyond++;
+    else if (owner != current()) foreign++;
+    return owner != current();
+}
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     CHECK;
     if (is_refused() || held[current()] + (long)bytes > memory()) return OUT_OF_MEMORY;
-    long *block = calloc(1, bytes + HEADER);
+    long *block = malloc(bytes + HEADER);
     if (!block) return OUT_OF_MEMORY;
+    memset(block, 0xff, bytes + HEADER);
     block[0] = (long)bytes;
     block[1] = current();
+    remember(block);
     held[current()] += (long)bytes;
     held_bytes += (long)bytes;
     raise_to(&most_bytes, held_bytes);
@@ -162,6 +204,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 int cuMemFree_v2(uint64_t address) {
     CHECK;
     long *block = (long *)(address - HEADER);
+    forget(block);
     held[block[1]] -= block[0];
     held_bytes -= block[0];
     frees++;
@@ -178,6 +221,7 @@ int cuMemHostAlloc(void **address, size_t bytes, unsigned flags) {
 int cuMemFreeHost(void *address) { CHECK; pinned_frees++; free(address); return OK; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     CHECK;
+    if (is_foreign(stream) || is_beyond(to, bytes)) return INVALID_VALUE;
     memcpy((void *)to, from, bytes);
     copies_up++;
     bytes_up += (long)bytes;
@@ -185,29 +229,40 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     CHECK;
+    if (is_foreign(stream) || is_beyond(from, bytes)) return INVALID_VALUE;
     memcpy(to, (void *)from, bytes);
     copies_down++;
     bytes_down += (long)bytes;
     return OK;
 }
-int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) { CHECK; memcpy((void *)to, (void *)from, bytes); return OK; }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
+    CHECK;
+    if (is_foreign(stream) || is_beyond(to, bytes) || is_beyond(from, bytes)) return INVALID_VALUE;
+    memcpy((void *)to, (void *)from, bytes);
+    return OK;
+}
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, NULL); }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, NULL); }
 int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, NULL); }
 int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t bytes) { CHECK; memset((void *)to, value, bytes); return OK; }
-int cuPointerGetAttribute(void *value, int attribute, uint64_t address) { memset(value, 0, 4); return OK; }
+int cuPointerGetAttribute(void *value, int attribute, uint64_t address) {
+    int owner = owner_of(address, 0);
+    if (attribute != 1) memset(value, 0, 4); /* 1: the context, by which a launch finds its own */
+    else if (owner >= 0) *(void **)value = &contexts[owner];
+    return OK;
+}
 
 /* streams and events: everything is done at once, so there is never anything to wait for */
-int cuStreamCreate(void **stream, unsigned flags) { CHECK; streams++; *stream = handle(); return OK; }
+int cuStreamCreate(void **stream, unsigned flags) { CHECK; streams++; *stream = handle_here(); return OK; }
 int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return cuStreamCreate(stream, flags); }
 int cuStreamDestroy_v2(void *stream) { ALIVE; return OK; }
 int cuStreamSynchronize(void *stream) { CHECK; synchronizations++; return OK; }
 int cuStreamQuery(void *stream) { CHECK; return OK; }
 int cuStreamGetCtx(void *stream, void **context) { *context = depth ? stack_[depth - 1] : &contexts[0]; return OK; }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { CHECK; waits++; return OK; }
-int cuEventCreate(void **event, unsigned flags) { CHECK; events++; *event = handle(); return OK; }
+int cuEventCreate(void **event, unsigned flags) { CHECK; events++; *event = handle_here(); return OK; }
 int cuEventDestroy_v2(void *event) { ALIVE; return OK; }
-int cuEventRecord(void *event, void *stream) { CHECK; return OK; }
+int cuEventRecord(void *event, void *stream) { CHECK; return is_foreign(event) || is_foreign(stream) ? INVALID_VALUE : OK; }
 int cuEventSynchronize(void *event) { CHECK; synchronizations++; return OK; }
 int cuEventQuery(void *event) { CHECK; return OK; }
 int cuEventElapsedTime(float *milliseconds, void *from, void *to) { *milliseconds = 1; return OK; }
@@ -226,15 +281,16 @@ int cuModuleLoadData(void **module, const void *image) { ALIVE; *module = handle
 int cuModuleGetFunction(void **function, void *module, const char *name) { ALIVE; *function = handle(); return OK; }
 int cuModuleGetGlobal_v2(uint64_t *address, size_t *bytes, void *module, const char *name) { return NOT_FOUND; }
 int cuOccupancyMaxPotentialBlockSize(int *grid, int *block, void *f, void *g, size_t s, int limit) { *grid = 132; *block = 256; return OK; }
-static int launch(unsigned x, unsigned y, unsigned z) {
+static int launch(unsigned x, unsigned y, unsigned z, const void *stream) {
     CHECK;
+    if (is_foreign(stream)) return INVALID_VALUE;
     launches++;
     if (x && y && z && y <= MOST_BLOCKS && z <= MOST_BLOCKS) return OK;
     bad_grids++;
     return INVALID_VALUE;
 }
-int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream, void **arguments, void **extra) { return launch(x, y, z); }
-int cuLaunchKernelEx(const unsigned *configuration, void *f, void **arguments, void **extra) { return launch(configuration[0], configuration[1], configuration[2]); }
+int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream, void **arguments, void **extra) { return launch(x, y, z, stream); }
+int cuLaunchKernelEx(const unsigned *configuration, void *f, void **arguments, void **extra) { return launch(configuration[0], configuration[1], configuration[2], *(void *const *)(configuration + 8)); }
 
 /* errors and entry points */
 int cuGetErrorName(int error, const char **name) {
