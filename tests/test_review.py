@@ -106,6 +106,10 @@ def test_places_in_a_region_are_those_of_the_image(segmented, tmp_path, capsys):
     assert ring[2] == [ring[0][0] + int(rows[0]["width"]), ring[0][1] + int(rows[0]["height"])]
     assert main(["review", str(run.path), "--picture", str(tmp_path / "q.png"), "--image", str(folder / "a.png")]) == 0
     assert picture.read_bytes() != b""
+    Image.fromarray(np.asarray(Image.open(folder / "a.png"))[40:290, 100:400]).save(tmp_path / "part.png")
+    for name, image in (("w.csv", folder / "a.png"), ("p.csv", tmp_path / "part.png")):
+        assert main(["measure", str(run.path), "--image", str(image), "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "w.csv").read_text() == (tmp_path / "p.csv").read_text()
     next((tmp_path / "r.ome.zarr" / "0").rglob("c/*/0/0")).unlink()
     assert main(["review", str(run.path)]) == 2
     assert "what is missing reads as 0: copy it anew" in capsys.readouterr().err

@@ -144,6 +144,13 @@ def test_the_pattern_of_a_plate_means_its_fields(tmp_path: Path, version: Any) -
     assert expand_word(f"{tmp_path}/p.zarr/*/*/*") == found
 
 
+def test_one_image_is_the_first_of_one(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", data=pixels(SHAPE))
+    assert open_image(tmp_path / "a.zarr", series=0).shape == SHAPE
+    with pytest.raises(InputError, match=r"--series 1 was asked for, .* holds one image"):
+        open_image(tmp_path / "a.zarr", series=1)
+
+
 def ome_set(folder: Path, *, companion: bool) -> Array:
     """Three files of a plane each; described by a companion, or by each of them."""
     folder.mkdir()

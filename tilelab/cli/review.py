@@ -132,15 +132,9 @@ def _draw(result: Result, boxes: list[Box], image: str, path: Path) -> None:
     Raises:
         InputError: the micrograph is not of the result's size.
     """
-    from tilelab.io.images.bar import match_rows
     from tilelab.io.images.open import open_image
-    from tilelab.io.images.region import crop
-    from tilelab.io.images.volume import Volume
+    from tilelab.io.results.result import match_result
     from tilelab.io.results.sheet import write_sheet
 
-    shape, region = result.info.layout.shape, result.info.metadata.get("region")
     with open_image(image) as opened:
-        part = match_rows(opened, shape[1])
-        if region is not None and Volume(opened).shape != shape:
-            part = crop(opened, region)
-        write_sheet(part, result, boxes, path)
+        write_sheet(match_result(opened, result.info.layout.shape, result.info), result, boxes, path)

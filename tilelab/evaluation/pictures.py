@@ -24,10 +24,10 @@ from tilelab.evaluation.labels import Labels
 from tilelab.evaluation.pairs import Pair
 from tilelab.evaluation.scoring import PairScores, Question, block_extent, left_out_of, open_pair
 from tilelab.geometry import Box, boxes
-from tilelab.io.images.bar import match_rows
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
+from tilelab.io.results.result import match_result
 from tilelab.io.storage.claims import Write, claim
 from tilelab.machine.disk import replacing, why_unwritten
 from tilelab.spec import ClassInfo
@@ -76,7 +76,7 @@ def _open(path: Path, question: Question, labels: Labels) -> Image:
     image = open_image(
         path, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
     )
-    return match_rows(image, labels.shape[1])
+    return match_result(image, labels.shape, None if labels.result is None else labels.result.info)
 
 
 def _check_size(image: Image, labels: Labels) -> None:

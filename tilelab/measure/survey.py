@@ -17,10 +17,10 @@ from tilelab.errors import InputError
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import name_of
 from tilelab.geometry import boxes
-from tilelab.io.images.bar import match_rows
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
+from tilelab.io.results.result import match_result
 from tilelab.measure.components import Components, ObjectsImage, block_grid, find_objects
 from tilelab.measure.fibres import Fibres, find_sheaths
 from tilelab.measure.fractions import BlockCounts, Fraction
@@ -159,7 +159,7 @@ def _open(source: Any, question: Question, image: Any) -> tuple[Labels, Image | 
             grey = open_image(
                 image, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
             )
-            grey = match_rows(grey, labels.shape[1])
+            grey = match_result(grey, labels.shape, None if labels.result is None else labels.result.info)
             _check_image(grey, labels)
     except BaseException:
         _close(labels, grey)

@@ -197,7 +197,9 @@ def _choose_image(path: Place, series: str | None) -> tuple[*_Found, tuple[str, 
     """What `_find_image` finds of the image that `series` means, what there is to choose from, and why it was taken."""
     node = find_node(path)
     names, shown, because = _several(path, node)
-    taken = choose(str(path), series, names, shown) if names or series is not None else None
+    if not names and series not in (None, "0"):
+        raise InputError(f"{FLAG} {series} was asked for, {path} holds one image")
+    taken = choose(str(path), series, names, shown) if names else None
     if not names or not isinstance(node, GroupNode):
         return (*_find_image(path), (), "")
     if count_multiscales(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -14,8 +15,11 @@ import msgspec
 import numpy as np
 
 from tilelab.errors import InputError
+from tilelab.io.images.bar import match_rows
+from tilelab.io.images.image import Image
 from tilelab.io.images.notebook import page, thumbnail
-from tilelab.io.images.region import parse_region
+from tilelab.io.images.region import crop, parse_region
+from tilelab.io.images.volume import Volume
 from tilelab.io.results.level_image import LevelImage, reduced_level
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
@@ -237,6 +241,15 @@ def read_result(path: Address) -> Result:
     logits = images("logits")
     maps = {known.output or known.name: images(f"maps/{known.name}")[0] for known in info.kept_maps}
     return Result(root, info, images("labels"), images("probabilities"), logits[0] if logits else None, maps)
+
+
+def match_result(image: Image, shape: tuple[int, ...], info: ResultInfo | None) -> Image:
+    """What of a micrograph a result of `shape` (z, y, x) is of: all but an info bar, or the region that was taken."""
+    region = None if info is None or info.resampled_by is not None else info.metadata.get("region")
+    if isinstance(region, str) and Volume(image).shape != shape:
+        with contextlib.suppress(InputError):  # it is another image
+            return crop(image, region)
+    return match_rows(image, shape[1])
 
 
 _INFO = msgspec.json.Decoder(ResultInfo)
