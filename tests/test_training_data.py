@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="training extra not installed")
 pytest.importorskip("kornia", reason="training extra not installed")
 
 from tilelab.errors import InputError  # noqa: E402
+from tilelab.evaluation.pairs import list_files  # noqa: E402
 from tilelab.geometry import Box  # noqa: E402
 from tilelab.io.convert import convert_image  # noqa: E402
 from tilelab.io.images.open import open_image  # noqa: E402
@@ -270,3 +271,14 @@ def test_normalisation_knows_any_unit(scale: float) -> None:
 def test_normalisation_of_one_grey_divides_by_something() -> None:
     for value in (0, 255):
         assert measure_normalization([open_image(np.full((9, 9), value, np.uint8))]).std == (1e-6,)
+
+
+def test_a_folder_of_what_a_microscope_wrote_is_one_of_images(tmp_path: Path) -> None:
+    for name in ("a.dm4", "b.DM4"):
+        (tmp_path / name).touch()
+    assert {name: path.name for name, path in list_files(tmp_path).items()} == {"a": "a.dm4", "b": "b.DM4"}
+    (tmp_path / "a.dm3").touch()
+    with pytest.raises(InputError, match="have the same name"):
+        list_files(tmp_path)
+    (tmp_path / "c.tif").touch()  # made of one of them, say
+    assert list(list_files(tmp_path)) == ["c"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ SUFFIXES = (
     ".h5",
     ".hdf5",
 )
+MICROSCOPES = (".dm3", ".dm4", ".ser", ".emd", ".czi", ".lif", ".nd2")
+"""Of what microscopes write: looked for in a folder that holds none of the others, which are often made of these."""
 _ENDINGS = ("mask", "masks", "label", "labels", "truth", "gt", "annot", "pred", "prediction", "seg", "segmentation")
 
 
@@ -85,32 +88,37 @@ def find_pairs(prediction: Path, truth: Path, image: Path | None = None) -> tupl
 
 def name_of(path: Path) -> str:
     """The name that pairs: without folder and suffix."""
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *MICROSCOPES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """The images in a folder by name.
+    """The images in a folder by name; those of `MICROSCOPES` where there are no others.
 
     Raises:
         InputError: there are none, or two have the same name.
     """
-    files: dict[str, Path] = {}
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+    for suffixes in (SUFFIXES, MICROSCOPES):
+        if files := _by_name(path for path in paths if path.name.lower().endswith(suffixes)):
+            return files
+    raise InputError(f"{folder} holds no image ({', '.join((*SUFFIXES, *MICROSCOPES))})")
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
     for path in paths:
-        if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
         name = name_of(path)
         if name in files:
             raise InputError(f"{files[name]} and {path} have the same name: keep one of them")
         files[name] = path
-    if not files:
-        raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
     return files
 
 
