@@ -15,6 +15,7 @@ import tifffile
 torch = pytest.importorskip("torch", reason="training extra not installed")
 
 from tilelab.errors import InputError  # noqa: E402
+from tilelab.exporting.samples import planes_of  # noqa: E402
 from tilelab.spec import Normalization  # noqa: E402
 from tilelab.training import shelf  # noqa: E402
 from tilelab.training.data import CropSampler  # noqa: E402
@@ -112,3 +113,13 @@ def test_what_is_in_use_stays_open() -> None:
         assert not a.closed
     assert small.opened == 1
     assert [thing.closed for thing in made].count(False) == 1
+
+
+def test_images_to_calibrate_on_are_not_all_open(planes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Shelf(3)
+    monkeypatch.setattr(shelf, "SHELF", small)
+    found = planes_of(planes / "images")
+    assert len(found) == _FILES
+    for image, path in zip(found, sorted((planes / "images").iterdir()), strict=True):
+        assert np.array_equal(image[3:9, 5:], tifffile.imread(path)[3:9, 5:])
+        assert open_files(planes) <= small.opened <= 3

@@ -17,6 +17,7 @@ from tilelab.io.images.volume import Volume
 from tilelab.spec import ModelSpec
 from tilelab.training.pairs import MaskedPlane, Plane, StoredMask, open_pairs
 from tilelab.training.recipe import Data
+from tilelab.training.shelf import open_lasting
 
 if TYPE_CHECKING:
     from tilelab.training.recipe import Recipe
@@ -105,7 +106,7 @@ def planes_of(path: Path | None, neighbours: int = 0) -> list[Image]:
     """
     if path is None:
         return []
-    return [middle_plane(open_image(file, bar=None), neighbours) for file in find_images(path).values()]
+    return [middle_plane(open_lasting(file), neighbours) for file in find_images(path).values()]
 
 
 def middle_plane(image: Image, neighbours: int = 0) -> Image:

@@ -21,7 +21,7 @@ from tilelab.evaluation.label_map import LabelMap
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import list_files, match_names, name_of
 from tilelab.geometry import Box
-from tilelab.io.images.bar import leave_out_bar, match_rows, may_be_bar
+from tilelab.io.images.bar import may_be_bar
 from tilelab.io.images.formats import find_reader
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
@@ -31,7 +31,7 @@ from tilelab.spec import Normalization
 from tilelab.text import size_text
 from tilelab.training.inspection import Inspection, check_finite
 from tilelab.training.sections import Data
-from tilelab.training.shelf import Lasting, LastingImage, kept_bytes
+from tilelab.training.shelf import Lasting, LastingImage, kept_bytes, open_lasting
 
 BLOCK = 64
 """Side of the blocks in which the pixels of each class are counted."""
@@ -202,18 +202,13 @@ def _open_pair(
             labels.keep_rows(rows)
         return labels
 
-    labels, open_whole = open_mask(), partial(open_image, image_path, axes=data.axes, series=data.series)
-    image = match_rows(open_whole(bar=None), labels.shape[1])
+    labels = open_mask()
+    image = open_lasting(image_path, labels.shape[1], axes=data.axes, series=data.series)
     rows = image.shape[-2]
     if may_be_bar(labels.shape[1] - rows, labels.shape[1]):
         labels.keep_rows(rows)
-
-    def open_again() -> Image:  # what looks like an info bar was looked for once
-        whole = open_whole()
-        return leave_out_bar(whole, max(0, whole.shape[-2] - rows))
-
     weight = kept_bytes(labels.image)
-    return LastingImage(image, open_again), Lasting(labels, partial(open_mask, labels.shape[1]), weight)
+    return image, Lasting(labels, partial(open_mask, labels.shape[1]), weight)
 
 
 def _check_pair(image: Image, labels: Labels, data: Data, neighbours: int, paths: tuple[Path, Path]) -> tuple[int, int]:

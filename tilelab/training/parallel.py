@@ -21,7 +21,7 @@ from tilelab.errors import EngineError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=12)
+_PATIENCE = timedelta(hours=2)
 """How long the others wait while the first validates: NCCL would give up after ten minutes; `torchrun` ends them all
 where one fails."""
 

@@ -15,12 +15,15 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from tilelab.arrays import Array
 from tilelab.errors import InputError
 from tilelab.geometry import Box
+from tilelab.io.images.bar import leave_out_bar, match_rows
 from tilelab.io.images.image import Image
+from tilelab.io.images.open import open_image
 from tilelab.io.storage.decode import LARGE_BYTES
 from tilelab.machine.memory import available_memory
 
@@ -171,6 +174,22 @@ class LastingImage(Image):
 
     def close(self) -> None:
         self._lasting.drop()
+
+
+def open_lasting(path: Path, rows: int | None = None, **chosen: Any) -> LastingImage:
+    """An image of a file, without its info bar, or of as many `rows` as its partner has.
+
+    Raises:
+        InputError: as `open_image`, which takes `chosen`.
+    """
+    image = open_image(path, bar=None, **chosen)
+    image = image if rows is None else match_rows(image, rows)
+    return LastingImage(image, partial(_open_again, path, image.shape[-2], chosen))
+
+
+def _open_again(path: Path, rows: int, chosen: dict[str, Any]) -> Image:
+    whole = open_image(path, **chosen)  # what looks like an info bar was looked for once
+    return leave_out_bar(whole, max(0, whole.shape[-2] - rows))
 
 
 def _open_same(again: Callable[[], Image], uri: str, shape: tuple[int, ...], dtype: Any) -> Image:
