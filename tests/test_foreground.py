@@ -143,6 +143,18 @@ def test_a_run_leaves_it_out_says_so_and_is_another_job(tmp_path: Path, capsys: 
     assert np.array_equal(found[:, kept], whole[:, kept])
 
 
+def test_the_share_of_the_first_class_is_told_with_what_was_left_out(tmp_path: Path, capsys: Any) -> None:
+    """Else resin would be read as matrix."""
+    tifffile.imwrite(tmp_path / "a.tif", with_resin("resin")[:256, :300])
+    tifffile.imwrite(tmp_path / "mask.tif", np.indices((256, 300))[1].astype(np.uint8))
+    for flags, said in (([], 0), (["--mask", str(tmp_path / "mask.tif")], 1)):
+        out = tmp_path / f"{said}.ome.zarr"
+        assert main(["infer", str(tmp_path / "a.tif"), "-m", "identity:2", "-o", str(out), *flags]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "with all that was left out" in line]
+        assert len(lines) == said
+        assert all("found" in line for line in lines)
+
+
 def test_plan_draws_what_would_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", with_resin("resin"), tile=(256, 256))
     words = ["plan", str(tmp_path / "a.tif"), "-m", "identity", "--tile", "128", "--overlap", "32", "--speed", "1"]

@@ -23,14 +23,16 @@ class Found:
     def __init__(self) -> None:
         self.shares: dict[str, float] = {}
         self.exact = True
+        self.masked = False
 
-    def look(self, _: Prepared, work: Place) -> None:
+    def look(self, prepared: Prepared, work: Place) -> None:
         """Count the labels of the OME-Zarr `work`, if it is still there."""
         from tilelab.io.results.result import read_result
         from tilelab.run.batch.row import measure_areas
 
         if not present(work):
             return
+        self.masked = prepared.job.mask is not None
         result = read_result(work)
         sizes = [math.prod(level.shape) for level in result.labels]
         level = next((i for i, size in enumerate(sizes) if size <= _MOST_PIXELS), len(sizes) - 1)
@@ -46,7 +48,8 @@ class Found:
         rows = {}
         for i, (name, share) in enumerate(self.shares.items()):
             area = f"  {about}{area_text(share * extent, len(size))}" if size is not None else ""
-            rows["found" if i == 0 else f"found{' ' * i}"] = f"{name:<{width}}  {share:6.1%}{area}"
+            rest = "  with all that was left out" if self.masked and i == 0 else ""
+            rows["found" if i == 0 else f"found{' ' * i}"] = f"{name:<{width}}  {share:6.1%}{area}{rest}"
         return rows
 
 
