@@ -173,6 +173,15 @@ def test_a_tilted_layer_is_as_thick_where_the_image_ends(size: tuple[float, floa
     assert upright.cut == layer.cut
 
 
+@pytest.mark.parametrize("asked", [{"layer": ("1",)}, {"fibres": ("1", "2")}])
+def test_what_is_of_planes_is_refused_before_a_volume_is_read(asked: dict[str, Any]) -> None:
+    labels = (np.indices((4, 50, 50)).sum(axis=0) // 40).astype(np.uint8)
+    done: list[Any] = []
+    with pytest.raises(InputError, match=r"measured in a plane.*`tilelab convert .* slice.tif --region 2:3,:,:`"):
+        measure(labels, progress=lambda *pixels: done.append(pixels), **asked)
+    assert done == []
+
+
 def test_percentiles_of_a_layer_are_of_its_length() -> None:
     """A steep part has few columns and much length."""
     x = np.arange(1000)

@@ -94,7 +94,7 @@ def measure_layer(
         InputError: it is no plane, or there is no layer.
     """
     if labels.shape[0] != 1:
-        raise InputError("a layer is measured in a plane: choose one slice (--region, or a file of its own)")
+        raise InputError("a layer is measured in a plane: choose one slice")
     opened = Opened(labels, classes, opening)
     objects = find_objects(opened, grid=grid, threads=threads)
     records = list(objects.records())

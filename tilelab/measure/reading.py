@@ -223,6 +223,13 @@ def prepare(labels: Labels, question: Question) -> Prepared:
     layer, fibres = (find_classes(classes, labels.path, names or ()) for names in (question.layer, question.fibres))
     if fibres and fibres[0] not in only:
         raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres[0]}")
+    if (layer or fibres) and labels.shape[0] != 1:  # found out at the end, it would cost a pass
+        what = "a layer is" if layer else "fibres are"
+        where = labels.path if labels.result is None else labels.path / "labels/classes"
+        raise InputError(
+            f"{what} measured in a plane, {labels.path} is a volume: take a slice of it, "
+            f"`tilelab convert {where} slice.tif --region {labels.shape[0] // 2}:{labels.shape[0] // 2 + 1},:,:`"
+        )
     planes = numbers or _mend(counted, question)
     if question.votes is not None:
         planes = Voted(_of(labels, only), *_find_maps(labels, question.votes))
