@@ -209,6 +209,18 @@ def test_transformations_one_after_the_other(tmp_path: Path, steps: Any, size: A
             assert (opened.pixel_size_nm, opened.origin_px) == (size, origin)
 
 
+def test_axes_that_an_old_version_does_not_name(tmp_path: Path) -> None:
+    for stored, seen in ((pixels((1, 1, 3, 30, 40)), (3, 30, 40)), (pixels((3, 30, 40)), (3, 30, 40))):
+        group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+        group.create_array("0", data=stored)
+        group.attrs["multiscales"] = [{"version": "0.1", "datasets": [{"path": "0"}]}]
+        with open_image(tmp_path / "a.zarr") as opened:
+            assert (opened.axes, opened.shape) == ("zyx", seen)
+            assert [a.flag for a in opened.assumptions] == ["--axes"] * (stored.ndim == 3)
+    with open_image(tmp_path / "a.zarr", axes="cyx") as opened:
+        assert (opened.axes, opened.assumptions) == ("cyx", ())
+
+
 def test_axes_with_long_names_and_sizes_that_are_none(tmp_path: Path) -> None:
     axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in ("depth", "height", "width")]
     for scale, size, said in (([30, 4, 5], (30, 4, 5), "not square"), ([30, -4, 0], None, "of -4 along y, 0 along x")):

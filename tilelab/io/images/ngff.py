@@ -28,6 +28,7 @@ class Multiscale:
         scales: size of a pixel per axis, in units, for every level; None where none is given.
         translations: where the first pixel lies, in units, for every level; None where no scale is given.
         name: of the image; may be empty.
+        named: it says what its axes are; version 0.1 and 0.2 do not, and have five.
     """
 
     version: str
@@ -37,6 +38,7 @@ class Multiscale:
     scales: tuple[tuple[float, ...] | None, ...]
     translations: tuple[tuple[float, ...] | None, ...]
     name: str
+    named: bool
 
     def scale_nm(self, level: int) -> dict[str, float]:
         """Nanometres per pixel by axis letter, where scale and unit are given."""
@@ -114,9 +116,15 @@ def _parse(image: dict[str, Any], version: str) -> Multiscale:
         outer = common or (1.0,) * count
         scales.append(tuple(a * b for a, b in zip(own or (1.0,) * count, outer, strict=True)))
         translations.append(tuple(t * b + u for t, b, u in zip(shift, outer, shifted, strict=True)))
-    name = str(image.get("name", ""))
     return Multiscale(
-        version or str(image.get("version", "?")), letters, units, paths, tuple(scales), tuple(translations), name
+        version=version or str(image.get("version", "?")),
+        axes=letters,
+        units=units,
+        paths=paths,
+        scales=tuple(scales),
+        translations=tuple(translations),
+        name=str(image.get("name", "")),
+        named="axes" in image or bool(systems),
     )
 
 

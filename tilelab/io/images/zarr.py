@@ -74,6 +74,8 @@ class ZarrSource(Source):
             levels = [_level_array(group, image, i) for i in range(len(image.paths))]
             node = levels[level]
             self.axes = image.axes
+            if len(node.shape) != len(image.axes):  # where nothing names them
+                self.axes, self.assumptions = named_axes(path, node.names, node.shape)
             self.levels = tuple(array.shape for array in levels)
             self.scale_nm = image.scale_nm(level)
             self.offset_px = image.offset_px(level)
@@ -310,7 +312,7 @@ def _level_array(group: GroupNode, image: Multiscale, level: int) -> ArrayNode:
     node = find_node(path)
     if not isinstance(node, ArrayNode):
         raise InputError(f"{group.path} is incomplete: the array of its level {level} is not at {path}")
-    if len(node.shape) != len(image.axes):
+    if image.named and len(node.shape) != len(image.axes):
         raise InputError(f"{path} has {len(node.shape)} axes, its OME-Zarr metadata say {image.axes!r}")
     return node
 
