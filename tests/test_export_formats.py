@@ -180,6 +180,24 @@ def test_tiles_are_cut_off_as_inference_cuts_them_off() -> None:
             assert b.max() == np.float32(0.5)
 
 
+def test_images_to_compare_on_are_named_where_they_do_not_suit(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tifffile
+
+    grey = np.random.default_rng(0).random((70, 90)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", grey)
+    words = ["export", str(source), "-o", str(tmp_path / "n.onnx"), "--images", str(tmp_path / "a.tif")]
+    assert main(words) == 2
+    assert re.search(r"a\.tif is float32", capsys.readouterr().err)
+    grey[5, 6] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", grey)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"a\.tif holds 1 pixels that are not finite \(NaN or infinite\), the first at z 0, y 5, x 6", said)
+    assert "--nan" not in said  # which export has not
+
+
 def test_no_range_is_learned_of_what_is_no_number() -> None:
     grey = np.random.default_rng(0).random((32, 32)).astype(np.float32)
     grey[5, 5] = np.nan

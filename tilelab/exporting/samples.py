@@ -15,6 +15,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.volume import Volume
 from tilelab.spec import ModelSpec
+from tilelab.training.inspection import check_finite
 from tilelab.training.pairs import MaskedPlane, Plane, StoredMask, open_pairs
 from tilelab.training.recipe import Data
 from tilelab.training.shelf import open_lasting
@@ -65,7 +66,7 @@ def user_samples(images: Path, masks: Path | None, labels: str, spec: ModelSpec)
         spec: of the model.
 
     Raises:
-        InputError: nothing is there, or images and masks do not fit each other.
+        InputError: nothing is there, images and masks do not fit each other, or pixels are not finite.
     """
     if masks is not None:
         data = Data(str(images.absolute()), str(masks.absolute()), labels)
@@ -127,7 +128,8 @@ def _read(plane: Image, box: Box) -> Image:
     channels = () if plane.axes == "yx" else (plane.shape[0],)
     whole = Box((*(0 for _ in channels), *box.start), (*channels, *box.stop))
     cut = open_image(np.ascontiguousarray(plane.read(whole)), axes=plane.axes, pixel_size_nm=plane.pixel_size_nm)
-    cut.neighbours = plane.neighbours
+    cut.uri, cut.neighbours = plane.uri, plane.neighbours
+    check_finite(cut.uri, Volume(cut), 0, 1)
     return cut
 
 

@@ -203,7 +203,7 @@ def load_checkpoint_weights(network: nn.Module, path: Path) -> WeightsReport:
     found = {name.removeprefix(part): tensor for name, tensor in stored.items() if name.startswith(part)}
     own = network.state_dict()
     matched = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
-    if not matched:
+    if not any(tensor.ndim > 1 for tensor in matched.values()):  # counters and the last bias fit any network
         theirs, ours = next(iter(found)), next(iter(own))
         raise ModelError(f"nothing in {path} fits the network: it begins with {theirs!r}, the network with {ours!r}")
     network.load_state_dict(own | matched)

@@ -374,6 +374,13 @@ def _where(header: State, recipe: BaseRecipe) -> str:
 
 
 def _differing(one: Any, other: Any) -> list[str]:
-    """The keys in which two recipes differ."""
+    """The keys in which two recipes differ, as ``--set`` names them."""
     before, now = msgspec.to_builtins(one), msgspec.to_builtins(other)
-    return sorted(key for key in now if now[key] != before[key])
+    found: list[str] = []
+    for key in (key for key in now if now[key] != before[key]):
+        if isinstance(now[key], dict) and isinstance(before[key], dict):
+            inner = sorted({*now[key], *before[key]})
+            found += [f"{key}.{k}" for k in inner if now[key].get(k) != before[key].get(k)]
+        else:
+            found.append(key)
+    return sorted(found)
