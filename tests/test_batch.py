@@ -474,6 +474,11 @@ def test_convert_writes_each_of_many_and_leaves_what_is_there(
     assert "0 of 9 images written, 9 were there already" in capsys.readouterr().err
 
 
+def test_convert_says_where_many_go(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(folder / "m1.tif"), str(folder / "m2.tif"), str(tmp_path / "a.ome.tif")]) == 2
+    assert "a.ome.tif holds one result: give a folder, FOLDER/ as DST" in capsys.readouterr().err
+
+
 def test_convert_is_strict_when_asked(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 60, 70), np.float32))
     target = tmp_path / "a.ome.zarr"

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rewrite an image, or many."""
     options = Options(stack=args.stack, axes=args.axes)
-    if are_many(args.sources, args.destination, options):
+    if are_many(args.sources, args.destination, options, "FOLDER/ as DST"):
         return _convert_many(args, options)
     if args.format is not None:
         raise OutputError("--format is for many images, one was given: name DST by its kind, or a folder, FOLDER/")

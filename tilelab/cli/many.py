@@ -42,8 +42,8 @@ def name_many(words: list[str], out: str | None, options: Options) -> bool:
     return many
 
 
-def are_many(words: list[str], out: str | None, options: Options) -> bool:
-    """Whether results go into a folder: those of `name_many`, or one, as `out` names a folder.
+def are_many(words: list[str], out: str | None, options: Options, flag: str = "-o FOLDER") -> bool:
+    """Whether results go into a folder: those of `name_many`, or one, as `out` names a folder, which `flag` does.
 
     Raises:
         OutputError: there are many, and `out` is no folder.
@@ -53,7 +53,7 @@ def are_many(words: list[str], out: str | None, options: Options) -> bool:
     if many and (out is None or out.endswith(SUFFIXES)):
         what = "nothing says where to" if out is None else f"{out} holds one result"
         raise OutputError(
-            f"{' '.join(words[:3])}{' ...' if len(words) > 3 else ''} are many images, {what}: give a folder, -o FOLDER"
+            f"{' '.join(words[:3])}{' ...' if len(words) > 3 else ''} are many images, {what}: give a folder, {flag}"
             + ("" if len(words) > 1 else ", or say with --stack that they are slices of one")
         )
     if many or out is None or out.endswith(SUFFIXES):
