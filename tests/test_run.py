@@ -21,7 +21,7 @@ import tilelab
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine
-from tilelab.errors import Interrupted, ModelError, OutputError, PlanError, ResumeError
+from tilelab.errors import InputError, Interrupted, ModelError, OutputError, PlanError, ResumeError
 from tilelab.io.results.result import read_result
 from tilelab.run.options import Options
 from tilelab.run.target import convert_result, output_path
@@ -239,6 +239,12 @@ def test_the_default_name_carries_image_and_model(image, model, name, tmp_path, 
     monkeypatch.chdir(tmp_path)
     Path("slices").mkdir()
     assert str(output_path(image, None, model)) == f"{name}.ome.zarr"
+
+
+def test_a_file_address_is_a_path():
+    assert str(output_path("a.tif", "file:///data/a%20b.ome.zarr")) == "/data/a b.ome.zarr"
+    with pytest.raises(InputError, match=r"ftp://h/a.ome.zarr is of an unknown kind"):
+        output_path("a.tif", "ftp://h/a.ome.zarr")
 
 
 def test_what_was_begun_under_the_earlier_default_name_is_pointed_out(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from tilelab.engines.registry import members_of
 from tilelab.errors import InputError, OutputError
+from tilelab.io.images.formats import local_path
 from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.result import find_loss
 from tilelab.io.results.sink import partial_path
@@ -52,7 +53,7 @@ def output_path(image: Any, out: Address | None, model: object = None) -> Place:
         return LocalPath(f"{stem[: len(stem) - len(kind)] or stem}.{model_name(model)}.ome.zarr")
     if (remote := remote_place(out)) is not None:
         return _check_remote(remote, source)
-    target: Place = LocalPath(str(out)).expanduser()
+    target: Place = LocalPath(local_path(str(out))).expanduser()
     if not target.name.endswith(SUFFIXES):
         raise OutputError(f"{target} is of an unknown format: name it .ome.zarr, .ome.tif, .png or .precomputed")
     if source is not None and source.resolve() == target.resolve():

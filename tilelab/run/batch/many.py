@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tilelab.engines.base import Engine
 from tilelab.errors import InputError, Interrupted, OutputError, TilelabError
 from tilelab.io.images.folders import gather_images
+from tilelab.io.images.formats import local_path
 from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.result import read_result
 from tilelab.io.storage.claims import Write, claim
@@ -155,7 +156,7 @@ class Batch:
         found, notes = gather_images([str(word) for word in words], options.stack)
         if not found:
             raise InputError("no images were given")
-        path = Path(folder).expanduser()
+        path = Path(local_path(folder)).expanduser()
         claim({"the model": model if isinstance(model, str | Path) else None}, [Write(path, "-o", "into")])
         check_table(path / TABLE)
         check_page(path / PAGE)
