@@ -151,6 +151,8 @@ def test_gpus_are_listed_as_their_driver_tells(monkeypatch, tmp_path):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.find_gpus() == ["NVIDIA H100 80GB HBM3, 81559 MiB, driver 580.1, compute capability 9.0"]
+    tool.write_text("#!/bin/sh\necho 'No devices were found'\n")
+    assert doctor.find_gpus() == ["nvidia-smi: No devices were found"]
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert doctor.find_gpus() == ["nvidia-smi is there but fails: is the driver loaded?"]
     tool.unlink()

@@ -136,17 +136,25 @@ def find_gpus() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    query = "--query-gpu=name,memory.total,driver_version,compute_cap"
+    asked = ("name", "memory.total", "driver_version", "compute_cap")
     try:
         told = subprocess.run(
-            [tool, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
+            [tool, f"--query-gpu={','.join(asked)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return ["nvidia-smi is there but fails: is the driver loaded?"]
     found = []
     for line in told.stdout.splitlines():
-        name, memory, driver, capability = (part.strip() for part in line.split(",", 3))
-        found.append(f"{name}, {memory}, driver {driver}, compute capability {capability}")
+        parts = [part.strip() for part in line.split(",", 3)]
+        if len(parts) == len(asked):
+            name, memory, driver, capability = parts
+            found.append(f"{name}, {memory}, driver {driver}, compute capability {capability}")
+        else:
+            found.append(f"nvidia-smi: {line.strip()}")
     return found
 
 
