@@ -385,6 +385,25 @@ for count in (4, 8):
     assert counted["deepest_stack"] <= 2
 
 
+def test_host_arrays_go_through_the_engines_own_gpu_from_any_thread(picture, standin):
+    work = """
+import threading
+from tilelab.engines.registry import load_engine
+engines = [load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device=f"cuda:{i}") for i in range(2)]
+tiles = np.random.default_rng(0).normal(size=(8, 1, 128, 128)).astype(np.float32)
+outs = [np.zeros((8, 3, 128, 128), np.float32) for _ in engines]
+threads = [threading.Thread(target=engine.run, args=(tiles, out)) for engine, out in zip(engines, outs)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(outs[0].any(), np.array_equal(*outs))
+"""
+    said, counted = whole(picture, work, standin, STANDIN_GPUS=2)
+    assert said == ["True True"]
+    assert counted["foreign"] == counted["beyond"] == 0
+
+
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_a_gpu_of_2_gb_is_planned_for_or_refused_in_one_line(picture, standin, count):
     """Planes of 9958 x 9959 px and larger; each of the GPUs says what it has."""
