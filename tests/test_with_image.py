@@ -14,7 +14,7 @@ from ome_zarr_models.v05.image import Image as NgffImage
 from ome_zarr_models.v05.image_label import ImageLabel
 
 import tilelab
-from tilelab.errors import OutputError
+from tilelab.errors import Interrupted, OutputError
 from tilelab.io import open_image
 from tilelab.io.results import with_image
 from tilelab.io.results.result import read_result
@@ -82,7 +82,7 @@ def test_a_kill_before_the_end_costs_the_copy_alone(
 
         with monkeypatch.context() as patch:
             patch.setattr(with_image, name, killed)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(Interrupted):
                 tilelab.infer(micrograph, "identity:2", out, **WORDS)
     run = tilelab.infer(micrograph, "identity:2", out, **WORDS)
     assert run.already_finished
