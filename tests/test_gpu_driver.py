@@ -316,6 +316,25 @@ for warm in (False, True):  # what compiles kernels holds what it compiled them 
     assert said == ["0"]
 
 
+def test_an_engine_that_is_closed_gives_its_memory_back(picture, standin):
+    work = """
+import ctypes, json
+from tilelab.engines.registry import load_engine
+def held():
+    gc.collect()
+    device.give_back()
+    text = ctypes.create_string_buffer(1 << 13)
+    ctypes.CDLL("libcuda.so.1").standin_report(text, len(text))
+    return json.loads(text.value)["held_bytes"]
+engine = load_engine(HERE / "net.onnx", engine="onnxruntime-cuda", device="cuda")
+before = held()
+engine.close()
+print(before > 1 << 20, held())
+"""
+    said, _ = whole(picture, work, standin)
+    assert said == ["True 0"]
+
+
 def less(counted):
     """Memory for a part of what a unit took."""
     return counted["most_bytes"] * 17 // 20

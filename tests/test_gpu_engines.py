@@ -291,6 +291,33 @@ def test_an_activation_is_undone_on_host_arrays(library, tmp_path):
     np.testing.assert_allclose(out, want, atol=1e-4)
 
 
+def test_an_activation_is_undone_on_arrays_of_the_device(library, tmp_path, monkeypatch):
+    pytest.importorskip("numba_cuda")
+    from tilelab.kernels import cuda_elementwise
+    from tilelab.kernels.reference import SOFTMAX
+
+    seen = []
+    monkeypatch.setattr(cuda_elementwise, "undo_activation", lambda values, *how: seen.append((values, *how)))
+    engine = load_engine(save_conv(tmp_path / "s.onnx", end="Softmax", spec=make_spec()), engine="onnxruntime-cuda")
+    logits = np.zeros((engine.batch, engine.spec.values, *engine.tile), np.float32)
+    engine.enqueue(np.zeros((engine.batch, 1, *engine.tile), np.float32), logits)
+    ((values, *how),) = seen
+    assert values is logits
+    assert how == [SOFTMAX, engine.stream]
+
+
+def test_each_port_is_bound_with_its_own_type(library, tmp_path):
+    engine = load_engine(save_conv(tmp_path / "c.onnx", spec=make_spec()), engine="onnxruntime-cuda")
+    seen = []
+    engine._binding = SimpleNamespace(
+        bind_input=lambda *words: seen.append(words[3]), bind_output=lambda *words: seen.append(words[3])
+    )
+    engine._session = SimpleNamespace(run_with_iobinding=lambda *_: None)
+    engine.logits_dtype = np.dtype(np.float16)
+    engine.enqueue(np.zeros(1, np.float32), np.zeros(1, np.float16))
+    assert seen == [np.float32, np.float16]
+
+
 def test_a_provider_that_does_not_load_is_an_error(library, tmp_path):
     library.broken = True
     path = save_conv(tmp_path / "c.onnx", spec=make_spec())
