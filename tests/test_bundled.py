@@ -51,7 +51,7 @@ def test_a_quantised_file_belongs_to_its_model(name: str) -> None:
         answers.append(np.empty((1, spec.values, side, side), np.float32))
         engine.run(np.ascontiguousarray(tile), answers[-1])
         engine.close()
-    assert (answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean() > 0.98
+    assert (answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean() > 0.97  # an image of another kind
 
 
 def test_what_is_asked_for_is_what_runs() -> None:

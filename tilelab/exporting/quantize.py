@@ -51,7 +51,10 @@ def quantize_openvino(onnx: Path, spec: ModelSpec, tiles: Tiles) -> Any:
     fold_normalization(network)  # before: quantised weights cannot be scaled or summed
     fold_upsampling(network)
     # the default, a mean of each tile's range, clips what is brighter or darker than most: 10 % of the labels change
-    ranges = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+    ranges = nncf.AdvancedQuantizationParameters(
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+        overflow_fix=nncf.OverflowFix.ENABLE,  # weights of 7 bits: CPUs without VNNI add products in 16
+    )
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
             quantized = nncf.quantize(

@@ -217,6 +217,7 @@ class OpenvinoEngine(FileEngine):
             self.macs = count_macs(model) // self._group  # of a tile
             fold_downsampling(model)
             fold_constants(model)
+            wide = wide_weights(model) if request.precision == "int8" and _saturates() else 0
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it
@@ -246,6 +247,12 @@ class OpenvinoEngine(FileEngine):
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if actual != hint:
             raise EngineError(f"OpenVINO computes in {actual} where {hint} was asked for: choose another --precision")
+        if wide:
+            words = (
+                "this CPU adds products of int8 in 16 bits (it has no VNNI), which weights of {} layers can exceed: "
+                "labels may differ from what was proved; export the model anew, or use --precision fp32"
+            )
+            self.warnings += (words.format(wide),)
         openvino = import_openvino()
         self._tensor: Any = openvino.Tensor
         self._version: str = openvino.__version__
@@ -275,6 +282,27 @@ class OpenvinoEngine(FileEngine):
     def close(self) -> None:
         """Drop the compiled model."""
         self._infers = []
+
+
+def _saturates() -> bool:
+    """Whether sums of products of bytes are cut off at 16 bits: on x86 without instructions for them."""
+    return bool(has_cpu_feature("avx2")) and not has_cpu_feature("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def wide_weights(model: Any) -> int:
+    """Layers whose weights of 8 bits exceed 64 at least once: pairs of products with 255 then exceed 16 bits.
+
+    Args:
+        model: an ``openvino.Model``.
+    """
+    stored = [
+        node for node in model.get_ops() if node.get_type_name() == "Constant" and len(node.get_output_shape(0)) > 1
+    ]
+    return sum(
+        int(np.abs(np.asarray(node.data, np.int16)).max(initial=0)) > 64
+        for node in stored
+        if node.get_element_type().get_type_name() == "i8"
+    )
 
 
 def _static_shape(output: Any) -> tuple[int, ...] | None:
