@@ -345,6 +345,13 @@ def test_failures_name_the_sizes(library, tmp_path):
         load_engine(save_nan(tmp_path / "n.onnx", spec=make_spec()), engine="onnxruntime-cuda")
 
 
+def test_a_provider_that_supports_some_of_the_gpus_is_not_asked_for_one_of_them(library, gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr("tilelab.engines.cuda.onnxruntime.gpu_count", lambda: 3)
+    path = save_unet(tmp_path / "u.onnx", spec=make_spec(stride=4))
+    with pytest.raises(EngineError, match="supports 2 of the 3 GPUs here and does not say which"):
+        load_engine(path, engine="onnxruntime-rtx", device="cuda:1")
+
+
 @pytest.mark.parametrize("module", [ort_cuda, ort_tensorrt, ort_rtx])
 def test_probes_say_what_works(library, monkeypatch, module):
     found = module.probe()
@@ -565,3 +572,16 @@ def test_a_package_must_be_named_so(tmp_path):
         aotinductor_build.compile_package(
             None, make_spec(), tmp_path / "m.pt2", batch=1, precision="int8", target="cpu"
         )
+
+
+def test_a_package_keeps_no_place_of_this_machine(tmp_path):
+    with zipfile.ZipFile(tmp_path / "n.pt2", "w") as made:
+        for name in ("n/k.cpp", "n/k.so", "n/k.cubin"):
+            made.writestr(name, f"1{Path.cwd()}2{Path.home()}3")
+    aotinductor_build._forget_machine(tmp_path / "n.pt2")
+    with zipfile.ZipFile(tmp_path / "n.pt2") as cleaned:
+        found = {name: cleaned.read(name).decode() for name in cleaned.namelist()}
+    assert found["n/k.cpp"] == ""
+    for name in ("n/k.so", "n/k.cubin"):
+        assert str(Path.cwd()) not in found[name]
+        assert len(found[name]) == 3 + len(str(Path.cwd())) + len(str(Path.home()))

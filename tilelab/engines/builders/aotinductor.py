@@ -140,7 +140,7 @@ def _forget_machine(package: Path) -> None:
             if entry.filename.endswith((".h", ".o")):
                 continue
             data = b"" if entry.filename.endswith(".cpp") else old.read(entry)
-            if entry.filename.endswith(".so"):
+            if entry.filename.endswith((".so", ".cubin")):
                 for place in longest_first:
                     data = data.replace(place, b"/".ljust(len(place), b"_"))  # of the same length: offsets hold
             new.writestr(entry, data)

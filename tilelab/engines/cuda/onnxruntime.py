@@ -155,8 +155,11 @@ class OrtGpuEngine(GpuEngine):
         try:
             if provider.register is not None:
                 devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.provider]
-                if self.index >= len(devices):
-                    raise EngineError(f"{provider.provider} has {len(devices)} GPUs here, cuda:{self.index} is not one")
+                if len(devices) != gpu_count():
+                    raise EngineError(
+                        f"{provider.provider} supports {len(devices)} of the {gpu_count()} GPUs here and does not say "
+                        "which: leave it no other with CUDA_VISIBLE_DEVICES"
+                    )
                 options.add_provider_for_devices([devices[self.index]], self.provider_options)
                 return ort.InferenceSession(model, options, enable_fallback=0)
             providers = [(provider.provider, self.provider_options)]
