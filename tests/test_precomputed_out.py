@@ -15,7 +15,7 @@ from result_files import CLASSES, METADATA, make_result
 
 from tilelab.cli.main import main
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.errors import InputError, OutputError
+from tilelab.errors import InputError, Interrupted, OutputError
 from tilelab.io.images.open import open_image
 from tilelab.io.results import precomputed_shards as _precomputed_shards
 from tilelab.io.results.precomputed import read_precomputed_info, write_precomputed
@@ -156,7 +156,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_write_scale", die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="the same command continues"):
         infer(array, "identity:3", out, options=options())
     assert not out.exists()
     monkeypatch.setattr(module, "_write_scale", whole)

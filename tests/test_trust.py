@@ -286,11 +286,16 @@ masks = "masks"
 
 
 def test_a_network_that_a_file_names_is_imported_with_trust_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    place = str(tmp_path / "lib")
+    sys.path.insert(0, place)  # monkeypatch would also take away what onnxruntime.transformers adds when imported
+    request.addfinalizer(lambda: sys.path.remove(place))
     mark = tmp_path / "it ran"
     (tmp_path / "lib" / "stranger").mkdir(parents=True)
     (tmp_path / "lib" / "stranger" / "__init__.py").touch()
