@@ -187,15 +187,14 @@ REMOVES = ("unlink", "rmtree", "rename", "rmdir", "removedirs", "renames")
 
 
 def removals(source: str) -> list[str]:
-    """Calls of them in a module; `replace` of one argument is a path's, or a graph's output's, of two a text's."""
+    """Calls of them in a module; `replace` of one argument is a path's, of two a text's."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         name = node.func.attr
         system = ast.unparse(node.func) in ("os.remove", "os.replace", "shutil.move")
-        output = ast.unparse(node.func.value).endswith(".output(0)")
-        path = name == "replace" and len(node.args) == 1 and not node.keywords and not output
+        path = name == "replace" and len(node.args) == 1 and not node.keywords
         if name in REMOVES or system or path:
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
     return found

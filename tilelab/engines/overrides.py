@@ -188,10 +188,7 @@ def _outputs(given: SpecOverrides, spec: ModelSpec, activation: Activation) -> t
             raise ModelError("--output-is map: the model describes an output of classes beside its maps")
         count = spec.values_of(first) + (spec.activation == "sigmoid") - (activation == "sigmoid")
         first = msgspec.structs.replace(first, kind=kind, channels=count if kind == "map" else 1)
-    elif kind in ("logits", "probabilities") and first.kind in (
-        "labels",
-        "map",
-    ):  # it has classes, if --classes says so
+    elif kind in ("logits", "probabilities") and first.kind in ("labels", "map"):  # of the classes that --classes names
         first = msgspec.structs.replace(first, kind=kind, channels=1, step=1)
     return (first, *others)
 

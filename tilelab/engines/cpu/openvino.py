@@ -217,7 +217,6 @@ class OpenvinoEngine(FileEngine):
             self.macs = count_macs(model) // self._group  # of a tile
             fold_downsampling(model)
             fold_constants(model)
-            wide = wide_weights(model) if request.precision == "int8" and _saturates() else 0
             count = affordable_streams(request.threads, working_bytes(model, 4 if hint == "f32" else 2))
             config: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": hint,  # left alone it is bf16 wherever the CPU has it
@@ -247,7 +246,7 @@ class OpenvinoEngine(FileEngine):
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if actual != hint:
             raise EngineError(f"OpenVINO computes in {actual} where {hint} was asked for: choose another --precision")
-        if wide:
+        if request.precision == "int8" and _saturates() and (wide := wide_weights(model)):
             words = (
                 "this CPU adds products of int8 in 16 bits (it has no VNNI), which weights of {} layers can exceed: "
                 "labels may differ from what was proved; export the model anew, or use --precision fp32"

@@ -53,21 +53,22 @@ def _fold(product: Any) -> bool:
     from openvino import opset13 as ops
 
     folded = False
-    how = product.get_attributes()
+    quantised = product.input_value(0).get_node().get_type_name() == "FakeQuantize"
     for port, factor in enumerate(product.input_values()):
         numbers = _numbers(factor)
         if numbers is None:
             continue
-        quantised = product.input_value(0).get_node().get_type_name() == "FakeQuantize"
-        if port == 1 and numbers.ndim == 2 and not how["transpose_b"]:
-            weights = _transposed(factor) if quantised else ops.constant(np.ascontiguousarray(numbers.T))
-            new = ops.matmul(product.input_value(0), weights, how["transpose_a"], True)
-            new.set_friendly_name(product.get_friendly_name())
-            product.output(0).replace(new.output(0))
-            folded = True
-        elif factor.get_node().get_type_name() != "Constant" and not (port == 1 and numbers.ndim == 2 and quantised):
-            product.input(port).replace_source_output(ops.constant(numbers).output(0))
-            folded = True
+        weights = port == 1 and numbers.ndim == 2
+        stored = factor.get_node().get_type_name() == "Constant" or (weights and quantised)
+        if weights and not product.get_attributes()["transpose_b"]:
+            factor = _transposed(factor) if quantised else ops.constant(np.ascontiguousarray(numbers.T)).output(0)
+            product.set_attribute("transpose_b", True)
+        elif not stored:
+            factor = ops.constant(numbers).output(0)
+        else:
+            continue
+        product.input(port).replace_source_output(factor)
+        folded = True
     return folded
 
 
@@ -93,6 +94,7 @@ def _transposed(value: Any) -> Any:
     node = value.get_node()
     kind = node.get_type_name()
     if kind == "Constant":
-        return ops.constant(np.ascontiguousarray(np.atleast_2d(node.data).T))
+        return ops.constant(np.ascontiguousarray(np.atleast_2d(node.data).T)).output(0)
     parts = [_transposed(source) for source in node.input_values()]
-    return ops.convert(parts[0], "f32") if kind == "Convert" else getattr(ops, kind.lower())(*parts)
+    made = ops.convert(parts[0], "f32") if kind == "Convert" else getattr(ops, kind.lower())(*parts)
+    return made.output(0)
