@@ -11,7 +11,6 @@ from tilelab.geometry import Box
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.result import Result, read_result
 from tilelab.io.results.sink import Finished
-from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Layout
 from tilelab.spec import ClassInfo
 
@@ -21,7 +20,6 @@ METADATA = {"model": "superalloy", "fingerprint": {"tile": [512, 512], "name": '
 
 def make_result(path: Path, shape: tuple[int, ...], kind: Literal["2d", "3d"] = "2d", **options: Any) -> Result:
     """A result with random blobs."""
-    counted = options.pop("counted", False)
     pixel_size_nm = options.pop("pixel_size_nm", (30.0, 4.0, 5.0)[3 - len(shape) :])
     layout = Layout.fit(shape, pixel_size_nm, kind)
     rng = np.random.default_rng(1)
@@ -42,5 +40,5 @@ def make_result(path: Path, shape: tuple[int, ...], kind: Literal["2d", "3d"] = 
         None,
     )
     sink.writer(Box.whole(layout.shape), 0, 1).write(rows)
-    sink.finalize(stored=Census() if counted else None)
+    sink.finalize()
     return read_result(path)

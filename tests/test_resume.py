@@ -412,7 +412,7 @@ def test_a_finished_result_that_lost_a_shard_is_seen(tmp_path: Path, capsys: pyt
     before = digest(out)
     shard = max(out.glob("0/c/**/*"), key=lambda p: p.is_file() and p.stat().st_size)
     shard.unlink()
-    with pytest.raises(OutputError, match=r"was finished, but has \d+ files with .* --restart"):
+    with pytest.raises(OutputError, match=r"was finished, but has lost data: \d+ files with .* --restart"):
         infer(tmp_path / "a.npy", "identity:2", out, options=options)
     assert main(["info", str(out)]) == 0
     assert "damaged" in capsys.readouterr().out

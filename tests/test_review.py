@@ -112,4 +112,4 @@ def test_places_in_a_region_are_those_of_the_image(segmented, tmp_path, capsys):
     assert (tmp_path / "w.csv").read_text() == (tmp_path / "p.csv").read_text()
     next((tmp_path / "r.ome.zarr" / "0").rglob("c/*/0/0")).unlink()
     assert main(["review", str(run.path)]) == 2
-    assert "what is missing reads as 0: copy it anew" in capsys.readouterr().err
+    assert "that were written: copy it anew" in capsys.readouterr().err

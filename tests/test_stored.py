@@ -19,6 +19,7 @@ from tests.result_files import make_result
 from tilelab.errors import InputError
 from tilelab.io import describe, open_image
 from tilelab.io.convert import convert_image
+from tilelab.io.results.result import read_result
 
 SHAPE = (5, 40, 50)
 
@@ -105,7 +106,8 @@ def test_what_was_converted_knows_what_was_written(tmp_path: Path) -> None:
         assert image.warnings == ()
         np.testing.assert_array_equal(image[...], stored)
     array = json.loads((path / "0" / "zarr.json").read_text())
-    assert array["attributes"]["tilelab_written"] == {"files": 10, "zeros": [[0, 1], [3, 4]]}
+    size = sum(file.stat().st_size for file in (path / "0" / "c").rglob("*") if file.is_file())
+    assert array["attributes"]["tilelab_written"] == {"files": 10, "bytes": size, "zeros": [[0, 1], [3, 4]]}
     np.testing.assert_array_equal(zarr.open_array(path / "0", mode="r")[...], stored)
     with open_image(path) as image:
         (path / "0" / "c" / "1" / "0" / "2").unlink()
@@ -122,28 +124,36 @@ def test_what_was_converted_knows_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bound", ["MOST_TOLD", "MOST_RUNS"])
-def test_of_too_many_files_nobody_says_which_were_written(
+def test_of_too_many_files_it_is_known_how_many_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     monkeypatch.setattr(f"tilelab.io.zarr.presence.{bound}", 0)
     stored = np.zeros((100, 4200), np.uint8)
     stored[:, 3000:] = 7
     convert_image(stored, tmp_path / "a.ome.zarr", axes="yx")
-    assert json.loads((tmp_path / "a.ome.zarr" / "0" / "zarr.json").read_text())["attributes"] == {}
+    kept = json.loads((tmp_path / "a.ome.zarr" / "0" / "zarr.json").read_text())["attributes"]["tilelab_written"]
+    assert (kept["files"], kept["zeros"]) == (2, None)
     with open_image(tmp_path / "a.ome.zarr") as image:
         np.testing.assert_array_equal(image[...], stored)
+    (tmp_path / "a.ome.zarr" / "0" / "c" / "0" / "2").unlink()
+    with pytest.raises(InputError, match="is not whole: 1 of the 2 shards"):
+        open_image(tmp_path / "a.ome.zarr")
 
 
 def test_results_know_what_was_written(tmp_path: Path) -> None:
-    make_result(tmp_path / "r.ome.zarr", (300, 2100), counted=True)
+    make_result(tmp_path / "r.ome.zarr", (300, 2100))
     labels = tmp_path / "r.ome.zarr" / "labels" / "classes"
     with open_image(labels) as image:
         assert not any("stored" in said for said in image.warnings)
     (labels / "0" / "c" / "0" / "1").unlink()
     with pytest.raises(InputError, match="is not whole: 1 of the 2 shards"):
         open_image(labels)
+    finest = read_result(tmp_path / "r.ome.zarr").labels[0]
+    assert finest[:, :2048].any()
+    with pytest.raises(InputError, match="0/c/0/1 is missing: it was written"):
+        finest[...]
     for name in ("b.ome.zarr", "b.ome.tif"):
-        with pytest.raises(InputError, match=r"is not whole|what is missing reads as 0: copy it anew"):
+        with pytest.raises(InputError, match=r"is not whole|that were written: copy it anew"):
             convert_image(tmp_path / "r.ome.zarr", tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.ome.zarr"]
 

@@ -17,7 +17,6 @@ from tilelab.geometry import Box, Cuts
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Sink, Stored, StoringWriter, partial_path
 from tilelab.io.storage.place import Place
-from tilelab.io.zarr.census import Census
 from tilelab.machine.disk import why_unwritten
 from tilelab.machine.version import __version__
 from tilelab.run.journal.local import Journal
@@ -84,7 +83,7 @@ def execute(
         _check_whole(journal, plan, sink)
         if os.name == "nt":  # an open file keeps its folder from being renamed
             journal.close()
-        sink.finalize(replace=options.restart, stored=_stored(journal, plan))
+        sink.finalize(replace=options.restart)
         journal.finish(work)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; {options.again} continues (unfinished result: {unfinished})") from None
@@ -179,20 +178,6 @@ def _check_whole(journal: Journal, plan: Plan, sink: Sink) -> None:
                     f"files of the unfinished result were changed or removed while it was written ({sink.partial}): "
                     "the same command does again what is missing"
                 )
-
-
-def _stored(journal: Journal, plan: Plan) -> Census | None:
-    """Of all that the units wrote; None where the journal does not tell."""
-    total, axis = Census(), plan.frame.sweep_axis
-    for unit in plan.units:
-        position, parts = unit.box.start[axis], journal.records.get(unit.index, ())
-        while position < unit.box.stop[axis]:
-            next_ones = [part for part in parts if part.start == position]
-            if not next_ones:
-                return None
-            longest = max(next_ones, key=lambda part: part.stop)
-            total, position = total + longest.census, longest.stop
-    return total
 
 
 def _part(plan: Plan, unit: int, part: Stored) -> Box:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 from tilelab.arrays import Array
 from tilelab.geometry import Box
 from tilelab.io.images.image import Image
 from tilelab.io.images.notebook import Shown
 from tilelab.io.storage.place import Place
+from tilelab.io.zarr.documents import Written
+from tilelab.io.zarr.metadata import ArrayNode, find_node
 from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.spec import ClassInfo
 
@@ -42,7 +45,13 @@ class LevelImage(Image):
 
     def read(self, box: Box) -> Array:
         """Decode one region; see `Image.read`."""
-        return self._array.read(box)
+        return self._array.read(box, self._written)
+
+    @cached_property
+    def _written(self) -> Written | None:
+        """Which shards were written; None while the result is unfinished."""
+        node = find_node(self._array.path)
+        return node.written if isinstance(node, ArrayNode) else None
 
     def fingerprint(self) -> dict[str, str]:
         """The path, and hashes of what the level and the result say of themselves."""

@@ -35,7 +35,7 @@ import numpy as np
 from tilelab.arrays import Array
 from tilelab.errors import OutputError
 from tilelab.geometry import Box
-from tilelab.io.results.result import ATTRIBUTE, SHARDS, UNFINISHED, MapInfo, ResultInfo, What, count_shards, read_info
+from tilelab.io.results.result import ATTRIBUTE, UNFINISHED, MapInfo, ResultInfo, What, read_info
 from tilelab.io.results.sink import Finished, Stored, partial_path
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
@@ -193,14 +193,13 @@ class OmeZarrSink:
             Census(),
         )
 
-    def finalize(self, *, replace: bool = False, stored: Census | None = None) -> dict[str, Any]:
+    def finalize(self, *, replace: bool = False) -> dict[str, Any]:
         """Make the coarse levels, have all of it on the disk, and give the result its final name.
 
         May be called again after a kill.
 
         Args:
             replace: a folder of that name, which goes when the new one has taken its place.
-            stored: of what the units wrote; kept with the result, so that a loss is seen later.
 
         Returns:
             ``path`` and ``levels``; of a local result also ``files`` and ``bytes`` on disk.
@@ -209,34 +208,26 @@ class OmeZarrSink:
             OutputError: the disk is full, or something exists at the final name.
         """
         try:
-            return self._finalize(replace, stored)
+            return self._finalize(replace)
         except OSError as error:
             raise output_error(self.path, error) from error
 
-    def _finalize(self, replace: bool, stored: Census | None) -> dict[str, Any]:
+    def _finalize(self, replace: bool) -> dict[str, Any]:
         layout = self.info.layout
         if not type(self).begun(self.path):
             raise OutputError(f"{self.partial} is gone or has lost its root: it was moved while it was written")
         self._make_scratch()
-        coarse = Census()
         for what, halve in _HALVE.items():
             arrays = self.info.arrays(self.partial, what)
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
-                coarse += make_level(finer, coarser, layout, halve, self._scratch)
-        document = json.loads(self.description.read_bytes())
-        if stored is not None:
-            files, size = (stored + coarse).sizes
-            # what is on the disk is counted where that is cheap: of a unit that two workers did, both tell
-            here = count_shards(self.partial, self.info) if self.path.renames else {"files": files, "bytes": size}
-            document["attributes"][SHARDS] = here
+                make_level(finer, coarser, layout, halve, self._scratch)
+        # what is there is counted: of rows that two workers did, both would tell
         for array in (array for what in self.info.whats for array in self.info.arrays(self.partial, what)):
             written = find_written(array_node(array.path, array.metadata()))
             replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], self._scratch)
-        root = _encode(document)
         if not self.path.renames:
-            (self.partial / "zarr.json").write_bytes(root)
+            (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
             return {"path": str(self.path), "levels": layout.levels}
-        replace_file(self.description, [root], self._scratch)
         self._scratch.remove_tree()
         ours = self._scratch.parent
         if ours.is_dir() and not any(ours.iterdir()):  # a journal may be there

@@ -25,6 +25,8 @@ from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.layout import Layout
+from tilelab.io.zarr.metadata import ArrayNode, find_node
+from tilelab.io.zarr.presence import find_written
 from tilelab.io.zarr.sharded_array import ShardedArray
 from tilelab.spec import ClassInfo
 from tilelab.text import size_text
@@ -33,8 +35,6 @@ UNFINISHED = ".tilelab/zarr.json"
 """Where a remote result keeps its root's ``zarr.json`` until it is finished."""
 ATTRIBUTE = "tilelab"
 """Key of `ResultInfo` among the attributes of the root group."""
-SHARDS = "tilelab_shards"
-"""Key of the number of files of shards, and of their bytes, that a result had when it was finished."""
 
 What = str
 """``labels``, ``probabilities``, ``logits``, or ``maps/NAME``."""
@@ -256,32 +256,28 @@ _INFO = msgspec.json.Decoder(ResultInfo)
 """Made here, once: two threads that first ask msgspec for one type at a time crash."""
 
 
-def count_shards(root: Place, info: ResultInfo) -> dict[str, int]:
-    """How many shards a local result has, and their bytes; what is all zeros has none."""
-    folders = [array.path / "c" for what in info.whats for array in info.arrays(root, what)]
-    sizes = [size for folder in folders for size in folder.file_sizes() or []]
-    return {"files": len(sizes), "bytes": sum(sizes)}
-
-
 def find_loss(path: Address) -> str | None:
     """What a finished local result lost since, in one phrase; None where nothing is missing, or nobody counted.
 
     Raises:
-        InputError: it is no result.
+        InputError: it is no result, or what it says of itself is damaged.
     """
     root = as_place(path)
     if root.waits:
         return None
-    try:
-        before = parse_json((root / "zarr.json").read_bytes())["attributes"].get(SHARDS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        before = None
-    if not isinstance(before, dict) or (now := count_shards(root, read_info(root))) == before:
+    info = read_info(root)
+    before, now = [], []
+    for level in (array for what in info.whats for array in info.arrays(root, what)):
+        node = find_node(level.path)
+        if not isinstance(node, ArrayNode):
+            return f"lost {level.path.relative_to(root) / 'zarr.json'}"
+        if node.written is not None and (found := find_written(node)) is not None:
+            before.append(node.written)
+            now.append(found)
+    if before == now:
         return None
-    return (
-        f"{now['files']} files with {now['bytes']} bytes of the {before.get('files')} with {before.get('bytes')} "
-        "that were written: what is missing reads as 0"
-    )
+    (files, size), (had, of) = ((sum(w.files for w in some), sum(w.bytes for w in some)) for some in (now, before))
+    return f"lost data: {files} files with {size} bytes are left of the {had} with {of} that were written"
 
 
 def read_info(path: Address, document: str = "zarr.json") -> ResultInfo:

@@ -101,6 +101,6 @@ class Sink(Protocol):
         """What is on disk now of the rows that a writer had finished; `contents` are read for the digest only."""
         ...
 
-    def finalize(self, *, replace: bool = False, stored: Census | None = None) -> dict[str, Any]:
+    def finalize(self, *, replace: bool = False) -> dict[str, Any]:
         """Make the coarse levels, move the result to its final name; returns what was written, for the report."""
         ...

@@ -170,6 +170,10 @@ class RemoteStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys below the folder `prefix`, a page at a time."""
+        return (key for key, _ in self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """The keys below the folder `prefix` with the bytes of their objects, a page at a time."""
         import obstore
 
         last: str | None = None
@@ -180,7 +184,7 @@ class RemoteStore:
                 return next(iter(pages), [])
 
             found = self._try(page)
-            yield from (str(meta["path"]) for meta in found)
+            yield from ((str(meta["path"]), int(meta["size"])) for meta in found)
             if len(found) < _PAGE:
                 return
             last = str(found[-1]["path"])

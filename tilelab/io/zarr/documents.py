@@ -107,14 +107,19 @@ class Written(msgspec.Struct, frozen=True):
 
     Attributes:
         files: how many have one.
-        zeros: the others, by their numbers in the grid in C order: first and one after the last of each run, rising.
+        bytes: of these files.
+        zeros: the others, by their numbers in the grid in C order: first and one after the last of each run, rising;
+            None where they are too many to be told.
     """
 
     files: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-    zeros: list[tuple[int, int]]
+    bytes: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+    zeros: list[tuple[int, int]] | None
 
     def has_file(self, number: int) -> bool:
-        """Whether a shard was written, by its number in the grid in C order."""
+        """Whether a shard is known to have been written, by its number in the grid in C order."""
+        if self.zeros is None:
+            return False
         run = bisect_right(self.zeros, number, key=itemgetter(0)) - 1
         return run < 0 or number >= self.zeros[run][1]
 

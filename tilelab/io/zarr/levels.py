@@ -226,9 +226,8 @@ class _Level:
         return block[:, part] if self.axis == 0 else block[:, :, part]
 
 
-def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Place) -> Census:
-    """Write one level from the one before it, and count its files; holds a row of chunks and a compressed shard."""
-    written = Census()
+def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve: Halve, scratch: Place) -> None:
+    """Write one level from the one before it; holds a row of chunks and a compressed shard."""
     shape, limit = coarser.shape_zyx, finer.shape_zyx
     chunk, shard, factor = layout.chunk, coarser.shard_zyx, layout.factor
     grid = tuple(s // c for s, c in zip(shard, chunk, strict=True))
@@ -248,5 +247,4 @@ def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve
             for gx, (piece, filled) in enumerate(zip(*cut_chunks(rows, 0, 0, chunk), strict=True)):
                 if filled:
                     chunks[(gz * grid[1] + gy) * grid[2] + gx] = encode_chunk(piece)
-        written += coarser.write_shard((channel, *at), chunks, scratch)
-    return written
+        coarser.write_shard((channel, *at), chunks, scratch)

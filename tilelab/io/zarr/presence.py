@@ -6,8 +6,11 @@ import errno
 import math
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,15 +71,15 @@ def count_chunks(node: ArrayNode) -> Presence:
     most = _MOST_REMOTE if node.path.waits else MOST_LISTED
     found, other, complete = 0, "", True
     try:
-        for seen, (key, link) in enumerate(_keys(node.path)):
+        for seen, file in enumerate(_files(node.path)):
             if seen == most:
                 complete = False
                 break
-            if _is_key(node, grid, key):
-                refuse_loose_link(link)
+            if _is_key(node, grid, file.key):
+                refuse_loose_link(file.link)
                 found += 1
-            elif not other and _KEY.fullmatch(key) and len(re.findall(r"\d+", key)) == len(grid):
-                other = key
+            elif not other and _KEY.fullmatch(file.key) and len(re.findall(r"\d+", file.key)) == len(grid):
+                other = file.key
     except OSError as error:
         if error.errno != errno.EACCES:
             raise
@@ -99,28 +102,33 @@ def check_keys(node: ArrayNode, presence: Presence) -> None:
 
 
 def find_written(node: ArrayNode) -> Written | None:
-    """Which files of a finished array there are; see `check_written`.
+    """Which files of a finished array there are; see `check_written`.  None where the place does not list.
 
-    None where there are too many to be told, 4 million, of shards more than a terabyte, or 65,536 runs of absent ones;
-    and where the place does not list.
+    Those that are absent are not told apart where the array takes more than 4 million, of shards more than a terabyte,
+    or where they are in more than 65,536 runs.
     """
     grid = node.files_grid
-    if math.prod(grid) > MOST_TOLD:
-        return None
-    head = len(node.prefix)
-    keys = (key.split(node.separator)[head:] for key, _ in _keys(node.path) if _is_key(node, grid, key))
+    count, head, size = math.prod(grid), len(node.prefix), 0
+    numbers = array("q")
     try:
-        cells = np.fromiter((int(part) for key in keys for part in key), np.int64).reshape(-1, len(grid))
+        for file in _files(node.path):
+            if _is_key(node, grid, file.key):
+                try:
+                    size += file.size()
+                except FileNotFoundError:  # a link that leads nowhere
+                    continue
+                cell = [int(part) for part in file.key.split(node.separator)[head:]]
+                numbers.append(int(np.ravel_multi_index(cell, grid)) if count <= MOST_TOLD else 0)
     except OSError as error:
         if error.errno != errno.EACCES:
             raise
         return None  # as in `count_chunks`
-    numbers = np.sort(np.ravel_multi_index(tuple(cells.T), grid))
-    ends = np.concatenate([[-1], numbers, [math.prod(grid)]])
+    if count > MOST_TOLD:
+        return Written(len(numbers), size, None)
+    ends = np.concatenate([[-1], np.sort(np.frombuffer(numbers, np.int64)), [count]])
     gaps = np.flatnonzero(np.diff(ends) > 1)
-    if len(gaps) > MOST_RUNS:
-        return None
-    return Written(len(numbers), [(int(ends[i]) + 1, int(ends[i + 1])) for i in gaps])
+    zeros = None if len(gaps) > MOST_RUNS else [(int(ends[i]) + 1, int(ends[i + 1])) for i in gaps]
+    return Written(len(numbers), size, zeros)
 
 
 def check_written(uri: str, presence: Presence, written: Written, what: str) -> None:
@@ -179,11 +187,11 @@ def look_around(
 def count_files(folder: str, is_piece: Callable[[str], bool], expected: int, *, nested: bool = False) -> Presence:
     """Count the files below a local folder whose names are those of pieces."""
     found = 0
-    for seen, (key, link) in enumerate(_local_keys(folder, "", nested=nested)):
+    for seen, file in enumerate(_local_files(folder, "", nested=nested)):
         if seen == MOST_LISTED:
             return Presence(expected, found, complete=False)
-        if is_piece(key):
-            refuse_loose_link(link)
+        if is_piece(file.key):
+            refuse_loose_link(file.link)
             found += 1
     return Presence(expected, found, complete=True)
 
@@ -197,23 +205,40 @@ def _is_key(node: ArrayNode, grid: tuple[int, ...], key: str) -> bool:
     return all(p.isdecimal() and int(p) < n and str(int(p)) == p for p, n in zip(parts[head:], grid, strict=True))
 
 
-def _keys(path: Place) -> Iterator[tuple[str, str]]:
-    """What lies below an array, by names that could be of chunks, and the paths of links; of a folder in no order."""
+class _File(NamedTuple):
+    """What lies below an array: its name from there, its bytes when asked for, and its path where it is a link."""
+
+    key: str
+    size: Callable[[], int]
+    link: str = ""
+
+
+def _files(path: Place) -> Iterator[_File]:
+    """What lies below an array by names that could be of chunks; of a folder in no order."""
     if isinstance(path, RemotePath):
-        return ((key[len(path.key) :].strip("/"), "") for key in path.store.keys(path.key))
+        listed = path.store.sizes(path.key)
+        return (_File(key[len(path.key) :].strip("/"), partial(int, size)) for key, size in listed)
     if isinstance(path, ZipPath):
-        return ((name, "") for name in path.member_names())
-    return _local_keys(str(path), "", nested=True)
+        return (_File(name, partial(_size, path / name)) for name in path.member_names())
+    return _local_files(str(path), "", nested=True)
 
 
-def _local_keys(folder: str, before: str, *, nested: bool) -> Iterator[tuple[str, str]]:
+def _size(file: Place) -> int:
+    return file.version().size
+
+
+def _entry_size(entry: os.DirEntry[str]) -> int:
+    return entry.stat().st_size
+
+
+def _local_files(folder: str, before: str, *, nested: bool) -> Iterator[_File]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = before + entry.name
                 if not entry.is_dir():
-                    yield name, entry.path if entry.is_symlink() else ""
+                    yield _File(name, partial(_entry_size, entry), entry.path if entry.is_symlink() else "")
                 elif nested and (entry.name == "c" or entry.name.isdecimal()):
-                    yield from _local_keys(entry.path, f"{name}/", nested=True)
+                    yield from _local_files(entry.path, f"{name}/", nested=True)
     except OSError:
         return  # what cannot be listed is said when it is read

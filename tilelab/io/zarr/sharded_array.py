@@ -160,13 +160,17 @@ class ShardedArray:
         for_each(look, product(range(self.channels), *grid), threads=contents, requests=self.path.waits)
         return sum(found, Census())
 
-    def read(self, box: Box) -> Array:
+    def read(self, box: Box, written: Written | None = None) -> Array:
         """Decode a region that lies inside the array; safe to call from several threads.
 
+        Args:
+            box: the region.
+            written: of a finished array, which shards were; None for whatever is there, what is absent being 0.
+
         Raises:
-            InputError: a file is unreadable or corrupt.
+            InputError: a file is unreadable or corrupt, or absent though it was written.
         """
-        return open_reader(array_node(self.path, self.metadata())).read(box)
+        return open_reader(array_node(self.path, self.metadata(written))).read(box)
 
     def read_channel(self, channel: int, box: Box) -> Array:
         """Decode the spatial `box` (z, y, x) of one channel, ``(1, z, y, x)``; see `read`."""
