@@ -81,9 +81,10 @@ def count_chunks(node: ArrayNode) -> Presence:
             elif not other and _KEY.fullmatch(file.key) and len(re.findall(r"\d+", file.key)) == len(grid):
                 other = file.key
     except OSError as error:
-        if error.errno != errno.EACCES:
+        if node.path.waits and error.errno != errno.EACCES:
             raise
-        return Presence(expected, None, complete=False)  # a bucket whose objects are for all, but not their names
+        # a bucket whose objects are for all, but not their names; of a disk it is said when it is read
+        return Presence(expected, None, complete=False)
     return Presence(expected, found, complete, other)
 
 
@@ -102,10 +103,13 @@ def check_keys(node: ArrayNode, presence: Presence) -> None:
 
 
 def find_written(node: ArrayNode) -> Written | None:
-    """Which files of a finished array there are; see `check_written`.  None where the place does not list.
+    """Which files of a finished array there are; see `check_written`.  None where a store does not let us list.
 
     Those that are absent are not told apart where the array takes more than 4 million, of shards more than a terabyte,
     or where they are in more than 65,536 runs.
+
+    Raises:
+        OSError: they cannot be listed.
     """
     grid = node.files_grid
     count, head, size = math.prod(grid), len(node.prefix), 0
@@ -120,7 +124,7 @@ def find_written(node: ArrayNode) -> Written | None:
                 cell = [int(part) for part in file.key.split(node.separator)[head:]]
                 numbers.append(int(np.ravel_multi_index(cell, grid)) if count <= MOST_TOLD else 0)
     except OSError as error:
-        if error.errno != errno.EACCES:
+        if not node.path.waits or error.errno != errno.EACCES:
             raise
         return None  # as in `count_chunks`
     if count > MOST_TOLD:
@@ -187,12 +191,15 @@ def look_around(
 def count_files(folder: str, is_piece: Callable[[str], bool], expected: int, *, nested: bool = False) -> Presence:
     """Count the files below a local folder whose names are those of pieces."""
     found = 0
-    for seen, file in enumerate(_local_files(folder, "", nested=nested)):
-        if seen == MOST_LISTED:
-            return Presence(expected, found, complete=False)
-        if is_piece(file.key):
-            refuse_loose_link(file.link)
-            found += 1
+    try:
+        for seen, file in enumerate(_local_files(folder, "", nested=nested)):
+            if seen == MOST_LISTED:
+                return Presence(expected, found, complete=False)
+            if is_piece(file.key):
+                refuse_loose_link(file.link)
+                found += 1
+    except OSError:  # as in `count_chunks`
+        return Presence(expected, None, complete=False)
     return Presence(expected, found, complete=True)
 
 
@@ -232,13 +239,15 @@ def _entry_size(entry: os.DirEntry[str]) -> int:
 
 
 def _local_files(folder: str, before: str, *, nested: bool) -> Iterator[_File]:
+    """The same of a folder on a disk; none of one that is not there."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = before + entry.name
-                if not entry.is_dir():
-                    yield _File(name, partial(_entry_size, entry), entry.path if entry.is_symlink() else "")
-                elif nested and (entry.name == "c" or entry.name.isdecimal()):
-                    yield from _local_files(entry.path, f"{name}/", nested=True)
-    except OSError:
-        return  # what cannot be listed is said when it is read
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            name = before + entry.name
+            if not entry.is_dir():
+                yield _File(name, partial(_entry_size, entry), entry.path if entry.is_symlink() else "")
+            elif nested and (entry.name == "c" or entry.name.isdecimal()):
+                yield from _local_files(entry.path, f"{name}/", nested=True)
