@@ -130,6 +130,14 @@ def test_what_is_named_from_here_is_found_where_blocks_are_computed(unet, tmp_pa
     np.testing.assert_array_equal(lazy.compute(), map_tiles(array, unet).compute())
 
 
+def test_a_model_that_is_a_link_keeps_its_suffix(unet, tmp_path):
+    """As in the cache of Hugging Face, where links lead to files that are named by their digest."""
+    shutil.copy(unet, tmp_path / "0a1b2c")
+    (tmp_path / "unet.onnx").symlink_to("0a1b2c")
+    array = da.from_array(np.random.default_rng(0).integers(0, 256, (90, 80), np.uint8), chunks=50)
+    np.testing.assert_array_equal(map_tiles(array, tmp_path / "unet.onnx").compute(), map_tiles(array, unet).compute())
+
+
 def test_what_must_not_be_assumed_is_not(unet, tmp_path):
     path = save_unet(tmp_path / "bare.onnx", (64, 64))
     array = da.zeros((100, 100), dtype=np.uint8)

@@ -17,14 +17,17 @@ def absolute_model(model: str | Path) -> str:
 
 
 def absolute(path: str | Path) -> str:
-    """A local path; names and addresses stay."""
+    """A local path; names and addresses stay.
+
+    Links, too: what one leads to may have another suffix, or none, and other files beside it.
+    """
     if "://" in str(path):
         return _Address(path)
     file, member = split_member(str(path))
     place = Path(file).expanduser()
     if not place.exists():
         return str(place.absolute()) if is_pattern(file) else str(path)
-    return f"{place.resolve()}::{member}" if member else str(place.resolve())
+    return f"{place.absolute()}::{member}" if member else str(place.absolute())
 
 
 class _Address(str):
