@@ -173,6 +173,15 @@ def test_a_zip_may_hold_folders(tmp_path: Path) -> None:
     two = {document: "top/" + document, "net.onnx": "top/a/net.onnx", "other.onnx": "top/b/net.onnx"}
     with pytest.raises(ModelError, match=r"keeps net\.onnx elsewhere"):
         read_model(_zipped(inside, tmp_path / "two.zip", two))
+    for source in ("w/net[1].onnx", "w/"):  # no patterns
+        _name_weights(inside, source)
+        three = {document: "top/" + document, "net.onnx": "top/a/net[1].onnx", "other.onnx": "top/b/net1.onnx"}
+        packed = _zipped(inside, tmp_path / f"named{len(source)}.zip", three)
+        if source == "w/":
+            with pytest.raises(ModelError, match="keeps w/ elsewhere"):
+                read_model(packed)
+        else:
+            assert read_model(packed).path.name == "net[1].onnx"
     with zipfile.ZipFile(tmp_path / "several.zip", "w") as archive:
         for top in ("a", "b"):
             archive.write(inside / document, f"{top}/{document}")

@@ -105,7 +105,8 @@ class Package:
         found, base = self.folder / source, self.base or self.folder
         if "://" not in source and found.resolve().is_relative_to(base.resolve()) and found.is_file():
             return found
-        alike = [] if self.base is None else [p for p in base.rglob(_plain_name(source) or "/") if p.is_file()]
+        name = _plain_name(source)
+        alike = [] if self.base is None else [p for p in base.rglob("*") if p.name == name and p.is_file()]
         if len(alike) != 1 or "://" in source:
             raise ModelError(f"{self.path} keeps {source} elsewhere: download the whole package, as a zip")
         return alike[0]
