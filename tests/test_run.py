@@ -243,6 +243,9 @@ def test_the_default_name_carries_image_and_model(image, model, name, tmp_path, 
 
 def test_a_file_address_is_a_path():
     assert str(output_path("a.tif", "file:///data/a%20b.ome.zarr")) == "/data/a b.ome.zarr"
+    assert str(output_path("a.tif", "file://localhost/a.ome.zarr")) == "/a.ome.zarr"
+    with pytest.raises(InputError, match=r"names the machine 'data': a path on this one has three slashes"):
+        output_path("a.tif", "file://data/a.ome.zarr")  # it went to /a.ome.zarr
     with pytest.raises(InputError, match=r"ftp://h/a.ome.zarr is of an unknown kind"):
         output_path("a.tif", "ftp://h/a.ome.zarr")
 

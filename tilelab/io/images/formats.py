@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tilelab.errors import InputError
 from tilelab.io.images.optional import is_precomputed
@@ -86,7 +87,9 @@ def local_path(uri: str | os.PathLike[str]) -> str:
     parts = urlsplit(path)
     if parts.scheme != "file":
         raise InputError(f"{clean_uri(path)} is of an unknown kind: known are file, {', '.join(SCHEMES)}")
-    return unquote(parts.path)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{path} names the machine {parts.netloc!r}: a path on this one has three slashes, file:///")
+    return url2pathname(parts.path)
 
 
 def find_reader(path: str) -> Reader | None:
