@@ -123,6 +123,38 @@ def test_what_was_converted_knows_what_was_written(tmp_path: Path) -> None:
         assert "9 of 12 shards are stored, the others read as 0" in image.warnings[0]
 
 
+def test_what_was_written_is_not_taken_for_that_of_an_array_made_of_it(tmp_path: Path) -> None:
+    """Programs copy attributes along: what is cut otherwise has other files."""
+    stored = pixels((100, 4200))
+    convert_image(stored, tmp_path / "a.ome.zarr", axes="yx")
+    first = zarr.open_array(tmp_path / "a.ome.zarr" / "0", mode="r")
+    more: dict[str, Any] = {"dimension_names": ["y", "x"], "attributes": dict(first.attrs)}
+    zarr.create_array(tmp_path / "b.zarr", data=first[:, :2000], chunks=(100, 1000), **more)
+    with open_image(tmp_path / "b.zarr") as image:
+        np.testing.assert_array_equal(image[...], stored[:, :2000])
+
+
+def test_what_another_program_left_blank_can_be_said(tmp_path: Path) -> None:
+    convert_image(pixels((100, 4200)), tmp_path / "a.ome.zarr", axes="yx")
+    array = zarr.open_array(tmp_path / "a.ome.zarr" / "0", mode="r+")
+    array[:, :2048] = 0  # its file goes
+    with pytest.raises(InputError, match=r"2 of the 3 shards .*as it is all zeros now, take tilelab_written out"):
+        open_image(tmp_path / "a.ome.zarr")
+    del array.attrs["tilelab_written"]
+    with open_image(tmp_path / "a.ome.zarr") as image:
+        assert not image[:, :2048].any()
+
+
+def test_what_was_written_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not with each region that is read: it may tell of 65,536 runs."""
+    level = read_result(make_result(tmp_path / "r.ome.zarr", (300, 2100)).path).labels[0]
+    assert level[:300, :10].shape == (300, 10)
+    parsed: list[Any] = []
+    monkeypatch.setattr("tilelab.io.zarr.metadata._written", lambda told, grid: parsed.append(told.attributes))
+    assert level[:, 2050:].shape == (300, 50)
+    assert parsed == [{}]
+
+
 @pytest.mark.parametrize("bound", ["MOST_TOLD", "MOST_RUNS"])
 def test_of_too_many_files_it_is_known_how_many_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str

@@ -27,6 +27,7 @@ from tilelab.io.storage.decode import DecodedPieces, for_each
 from tilelab.io.storage.local_file import refuse_loose_link
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.stored_file import StoredFile, unreadable
+from tilelab.io.zarr.documents import LOST
 from tilelab.io.zarr.metadata import ArrayNode, ChunkCodec
 
 _ABSENT = 2**64 - 1
@@ -145,7 +146,7 @@ class ChunkReader:
         node = self._node
         if node.written is not None and node.written.has_file(int(np.ravel_multi_index(cell, node.files_grid))):
             raise InputError(
-                f"{node.file(cell)} is missing: it was written, and not copied with the rest: copy {node.path} anew"
+                f"{node.file(cell)} is missing: it was written, and not copied with the rest or removed since: {LOST}"
             )
         self._fill(cell)
 

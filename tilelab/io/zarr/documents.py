@@ -18,6 +18,8 @@ _Named = dict[str, Any]
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 WRITTEN = "tilelab_written"
 """Key of `Written` among the attributes of an array."""
+LOST = f"copy it anew, or if another program left it out as it is all zeros now, take {WRITTEN} out of zarr.json"
+"""What to do about a shard that was written and is not there: zarr-python removes one that becomes all zeros."""
 
 
 class ArrayV2(msgspec.Struct):
@@ -115,6 +117,10 @@ class Written(msgspec.Struct, frozen=True):
     files: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     bytes: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     zeros: list[tuple[int, int]] | None
+
+    def counts(self, shards: int) -> bool:
+        """Whether it may be of an array of so many: who copies an array with its attributes may cut it otherwise."""
+        return self.zeros is None or self.files + sum(stop - start for start, stop in self.zeros) == shards
 
     def has_file(self, number: int) -> bool:
         """Whether a shard is known to have been written, by its number in the grid in C order."""

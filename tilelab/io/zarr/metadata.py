@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -197,8 +198,16 @@ def array_node(path: Place, meta: dict[str, Any], document: bytes = b"") -> Arra
         names=tuple(map(str, told.dimension_names)) if told.dimension_names else None,
         attributes=told.attributes or {},
         document=document,
-        written=None if (kept := (told.attributes or {}).get(WRITTEN)) is None else msgspec.convert(kept, Written),
+        written=_written(told, grid),
     )
+
+
+def _written(told: ArrayV3, grid: tuple[int, ...]) -> Written | None:
+    """Which files were written, where that is told and is of this array."""
+    if (kept := (told.attributes or {}).get(WRITTEN)) is None:
+        return None
+    written = msgspec.convert(kept, Written)
+    return written if written.counts(math.prod(-(-n // g) for n, g in zip(told.shape, grid, strict=False))) else None
 
 
 def _endian(codec: Codec) -> Literal["<", ">"]:

@@ -19,7 +19,7 @@ from tilelab.io.storage.local_file import refuse_loose_link
 from tilelab.io.storage.place import Place
 from tilelab.io.storage.remote_path import RemotePath
 from tilelab.io.storage.zip_path import ZipPath
-from tilelab.io.zarr.documents import Written
+from tilelab.io.zarr.documents import LOST, Written
 from tilelab.io.zarr.metadata import ArrayNode
 
 MOST_LISTED = 2**16
@@ -143,8 +143,7 @@ def check_written(uri: str, presence: Presence, written: Written, what: str) -> 
     """
     if presence.complete and presence.found is not None and presence.found < written.files:
         raise InputError(
-            f"{uri} is not whole: {presence.found} of the {written.files} {what} that were written are there: copy it "
-            "anew"
+            f"{uri} is not whole: {presence.found} of the {written.files} {what} that were written are there: {LOST}"
         )
 
 

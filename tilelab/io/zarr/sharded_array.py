@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -170,7 +170,7 @@ class ShardedArray:
         Raises:
             InputError: a file is unreadable or corrupt, or absent though it was written.
         """
-        return open_reader(array_node(self.path, self.metadata(written))).read(box)
+        return open_reader(replace(array_node(self.path, self.metadata()), written=written)).read(box)
 
     def read_channel(self, channel: int, box: Box) -> Array:
         """Decode the spatial `box` (z, y, x) of one channel, ``(1, z, y, x)``; see `read`."""
