@@ -129,8 +129,9 @@ _NET = """
 import functools
 import torch
 SHIFT = 1.0
+OFFSETS = {"all": [0.0]}
 def finish(x):
-    return x * 2
+    return x * 2 + OFFSETS["all"][0]
 class Part(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -182,6 +183,7 @@ def test_an_edited_module_is_another_and_the_same_one_is_not() -> None:
         ("self.parts[0](x)", "self.parts[1](x)"),  # of the whole
         ("return x * 2", "return x * 3"),  # of what it calls
         ("SHIFT = 1.0", "SHIFT = 2.0"),
+        ("[0.0]", "[1.0]"),
         ("self.gain = 1.0", "self.gain = 2.0"),  # what is no weight
         ("y=1", "y=2"),
         ("torch.zeros(1)", "torch.ones(1)"),

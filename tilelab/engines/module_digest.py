@@ -17,6 +17,7 @@ import numpy as np
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Path, enum.Enum)
 _CALLED = (types.FunctionType, types.MethodType, functools.partial)
+_HOLDING = (list, dict, set, frozenset)
 _ANSWERING = ("_forward_pre_hooks", "_forward_hooks")  # of what a module keeps for itself
 
 
@@ -157,7 +158,8 @@ class _Telling:
             for name in named:
                 found = place.get(name)
                 called = isinstance(found, (types.FunctionType, type)) and not _installed(found.__module__)
-                if called or isinstance(found, (*_PLAIN[1:], tuple, self._torch.Tensor, np.ndarray)):
+                kept = isinstance(found, _HOLDING) and name.isupper()  # one in lower case may be filled while it runs
+                if called or kept or isinstance(found, (*_PLAIN[1:], tuple, self._torch.Tensor, np.ndarray)):
                     self._say(name)
                     self.value(found)
 
