@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import tilelab
 from tilelab.cli import main
 from tilelab.engines.base import BaseEngine
 from tilelab.engines.overrides import SpecOverrides
-from tilelab.errors import InputError, ModelError, OutputError, StrictError
+from tilelab.errors import InputError, Interrupted, ModelError, OutputError, StrictError
 from tilelab.geometry import Box
 from tilelab.io import convert_image
 from tilelab.io.images.folders import gather_images
@@ -198,6 +199,16 @@ def test_a_table_is_read_as_it_was_written(row: Row) -> None:
     with tempfile.TemporaryDirectory() as made:
         write_table(Path(made) / "t.csv", rows)
         assert read_table(Path(made) / "t.csv") == rows
+
+
+def test_a_stopped_restart_says_what_is_left_of_earlier_results(folder: Path, tmp_path: Path) -> None:
+    images = [folder / "m1.tif", folder / "m2.tif"]
+    list(tilelab.infer_many(images, MODEL, tmp_path / "out", options=OPTIONS))
+    again = tilelab.infer_many(images, MODEL, tmp_path / "out", options=replace(OPTIONS, restart=True))
+    next(iter(again))
+    said = r"the same command without --restart continues, but leaves 1 earlier result as it is \(finished results: "
+    with pytest.raises(Interrupted, match=said):
+        again.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
 
 
 def test_a_kill_is_taken_up(folder: Path, tmp_path: Path) -> None:

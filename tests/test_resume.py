@@ -231,6 +231,17 @@ def test_ctrl_c_before_and_after_the_sweep_says_how_to_go_on(
         run(picture, out, Stopping(20, stop), restart=True)
 
 
+def test_what_a_stopped_restart_says_is_true(picture: Path, tmp_path: Path, whole: str) -> None:
+    """An earlier result is in the way of going on: without --restart it would be taken for this one."""
+    out = tmp_path / "out.ome.zarr"
+    run(picture, out)
+    with pytest.raises(Interrupted, match=r"without --restart, once .*/out\.ome\.zarr is moved away, continues"):
+        run(picture, out, Stopping(44, stop), restart=True)
+    out.rename(tmp_path / "earlier")
+    run(picture, out)
+    assert digest(out) == whole
+
+
 JOB = Fingerprint(input={"a": "b"}, model={}, engine={}, lattice={}, options={})
 
 

@@ -19,7 +19,7 @@ from tilelab.cli.found import Found, where_to_look
 from tilelab.cli.many import FORMATS, ManyBar, Notes, are_many, one_stack, say_end
 from tilelab.cli.run_arguments import add_image_and_model, add_run_arguments, options_from_args, parse_count
 from tilelab.cli.screen import ProgressBar, duration, say, summary
-from tilelab.errors import Interrupted, OutputError
+from tilelab.errors import OutputError
 from tilelab.machine.disk import write_text
 from tilelab.run.options import Options
 from tilelab.run.progress import Progress, Silent
@@ -210,7 +210,7 @@ def _infer_many(args: argparse.Namespace, options: Options) -> int:
             if bar is not None:
                 bar.ended(outcome)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {options.again} continues (finished results: {args.out})") from None
+        raise batch.interrupted() from None
     finally:
         if bar is not None:
             bar.close()

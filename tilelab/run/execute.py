@@ -86,7 +86,7 @@ def execute(
         sink.finalize(replace=options.restart)
         journal.finish(work)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {options.again} continues (unfinished result: {unfinished})") from None
+        raise Interrupted(f"stopped; {options.again(target)} continues (unfinished result: {unfinished})") from None
     except TilelabError:
         drop_empty(journal, unfinished)
         raise

@@ -128,16 +128,17 @@ def _resumable(target: Place, work: Place, options: Options) -> Iterator[None]:
             left = left_behind(target, work)
         if left is None:
             raise
-        raise Interrupted(f"stopped; {options.again} continues ({left})") from None
+        raise Interrupted(f"stopped; {options.again(target)} continues ({left})") from None
 
 
 @contextlib.contextmanager
-def _finishing(target: Place, options: Options) -> Iterator[None]:
+def _finishing(target: Place, work: Place, options: Options) -> Iterator[None]:
     """Ctrl-C after the last unit, while a file or a picture is made, costs these alone."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {options.again} continues (all of {target} is segmented)") from None
+        again = options.again(None if target == work else target)  # the Zarr itself is this run's by now
+        raise Interrupted(f"stopped; {again} continues (all of {target} is segmented)") from None
 
 
 def segment(
@@ -192,7 +193,7 @@ def segment(
             with contextlib.nullcontext() if turn is None else turn(prepared.plan):
                 execution = execute(prepared, target, work, options, progress, note, sweep)
             clock.mark("sweep")
-        holding.enter_context(_finishing(target, options))
+        holding.enter_context(_finishing(target, work, options))
         if not done:
             holding.enter_context(held_work(target, work))
         if options.with_image:

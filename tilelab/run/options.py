@@ -12,6 +12,7 @@ from tilelab.engines.base import Engine
 from tilelab.engines.overrides import SpecOverrides
 from tilelab.engines.registry import load_engine, members_of, model_files
 from tilelab.io.images.region import Region
+from tilelab.io.storage.place import Place
 from tilelab.text import nearest_word
 
 
@@ -102,10 +103,17 @@ class Options:
     scheduler: str | None = None
     patience_seconds: float = 300.0
 
-    @property
-    def again(self) -> str:
-        """What continues a run that was stopped: with `restart` the same would throw away what it left."""
-        return "the same command without --restart" if self.restart else "the same command"
+    def again(self, target: Place | None = None) -> str:
+        """What continues a run that was stopped: with `restart` the same would throw away what it left.
+
+        An earlier result that still has the name `target` would be taken for it, or refused as another's.
+        """
+        if not self.restart:
+            return "the same command"
+        earlier = False
+        with contextlib.suppress(OSError):
+            earlier = target is not None and target.renames and target.exists()
+        return "the same command without --restart" + f", once {target} is moved away," * earlier
 
 
 _OF_MODEL = {"model_axes": "axes", "model_pixel_size_nm": "pixel_size_nm"}  # which `Options` has of the image

@@ -38,6 +38,7 @@ from tilelab.run.options import Options, with_words
 from tilelab.run.progress import Progress, Silent
 from tilelab.run.sweep.flow import prompt_handover
 from tilelab.run.target import FORMATS, begun_fingerprint, check_options, present, work_path
+from tilelab.text import counted
 
 if TYPE_CHECKING:
     from tilelab.run.plan.plan import Plan
@@ -221,8 +222,7 @@ class Batch:
                     for future in ended:
                         yield self._ended(future.result())
             except KeyboardInterrupt:
-                again = f"{self.options.again} continues"
-                raise Interrupted(f"stopped; {again} (finished results: {self.folder})") from None
+                raise self.interrupted() from None
             finally:
                 turns.stop()
                 for future in under_way:
@@ -256,6 +256,15 @@ class Batch:
         name = self.names[image]
         row = Row(name=name, image=place_of(image), status="failed", error=_reason(error))
         return Outcome(row, failure=error)
+
+    def interrupted(self) -> Interrupted:
+        """What to say of a Ctrl-C: how to go on."""
+        words = f"stopped; {self.options.again()} continues"
+        waiting = [name for name, row in self.rows.items() if row.status == "waiting"]
+        earlier = sum((self.folder / f"{name}{self.suffix}").exists() for name in waiting)
+        if self.options.restart and earlier:
+            words += f", but leaves {counted(earlier, 'earlier result')} as {'it is' if earlier == 1 else 'they are'}"
+        return Interrupted(f"{words} (finished results: {self.folder})")
 
     def _ended(self, outcome: Outcome) -> Outcome:
         if not isinstance(outcome.failure, Interrupted):

@@ -174,6 +174,10 @@ def _load_everywhere(
     """Load the engine in every worker; those that cannot are named with the reason.
 
     `note` is told once, however many there are, that they compile kernels.
+
+    Raises:
+        OSError: the scheduler is gone.
+        ClusterError, TilelabError: no worker can, or they disagree.
     """
     topic, said = f"tilelab-load-{uuid.uuid4().hex}", _Once(note)
     client.subscribe_topic(topic, lambda event: said(event[1]))
@@ -186,7 +190,10 @@ def _load_everywhere(
     try:
         _wait(list(futures.values()), options.patience_seconds)
     finally:
-        client.unsubscribe_topic(topic)
+        with contextlib.suppress(Exception):  # Dask's own, where the connection is closed
+            client.unsubscribe_topic(topic)
+    if client.status not in ("running", "newly-created"):
+        raise OSError("its connection is closed")
     known: dict[str, EngineAccount] = {}
     unfit: dict[str, str] = {}
     first: BaseException | None = None

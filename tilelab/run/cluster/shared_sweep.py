@@ -107,6 +107,10 @@ class SharedSweep:
             raise Incomplete(self._explain(self.dispatcher.failures))
         return self.stalls
 
+    @property
+    def _again(self) -> str:
+        return self.order.options.again(self.order.output)
+
     def _check_cluster(self, now: float) -> None:
         """Look, once a second, for workers that hang; fail when all workers or the scheduler are gone for good."""
         if now - self.checked >= 1.0:
@@ -116,12 +120,12 @@ class SharedSweep:
         if self.alone_since is not None and now - self.alone_since > self.patience:
             raise ClusterError(
                 f"no worker was left for {now - self.alone_since:.0f} s; what is finished is kept, "
-                f"{self.order.options.again} continues"
+                f"{self._again} continues"
             )
         if self.client.status not in ("running", "newly-created"):
             raise ClusterError(
                 f"the scheduler at {self.client.scheduler.address} is gone; what is finished is kept, "
-                f"{self.order.options.again} continues"
+                f"{self._again} continues"
             )
 
     # messages
@@ -278,5 +282,5 @@ class SharedSweep:
         more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
         return (
             f"{len(failures)} of {len(self.plan.units)} units failed, the rest is finished and kept; "
-            f"{self.order.options.again} tries them again. {'; '.join(named)}{more}"
+            f"{self._again} tries them again. {'; '.join(named)}{more}"
         )
