@@ -32,7 +32,7 @@ from tilelab.training.crops import Batches, Example
 from tilelab.training.log import LAST, TrainingLog
 from tilelab.training.losses import supervise
 from tilelab.training.optimize import RunningAverage, build_optimizer, encoder_of
-from tilelab.training.parallel import Group, join
+from tilelab.training.parallel import Group, group_size, join
 from tilelab.training.recipe import BaseRecipe, RecipeError
 from tilelab.training.schedule import rate_at
 
@@ -160,13 +160,13 @@ def run_task(
     keep_freed_memory()
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    batch, size = cast("Any", recipe).sampling.batch, group_size()  # both kinds of recipe have one
+    if batch < size:  # before they meet: the first to refuse would take the others' store with it
+        raise RecipeError(
+            f"sampling.batch of {batch} cannot be shared by {size} processes, each takes one crop at least: "
+            f"set it to {size} or more, or start {batch} (torchrun --nproc-per-node)"
+        )
     with join(recipe.run.device) as group:
-        batch = cast("Any", recipe).sampling.batch  # both kinds of recipe have one
-        if batch < group.size:
-            raise RecipeError(
-                f"sampling.batch of {batch} cannot be shared by {group.size} processes, each takes one crop at least: "
-                f"set it to {group.size} or more, or start {batch} (torchrun --nproc-per-node)"
-            )
         task = make()
         trainer = Trainer(task, output, group, restart=restart, note=note)
         if not trainer.header.ended:

@@ -71,6 +71,11 @@ class Group:
         return held[0]
 
 
+def group_size() -> int:
+    """How many processes the environment describes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join(device: str) -> Iterator[Group]:
     """Join the group that the environment describes; `device` is ``auto``, ``cpu`` or ``cuda``.
@@ -81,7 +86,7 @@ def join(device: str) -> Iterator[Group]:
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("the recipe asks for a GPU (run.device = 'cuda') and torch finds none: use cpu or auto")
     gpu = device != "cpu" and torch.cuda.is_available()
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = group_size()
     here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
     if size == 1:
         yield Group(device=here)
