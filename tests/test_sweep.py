@@ -10,6 +10,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from helpers import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_parts import Collector, Memory, Network, make_job, scramble, whole
@@ -277,7 +278,7 @@ def test_ctrl_c_while_the_last_rows_are_written_comes_when_the_stages_have_stopp
     rows = flow.channel(1)
 
     def write():
-        time.sleep(0.2)  # until they are waited for
+        wait_for(lambda: flow.changed._waiters, "the main thread to wait")  # before, a Ctrl-C would end the tests
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.2)
         try:

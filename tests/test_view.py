@@ -238,6 +238,7 @@ def test_a_tab_that_moves_is_not_taken_back(files, monkeypatch):
     with serving(folder / "image.ome.zarr") as server:
         assert server.is_quiet("a")
         server.tell({"position": [1, 0, 0]}, "a")
+        monkeypatch.setattr("tilelab.view.server._QUIET_SECONDS", 3600.0)
         assert not server.is_quiet("a")
         assert server.is_quiet("b")
         monkeypatch.setattr("tilelab.view.server._QUIET_SECONDS", 0.0)
