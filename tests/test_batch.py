@@ -184,6 +184,52 @@ def test_runs_of_other_images_into_one_folder_add_up(folder: Path, tmp_path: Pat
     assert set(table(out)) == {"m1", "half", "m3"}
 
 
+_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from tilelab.cli import main
+from tilelab.run.batch import many
+def slow(function):  # what is read is out of date by the time that it is replaced
+    def called(*given):
+        found = function(*given)
+        time.sleep(0.3)
+        return found
+    return called
+for name in ("read_table", "known_names"):
+    setattr(many, name, slow(getattr(many, name)))
+place, number, *words = sys.argv[1:]
+def meet(when):
+    (Path(place) / f"{when}{number}").touch()
+    while not (Path(place) / when).exists():
+        time.sleep(0.01)
+def summarize(batch, end=many.Batch.summarize):
+    meet("end")
+    end(batch)
+many.Batch.summarize = summarize
+meet("begin")
+sys.exit(main(words))
+"""
+
+
+def test_runs_into_one_folder_at_the_same_time_keep_their_rows_and_names_apart(tmp_path: Path) -> None:
+    """Each read table and names before the others had written theirs, and replaced them."""
+    out, images = tmp_path / "out", [tmp_path / place for place in ("a/m.tif", "b/m.tif", "c/n.tif")]
+    runs = []
+    for number, image in enumerate(images):
+        image.parent.mkdir()
+        tifffile.imwrite(image, micrograph(number))
+        words = ["infer", str(image), *FLAGS, "-o", f"{out}/"]
+        runs.append(subprocess.Popen([sys.executable, "-c", _AT_ONCE, str(tmp_path), str(number), *words]))
+    for when in ("begin", "end"):
+        wait_for(lambda when=when: len([*tmp_path.glob(f"{when}?")]) == len(runs), "processes")
+        (tmp_path / when).touch()
+    assert [run.wait(120) for run in runs] == [0, 0, 0]
+    rows = table(out)
+    assert {row["image"]: row["status"] for row in rows.values()} == {str(image): "done" for image in images}
+    assert {path.name for path in out.glob("*.ome.zarr")} == {f"{name}.ome.zarr" for name in rows}
+    assert (out / "summary.html").read_text().count("<article") == 3
+
+
 @settings(deadline=None)
 @given(st.builds(
     Row,

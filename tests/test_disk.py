@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from tilelab.machine.disk import (
     remove_ours,
     replace_folder,
     replacing,
+    turn,
     work_folder,
     write_text,
 )
@@ -273,3 +277,35 @@ def test_a_work_folder_goes_and_takes_those_of_killed_ones_along(tmp_path: Path)
     with work_folder(tmp_path, ".export-"):
         assert not left.exists()
     assert foreign.is_dir()
+
+
+def test_turns_come_one_after_the_other_and_nobody_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "lock"
+    inside: list[int] = []
+    together: list[int] = []
+
+    def count() -> None:
+        with turn(lock):
+            inside.append(1)
+            time.sleep(0.02)
+            together.append(len(inside))
+            inside.pop()
+
+    threads = [threading.Thread(target=count) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1] * 5
+    monkeypatch.setattr("tilelab.machine.disk._PATIENCE", 0.1)
+    with turn(lock), turn(lock), turn(tmp_path / "missing" / "lock"):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with turn(lock):
+        pass

@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import re
 import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -28,6 +30,7 @@ from tilelab.errors import OutputError
 MARK = ".tilelab"
 """What a folder of ours holds: a file, or a folder with the journal of an unfinished result."""
 _MANY_FILES = 256
+_PATIENCE = 600.0  # seconds; whoever has its turn that long was stopped, by a scheduler, say
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 """What file systems answer that know no locks."""
 
@@ -209,6 +212,21 @@ def try_lock(file: IO[bytes] | IO[str], *, strict: bool = False) -> bool:
             ) from error
         return False
     return True
+
+
+@contextlib.contextmanager
+def turn(lock: Path) -> Iterator[None]:
+    """Wait until nobody else is within it with the same file, for something that is read, changed and replaced.
+
+    The file is made where it is missing, and stays.  Where there are no locks, or one waits in vain for ten minutes,
+    it goes on without.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a place that cannot be written says so itself
+            file, until = held.enter_context(lock.open("ab")), time.monotonic() + _PATIENCE
+            while not try_lock(file, strict=True) and time.monotonic() < until:
+                time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - only so that they do not come back at once
+        yield
 
 
 def make_ours(folder: Path) -> None:

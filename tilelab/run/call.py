@@ -107,6 +107,7 @@ def infer(
         drawn: dict[str, Any] = {"overview": overview, "overview_size": overview_size, "page": page}
         return one.infer(image, model, out, options=options, progress=progress or bar, note=note, **drawn, **words)
     from tilelab.run.batch.many import Batch
+    from tilelab.run.batch.names import place_of
     from tilelab.run.progress import Silent
 
     if out is None:
@@ -114,8 +115,8 @@ def infer(
     if overview is not None or page is not None:
         raise InputError("overview and page are for one image: of several, pictures and a page are made in the folder")
     batch = Batch.of(_paths(image), model, str(out), with_words(options or Options(), words), note=note)
-    order = {name: n for n, name in enumerate(batch.names.values())}
-    return sorted(batch.run(None, progress or bar or Silent()), key=lambda outcome: order[outcome.name])
+    order = {place_of(path): n for n, path in enumerate(batch.names)}
+    return sorted(batch.run(None, progress or bar or Silent()), key=lambda outcome: order[outcome.image])
 
 
 def _ignore(line: str) -> None:

@@ -25,7 +25,7 @@ from tilelab.io.results.result import read_result
 from tilelab.io.storage.claims import Write, claim
 from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Place, remote_place
-from tilelab.machine.disk import why_unwritten
+from tilelab.machine.disk import turn, why_unwritten
 from tilelab.run.batch.names import choose_names, known_names, place_of
 from tilelab.run.batch.page import check_page, write_page
 from tilelab.run.batch.row import Row, digest_of, keep_report, kept_report, measure_areas, row_of
@@ -131,7 +131,7 @@ class Batch:
     options: Options
     suffix: str
     note: Callable[[str], None]
-    rows: dict[str, Row]
+    rows: dict[str, Row] = field(default_factory=dict)
     classes: tuple[Any, ...] = ()
     written: float = 0.0  # when the table was, on the monotonic clock
     usual: Options | None = None  # of the first image whose tiles could be chosen
@@ -164,8 +164,7 @@ class Batch:
         names = choose_names(found, known_names(path / TABLE))
         for line in notes:
             note(line)
-        rows = {names[image]: Row(name=names[image], image=place_of(image)) for image in found}
-        return cls(names, model, path, options, suffix, note, rows)
+        return cls(names, model, path, options, suffix, note)
 
     def target(self, image: str) -> str:
         """The path of an image's result."""
@@ -187,7 +186,7 @@ class Batch:
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {why_unwritten(error)}") from error
         check_options(claim_run(None, "", self.target(next(iter(self.names))), self.options), self.options)
-        self._write_table()  # so that names stay, whatever becomes of this run
+        self._take_names()
         with contextlib.ExitStack() as stack:
             stack.callback(self.summarize)
             if is_distributed(self.options):
@@ -203,6 +202,16 @@ class Batch:
             stack.enter_context(prompt_handover())
             first = chain([(image, options)], waiting)
             yield from self._together(one, turns, first, at_once or engines.first.streams + 1)
+
+    def _take_names(self) -> None:
+        """Put the images into the table, so that names stay, whatever becomes of this run.
+
+        A run that began meanwhile has its names there already: no image gets one of those.
+        """
+        with self._turn():
+            self.names = choose_names(self.names, known_names(self.folder / TABLE))
+            self.rows = {name: Row(name=name, image=place_of(image)) for image, name in self.names.items()}
+            self._merge_table()
 
     def _together(
         self, one: _One, turns: Turns, waiting: Iterator[tuple[str, Options]], at_once: int
@@ -270,10 +279,15 @@ class Batch:
         if not isinstance(outcome.failure, Interrupted):
             self.rows[outcome.name] = outcome.row
         if time.monotonic() - self.written > _TABLE_SECONDS:
-            self._write_table()
+            with self._turn():
+                self._merge_table()
         return outcome
 
-    def _write_table(self) -> list[Row]:
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        """Within it no other run reads or writes table and page."""
+        return turn(self.folder / "reports" / ".lock")
+
+    def _merge_table(self) -> list[Row]:
         """Write the rows of all images whose results are here, those of other runs, too; returns them."""
         rows = [*self._of_others(), *self.rows.values()]
         write_table(self.folder / TABLE, rows)
@@ -297,9 +311,10 @@ class Batch:
 
     def summarize(self) -> None:
         """Write the table and the page as far as they are known."""
-        rows = self._write_table()
-        pictures = {row.name: self.picture(row.name) for row in rows if row.status == "done"}
-        write_page(self.folder / PAGE, rows, pictures, self.classes)
+        with self._turn():
+            rows = self._merge_table()
+            pictures = {row.name: self.picture(row.name) for row in rows if row.status == "done"}
+            write_page(self.folder / PAGE, rows, pictures, self.classes)
 
     def _in_order(self) -> Generator[tuple[str, Options]]:
         """The images with their tiles, those of one kind together; a thread looks at the next ones meanwhile."""
