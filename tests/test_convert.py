@@ -370,6 +370,17 @@ def test_what_an_image_does_not_keep_is_said(tmp_path: Path) -> None:
         assert [words in note for note in notes] == [True]
 
 
+def test_what_float32_does_not_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = pixels((60, 70), "float64")
+    stored[7, 9] = 1e39
+    np.save(tmp_path / "far.npy", stored)
+    for suffix in ("ome.zarr", "ome.tif"):
+        assert main(["convert", str(tmp_path / "far.npy"), str(tmp_path / f"far.{suffix}")]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "holds 1e+39 as float64, float32 reaches to 3.4e38: scale it first, or replace" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["far.npy"]
+
+
 def test_a_file_address_is_a_path(tmp_path: Path) -> None:
     convert_image(pixels((60, 70)), f"file://{tmp_path}/a%20b.ome.zarr")
     assert names(tmp_path) == ["a b.ome.zarr"]

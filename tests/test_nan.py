@@ -19,11 +19,12 @@ from tilelab.io.images.volume import Volume
 from tilelab.io.results.result import read_result
 
 H, W = 64, 80
+_FAR = 1e300  # float32 has none such
 RUN = ["-m", "identity", "--normalization", "mean-std", "--tile", "32", "--overlap", "8"]
 
 
 def holed(path: Path, *, where: Any = np.s_[:8], value: float = np.nan, **options: Any) -> np.ndarray[Any, Any]:
-    stored = pixels((H, W), np.float32)
+    stored = pixels((H, W), np.float64 if value == _FAR else np.float32)
     stored[where] = value
     tifffile.imwrite(path, stored, **options)
     return stored
@@ -36,7 +37,7 @@ def valid(path: Path, where: Any = np.s_[:8]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, _FAR])
 def test_wanted_pixels_must_be_numbers(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holed(tmp_path / "a.tif", where=np.s_[3:5, 7:9], value=value, compression="zlib" if value > 0 else None)
     out = tmp_path / "o.ome.zarr"

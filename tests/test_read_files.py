@@ -190,8 +190,24 @@ def test_whole_numbers_beyond_float32(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image[:50], stored[:50])
         with pytest.raises(InputError, match=r"region 50:61,0:83 holds -16777217 as int32.*scale it to uint16"):
             image[50:]
-    np.save(path, np.full((4, 4), 1e300))
-    assert np.isinf(open_image(path)[...]).all()  # for the sweep to report
+
+
+def test_float64_beyond_float32_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    """It became infinite in silence; 3.4e38 is held, and what was infinite or no number before stays that."""
+    path = tmp_path / "image.npy"
+    stored = pixels(SHAPE, "float64")
+    stored[:2, :2] = [[np.inf, -np.inf], [np.nan, float(np.finfo(np.float32).max)]]
+    np.save(path, stored)
+    check_reads(open_image(path), stored.astype(np.float32), examples=3)
+    stored[50, 70] = -np.finfo(np.float64).max  # GDAL's, of no value
+    np.save(path, stored)
+    with open_image(path) as image:
+        np.testing.assert_array_equal(image[:50], stored[:50].astype(np.float32))
+        with pytest.raises(InputError, match=r"region 50:61,0:83 holds -1.79769e\+308 as float64, float32 reaches to"):
+            image[50:]
+    with open_image(path, infinite=True, region="50:61,60:83") as image:  # who looks for such pixels
+        assert image[0, 10] == -np.inf
+    assert describe(path)["shape"] == [*SHAPE]
 
 
 def write_slices(folder: Path, stored: Any, kind: str) -> None:

@@ -136,5 +136,5 @@ def _draw(result: Result, boxes: list[Box], image: str, path: Path) -> None:
     from tilelab.io.results.result import match_result
     from tilelab.io.results.sheet import write_sheet
 
-    with open_image(image) as opened:
+    with open_image(image, infinite=True) as opened:
         write_sheet(match_result(opened, result.info.layout.shape, result.info), result, boxes, path)

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     chosen |= {"bar": 0 if args.keep_bar else None}
     table: dict[str, list[Any]] = {name: [] for name in ("image", "shrink", "pixels", *MEASURES)}
     for path, name in zip(paths, distinct(map(name_of, paths)), strict=True):
-        with open_image(path, **chosen) as image:
+        with open_image(path, **chosen, infinite=True) as image:
             for one in (*image.warnings, *image.assumptions):
                 say(str(one))
             for factor in factors:

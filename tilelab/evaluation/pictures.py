@@ -74,7 +74,11 @@ def check_image(pair: Pair, question: Question) -> None:
 
 def _open(path: Path, question: Question, labels: Labels) -> Image:
     image = open_image(
-        path, axes=question.image_axes, series=question.image_series, allow_outside=question.allow_outside
+        path,
+        axes=question.image_axes,
+        series=question.image_series,
+        allow_outside=question.allow_outside,
+        infinite=True,
     )
     return match_result(image, labels.shape, None if labels.result is None else labels.result.info)
 

@@ -92,6 +92,7 @@ def _open(image: Any, options: Options) -> Image:
             region=options.region,
             bar=options.bar,
             allow_outside=options.allow_outside,
+            infinite=True,
         )
         opened.assumptions += guess
         if named and options.region is None:
@@ -139,6 +140,7 @@ def _open_coarser(opened: Image, named: Any, options: Options, factor: int) -> I
                 timepoint=options.timepoint,
                 axes=options.axes,
                 allow_outside=options.allow_outside,
+                infinite=True,
             )
         except InputError:
             return None

@@ -201,7 +201,7 @@ class Gathering:
                 count = len(source.levels) or 1
                 source.close()
         return [
-            self._closing.enter_context(open_image(name, level=number, as_labels=kind, **chosen))
+            self._closing.enter_context(open_image(name, level=number, as_labels=kind, infinite=True, **chosen))
             for number in range(level, max(count, level + 1))
         ]
 

@@ -56,7 +56,7 @@ def read_layers(path: str) -> list[LayerData]:
     steps = info.resampled_by
     if (source := recorded_image(info, result.path.parent, result)) is not None:
         with contextlib.suppress(InputError):  # it is gone or changed: the labels can be seen all the same
-            image = open_image(source[0], **source[1])
+            image = open_image(source[0], **source[1], infinite=True)
             image = match_rows(image, info.layout.shape[1]) if steps is None else image
             layers.append(_image_layer(image, result))
             steps = None if layers[0][0].shape == result.info.layout.shape[-len(info.axes) :] else steps

@@ -39,7 +39,7 @@ def open_mask(
     """
     from tilelab.io.images.open import open_image
 
-    image = open_image(mask, axes=axes, series=series, allow_outside=allow_outside)
+    image = open_image(mask, axes=axes, series=series, allow_outside=allow_outside, infinite=True)
     image.assumptions = tuple(replace(a, flag=_FLAGS[a.flag]) for a in image.assumptions if a.flag in _FLAGS)
     if isinstance(volume.image, RegionImage):
         image = _same_region(image, volume.image)

@@ -43,6 +43,7 @@ def open_image(
     bar: int | None = 0,
     as_labels: AsLabels | None = None,
     allow_outside: bool = False,
+    infinite: bool = False,
 ) -> Image:
     """Open an image lazily; nothing is decoded until a region is read.
 
@@ -67,6 +68,7 @@ def open_image(
             (`Image.rgb`); of a palette the ``indices`` or the
             ``colors``; with ``integers``, whole numbers of any type.
         allow_outside: read what the data name outside of their own folder (HDF5's external files, OME-TIFF's others).
+        infinite: make a float64 beyond float32 infinite, instead of refusing to read it.
 
     Raises:
         InputError: it does not exist, is of no known format, is damaged or truncated, or has no such level, channel,
@@ -78,10 +80,9 @@ def open_image(
         "axes": axes,
         "pixel_size_nm": pixel_size_nm,
     }
+    kept: dict[str, Any] = {"as_labels": as_labels, "allow_outside": allow_outside, "infinite": infinite}
     if region is not None:
-        whole = open_image(
-            uri, level=level, series=series, bar=bar, as_labels=as_labels, allow_outside=allow_outside, **chosen
-        )
+        whole = open_image(uri, level=level, series=series, bar=bar, **chosen, **kept)
         try:
             return crop(whole, region)
         except InputError:
@@ -94,17 +95,16 @@ def open_image(
         return uri
     source = open_stored(uri, level, None if series is None else str(series))
     if source is None:
-        chosen |= {"level": level, "series": series, "as_labels": as_labels, "allow_outside": allow_outside}
-        opened = _open_slices(local_path(uri), **chosen)
+        opened = _open_slices(local_path(uri), level=level, series=series, **chosen, **kept)
     else:
         try:
             check_outside(source.uri, source.outside, allow_outside)
-            opened = SourceImage(source, level=level, series=series, as_labels=as_labels, **chosen)
+            opened = SourceImage(source, level=level, series=series, as_labels=as_labels, infinite=infinite, **chosen)
         except InputError:
             source.close()
             raise
         if len(opened.level_sides) > 1:
-            again = chosen | {"series": series, "as_labels": as_labels, "allow_outside": allow_outside}
+            again = {"series": series, **chosen, **kept}
             opened.reduced = partial(_open_reduced, uri, again, opened.level_sides)
     if bar is None and not isinstance(uri, str | os.PathLike):
         return opened  # an array is what its maker wants of it
@@ -183,7 +183,7 @@ def describe(
             **{key: list(v) if isinstance(v, tuple) else v for key, v in source.details.items() if v is not None},
         }
         try:
-            image: Image = SourceImage(source, axes=axes)
+            image: Image = SourceImage(source, axes=axes, infinite=True)
         except InputError as error:
             if axes is not None:
                 raise

@@ -10,8 +10,9 @@ Colours
 
 Dtypes
     uint8, uint16 and float32 stay.  bool becomes uint8, 0 and 255.  Everything else becomes float32: float64 is
-    rounded, an integer that float32 cannot hold (beyond 2**24) is an error where it is read.  Complex, structured and
-    object arrays are refused.
+    rounded, and what float32 cannot hold is an error where it is read: an integer beyond 2**24, a float64 beyond 3.4e38
+    (which becomes infinite for those who look for such pixels themselves).  Complex, structured and object arrays are
+    refused.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class SourceImage(Image):
         pixel_size_nm: replaces what the source says, one value for all spatial axes or one each.
         as_labels: keep what is stored: 0 and 1 of bool, the samples of colours as channels, of palettes the ``indices``
             or the ``colors``; ``integers`` are indices, and whole numbers of any type stay as they are.
+        infinite: a float64 beyond float32 becomes infinite, and is no error.
 
     Raises:
         InputError: the image has no y or x, is empty, has axes to choose from, or a dtype without a rule.
@@ -69,11 +71,12 @@ class SourceImage(Image):
         axes: str | None = None,
         pixel_size_nm: float | Sequence[float] | None = None,
         as_labels: AsLabels | None = None,
+        infinite: bool = False,
     ) -> None:
         if as_labels in ("indices", "integers"):
             source.show_indices()
         self.source = source
-        self._closed = False
+        self._closed, self._infinite = False, infinite
         self.uri, self.bar, self.bar_said = source.uri, source.bar, source.bar_said
         letters, assumed = _name_axes(source, axes)
         at = letters.index("s") if "s" in letters else None
@@ -157,7 +160,7 @@ class SourceImage(Image):
                 block = values[block.view(np.uint8) if block.dtype.kind == "b" else block]  # bools would be a mask
             if self._grey is not None:
                 block = luma(block)
-            convert_into(out[a : a + rows], block, f"{self.uri}, region {box}", self._white)
+            convert_into(out[a : a + rows], block, f"{self.uri}, region {box}", self._white, self._infinite)
         return out
 
 
@@ -188,11 +191,12 @@ def luma(rgb: Array) -> Array:
     return np.where((red == green) & (red == blue), red, grey)
 
 
-def convert_into(out: Array, stored: Array, where: str, white: int = 255) -> None:
+def convert_into(out: Array, stored: Array, where: str, white: int = 255, infinite: bool = False) -> None:
     """Fill `out` (uint8, uint16 or float32) with `stored` by the rule for dtypes; what is true becomes `white`.
 
     Raises:
-        InputError: an integer is beyond what float32 holds exactly.
+        InputError: an integer is beyond what float32 holds exactly, or without `infinite` another number beyond all
+            that it holds.
     """
     if stored.dtype.kind == "b":
         np.multiply(stored, white, out=out, dtype=np.uint8)
@@ -204,8 +208,15 @@ def convert_into(out: Array, stored: Array, where: str, white: int = 255) -> Non
                 f"{where} holds {high if high > _EXACT else low} as {stored.dtype}, "
                 f"float32 is exact to {_EXACT}: scale it to uint16 first"
             )
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the sweep reports
+    with np.errstate(over="ignore"):
         out[...] = stored
+    if infinite or stored.dtype.kind != "f" or stored.dtype.itemsize <= 4:
+        return
+    if (beyond := np.isinf(out) & np.isfinite(stored)).any():
+        raise InputError(
+            f"{where} holds {stored[beyond][0]:.6g} as {stored.dtype}, float32 reaches to 3.4e38: scale it first, or "
+            "replace what stands for no value by NaN"
+        )
 
 
 def _name_axes(source: Source, axes: str | None) -> tuple[list[str], tuple[Assumption, ...]]:
