@@ -85,6 +85,11 @@ def device() -> Any:
     from tilelab.errors import EngineError
     from tilelab.kernels import device
 
+    if device.SIMULATED:
+        from numba.cuda.simulator import kernel
+        from simulated import Block
+
+        kernel.BlockManager = Block
     try:
         device.select(0)
     except EngineError as error:
