@@ -11,7 +11,7 @@ import re
 import sys
 import tomllib
 import zipfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,9 +28,11 @@ from tilelab.engines.cuda import onnxruntime as ort_gpu
 from tilelab.engines.cuda import onnxruntime_cuda as ort_cuda
 from tilelab.engines.cuda import onnxruntime_rtx as ort_rtx
 from tilelab.engines.cuda import onnxruntime_tensorrt as ort_tensorrt
-from tilelab.engines.files.aotinductor_package import Compiled
+from tilelab.engines.files.aotinductor_package import Compiled, read_compiled
 from tilelab.engines.registry import choose, load_engine, read_model, read_spec
 from tilelab.errors import EngineError, ModelError, OutputError
+from tilelab.exporting.source import CheckpointSource
+from tilelab.exporting.write import Request, Writing
 from tilelab.machine import nvidia
 from tilelab.machine.cpu import cpu_features
 
@@ -538,6 +540,78 @@ def test_what_a_compiler_said_is_told(monkeypatch, tmp_path, output, reason):
     monkeypatch.setattr(inductor, "aoti_compile_and_package", fail)
     with pytest.raises(ModelError, match=rf"^AOTInductor cannot compile tiny: {reason}$"):
         aotinductor_build.compile_package(make_network(), make_spec(), tmp_path / "n.pt2", batch=2, target="cpu")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Torch as where there are two GPUs of different kinds; what was made on which, and which was current."""
+    torch = pytest.importorskip("torch")
+    current, seen = [0], []
+
+    @contextmanager
+    def device(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    def package(program, package_path, inductor_configs):
+        seen.append(("compiled", current[-1]))
+        with zipfile.ZipFile(package_path, "w") as archive:
+            archive.writestr("n/n_metadata.json", json.dumps(inductor_configs["aot_inductor.metadata"]))
+
+    monkeypatch.setattr(aotinductor_build, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(aotinductor_build, "driver_problem", lambda: "")
+    monkeypatch.setattr("tilelab.machine.nvidia.driver_problem", lambda: "")
+    monkeypatch.setattr("tilelab.machine.nvidia.gpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((8, 0), (9, 0))[index])
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, place, _: seen.append(("network", place)) or self)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device, **__: seen.append(("tiles", device)))
+    monkeypatch.setattr(torch.export, "export", lambda *_: seen.append(("exported", current[-1])))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
+    return seen
+
+
+@pytest.mark.parametrize(("target", "index"), [("cuda:1", 1), ("cuda:0", 0), ("cuda", 0)])
+def test_a_network_is_compiled_on_the_gpu_that_was_named(two_gpus, tmp_path, target, index):
+    path = tmp_path / "n.pt2"
+    aotinductor_build.compile_package(make_network(), make_spec(), path, batch=2, target=target)
+    place = f"cuda:{index}"
+    assert two_gpus == [("network", place), ("tiles", place), ("exported", index), ("compiled", index)]
+    compiled = read_compiled(path)
+    assert (compiled.device, compiled.capability) == ("cuda", ((8, 0), (9, 0))[index])
+
+
+@pytest.mark.parametrize(
+    ("device", "asked"), [("cuda:1", ("cuda:1", 8)), ("cuda", ("cuda", 8)), ("auto", ("cuda", 8)), ("cpu", ("cpu", 1))]
+)
+def test_an_export_asks_for_the_device_that_was_named(two_gpus, tmp_path, monkeypatch, device, asked):
+    source = CheckpointSource.__new__(CheckpointSource)
+    source.network = make_network()
+    found = []
+    monkeypatch.setattr(
+        aotinductor_build, "compile_package", lambda *_, target, batch, **__: found.append((target, batch))
+    )
+    Writing(source, make_spec(), "fp32", tmp_path / "n.pt2", Request(device=device), tmp_path).write()
+    assert found == [asked]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_compiled(two_gpus, tmp_path, monkeypatch):
+    def compile_for(target):
+        aotinductor_build.compile_package(make_network(), make_spec(), tmp_path / "n.pt2", batch=2, target=target)
+
+    with pytest.raises(EngineError, match=r"^a \.pt2 cannot be compiled for cuda:2: the driver shows 2 GPUs here"):
+        compile_for("cuda:2")
+    with pytest.raises(EngineError, match=r"^device 'cuda:1,2' is neither a GPU nor the CPU"):
+        compile_for("cuda:1,2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(EngineError, match=r"for cuda:1: torch .* finds 0 GPUs"):
+        compile_for("cuda:1")
+    monkeypatch.setattr(aotinductor_build, "driver_problem", lambda: "no NVIDIA driver is installed: use --device cpu")
+    with pytest.raises(EngineError, match=r"for cuda: no NVIDIA driver is installed: use --device cpu"):
+        compile_for("cuda")
+    assert two_gpus == []
 
 
 def test_compiling_needs_a_compiler(monkeypatch, tmp_path):

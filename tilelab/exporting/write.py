@@ -165,10 +165,10 @@ class Writing:
             raise ModelError(
                 f"a .pt2 is compiled from the network in torch, not from {source.path}: give its checkpoint"
             )
-        target = request.device.partition(":")[0]
+        target = request.device
         if target == "auto":
             target = "cuda" if gpu_count() else "cpu"
-        batch = request.batch or (8 if target == "cuda" else 1)
+        batch = request.batch or (1 if target == "cpu" else 8)
         if not isinstance(batch, int):
             raise ModelError(f"a .pt2 has one batch size, not {batch}: give --batch N")
         compile_package(source.network, self.spec, self.path, batch=batch, precision=self.precision, target=target)

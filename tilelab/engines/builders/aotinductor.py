@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tilelab.engines.files.aotinductor_package import COMPILED_KEY, PRECISIONS, 
 from tilelab.errors import EngineError, ModelError, OutputError
 from tilelab.machine.cpu import cpu_features
 from tilelab.machine.disk import replacing
+from tilelab.machine.nvidia import driver_problem, missing_gpu
 from tilelab.spec import METADATA_KEY, ModelSpec, Precision
 from tilelab.text import explain
 
@@ -28,7 +30,7 @@ _COMPILER_ERROR = re.compile(r"(?:: (?:fatal )?error: (?!ld returned)|(?=cannot 
 def compile_package(
     network: Any, spec: ModelSpec, output: Path, *, batch: int, precision: Precision = "fp32", target: str = "cuda"
 ) -> Path:
-    """Compile a torch network for the first GPU or the CPU of this machine and write a .pt2.
+    """Compile a torch network for a GPU or the CPU of this machine and write a .pt2.
 
     Args:
         network: a ``torch.nn.Module``, ``(B, C, *tile)`` to ``(B, K, *tile)``, float32; it is not changed.
@@ -36,11 +38,12 @@ def compile_package(
         output: file to write, ending with .pt2.
         batch: tiles per run.
         precision: fp32, fp16 or bf16; fp16 networks take and give float16.
-        target: ``cuda`` or ``cpu``.
+        target: ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``: it is compiled and tuned on that one, and runs on all
+            of its compute capability.
 
     Raises:
         OutputError: `output` does not end with .pt2.
-        EngineError: `precision` is not one of those, or there is no C++ compiler.
+        EngineError: `precision` is not one of those, there is no such GPU, or no C++ compiler.
         ModelError: torch cannot export or compile the network.
     """
     import torch
@@ -53,20 +56,22 @@ def compile_package(
         raise EngineError(f"AOTInductor compiles for {', '.join(PRECISIONS)}, not {precision}")
     if not find_compiler():
         raise EngineError("AOTInductor needs a C++ compiler and finds none: install g++, or name one in CXX")
-    ported, outer = _with_ports(network, precision, target)
+    index = None if target == "cpu" else _find_gpu(torch, target)
+    place = "cpu" if index is None else f"cuda:{index}"
+    ported, outer = _with_ports(network, precision, place)
     compiled = Compiled(
         torch=str(torch.__version__),
-        device=target,
-        capability=torch.cuda.get_device_capability(0) if target == "cuda" else None,
+        device=place.partition(":")[0],
+        capability=None if index is None else torch.cuda.get_device_capability(index),
         batch=batch,
         precision=precision,
         dtype=str(outer).removeprefix("torch."),
-        cpu=cpu_features() if target == "cpu" else "",
+        cpu=cpu_features() if index is None else "",
     )
-    example = torch.zeros((batch, spec.channels, *spec.tile), dtype=outer, device=target)
+    example = torch.zeros((batch, spec.channels, *spec.tile), dtype=outer, device=place)
     metadata = {METADATA_KEY: spec.to_json(), COMPILED_KEY: msgspec.json.encode(compiled).decode()}
     try:
-        with torch.no_grad(), exact_fp32(torch):
+        with torch.no_grad(), exact_fp32(torch), nullcontext() if index is None else torch.cuda.device(index):
             program = torch.export.export(ported, (example,))
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(output), inductor_configs={"aot_inductor.metadata": metadata}
@@ -75,6 +80,26 @@ def compile_package(
         raise ModelError(f"AOTInductor cannot compile {spec.name or 'the network'}: {_reason(error)}") from error
     _forget_machine(output)
     return output
+
+
+def _find_gpu(torch: Any, target: str) -> int:
+    """The number of the GPU that is meant, which torch can use.
+
+    Raises:
+        EngineError: it is not there.
+    """
+    kind, _, number = target.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or target == "cuda"):
+        raise EngineError(f"device {target!r} is neither a GPU nor the CPU: use cpu, cuda or cuda:N")
+    index = int(number or 0)
+    if problem := driver_problem() or missing_gpu(index):
+        raise EngineError(f"a .pt2 cannot be compiled for {target}: {problem}")
+    if index >= torch.cuda.device_count():
+        raise EngineError(
+            f"a .pt2 cannot be compiled for {target}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs "
+            "(its build has to be one for CUDA that suits the driver)"
+        )
+    return index
 
 
 def _reason(error: BaseException) -> str:
