@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tilelab
+from tilelab.engines.module_digest import module_digest
 from tilelab.errors import EngineError, ModelError, OutputError
 
 _IMAGE = np.random.default_rng(0).integers(0, 256, (96, 130), np.uint8)
@@ -195,6 +196,110 @@ def test_an_edited_module_is_another_and_the_same_one_is_not() -> None:
     assert second == first
     assert len({first, *others}) == 1 + len(edits)
     assert _digests([_NET], "1") == [first]
+
+
+_SCRIPTED = """
+import io, json, sys
+from pathlib import Path
+from tilelab.engines.module_digest import module_digest
+import torch
+from torch import nn
+for name, source in json.load(sys.stdin):
+    Path(name).write_text(source)  # which the compiler reads
+    made = {"__name__": "mynet"}
+    exec(compile(source, name, "exec"), made)
+    for _ in range(len(sys.argv)):  # torch numbers what it compiles
+        scripted = torch.jit.script(made["Net"]())
+    saved = io.BytesIO()
+    torch.jit.save(scripted, saved)
+    saved.seek(0)
+    loaded = torch.jit.load(saved)
+    saved = io.BytesIO()
+    torch.jit.save(loaded, saved)
+    saved.seek(0)
+    again = torch.jit.load(saved).eval()
+    print(*map(module_digest, (scripted, loaded, again, nn.Sequential(scripted))))
+"""
+
+_SCRIPT = """
+import torch
+from typing import Dict, Final, List
+from torch import nn
+def finish(x):
+    return x * 2
+class Scaled(nn.Module):
+    gain: float
+    def __init__(self, gain: float):
+        super().__init__()
+        self.gain = gain
+    def forward(self, x):
+        return x * self.gain
+class Net(nn.Module):
+    steps: Final[int]
+    names: Dict[str, List[int]]
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        nn.init.constant_(self.conv.weight, 0.5)
+        nn.init.zeros_(self.conv.bias)
+        self.first, self.second = Scaled(2.0), Scaled(3.0)
+        self.steps = 3
+        self.names = {"a": [1, 2]}
+        self.table = torch.zeros(3)
+        self.register_buffer("mean", torch.zeros(1), persistent=False)
+    def forward(self, x):
+        for _ in range(self.steps):
+            x = x + 1
+        return finish(self.second(self.first(self.conv(x)))) + self.table.sum() + len(self.names["a"])
+"""
+
+
+def test_a_scripted_module_is_told_by_code_attributes_and_constants_wherever_it_is_loaded(tmp_path: Path) -> None:
+    """What is no weight did not count: two gains were one network."""
+    pytest.importorskip("torch")
+    edits = (
+        ("Scaled(2.0), Scaled(3.0)", "Scaled(2.0), Scaled(3.5)"),
+        ("Scaled(2.0), Scaled(3.0)", "Scaled(3.0), Scaled(2.0)"),
+        ("self.steps = 3", "self.steps = 4"),
+        ("[1, 2]", "[1, 3]"),
+        ("self.table = torch.zeros(3)", "self.table = torch.ones(3)"),
+        ('"mean", torch.zeros(1)', '"mean", torch.ones(1)'),
+        ("return x * 2", "return x * 3"),
+        ("x = x + 1", "x = x - 1"),
+        ("return x * self.gain", "return x / self.gain"),
+        ("constant_(self.conv.weight, 0.5)", "constant_(self.conv.weight, 0.25)"),
+    )
+    sources = [_SCRIPT, "# a remark\n\n" + _SCRIPT, *(_SCRIPT.replace(old, new) for old, new in edits)]
+    assert len({*sources}) == len(sources)
+    given = json.dumps([(str(tmp_path / f"net{i}.py"), source) for i, source in enumerate(sources)])
+
+    def digests(*words: str) -> list[list[str]]:
+        made = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _SCRIPTED, *words], input=given, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        return [line.split() for line in made.stdout.splitlines()]
+
+    found = digests()
+    for one, loaded, again, _ in found:
+        assert one == loaded == again
+    assert found[0] == found[1]
+    for place in (0, 3):
+        assert len({each[place] for each in found}) == 1 + len(edits)
+    assert digests("another", "process") == found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced_and_scripted_parts_of_a_module_count_too() -> None:
+    torch = pytest.importorskip("torch")
+
+    def make(gain: float) -> Any:
+        module, table = torch.nn.Module(), torch.tensor([gain, 1.0])
+        module.part = torch.jit.trace(lambda x: x * table, torch.zeros(2))  # a function with a constant
+        module.whole = torch.jit.trace(torch.nn.Identity(), torch.zeros(2))
+        return module
+
+    assert module_digest(make(1.0)) == module_digest(make(1.0)) != module_digest(make(2.0))
 
 
 def test_an_edited_forward_is_not_continued_with(tmp_path: Path) -> None:

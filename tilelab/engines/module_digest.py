@@ -6,6 +6,7 @@ import contextlib
 import enum
 import functools
 import hashlib
+import secrets
 import sys
 import sysconfig
 import types
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tilelab.engines.script_archive import ScriptArchive
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Path, enum.Enum)
 _CALLED = (types.FunctionType, types.MethodType, functools.partial)
@@ -26,6 +29,8 @@ def module_digest(module: Any) -> str:
 
     It covers structure, weights and buffers, attributes, hooks, the code of every class of its parts, and of functions
     that this calls as far as they are no part of an installed package. Comments and places of code do not count.
+    Of what torch has compiled (TorchScript) it covers what torch would save, and so is the same once that is loaded;
+    what torch cannot save, as it calls Python, has another one each time.
     """
     told = _Telling()
     told.module(module)
@@ -48,17 +53,30 @@ class _Telling:
         for name, tensor in sorted(tensors.items()):
             self._say(name)
             self.value(tensor)
+        scripted: list[str] = []  # what the names of their parts begin with
         for name, part in module.named_modules():
             self._seen.setdefault(id(part), (len(self._seen), part))
             kept = vars(part)
             self._say(f"part {name}")
-            self._class(type(part))
-            self._attributes({key: kept[key] for key in kept.keys() - self._own})
             for hooks in _ANSWERING:
                 self.value(list(kept.get(hooks, {}).values()))
-            if isinstance(part, (self._torch.jit.ScriptModule, self._torch.fx.GraphModule)):
-                with contextlib.suppress(RuntimeError, AttributeError):  # a part may have no way forward
+            if isinstance(part, self._torch.jit.ScriptModule):
+                if not any(name.startswith(outer) for outer in scripted):
+                    scripted.append(f"{name}." if name else "")
+                    self._scripted(part)
+                continue
+            self._class(type(part))
+            self._attributes({key: kept[key] for key in kept.keys() - self._own})
+            if isinstance(part, self._torch.fx.GraphModule):
+                with contextlib.suppress(RuntimeError, AttributeError):  # there may be none
                     self._say(str(part.code))
+
+    def _scripted(self, part: Any) -> None:
+        """A module of TorchScript with its parts, or a function."""
+        try:
+            self._say(*ScriptArchive(self._torch, part).words())
+        except RuntimeError:
+            self._say(secrets.token_hex())
 
     def value(self, thing: Any) -> None:
         """Anything."""
@@ -85,6 +103,10 @@ class _Telling:
         self._say(type(thing).__qualname__)
         if isinstance(thing, self._torch.nn.Module):  # one that is hidden in a list, say
             self.module(thing)
+        elif isinstance(thing, self._torch.jit.ScriptFunction):
+            self._scripted(thing)
+        elif isinstance(thing, (self._torch.ScriptObject, self._torch.jit.RecursiveScriptClass)):
+            self._say(secrets.token_hex())  # nothing tells what it holds
         elif isinstance(thing, Mapping):
             self.value([part for item in thing.items() for part in item])
         elif isinstance(thing, list | tuple):
@@ -170,9 +192,9 @@ class _Telling:
             self.sha.update(len(part).to_bytes(8, "little") + part)
         self.value(list(code.co_consts))
 
-    def _say(self, *words: str) -> None:
+    def _say(self, *words: str | bytes) -> None:
         for word in words:
-            text = word.encode()
+            text = word.encode() if isinstance(word, str) else word
             self.sha.update(len(text).to_bytes(8, "little") + text)
 
 
