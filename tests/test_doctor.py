@@ -77,6 +77,16 @@ def test_wrong_numbers_are_noticed(monkeypatch):
     assert told == "gives wrong numbers: 1 of 512 values of a test convolution"
 
 
+@pytest.mark.skipif(not ov._saturates(), reason="this CPU has instructions for sums of products of bytes")
+def test_sums_of_products_that_are_cut_off_at_16_bits_are_noticed(monkeypatch):
+    """Those of small numbers are right all the same."""
+    assert selftest.selftest("onnxruntime", "cpu", "int8") == ""
+    assert selftest.selftest("openvino", "cpu", "int8") == ""
+    options = ort.import_onnxruntime().SessionOptions
+    monkeypatch.setattr(options, "add_session_config_entry", lambda *_: None)
+    assert "gives wrong numbers" in selftest.selftest("onnxruntime", "cpu", "int8")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
