@@ -19,11 +19,12 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import zarr
 from helpers import text_of, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import make_spec, negate, save_conv, save_unet
+from tiny_models import Graph, make_spec, negate, save, save_conv, save_unet
 
 from tilelab.errors import ClusterError, EngineError, Incomplete, InputError, ModelError, OutputError
 from tilelab.geometry import Cuts, Lattice
@@ -263,6 +264,19 @@ def test_a_network_gives_the_same_bytes_from_one_process_and_from_local_workers(
     assert not any("http" in line and "127.0.0.1" not in line for line in notes)
     assert files(shared.path) == files(alone.path)
     assert digest(shared.path) == digest(alone.path)
+
+
+def test_what_is_assumed_of_a_model_is_the_same_from_workers(tmp_path, monkeypatch):
+    """They know it by another path, which the result kept."""
+    monkeypatch.chdir(tmp_path)
+    graph = Graph(2)
+    save(Path("bare.onnx"), graph, [(graph.node("Tanh", graph.conv("tiles", 1, 2)), 2)], (64, 64))
+    tifffile.imwrite("a.tif", np.random.default_rng(1).integers(0, 256, (100, 90), np.uint8))
+    said = {"mean": 128, "std": 64, "tile": 64, "overlap": 16}
+    alone = infer("a.tif", "bare.onnx", "alone.ome.zarr", **said)
+    assert alone.report["assumptions"][0]["what"] == "the output of bare.onnx"
+    shared = infer("a.tif", "bare.onnx", "shared.ome.zarr", device="cpu*2", **said)
+    assert files(shared.path) == files(alone.path)
 
 
 def test_a_unit_that_always_fails_is_named_and_the_rest_is_finished(

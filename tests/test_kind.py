@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import tifffile
+from helpers import wait_for
 
 import tilelab
 from tilelab.engines.registry import read_spec
@@ -32,6 +34,8 @@ from tilelab.run.normalize import normalization_constants
 from tilelab.run.options import Options
 from tilelab.sample import draw_superalloy
 from tilelab.spec import Home, ModelSpec
+from tilelab.view.gather import Gathering
+from tilelab.view.live import open_live
 
 BUNDLED = Path(tilelab.__file__).parent / "models" / "bundled" / "superalloy.onnx"
 ON_CPU = Options(device="cpu", precision="fp32", threads=1)
@@ -95,6 +99,31 @@ def test_what_is_unlike_the_training_images_is_said(model, tmp_path, change, for
             said(model, image, tmp_path, strict=True)
 
 
+def test_a_result_of_a_foreign_image_has_the_same_bytes_however_it_was_made(model, tmp_path, monkeypatch):
+    """What was assumed of it is kept: as it was looked for and named, and not at all where a view had begun it."""
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("a.tif", 255 - drawn(20))
+    options = replace(ON_CPU, lanes=1)
+    alone = tilelab.infer("a.tif", model, "alone.ome.zarr", options=options)
+    assert [line for line in alone.report["notes"] if "a.tif: most like the images of the training" in line]
+    runs = [tilelab.infer(tmp_path / "a.tif", model, "absolute.ome.zarr", options=options)]
+    runs += [outcome.run for outcome in tilelab.infer_many(["a.tif"], model, ".", options=options)]
+    with (
+        Gathering(print) as gathered,
+        open_live("a.tif", str(model), "seen.ome.zarr", options, gathered, print) as live,
+    ):
+        assert live is not None
+        live.read("labels", Box((0, 0, 0), (1, *drawn(20).shape)))
+        wait_for(lambda: live.units_done, "what was seen on the disk")
+    runs.append(tilelab.infer("a.tif", model, "seen.ome.zarr", options=options))
+    expected = {path.relative_to(alone.path): path.read_bytes() for path in alone.path.rglob("*") if path.is_file()}
+    assert "unlike the 6 images" in expected[Path("zarr.json")].decode()
+    for run in runs:
+        found = {path.relative_to(run.path): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+        assert found.keys() == expected.keys()
+        assert [name for name in found if found[name] != expected[name]] == []
+
+
 def test_one_strange_place_makes_no_strange_image(model):
     """Of a small image one tile is looked at; before it is called foreign, more of them are."""
     image = drawn(20, 512)
@@ -102,7 +131,7 @@ def test_one_strange_place_makes_no_strange_image(model):
     with contextlib.closing(tilelab.load_engine(model, device="cpu", threads=1, tile=(256, 256), trial=False)) as own:
         mean, gain, _ = normalization_constants(Volume(open_image(image, axes="yx")), own.spec.normalization, 1)
         part, whole = (
-            look_at_kind(open_image(np.ascontiguousarray(pixels), axes="yx"), own, ON_CPU, mean, gain, hint=False)
+            look_at_kind(open_image(np.ascontiguousarray(pixels), axes="yx"), own, ON_CPU, mean, gain)
             for pixels in (image[:256, :256], image)
         )
     assert part
@@ -124,8 +153,6 @@ def test_fit_finds_scale_and_polarity(model, tmp_path):
 def test_workers_fit_as_one_process_does(model, tmp_path):
     pytest.importorskip("distributed")
     image = tmp_path / "big.tif"
-    import tifffile
-
     tifffile.imwrite(image, enlarged(255 - drawn(20, 384), 2))
     runs = [
         tilelab.infer(image, model, tmp_path / f"{n}.ome.zarr", options=replace(ON_CPU, fit=True, workers=n))

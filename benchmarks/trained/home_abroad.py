@@ -92,7 +92,7 @@ def alarmed(engine: Engine, image: UInt8) -> bool:
     """Whether `tilelab infer` would say that the image is unlike those of the training."""
     options = Options(ignore_pixel_size=True, labels=True, probabilities=("none",))
     prepared = prepare(open_image(image, axes="yx"), engine, options)
-    return bool(look_at_kind(prepared.image, engine, options, prepared.job.mean, prepared.job.gain, hint=False))
+    return bool(look_at_kind(prepared.image, engine, options, prepared.job.mean, prepared.job.gain))
 
 
 def score(engine: Engine, image: UInt8, truth: UInt8, fit: bool) -> dict[str, Any]:

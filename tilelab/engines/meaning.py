@@ -8,6 +8,7 @@ both leave a doubt that could ruin a result, the model is refused until the user
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -48,6 +49,11 @@ class Meaning:
     described: bool
     warnings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
+
+    @property
+    def _name(self) -> str:
+        """Of the model, not where it lies: results keep what is assumed of it."""
+        return self.path.name if isinstance(self.path, Path) else str(self.path)
 
     @property
     def undo(self) -> Activation | None:
@@ -113,7 +119,7 @@ class Meaning:
         if self.spec.activation == "softmax" and not seen.sums:
             raise self._doubt("every value of a trial batch lies in 0..1, but they do not add up to one")
         assumption = Assumption(
-            what=f"the output of {self.path}",
+            what=f"the output of {self._name}",
             taken="probabilities",
             because="every value of a trial batch lies in 0..1",
             flag=FLAG,
@@ -132,7 +138,7 @@ class Meaning:
         return self._assume(what)
 
     def _assume(self, because: str) -> Meaning:
-        made = Assumption(what=f"the output of {self.path}", taken="logits", because=because, flag=FLAG)
+        made = Assumption(what=f"the output of {self._name}", taken="logits", because=because, flag=FLAG)
         return replace(self._settled("logits"), assumptions=(*self.assumptions, made))
 
     def _confirm_said(self, seen: _Seen) -> Meaning:

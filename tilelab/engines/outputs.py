@@ -123,7 +123,7 @@ def _choose(file: ModelFile, names: str | None) -> tuple[list[Port], tuple[Assum
     chosen, taken, because = evident
     if spec is not None:  # it describes one output and does not name it
         chosen, taken = chosen[:1], chosen[0].name
-    return chosen, (Assumption(what=f"the outputs of {file.path}", taken=taken, because=because, flag=FLAG),)
+    return chosen, (Assumption(what=f"the outputs of {file.path.name}", taken=taken, because=because, flag=FLAG),)
 
 
 def _evident(file: ModelFile) -> tuple[list[Port], str, str] | None:

@@ -16,6 +16,7 @@ from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.geometry import Box, Cuts
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Sink, Stored, StoringWriter, partial_path
+from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Place
 from tilelab.machine.disk import why_unwritten
 from tilelab.machine.version import __version__
@@ -218,8 +219,11 @@ def _tiles_done(plan: Plan, positions: Mapping[int, int]) -> int:
 
 
 def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZarrSink:
+    assumed = _assumed(prepared, options)
     if OmeZarrSink.begun(work):
         sink = OmeZarrSink.open(work)
+        told = {key: value for key, value in sink.info.metadata.items() if key != "assumptions"}
+        sink.info = msgspec.structs.replace(sink.info, metadata=told | assumed)  # `view` begins with fewer
         sink.write_documents()
         return sink
     spec, written, fingerprint = plan.spec, plan.request.written, prepared.fingerprint
@@ -243,10 +247,25 @@ def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZ
             "normalization": prepared.normalization,
             **_where_image(prepared, work, options),
             **({} if spec.activation == "softmax" else {"activation": spec.activation}),
-            **({"assumptions": msgspec.to_builtins(prepared.assumptions)} if prepared.assumptions else {}),
             **({} if (region := fingerprint.input.get("region")) is None else {"region": region}),
+            **assumed,
         },
     )
+
+
+def _assumed(prepared: Prepared, options: Options) -> dict[str, Any]:
+    """What was assumed, of files by their names alone: the bytes do not depend on where they are and who named them."""
+    named = (prepared.image.uri, prepared.named, options.mask)
+    files = {split_member(str(one))[0] for one in named if isinstance(one, str | Path) and "://" not in str(one)}
+    places = {text: name for file in files if (name := Path(file).name) for text in (file, str(Path(file)))}
+
+    def plain(text: str) -> str:
+        for place in sorted(places, key=len, reverse=True):
+            text = text.replace(place, places[place])
+        return text
+
+    kept = [{key: plain(text) for key, text in msgspec.to_builtins(one).items()} for one in prepared.assumptions]
+    return {"assumptions": kept} if kept else {}
 
 
 def _where_image(prepared: Prepared, work: Place, options: Options) -> dict[str, dict[str, Any]]:

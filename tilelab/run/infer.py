@@ -229,11 +229,13 @@ def _compare_with_training(
     """
     from tilelab.run.kind.suit import look_at_kind
 
-    unlike = look_at_kind(prepared.image, prepared.engine, options, prepared.job.mean, prepared.job.gain, hint)
+    hints: list[str] = []
+    constants = prepared.job.mean, prepared.job.gain
+    unlike = look_at_kind(prepared.image, prepared.engine, options, *constants, hints.append if hint else None)
     check_strict(unlike, options.strict)
-    for assumption in unlike:
-        note(str(assumption))
-    return replace(prepared, assumptions=prepared.assumptions + unlike)
+    for said in (*unlike, *hints):
+        note(str(said))
+    return replace(prepared, assumptions=prepared.assumptions + unlike, notes=(*prepared.notes, *hints))
 
 
 def claim_run(

@@ -180,9 +180,10 @@ def _open_job(
             for said in prepared.assumptions:
                 if said not in assumptions:
                     note(str(said))
-            unlike = look_at_kind(prepared.image, engine, own, prepared.job.mean, prepared.job.gain)
-            for said in unlike:
-                note(str(said))
+            hints: list[str] = []
+            unlike = look_at_kind(prepared.image, engine, own, prepared.job.mean, prepared.job.gain, hints.append)
+            for line in (*map(str, unlike), *hints):
+                note(line)
             check_strict(unlike, options.strict)
             places = try_places(prepared)
         per_tile = calibrate(engine) * plan.request.symmetries if speed is None else seconds_per_tile(plan, speed)

@@ -384,7 +384,7 @@ def _activation(
         alone = (first.channel.size or 1) == 1 or (ending is not None and ending.unit is False)
         return "sigmoid" if alone else "softmax", ("probabilities", *rest), left
     guess = Assumption(
-        what=f"the output {first.name} of {package.path}",
+        what=f"the output {first.name} of {package.path.name}",
         taken="a map of numbers",
         because="nothing in the package makes probabilities of it",
         flag="--output-is",

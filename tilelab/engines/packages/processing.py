@@ -94,7 +94,7 @@ def normalization_words(
     spread = float(np.abs(std).max() + np.abs(offset * std).max())
     kind = "float32" if spread <= 2 and steps else next((k for k, white in _WHITE.items() if spread < white), "float32")
     units = Assumption(
-        what=f"the units of the constants of {path}",
+        what=f"the units of the constants of {path.name}",
         taken=f"those of {kind} images",
         because=f"they are of the size of {spread:.3g}",
         flag="--intensity-dtype",
@@ -125,7 +125,7 @@ def _is(given: dict[str, Any], gain: float, offset: float) -> bool:
 def _taken(path: Path, name: str, wanted: str, taken: str, because: str) -> Assumption:
     """Statistics of something else than a step wants them of."""
     return Assumption(
-        what=f"the statistics of {wanted} that {path} wants for {name}",
+        what=f"the statistics of {wanted} that {path.name} wants for {name}",
         taken=f"those of {taken}",
         because=because,
         flag="--mean and --std",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def suit(opened: OpenedImage, engine: Engine, options: Options, mean: Float32, g
         return suited
     far, best, given = found
     if not best.changes:
-        return replace(suited, assumptions=(_assume(image, home, far, best),))
+        return replace(suited, assumptions=(_assume(image, home, far),))
     from tilelab.run.kind.fit import raw_intensities, scaled
 
     mean, gain = best.constants(given, home, raw_intensities(image))
@@ -112,20 +113,31 @@ def is_alike(volume: Volume, spec: ModelSpec, options: Options) -> bool:
 
 
 def look_at_kind(
-    image: Image, engine: Engine, options: Options, mean: Float32, gain: Float32, hint: bool = True
+    image: Image,
+    engine: Engine,
+    options: Options,
+    mean: Float32,
+    gain: Float32,
+    hint: Callable[[str], None] | None = None,
 ) -> tuple[Assumption, ...]:
     """What has to be assumed of an image that is unlike those of the training; one that was fitted has said so.
 
     Args:
         image, engine, options: of the run.
         mean, gain: of its normalisation.
-        hint: look for what would make it alike, which takes longer than a small image does.
+        hint: told what would make it alike, which takes longer to find than a small image does, or that nothing would.
+            It is no part of the assumption, which results keep: their bytes do not depend on who looked for what.
     """
     home = _home_of(image, engine.spec)
     if options.fit or mean.ndim > 1 or home is None:
         return ()
-    found = _compare(image, engine, options, mean, gain, home, hint)
-    return () if found is None else (_assume(image, home, found[0], found[1]),)
+    found = _compare(image, engine, options, mean, gain, home, search=hint is not None)
+    if found is None:
+        return ()
+    far, best, _ = found
+    if hint is not None:
+        hint(_suggest(image, home, best))
+    return (_assume(image, home, far),)
 
 
 def look_seconds(image: Image, engine: Engine, per_tile: float) -> float:
@@ -160,14 +172,23 @@ def _compare(
         return None  # the run will name what cannot be read
 
 
-def _assume(image: Image, home: Home, far: float, best: Fit) -> Assumption:
-    alike = best.changes and best.distance <= home.limit
+def _assume(image: Image, home: Home, far: float) -> Assumption:
     return Assumption(
         what=_WHAT.format(image.uri),
-        taken="the model's" if alike else "the model's, though it may be of another material or instrument",
-        because=_unlike(home, far)
-        + (f", most like them {best} ({best.distance / home.limit:.2g})" if best.changes else ""),
+        taken="the model's, though it may be of another material or instrument",
+        because=_unlike(home, far),
         flag="--fit",
+    )
+
+
+def _suggest(image: Image, home: Home, best: Fit) -> str:
+    """What would make an image most like those of the training."""
+    if not best.changes:
+        return f"{image.uri}: no scale, polarity or contrast makes it more like the images of the training"
+    alike = "" if best.distance <= home.limit else ", still unlike them"
+    return (
+        f"{image.uri}: most like the images of the training {best} ({best.distance / home.limit:.2g} times as far off "
+        f"as known ones may be{alike})"
     )
 
 
