@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -433,6 +434,31 @@ def test_what_is_for_a_model_is_refused_without_one(files, words, capsys):
     pytest.importorskip("neuroglancer", reason="the page is neuroglancer's")
     assert main(["view", str(files[0] / "image.tif"), *words, "--no-open"]) == 2
     assert f"{words[0]} is for what a model makes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["em.h5", "em.h5::/raw", "z_*.tif"])
+def test_a_micrograph_that_is_no_file_alone_is_found(tmp_path, monkeypatch, named):
+    """From any folder, and where it lies beside the result; wherever it was, the result has the same bytes."""
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.chdir(home)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 90, 80), np.uint8)
+    with h5py.File("em.h5", "w") as file:
+        file["raw"] = pixels[0]
+    for z, plane in enumerate(pixels):
+        tifffile.imwrite(f"z_{z}.tif", plane)
+    runs = [infer(f"{place}{named}", "identity:2", f"{n}.ome.zarr") for n, place in enumerate(("", f"{home}/"))]
+    one, other = ((run.path / "zarr.json").read_text() for run in runs)
+    assert one == other
+    (tmp_path / "away").mkdir()
+    shutil.move("0.ome.zarr", tmp_path / "away")
+    monkeypatch.chdir(tmp_path)
+    for moved in (("home/1.ome.zarr",), ("away/0.ome.zarr", *map(str, home.glob("*_?.tif")), "home/em.h5")):
+        for path in moved[1:]:
+            shutil.move(path, tmp_path / "away")
+        with Gathering(lambda line: None) as gathered:
+            gathered.add(moved[0])
+            layers = gathered.scene().layers
+        assert [layer.kind for layer in layers] == ["image", "probability", "labels"]
 
 
 def test_a_view_is_saved_over_no_micrograph(files, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ import msgspec
 
 from tilelab.errors import Interrupted, OutputError, TilelabError
 from tilelab.geometry import Box, Cuts
+from tilelab.io.images.slices import is_pattern
 from tilelab.io.results.ome_zarr import OmeZarrSink
 from tilelab.io.results.sink import Sink, Stored, StoringWriter, partial_path
 from tilelab.io.storage.member import split_member
@@ -257,15 +259,19 @@ def _assumed(prepared: Prepared, options: Options) -> dict[str, Any]:
     """What was assumed, of files by their names alone: the bytes do not depend on where they are and who named them."""
     named = (prepared.image.uri, prepared.named, options.mask)
     files = {split_member(str(one))[0] for one in named if isinstance(one, str | Path) and "://" not in str(one)}
-    places = {text: name for file in files if (name := Path(file).name) for text in (file, str(Path(file)))}
+    places = {Path(file) for file in files} | {Path(file).parent for file in files if is_pattern(file)}
+    texts = [str(place) for place in places] + [file for file in files if file]
 
-    def plain(text: str) -> str:
-        for place in sorted(places, key=len, reverse=True):
-            text = text.replace(place, places[place])
-        return text
-
-    kept = [{key: plain(text) for key, text in msgspec.to_builtins(one).items()} for one in prepared.assumptions]
+    kept = [msgspec.to_builtins(one) for one in prepared.assumptions]
+    for place in sorted(texts, key=len, reverse=True):
+        kept = [{key: _without_place(text, place) for key, text in one.items()} for one in kept]
     return {"assumptions": kept} if kept else {}
+
+
+def _without_place(text: str, place: str) -> str:
+    """A text with a file or folder by its name, and what lies in it by its own."""
+    name, whole = Path(place).absolute().name, rf"(?<!\S){re.escape(place)}"
+    return re.sub(rf"{whole}(?=[\s,:;(\[]|$)", lambda _: name, re.sub(rf"{whole}[/\\](?=\S)", "", text))
 
 
 def _where_image(prepared: Prepared, work: Place, options: Options) -> dict[str, dict[str, Any]]:
@@ -279,10 +285,12 @@ def _where_image(prepared: Prepared, work: Place, options: Options) -> dict[str,
     if "://" in uri:
         uri = uri.partition("?")[0]  # what follows may be a secret
     path = uri
-    if "://" not in uri and "::" not in uri:
-        path = str(Path(uri).absolute())
+    if "://" not in uri:
+        file, member = split_member(uri)
+        path = str(Path(file).absolute())
         with contextlib.suppress(ValueError):  # another drive
             path = path if work.waits else Path(os.path.relpath(path, str(work.parent))).as_posix()
+        path += f"::{member}" if member else ""
     names = ("level", "series", "channel", "timepoint", "axes", "pixel_size_nm")
     chosen: dict[str, Any] = {name: value for name in names if (value := getattr(options, name))}
     if options.channel == 0:

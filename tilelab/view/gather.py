@@ -17,6 +17,7 @@ from tilelab.io.images.bar import may_be_bar
 from tilelab.io.images.formats import open_stored
 from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
+from tilelab.io.images.slices import is_pattern
 from tilelab.io.images.view import AsLabels
 from tilelab.io.label_source import find_labels, look_like_labels
 from tilelab.io.results.drawing import visible_colors
@@ -25,6 +26,7 @@ from tilelab.io.results.made_of import read_made_of
 from tilelab.io.results.result import Result, ResultInfo, find_loss, read_result
 from tilelab.io.results.sink import partial_path
 from tilelab.io.results.with_image import IMAGE, holds_image
+from tilelab.io.storage.member import split_member
 from tilelab.io.storage.place import Place, as_place, remote_place
 from tilelab.spec import ClassInfo
 from tilelab.view.layers import Kind, Layer, Scene
@@ -329,11 +331,21 @@ def recorded_image(info: ResultInfo, folder: Place, result: Result | None = None
     if not isinstance(told, dict) or not isinstance(told.get("path"), str):
         return None
     path, choices = told["path"], {key: value for key, value in told.items() if key != "path"}
-    beside = os.path.join(str(folder), os.path.basename(path))  # noqa: PTH118, PTH119 - may be a store's
-    if remote_place(path) is None and remote_place(str(folder)) is None:
-        path = os.path.normpath(os.path.join(str(folder), path))  # noqa: PTH118 - an absolute one stays
-    if remote_place(path) is not None or Path(path).exists():
+    if remote_place(path) is not None:
         return path, choices
-    if remote_place(beside) is None and Path(beside).exists():
-        return beside, choices
+    file, member = split_member(path)
+    inside = f"::{member}" if member else ""
+    beside = os.path.join(str(folder), os.path.basename(file))  # noqa: PTH118, PTH119 - may be a store's
+    if remote_place(str(folder)) is None:
+        file = os.path.normpath(os.path.join(str(folder), file))  # noqa: PTH118 - an absolute one stays
+    if _is_there(file):
+        return file + inside, choices
+    if remote_place(beside) is None and _is_there(beside):
+        return beside + inside, choices
     return None
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is a file or folder, or where it is a pattern, one that it matches."""
+    place = Path(path)
+    return place.exists() or (is_pattern(path) and next(place.parent.glob(place.name), None) is not None)
