@@ -174,6 +174,26 @@ def test_the_encoder_may_have_a_rate_of_its_own() -> None:
         build_optimizer(torch.nn.Conv2d(1, 1, 1), Optimizer(encoder=0.1))
 
 
+def test_weight_decay_is_for_what_multiplies_many_values() -> None:
+    """Slopes of EM-net's rectifiers, (C, 1, 1), shrank; a convolution's weight may be (1, C, 1, 1)."""
+    networks = (build_model("emnet", 1, 2, width=4), build_model("pmcanet", 1, 1), build_model("segmenter", 1, 2))
+    spared: set[str] = set()
+    for network in networks:
+        network.norm = torch.nn.LayerNorm((4, 4))
+        groups = build_optimizer(network, Optimizer(weight_decay=0.1)).param_groups
+        decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+        for name, parameter in network.named_parameters():
+            if id(parameter) not in decayed:
+                spared.add(name.rpartition(".")[2])
+            layer = network.get_submodule(name.rpartition(".")[0])
+            if name.endswith("weight") and isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Linear):
+                assert id(parameter) in decayed, name
+        ordered = [p for group in groups for p in group["params"]]
+        assert [p.ndim > 1 for p in ordered] == sorted((p.ndim > 1 for p in ordered), reverse=True)
+    assert spared == {"bias", "weight", "negative", "positive", "cls_token"}
+
+
 def test_scse_and_hypercolumns() -> None:
     plain = build_model("unet", 1, 2, widths=[4, 6, 8])
     both = build_model("unet", 1, 2, widths=[4, 6, 8], attention="scse", hypercolumns=True).eval()
