@@ -789,3 +789,53 @@ def test_pairs_are_those_of_shifted_masks(classes: Any, connectivity: int) -> No
         partner = padded[1 + dz :, 1 + dy :, 1 + dx :][: numbers.shape[0], : numbers.shape[1], : numbers.shape[2]]
         pairs = np.bincount(numbers[(numbers == partner) & (numbers > 0)], minlength=len(records) + 1)[1:]
         np.testing.assert_array_equal(records["sums"][:, PAIRS + column], pairs)
+
+
+def _stated(path: Path, classes: Any, told: dict[str, Any]) -> Path:
+    """Labels as OME-Zarr whose metadata state `told`."""
+    np.save(path.with_suffix(".npy"), np.asarray(classes, np.uint8))
+    convert_image(path.with_suffix(".npy"), path, labels=True)
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["ome"]["image-label"] |= told
+    (path / "zarr.json").write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("key", ["name", "class"])
+@pytest.mark.parametrize("suffix", ["", ".ome.tif"])
+def test_names_that_the_metadata_of_labels_state_are_those_of_the_classes(
+    tmp_path: Path, key: str, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = np.zeros((40, 50), np.uint8)
+    classes[5:15, 5:15], classes[20:30, 5:25], classes[5:12, 30:40] = 2, 3, 40
+    properties = [{"label-value": 2, key: "axon"}, {"label-value": 40, key: "nucleus"}, {"label-value": "?"}, 7]
+    told = {"properties": properties, "colors": [{"label-value": 2, "rgba": [255, 0, 9, 255]}]}
+    path = _stated(tmp_path / "a.ome.zarr", classes, told)
+    if suffix:
+        path = Path(convert_image(path, tmp_path / f"a{suffix}")["path"])
+    with closing(measure(path, Question())) as survey:
+        names = {value: info.name for value, info in enumerate(survey.classes)}
+        assert (names[0], names[1], names[2], names[3], names[40]) == (
+            "class 0", "class 1", "axon", "class 3", "nucleus",
+        )  # fmt: skip
+        assert survey.classes[2].color == "#ff0009"
+        assert len(names) == 41
+        found = {str(name) for part in survey.columns() for name in part["class"]}
+    assert found == {"axon", "class 3", "nucleus"}
+    for one in ("axon", "2"):
+        with closing(measure(path, Question(only=(one,)))) as survey:
+            assert survey.objects.count == 1
+    with closing(measure(path, Question(classes=tuple("abcd"), label_map=LabelMap.parse("40:1,2:2,3:3")))) as survey:
+        assert [info.name for info in survey.classes] == [*"abcd"]
+    with pytest.raises(InputError, match="no class 'soma' that objects can be of: they are 2 axon, 40 nucleus, number"):
+        measure(path, Question(only=("soma",)))
+
+
+def test_names_of_objects_are_not_those_of_classes(tmp_path: Path) -> None:
+    classes = np.zeros((40, 50), np.uint8)
+    classes[5:15, 5:15], classes[20:30, 5:25] = 1, 2
+    cells = [{"label-value": 1, "class": "cell"}, {"label-value": 2, "class": "cell"}]
+    for number, told in enumerate((cells, [], "none", [{}], [{"label-value": 300, "name": "cell"}])):
+        path = _stated(tmp_path / f"{number}.ome.zarr", classes, {"properties": told})
+        with closing(measure(path, Question())) as survey:
+            assert [info.name for info in survey.classes] == ["class 0", "class 1", "class 2"]

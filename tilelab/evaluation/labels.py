@@ -20,6 +20,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.region import crop
 from tilelab.io.images.view import AsLabels, SourceImage
+from tilelab.io.label_source import read_label_classes
 from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.made_of import read_made_of
 from tilelab.io.results.result import Result, find_loss, read_result
@@ -37,6 +38,7 @@ class Labels:
         shape: (z, y, x) in pixels, z = 1 for a plane.
         chunks: what one read decodes, per axis.
         classes: names and colours where the file knows them, else None.
+        named: classes that its metadata name, by value; there may be others.
         pixel_size_nm: of (y, x), or None when unknown.
         voxel_size_nm: of (y, x) or (z, y, x), as the axes of the file are, or None when unknown.
         assumptions: what had to be guessed to open them.
@@ -63,6 +65,7 @@ class Labels:
         self.shape: tuple[int, int, int] = _as_zyx(image.shape[image.rgb :])
         self.chunks: tuple[int, int, int] = _as_zyx(image.chunks[image.rgb :])
         self.classes: tuple[ClassInfo, ...] | None = result.info.classes if result else None
+        self.named: dict[int, ClassInfo] = {}
         size = image.pixel_size_nm
         self.pixel_size_nm = None if size is None else (size[-2], size[-1])
         self.voxel_size_nm = size
@@ -209,6 +212,8 @@ def open_labels(
         labels = Labels(path, image, mapping)
         info = read_made_of(path)
         labels.classes = info.classes if info is not None and info.labels else None
+        if labels.classes is None and mapping is None:
+            labels.named = read_label_classes(path, series)
         if image.rgb and not (mapping is not None and mapping.colors):
             judge(labels.look(), mapping, ())
     except InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from tilelab.io.images.image import Image
 from tilelab.io.results.tiff import read_tiff_info
 from tilelab.io.results.tiff_pyramid import read_tiff_label
 from tilelab.io.storage.place import Place
+from tilelab.spec import ClassInfo, default_colors
 
 _MOST_VALUES = 16
+_CLASSES = 255
 _LOOK = 1024
 
 
@@ -82,6 +85,39 @@ def _of_result(path: str, axes: str, channel: int | None) -> dict[str, Any] | No
     ]
     names = [{"label-value": i, "name": c.name} for i, c in enumerate(info.classes)]
     return {"colors": colors, "properties": names}
+
+
+def read_label_texts(told: Mapping[str, Any]) -> tuple[dict[int, str], dict[int, str]]:
+    """Colours and names of labels that ``image-label`` states; what is no number, colour or name is left out."""
+    colors: dict[int, str] = {}
+    names: dict[int, str] = {}
+    for entry in _entries(told, "colors"):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            r, g, b = (int(v) & 255 for v in entry["rgba"][:3])
+            colors[int(entry["label-value"])] = f"#{r:02x}{g:02x}{b:02x}"
+    for entry in _entries(told, "properties"):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if name := entry.get("name") or entry.get("class"):
+                names[int(entry["label-value"])] = " ".join(str(name).split())
+    return colors, names
+
+
+def _entries(told: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    found = told.get(key)
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list | tuple) else []
+
+
+def read_label_classes(path: str | os.PathLike[str], series: str | None = None) -> dict[int, ClassInfo]:
+    """The classes that the metadata of stored labels name, by value; none where two have one name, as of objects."""
+    try:
+        told = find_labels(path, series, None, labels=None).label
+    except InputError:
+        return {}
+    colors, names = read_label_texts(told or {})
+    if len({*names.values()}) < len(names) or not all(0 <= value < _CLASSES for value in names):
+        return {}
+    usual = default_colors(max(names, default=0) + 1)
+    return {value: ClassInfo(name, colors.get(value, usual[value])) for value, name in sorted(names.items())}
 
 
 def look_like_labels(image: Image) -> Assumption | None:

@@ -163,7 +163,7 @@ def _recode(labels: Labels, stated: Classes, question: Question) -> ClassPlanes:
     """The labels, or what walls enclose."""
     if question.cells is None:
         return labels
-    return Recoded(labels, _walls(stated, labels.path, question.cells))
+    return Recoded(labels, _walls(stated, labels, question.cells))
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ class Prepared:
 
     Attributes:
         classes: their names, None where nobody says them.
+        named: those that are named where `classes` are not known, by value.
         counted: whose shares are counted.
         planes: whose objects are looked for.
         only: classes of the objects that are wanted.
@@ -180,6 +181,7 @@ class Prepared:
     """
 
     classes: Classes
+    named: dict[int, ClassInfo]
     counted: ClassPlanes
     planes: ClassPlanes
     only: list[int]
@@ -212,15 +214,15 @@ def prepare(labels: Labels, question: Question) -> Prepared:
         raise InputError("numbers of objects are no classes that a label map could name: leave one of the two out")
     counted = _recode(labels, classes, question)
     if question.cells is not None:
-        classes = _cells(classes, labels.path, question.cells)
+        classes = _cells(classes, labels, question.cells)
     numbers: ClassPlanes | None = None
     if question.numbered:
         chosen: dict[str, Any] = {"axes": question.axes, "series": question.series}
         path = labels.path
         numbers = Numbered(open_image(path, as_labels="integers", allow_outside=question.allow_outside, **chosen))
         counted, classes = _Last(numbers), tuple(map(ClassInfo, ("background", "object"), default_colors(2)))
-    only = find_classes(classes, labels.path, question.only) if question.only else [*range(1, IGNORE)]
-    layer, fibres = (find_classes(classes, labels.path, names or ()) for names in (question.layer, question.fibres))
+    only = find_classes(classes, labels, question.only) if question.only else [*range(1, IGNORE)]
+    layer, fibres = (find_classes(classes, labels, names or ()) for names in (question.layer, question.fibres))
     if fibres and fibres[0] not in only:
         raise InputError(f"the objects of --class are not those of --fibres: add --class {fibres[0]}")
     if (layer or fibres) and labels.shape[0] != 1:  # found out at the end, it would cost a pass
@@ -236,7 +238,7 @@ def prepare(labels: Labels, question: Question) -> Prepared:
     if question.affinities is not None:
         name, offsets = question.affinities
         planes = Cut(_of(labels, only), _find_maps(labels, (name,))[0], offsets)
-    return Prepared(classes, counted, planes, only, layer, fibres, apart)
+    return Prepared(classes, {} if classes else labels.named, counted, planes, only, layer, fibres, apart)
 
 
 def _find_maps(labels: Labels, names: Sequence[str]) -> list[Image]:
@@ -287,32 +289,33 @@ def judge_counts(path: Path, classes: Classes, counts: BlockCounts, question: Qu
     judge(census, None, [info.name for info in classes or ()], flag="--label-map")
 
 
-def _walls(classes: Classes, path: Path, walls: str) -> Array:
+def _walls(classes: Classes, labels: Labels, walls: str) -> Array:
     """Class 0 for the walls between cells, 1 for all else."""
     table = np.arange(256, dtype=np.uint8)  # what is no class stays that
     table[: len(classes) if classes else MOST_UNNAMED] = 1
-    table[find_classes(classes, path, [walls])] = 0
+    table[find_classes(classes, labels, [walls])] = 0
     return table
 
 
-def _cells(classes: Classes, path: Path, walls: str) -> tuple[ClassInfo, ...]:
-    label = find_classes(classes, path, [walls])[0]
-    name = classes[label].name if classes else f"class {label}"
+def _cells(classes: Classes, labels: Labels, walls: str) -> tuple[ClassInfo, ...]:
+    label = find_classes(classes, labels, [walls])[0]
+    name = classes[label].name if classes else labels.named[label].name if label in labels.named else f"class {label}"
     return tuple(map(ClassInfo, (name, "cell"), default_colors(2)))
 
 
-def find_classes(classes: Sequence[ClassInfo] | None, path: Path, wanted: Sequence[str]) -> list[int]:
-    """Indices of classes by name or index; of any from 1 to 254 where they have no names."""
-    names = [info.name for info in classes or ()]
+def find_classes(classes: Sequence[ClassInfo] | None, labels: Labels, wanted: Sequence[str]) -> list[int]:
+    """Indices of classes by name or index; of any from 1 to 254 where they are not all known."""
+    known = dict(enumerate(classes)) if classes else labels.named
+    places = {info.name: value for value, info in known.items() if value}
     found = []
     for one in map(str, wanted):
-        if one in names[1:]:
-            found.append(names.index(one))
-        elif one.isdecimal() and 0 < int(one) < (len(names) or IGNORE):
+        if one in places:
+            found.append(places[one])
+        elif one.isdecimal() and 0 < int(one) < (len(classes or ()) or IGNORE):
             found.append(int(one))
         else:
-            told = ", ".join(f"{i} {name}" for i, name in enumerate(names) if i) or "numbered 1 to 254"
-            raise InputError(f"{path} has no class {one!r} that objects can be of: they are {told}")
+            told = [f"{value} {name}" for name, value in places.items()] + ["numbered 1 to 254"] * (not classes)
+            raise InputError(f"{labels.path} has no class {one!r} that objects can be of: they are {', '.join(told)}")
     return found
 
 

@@ -55,7 +55,8 @@ class Summary:
         if any(one != other for one, other in zip(*both, strict=False)):
             told = [", ".join(names) for names in both]
             raise InputError(
-                f"the classes of {survey.path} are {told[0]}, those before it are {told[1]}: measure them apart"
+                f"the classes of {survey.path} are {told[0]}, those before it are {told[1]}: measure them "
+                "apart, or name the classes of all with --classes"
             )
 
     def rows(self, survey: Survey) -> Iterator[dict[str, Array]]:

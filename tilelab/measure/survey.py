@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from tilelab.arrays import Array, Float64
 from tilelab.assumptions import Assumption
 from tilelab.errors import InputError
+from tilelab.evaluation.census import MOST_UNNAMED
 from tilelab.evaluation.labels import Labels, open_labels
 from tilelab.evaluation.pairs import name_of
 from tilelab.geometry import boxes
@@ -236,9 +237,10 @@ def survey_of(
     if planes is not counted:
         for box in boxes(labels.shape, (*block_grid(counted), labels.shape[2])):
             counts.add(box, counted.read(box))
-    judge_counts(labels.path, plan.classes, counts, question)
+    stated = plan.classes or (unnamed_classes(0, plan.named) if max(plan.named, default=0) >= MOST_UNNAMED else None)
+    judge_counts(labels.path, stated, counts, question)
     fractions = counts.fractions()
-    known = plan.classes or unnamed_classes(len(fractions))
+    known = plan.classes or unnamed_classes(len(fractions), plan.named)
     fractions += [Fraction(0, 0.0, math.nan, math.nan, 0)] * (len(known) - len(fractions))
     layer = None
     if plan.layer:
@@ -283,10 +285,14 @@ _UNKNOWN_SIZE = Assumption(
 )
 
 
-def unnamed_classes(count: int) -> tuple[ClassInfo, ...]:
-    """Classes that have no names."""
-    names = [f"class {k}" for k in range(max(2, count))]
-    return tuple(map(ClassInfo, names, default_colors(len(names))))
+def unnamed_classes(count: int, named: Mapping[int, ClassInfo] | None = None) -> tuple[ClassInfo, ...]:
+    """Classes that have no names, but for those that are named, by value."""
+    named = named or {}
+    count = max(2, count, *(value + 1 for value in named))
+    taken = {info.name for info in named.values()}
+    names = [f"class {k}" + " (unnamed)" * (f"class {k}" in taken) for k in range(count)]
+    usual = map(ClassInfo, names, default_colors(count))
+    return tuple(named.get(value, info) for value, info in enumerate(usual))
 
 
 def _pixel_size(labels: Labels, image: Image | None, question: Question) -> Size | None:
@@ -308,6 +314,6 @@ def _check_image(image: Image, labels: Labels) -> None:
     volume = Volume(image)
     if volume.channels != 1 or volume.shape != labels.shape:
         raise InputError(
-            f"{image.uri} is {size_text(image.shape)} ({image.axes}), {labels.path} {size_text(labels.shape)} pixels: "
-            "give its own micrograph"
+            f"{image.uri} is {size_text(image.shape)} ({image.axes}), {labels.path} {size_text(labels.shape)} "
+            "(z, y, x): give its own micrograph"
         )

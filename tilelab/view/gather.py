@@ -19,7 +19,7 @@ from tilelab.io.images.image import Image
 from tilelab.io.images.open import open_image
 from tilelab.io.images.slices import is_pattern
 from tilelab.io.images.view import AsLabels
-from tilelab.io.label_source import find_labels, look_like_labels
+from tilelab.io.label_source import find_labels, look_like_labels, read_label_texts
 from tilelab.io.results.drawing import visible_colors
 from tilelab.io.results.level_image import LevelImage
 from tilelab.io.results.made_of import read_made_of
@@ -190,6 +190,7 @@ class Gathering:
         if first.dtype.kind not in "iu":
             raise InputError(f"{path} holds {first.dtype}, which are no labels")
         colors, names = read_label_texts(told)
+        names.pop(0, None)
         pyramid = Pyramid.of(stored_levels(images), first.dtype, self.cache, labels=True)
         self._put(Layer(name, "labels", pyramid, (1.0,) * 3, colors=colors, names=names), first)
 
@@ -289,21 +290,6 @@ def class_colors(classes: Sequence[ClassInfo]) -> dict[int, str]:
     """The colour of every class but the background, black ones made visible."""
     shown = visible_colors([known.color for known in classes])
     return {i: f"#{r:02x}{g:02x}{b:02x}" for i, (r, g, b) in enumerate(shown)}
-
-
-def read_label_texts(told: Mapping[str, Any]) -> tuple[dict[int, str], dict[int, str]]:
-    """Colours and names of labels that ``image-label`` states; what is no number or colour is left out."""
-    colors: dict[int, str] = {}
-    names: dict[int, str] = {}
-    for entry in told.get("colors") or ():
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            r, g, b = (int(v) & 255 for v in entry["rgba"][:3])
-            colors[int(entry["label-value"])] = f"#{r:02x}{g:02x}{b:02x}"
-    for entry in told.get("properties") or ():
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            if (value := int(entry["label-value"])) and entry.get("name"):
-                names[value] = str(entry["name"])
-    return colors, names
 
 
 def _result_at(name: str) -> Result | None:
