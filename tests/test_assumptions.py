@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
+import tilelab
 from tilelab.assumptions import Assumption, check_strict
 from tilelab.cli.main import main
 from tilelab.errors import StrictError
@@ -37,6 +38,21 @@ def test_an_assumption_is_said_kept_in_report_and_result_and_said_again(
     named = [one | {"what": one["what"].replace(str(plane), plane.name)} for one in kept]
     assert named == read_result(out).info.metadata["assumptions"], "the bytes do not depend on where the image is"
     assert kept[0]["flag"] == "--pixel-size"
+
+
+def test_a_folder_is_kept_by_its_name_however_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home := tmp_path / "home").mkdir()
+    for z in range(2):
+        tifffile.imwrite(home / f"z_{z}.tif", np.full((50, 60), z, np.uint8))
+    monkeypatch.chdir(home)
+    said = {"tile": 32, "overlap": 8, "pixel_size_nm": 4}
+    runs = [
+        tilelab.infer(named, "identity", tmp_path / f"{n}.ome.zarr", **said)
+        for n, named in enumerate((".", "../home", home))
+    ]
+    first, *others = ((run.path / "zarr.json").read_bytes() for run in runs)
+    assert b"images in home are one stack" in first
+    assert others == [first, first]
 
 
 def test_strict_refuses_and_names_the_flag(plane: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

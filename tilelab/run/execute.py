@@ -241,7 +241,7 @@ def _sink(prepared: Prepared, plan: Plan, work: Place, options: Options) -> OmeZ
         axes="zyx" if stack else "yx",
         pixel_size_nm=prepared.image.pixel_size_nm,
         origin_px=prepared.image.origin_px,
-        name=Path(prepared.image.uri).name,
+        name=Path(prepared.image.uri).absolute().name,
         metadata={
             "tilelab": __version__,
             "model": spec.name or spec.architecture,
