@@ -447,7 +447,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.png", "wide.png"], "a.png is 90 x 120 pixels, its truth"),
+        (["a.png", "wide.png"], "a.png is 90 x 120 (y, x) pixels, its truth"),
         (["a.png", "missing.png"], "no such file or folder: "),
         (["a.png", "a.png", "--truth-map", "x"], "label map 'x'"),
         (["a.png", "a.png", "--isbi", "nothing"], "no class 'nothing': there are 0 class 0, 1 class 1, 2 class 2"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_a_model(tmp_path, capsys):
         "0 class 0 (#008040) 1 class 1 (#018040) 2 class 2 (#028040)",
         "uint8 (v - 128) / 64",
         "pixel size y 4 nm, x 8 nm",
-        "tile 64 x 32, or any multiple of 8 from 16 x 16",
+        "tile 64 x 32 (y, x), or any multiple of 8 from 16 x 16",
         "sees 21 px around each pixel",
         "precisions fp32, bf16",
         "data drawn",
@@ -261,3 +262,19 @@ def test_a_file_that_is_not_a_checkpoint(tmp_path, capsys):
     path.write_bytes(b"nothing")
     assert main(["info", str(path)]) == 2
     assert "is not a safetensors checkpoint" in capsys.readouterr().err
+
+
+def test_sizes_are_width_by_height_or_name_their_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal said 96 x 160 of what the page called 160 x 96 px."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (96, 160), np.uint8))
+    model = save_conv(tmp_path / "m.onnx", ("y", "x"), spec=make_spec((32, 64), overlap=(8, 8)))
+    out, page = str(tmp_path / "a.ome.zarr"), tmp_path / "a.html"
+    run = ["infer", str(tmp_path / "a.npy"), "-m", str(model), "-o", out, "--page", str(page), "--tile", "32,64"]
+    assert main(run) == 0
+    said = capsys.readouterr().err
+    assert "96 x 160 (y, x) uint8, 0.0 MP" in said
+    assert "tile 32 x 64 (y, x), overlap 8, hann window" in said
+    assert "160 &times; 96 px" in page.read_text()
+    assert "32 x 64 (y, x), overlap 8 x 8, hann window" in page.read_text()
+    assert main(["info", out]) == 0
+    assert "tile 32 x 64 (y, x), overlap 8 x 8" in " ".join(capsys.readouterr().out.split())

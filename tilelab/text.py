@@ -23,6 +23,11 @@ def size_text(extent: Iterable[object]) -> str:
     return " x ".join(map(str, extent))
 
 
+def sides_text(sides: Sequence[object]) -> str:
+    """``512 x 512``, or with the axes where the order matters: ``512 x 1024 (y, x)``."""
+    return size_text(sides) + (f" ({', '.join('zyx'[-len(sides) :])})" if len(set(sides)) > 1 else "")
+
+
 def distinct(names: Iterable[str]) -> list[str]:
     """Names of files that are apart on every disk: one that was there, in whatever case, has a number behind it."""
     found: dict[str, str] = {}

@@ -9,7 +9,7 @@ from tilelab.cli.screen import BuildBar, say
 from tilelab.cli.spec_arguments import overrides_from_args
 from tilelab.errors import ModelError
 from tilelab.spec import parse_precision
-from tilelab.text import size_text
+from tilelab.text import sides_text
 
 EXAMPLES = (
     "tilelab export runs/NAME/best.safetensors -o mine.onnx --data data/",
@@ -59,9 +59,8 @@ def run(args: argparse.Namespace) -> int:
     opset = f", opset {file.opset}" if file.opset else ""
     print(f"wrote {done.path} ({file.size_bytes / 1e6:.2f} MB): {file.format}{opset}, {file.precision}")
     print(f"  input {'; '.join(map(str, file.inputs))}; output {'; '.join(map(str, file.outputs))}")
-    least = "" if spec.tile_min is None else f" from {size_text(spec.tile_min)}"
+    least = "" if spec.tile_min is None else f" from {sides_text(spec.tile_min)}"
     size = " (fixed)" if spec.tile_fixed else f", or any multiple of {spec.stride}{least}"
-    print(
-        f"  tile {size_text(spec.tile)}{size}, overlap {size_text(spec.overlap)}; permits {', '.join(spec.precisions)}"
-    )
+    overlap, permitted = sides_text(spec.overlap), ", ".join(spec.precisions)
+    print(f"  tile {sides_text(spec.tile)}{size}, overlap {overlap}; permits {permitted}")
     return 0

@@ -11,7 +11,7 @@ from tilelab.cli.info_words import Rows, classes_text, confidence_text, pixel_te
 from tilelab.engines.files.ending import Ending
 from tilelab.engines.files.model_file import ModelFile
 from tilelab.errors import EngineError
-from tilelab.text import format_bytes, size_text
+from tilelab.text import format_bytes, sides_text, size_text
 
 
 def examine_model(model: str) -> dict[str, Any]:
@@ -87,10 +87,10 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ]
     if spec is None:
         return [*rows, ("describes itself", "no: infer needs --classes, --mean and --std for it (see its --help)")]
-    tile = size_text(spec["tile"]) + (" (fixed)" if spec["tile_fixed"] else "")
+    tile = sides_text(spec["tile"]) + (" (fixed)" if spec["tile_fixed"] else "")
     if not spec["tile_fixed"]:
         tile += f", or any multiple of {spec['stride']}" if spec["stride"] > 1 else ", or any other"
-        tile += f" from {size_text(spec['tile_min'])}" if spec["tile_min"] else ""
+        tile += f" from {sides_text(spec['tile_min'])}" if spec["tile_min"] else ""
     field = spec["receptive_field"]
     size = spec["pixel_size_nm"]
     rows += [
@@ -104,7 +104,7 @@ def model_rows(model: dict[str, Any]) -> Rows:
         ("normalization", _normalization_text(spec["normalization"])),
         ("pixel size", pixel_text(None if size is None else list(zip(spec["axes"], size, strict=True)))),
         ("tile", tile),
-        ("overlap", f"{size_text(spec['overlap'])}, {spec['window']} window"),
+        ("overlap", f"{sides_text(spec['overlap'])}, {spec['window']} window"),
         ("stride", spec["stride"]),
         ("sees", "the whole tile" if field is None else f"{field} px around each pixel"),
         ("seams", _seams_text(spec.get("seams"))),

@@ -8,7 +8,7 @@ import msgspec
 
 from tilelab.cli.info_words import Rows, axes_text, classes_text, levels_text, pixel_text
 from tilelab.io.storage.place import Place
-from tilelab.text import format_bytes
+from tilelab.text import format_bytes, sides_text
 
 
 def examine_result(path: Place) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def result_rows(result: dict[str, Any]) -> Rows:
     holds += [f"{result['logits']} logits"] if result["logits"] else []
     holds += [f"map {name} ({count} float32)" for name, count in result.get("maps", {}).items()]
     tiles = [
-        f"{key} {lattice[key].strip('()').replace(', ', ' x ')}"
+        f"{key} {sides_text(lattice[key].strip('()').split(', '))}"
         for key in ("tile", "overlap", "window")
         if key in lattice
     ]

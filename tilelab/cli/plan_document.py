@@ -14,7 +14,7 @@ from tilelab.run.plan.choice import Candidate
 from tilelab.run.plan.device_buffers import largest_device_buffers
 from tilelab.run.plan.estimate import Samples, expected_seconds
 from tilelab.run.plan.plan import Plan
-from tilelab.text import format_bytes, size_text
+from tilelab.text import format_bytes, sides_text, size_text
 
 _SHOWN = 8  # choices
 
@@ -216,8 +216,8 @@ def as_text(plan: PlanDocument) -> str:
         "image": f"{size_text(plan.image.shape)} (z, y, x), {plan.image.megapixels:.1f} MP, "
         f"chunks {size_text(plan.image.chunks)}",
         "engine": (f"{engine.name} {engine.precision} on {engine.device}, " if engine.name else "")
-        + f"tile {size_text(engine.tile)}, batch {engine.batch}",
-        "tiles": f"{plan.tiles}, overlap {size_text(plan.overlap)} px, {plan.window} window, "
+        + f"tile {sides_text(engine.tile)}, batch {engine.batch}",
+        "tiles": f"{plan.tiles}, overlap {sides_text(plan.overlap)} px, {plan.window} window, "
         f"{plan.computed_per_pixel:.2f} pixels computed for each of the image"
         + (f", {plan.tiles_computed_twice:.1%} of the tiles twice" if plan.tiles_computed_twice else ""),
         "units": f"{plan.units} of at most {size_text(plan.unit_shape)} px",

@@ -14,7 +14,7 @@ from tilelab.cli.pace import Pace
 from tilelab.cli.pace import duration as duration
 from tilelab.cli.pace import say as say
 from tilelab.cli.terminal import drawn
-from tilelab.text import counted, format_bytes, size_text
+from tilelab.text import counted, format_bytes, sides_text, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -114,7 +114,8 @@ def summary(report: dict[str, Any], ending: Mapping[str, str] | None = None) -> 
     waits = ", ".join(f"{name} {seconds[f'waited_for_{name}']:.1f} s" for name in ("read", "blend", "write"))
     skipped = f", {tiles['skipped']} blank or masked" if tiles["skipped"] else ""
     rows = {
-        "image": f"{size_text(report['shape'])} {report['dtype']}, {report['megapixels']:.1f} MP",
+        "image": f"{size_text(report['shape'])} ({', '.join(report['axes'])}) {report['dtype']}, "
+        f"{report['megapixels']:.1f} MP",
         "model": f"{report['model']}, tile {_size(report['tile'])}, overlap {_size(report['overlap'])}, "
         f"{report['window']} window, output {report['output_is']}",
         "engine": f"{engine['name']} {engine['precision']} on {engine['device']}, "
@@ -147,4 +148,4 @@ def assumption_rows(assumptions: Iterable[Assumption | dict[str, str]]) -> dict[
 
 
 def _size(extent: list[int]) -> str:
-    return str(extent[0]) if len(set(extent)) == 1 else size_text(extent)
+    return str(extent[0]) if len(set(extent)) == 1 else sides_text(extent)

@@ -21,7 +21,7 @@ from tilelab.evaluation.metrics.confusion import Counts, Scores, count_confusion
 from tilelab.evaluation.pairs import Pair
 from tilelab.geometry import Box, boxes
 from tilelab.spec import ClassInfo, default_colors
-from tilelab.text import size_text
+from tilelab.text import sides_text
 
 if TYPE_CHECKING:
     from tilelab.evaluation.metrics.isbi import IsbiScores
@@ -309,7 +309,7 @@ def _check_sizes(labels: Labels, truth: Labels) -> None:
 
 
 def _size(shape: tuple[int, int, int]) -> str:
-    return size_text(shape if shape[0] > 1 else shape[1:])
+    return sides_text(shape if shape[0] > 1 else shape[1:])
 
 
 def _compare_pixel_sizes(labels: Labels, truth: Labels) -> list[str]:

@@ -120,7 +120,9 @@ def foresee(
     with opened(source, question, image) as (labels, grey):
         shape = labels.shape
         if max(shape) > MOST_PIXELS:
-            raise PlanError(f"{size_text(shape)} pixels: objects are found along at most {MOST_PIXELS:,} an axis")
+            raise PlanError(
+                f"{size_text(shape)} pixels (z, y, x): objects are found along at most {MOST_PIXELS:,} an axis"
+            )
         guesses = assumed(labels, grey, question)
         seen = _measure_pieces(labels, grey, question)
         return _forecast(labels, grey, question, seen, guesses, numbers=numbers, outlines=outlines)

@@ -14,6 +14,7 @@ from tilelab.io.images.volume import Volume
 from tilelab.kernels.jit import jit
 from tilelab.measure.components import block_grid
 from tilelab.measure.piecework import ClassPlanes
+from tilelab.text import sides_text
 
 _jit = jit()
 WINDOW, LEAST = 7, 0.1
@@ -47,7 +48,7 @@ class Voted:
             raise InputError("centres are looked for in planes alone: measure a slice")
         for name, volume, channels in (("heat map", self._heat, 1), ("offsets", self._offsets, 2)):
             if volume.channels != channels or volume.shape != labels.shape:
-                sizes = [" x ".join(map(str, one.shape)) for one in (volume, labels)]
+                sizes = [sides_text(one.shape) for one in (volume, labels)]
                 raise InputError(
                     f"{volume.image.uri} has {volume.channels} channels of {sizes[0]} pixels: the {name} of {sizes[1]} "
                     f"pixels has {channels}"

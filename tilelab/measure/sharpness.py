@@ -64,7 +64,7 @@ def measure_sharpness(image: Image, *, block: int = 256, shrink: int = 1) -> Sha
         raise InputError(f"{image.uri} has {volume.channels} channels: choose one with --channel")
     depth, height, width = volume.shape[0], volume.shape[1] // shrink, volume.shape[2] // shrink
     if min(height, width) < 1:
-        raise InputError(f"{image.uri} has {volume.shape[1]} x {volume.shape[2]} pixels: --shrink {shrink} leaves none")
+        raise InputError(f"{image.uri} has {volume.shape[2]} x {volume.shape[1]} pixels: --shrink {shrink} leaves none")
     whole = image.dtype.kind in "iu" and shrink == 1
     blocks = -(-height // block), -(-width // block)
     sums: Any = [[0] * 6 for _ in range(blocks[0] * blocks[1])] if whole else np.zeros((blocks[0] * blocks[1], 6))

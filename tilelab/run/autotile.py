@@ -37,7 +37,7 @@ from tilelab.run.plan.choice import (
 from tilelab.run.plan.rates import Rates, Remembered
 from tilelab.run.plan.request import ImageFacts
 from tilelab.spec import PRECISIONS, ModelSpec
-from tilelab.text import size_text
+from tilelab.text import sides_text
 
 _BEGINNING = (512,)  # a tile to scale, for networks that name none
 _UNKNOWN_FIELD = 256  # px that an output pixel of a network is supposed to see where nothing says it
@@ -164,7 +164,7 @@ def _choose(
     best = found[0].tiling
     if options.auto_tile:
         rates = ", ".join(f"{math.isqrt(p)}: {r / 1e6:.2f}" for p, r in sorted(measured.items()))
-        note(f"tile {size_text(best.tile)}, overlap {size_text(best.overlap)}, the cheapest of {len(found)}"
+        note(f"tile {sides_text(best.tile)}, overlap {sides_text(best.overlap)}, the cheapest of {len(found)}"
              + (f" (MP/s at tiles of {rates})" if rates else ""))  # fmt: skip
     batch = best.batch if gpu and _batch_free(model) else options.batch
     return Choice(_with(options, best.tile, best.overlap, batch), tuple(found), bool(measured))
@@ -279,7 +279,7 @@ def _by_trying(
     best, measured = fastest_tile(
         lambda tile, batch: load(model, _with(options, tile, None, batch)), tried, shape, options.memory_bytes
     )
-    note(f"tile {size_text(best.tile)}, batch {best.batch}: {best.pixels_per_s / 1e6:.2f} MP/s, the fastest of "
+    note(f"tile {sides_text(best.tile)}, batch {best.batch}: {best.pixels_per_s / 1e6:.2f} MP/s, the fastest of "
          f"{len(measured)} measured")  # fmt: skip
     return _with(options, best.tile, None, best.batch)
 

@@ -216,10 +216,10 @@ def _rehearse(thinned: ThinnedImage, stand_in: CopyingEngine, out: Place, option
     seconds = time.perf_counter() - began
     tiles = run.report["tiles"]
     pixels = _compare(thinned, read_result(out), stand_in, options)
-    size = size_text(thinned.shape)
+    size = f"{thinned.axes} {size_text(thinned.shape)}"
     read = f"{format_bytes(thinned.bytes)} in {thinned.seconds:.1f} s"
     return [
-        f"{thinned.blocks[0]} of {thinned.blocks[1]} blocks spread over the image were read ({size} px, {read})",
+        f"{thinned.blocks[0]} of {thinned.blocks[1]} blocks spread over the image were read ({size}, {read})",
         f"{tiles['inferred'] + tiles['skipped']} tiles were cut, blended and written in {seconds:.1f} s",
         f"all {pixels} pixels written are those that the copying engine must give",
     ]

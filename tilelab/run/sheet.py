@@ -21,7 +21,7 @@ from tilelab.io.results.overview import Drawn, draw_layers
 from tilelab.io.storage.place import Place
 from tilelab.machine.disk import replacing, why_unwritten
 from tilelab.run.look import SHEET, STYLE
-from tilelab.text import format_bytes, size_text
+from tilelab.text import format_bytes, sides_text
 
 _MARK = '<meta name="generator" content="tilelab">'
 _STAGES = {
@@ -160,7 +160,7 @@ def _provenance(report: Mapping[str, Any]) -> str:
         "result": report["output"],
         "engine": f"{engine['name']} {engine['precision']} on {engine['device']}",
         "made with": ", ".join(f"{k} {v}" for k, v in {**report["versions"], **engine}.items() if k not in own),
-        "tiles": f"{size_text(report['tile'])}, overlap {size_text(report['overlap'])}, {report['window']} window; "
+        "tiles": f"{sides_text(report['tile'])}, overlap {sides_text(report['overlap'])}, {report['window']} window; "
         f"{tiles['inferred']} inferred, {tiles['skipped']} skipped",
         "normalisation": ", ".join(f"{key} {value}" for key, value in report["normalization"].items()),
         "speed": f"{report['megapixels']:.1f} megapixels, {report['megapixels_per_second']:.2f} a second",

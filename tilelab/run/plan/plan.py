@@ -153,7 +153,7 @@ def make_plan(
         if begun:  # its tiles and units are those that it was begun with
             advice = "begin anew with --restart"
         raise PlanError(
-            f"one unit of {size_text(widest)} px needs {format_bytes(needed)}, the limit is "
+            f"one unit of {size_text(widest)} px (z, y, x) needs {format_bytes(needed)}, the limit is "
             f"{format_bytes(limit)}: raise --memory, or {advice}"
         )
     if request.gpu is not None:
