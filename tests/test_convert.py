@@ -322,6 +322,21 @@ def test_another_image_of_the_same_name_is_not_there_already(
         np.testing.assert_array_equal(image[...], pixels((60, 70), seed=1))
 
 
+@pytest.mark.parametrize("count", [0, 3, 5, 100])
+def test_what_is_no_tiff_at_the_place_of_one_is_in_the_way(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a file of a few bytes tifffile raises an error of its own kind."""
+    tifffile.imwrite(tmp_path / "x.tif", pixels((60, 70)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x.ome.tif").write_bytes((tmp_path / "x.tif").read_bytes()[:count])
+    main(["convert", str(tmp_path / "x.tif"), f"{tmp_path / 'out'}/", "--format", "ome.tif", "-q"])
+    assert "unexpected" not in capsys.readouterr().err
+    command = ["infer", str(tmp_path / "x.tif"), "-m", "identity", "-o", str(tmp_path / "out" / "x.ome.tif")]
+    assert main(command) == 2
+    assert "x.ome.tif exists and was not made by tilelab" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["ome.zarr", "ome.tif"])
 def test_a_converted_result_is_there_already(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name, shape in (("a", (90, 80)), ("b", (91, 80))):

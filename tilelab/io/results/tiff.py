@@ -28,10 +28,9 @@ import tifffile
 from tilelab.arrays import Array
 from tilelab.errors import InputError, OutputError
 from tilelab.geometry import Box
-from tilelab.io.images.tiff_log import collect_notes
 from tilelab.io.results.image_pyramid import halve
 from tilelab.io.results.result import ResultInfo, encode_info, parse_info, read_info
-from tilelab.io.results.tiff_pyramid import plain_xml, resolution_tags
+from tilelab.io.results.tiff_pyramid import plain_xml, read_ome_xml, resolution_tags
 from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr.layout import Layout
 from tilelab.io.zarr.sharded_array import ShardedArray, output_error
@@ -105,13 +104,7 @@ def read_tiff_info(path: str | Path) -> ResultInfo:
     Raises:
         InputError: the file was not made by `write_tiff`.
     """
-    try:
-        with collect_notes(), tifffile.TiffFile(path) as tiff:
-            found = _COMMENT.search(tiff.ome_metadata or "")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # tifffile's own errors are ValueErrors
-        raise InputError(f"cannot read {path}: {error}") from error
+    found = _COMMENT.search(read_ome_xml(path))
     if found is None:
         raise InputError(f"{path} was not made by tilelab")
     return parse_info(html.unescape(found[1]), path)

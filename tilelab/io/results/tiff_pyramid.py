@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import tifffile
 
 from tilelab.arrays import Array
+from tilelab.errors import InputError
 from tilelab.geometry import Box
 from tilelab.io.images.tiff_log import collect_notes
 from tilelab.io.zarr.documents import parse_json
@@ -98,12 +100,26 @@ def resolution_tags(pixel_size_nm: Sequence[float] | None, level: int) -> dict[s
     return {"resolution": (per_cm[1], per_cm[0]), "resolutionunit": "CENTIMETER"}
 
 
+def read_ome_xml(path: str | Path) -> str:
+    """What a TIFF says of itself; empty where it has no OME-XML.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    try:
+        with collect_notes(), tifffile.TiffFile(path) as tiff:
+            return tiff.ome_metadata or ""
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, struct.error) as error:  # tifffile's own errors are ValueErrors; a few bytes are no header
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
 def read_tiff_identity(path: str | Path) -> str | None:
     """The identity of an OME-TIFF; None of other files."""
     try:
-        with collect_notes(), tifffile.TiffFile(path) as tiff:
-            found = _UUID.search(tiff.ome_metadata or "")
-    except (OSError, ValueError):  # tifffile's own errors are ValueErrors
+        found = _UUID.search(read_ome_xml(path))
+    except InputError:
         return None
     return None if found is None else found[1]
 
@@ -111,10 +127,9 @@ def read_tiff_identity(path: str | Path) -> str | None:
 def read_tiff_label(path: str | Path) -> dict[str, Any] | None:
     """What a file of labels that `write_pyramid_tiff` wrote says of them; None of other files."""
     try:
-        with collect_notes(), tifffile.TiffFile(path) as tiff:
-            found = _DESCRIPTION.search(tiff.ome_metadata or "")
+        found = _DESCRIPTION.search(read_ome_xml(path))
         told = None if found is None else parse_json(html.unescape(found[1]).encode())
-    except (OSError, ValueError):  # tifffile's own errors are ValueErrors
+    except (InputError, ValueError):
         return None
     label = told.get(_LABEL) if isinstance(told, dict) else None
     return label if isinstance(label, dict) else None
