@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def standin(kernels: Path) -> Iterator[Any]:
     process = Prepared(kernels)
     yield process
     process.close()
+
+
+@pytest.fixture(autouse=True)
+def _translations() -> None:
+    """The exporter's table of torch's operators is made once in a process: at every export it takes a second."""
+    for name in [name for name in sys.modules if name.startswith("onnxscript._framework_apis.torch_")]:
+        module: Any = sys.modules[name]
+        if hasattr(module, "get_torchlib_ops") and not hasattr(module.get_torchlib_ops, "cache_info"):
+            module.get_torchlib_ops = cache(module.get_torchlib_ops)
 
 
 @pytest.fixture(scope="module")

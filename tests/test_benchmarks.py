@@ -34,6 +34,7 @@ from benchmarks.page import peers as page_peers
 from benchmarks.page.goals import goals
 from benchmarks.trained import ablation
 from tilelab import cli
+from tilelab.engines.cpu import matrix_product
 from tilelab.engines.registry import read_spec
 from tilelab.errors import InputError
 from tilelab.io.images.open import open_image
@@ -76,6 +77,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # spinning threads of several libraries starve each other
         patch.setattr(model, "_tilelab", here)  # torch is imported already
+        patch.setattr(model, "_DRAWN", {"train": 2, "val": 1})
         made = Workbench(TOY, folder, contenders=HERE, checkpoint=untrained(folder / "untrained.safetensors"))
         assert made.model.spec.tile == (TOY.tile, TOY.tile)
         return made
@@ -88,6 +90,8 @@ def document(bench: Workbench) -> dict[str, object]:
     found_package = importlib.util.find_spec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.measure.precision.LADDER", ladder)  # not every processor has bf16
+        patch.setattr(matrix_product, "_SHAPES", ((256, 256, 256),))
+        patch.setattr(matrix_product, "_MAPS", ((32, 64),))
         patch.setattr(versus, "CONTENDERS", tuple(c for c in CONTENDERS if c.name in HERE))
         # one quantiser is missing; with it, `test_the_network_is_trained_and_quantised` does the rest
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else found_package(name))

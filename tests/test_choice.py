@@ -220,7 +220,7 @@ def test_curves_ascend_and_older_descriptions_stay_as_they_were():
 
 
 def test_a_plan_tells_what_it_chose_from_and_how_long_it_takes(drawn, tmp_path, capsys):
-    tifffile.imwrite(tmp_path / "a.tif", np.tile(drawn, (2, 2)))
+    tifffile.imwrite(tmp_path / "a.tif", np.tile(drawn, (2, 1)))
     words = ["plan", str(tmp_path / "a.tif"), "-m", "superalloy", "--precision", "fp32"]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -228,7 +228,7 @@ def test_a_plan_tells_what_it_chose_from_and_how_long_it_takes(drawn, tmp_path, 
     assert run.report["seconds"]["wall"] / 8 < told["seconds"] < 8 * run.report["seconds"]["wall"]  # others run, too
     assert told["choices"][0]["tile"] == told["engine"]["tile"] == list(run.report["tile"])
     assert all(one["seconds"] >= 1 and one["labels_as_whole"] >= 1 - TOLERANCE for one in told["choices"])
-    computed = told["tiles"] * math.prod(told["engine"]["tile"]) / (4 * drawn.size)
+    computed = told["tiles"] * math.prod(told["engine"]["tile"]) / (2 * drawn.size)
     assert told["computed_per_pixel"] == pytest.approx(computed)
     assert main([*words, "--no-calibration"]) == 0
     table = capsys.readouterr().out.partition("choices")[2].splitlines()

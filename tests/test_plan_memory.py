@@ -115,7 +115,7 @@ def of_the_sweep(trace):
     return trace.size >= 1 << 12 and trace.traceback[0].filename.endswith("host.py")
 
 
-PLANE, STACK = [3000, 4200], [9, 1100, 1200]
+PLANE, STACK = [1500, 4200], [6, 1100, 1200]
 CASES = {
     "1 stream": {"engine": {"tile": [512, 512], "streams": 1}},
     "4 streams": {"engine": {"tile": [512, 512], "streams": 4}},

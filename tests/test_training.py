@@ -26,6 +26,7 @@ from hypothesis.extra.numpy import arrays  # noqa: E402
 
 from tilelab.errors import InputError, ModelError, OutputError, ResumeError  # noqa: E402
 from tilelab.geometry import Box  # noqa: E402
+from tilelab.models import build_model  # noqa: E402
 from tilelab.spec import ClassInfo, ModelSpec, Normalization  # noqa: E402
 from tilelab.training import losses  # noqa: E402
 from tilelab.training.arithmetic import arithmetic  # noqa: E402
@@ -36,6 +37,7 @@ from tilelab.training.engine import TorchEngine  # noqa: E402
 from tilelab.training.log import BEST, LAST  # noqa: E402
 from tilelab.training.loop import Trainer  # noqa: E402
 from tilelab.training.losses import weighted_sum  # noqa: E402
+from tilelab.training.optimize import encoder_of  # noqa: E402
 from tilelab.training.pairs import (  # noqa: E402
     ArrayMask,
     MaskedPlane,
@@ -389,8 +391,6 @@ def test_poly_has_a_floor() -> None:
 
 def test_prediction_is_the_same_for_every_tiling() -> None:
     """With tiles that overlap by more than the receptive field, crop blending equals one big tile."""
-    from tilelab.models import build_model
-
     network = build_model("unet", 1, 2, widths=[4, 6]).eval()
     image, mask = draw_discs(0, 128)
     plane = make_pair("p", image, mask).image
@@ -722,14 +722,14 @@ def test_a_frozen_encoder_has_no_gradients_and_then_learns(
     """None are computed, not thrown away; and what a kill leaves of the first stage goes on as it would have."""
     from tilelab.training import loop
 
-    changes = ["network.architecture=unet:resnet18", "network.options={}", "sampling.batch=2", "run.steps=4"]
-    recipe = small(*changes, "run.validate=1", "run.frozen=2", "inference.tile=64")
+    recipe = small("sampling.batch=2", "run.steps=4", "run.validate=1", "run.frozen=2")
     seen: list[tuple[bool, bool, torch.Tensor]] = []
     backward = torch.Tensor.backward
 
     def watch(loss: torch.Tensor, *rest: Any, **words: Any) -> None:
         backward(loss, *rest, **words)
-        first, last = trainers[-1].network.encoder.conv1.weight, list(trainers[-1].network.parameters())[-1]
+        network = trainers[-1].network
+        first, last = next(encoder_of(network, "run.frozen").parameters()), list(network.parameters())[-1]
         seen.append((first.grad is not None, last.grad is not None, first.detach().clone()))
 
     class Watched(loop.Trainer):  # type: ignore[type-arg]
@@ -754,6 +754,8 @@ def test_a_frozen_encoder_has_no_gradients_and_then_learns(
     train(recipe, discs, tmp_path / "parts")
     one, other = (load_checkpoint(tmp_path / name / LAST).part("model") for name in ("whole", "parts"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+    built = build_model("unet:resnet18", 1, 2)
+    assert encoder_of(built, "run.frozen").conv1 is built.encoder.conv1, "others' encoders are found, too"
 
 
 def test_plateau_lowers_the_rate_then_ends(discs: Path, tmp_path: Path, small: Any) -> None:
@@ -781,8 +783,6 @@ def test_side_outputs_are_supervised(discs: Path, tmp_path: Path, small: Any) ->
 
 def test_pretrained_weights_are_where_training_begins(discs: Path, tmp_path: Path, small: Any) -> None:
     from safetensors.torch import save_file
-
-    from tilelab.models import build_model
 
     encoder = build_model("unet:resnet18", 1, 2).encoder
     save_file(encoder.state_dict(), discs / "encoder.safetensors")

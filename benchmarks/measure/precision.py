@@ -101,7 +101,10 @@ def _measure_bare(bench: Workbench, model: Path, report: dict[str, Any]) -> dict
     engine = load_engine(model, engine=report["engine"]["name"], precision=report["engine"]["precision"], trial=False)
     work = macs_per_pixel(engine)
     engine.close()
-    product = best_product(report["engine"]["precision"], bench.scale.seconds) if work else None
+    precision = report["engine"]["precision"]
+    product = (
+        bench.once(f"product in {precision}", lambda: best_product(precision, bench.scale.seconds)) if work else None
+    )
     needed = report["megapixels"] / rates[best]
     return {
         "bare_megapixels_per_s": found[0] / 1e6,
