@@ -498,7 +498,8 @@ def test_a_scheduler_that_dies_while_the_engine_is_loaded_is_one_line(monkeypatc
         pass
 
 
-def test_what_workers_cannot_open_is_refused(picture, tmp_path):
+def test_what_workers_cannot_open_is_refused(picture, tmp_path, monkeypatch):
+    monkeypatch.setattr("tilelab.run.cluster.start.CONNECT_SECONDS", 1)  # for a port where nobody will ever answer
     with pytest.raises(InputError, match="give its path"):
         infer(np.zeros((9, 9), np.uint8), "identity", tmp_path / "out.ome.zarr", options=Options(workers=2))
     from tilelab.engines.registry import load_engine

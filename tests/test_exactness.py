@@ -63,7 +63,7 @@ def test_too_small_an_overlap_is_seen(tmp_path):
 
 def test_the_bundled_unet_equals_the_whole_image_with_crop(tmp_path):
     model = bundled_models()["superalloy"]
-    array, _ = draw_superalloy((700, 900), seed=5)
+    array, _ = draw_superalloy((450, 650), seed=5)
     engine = load_engine(model, engine="onnxruntime")
     spec = engine.spec
     engine.close()
@@ -79,7 +79,7 @@ def test_the_bundled_unet_equals_the_whole_image_with_crop(tmp_path):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_one_answer_for_any_number_of_threads(tmp_path, engine):
-    array, _ = draw_superalloy((600, 800), seed=1)
+    array, _ = draw_superalloy((440, 640), seed=1)
     first = None
     for threads in (1, 2, 3):
         run = tilelab.infer(

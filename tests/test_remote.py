@@ -387,7 +387,7 @@ def test_faults_are_retried(trouble, uploaded, truth):
         kind = "stall" if number in (60, 130) else kinds.get(number % 31)
         return None if kind == "cut" and method != "GET" else kind
 
-    trouble.fault = fault
+    trouble.fault, trouble.stall_seconds = fault, 1.0
     segment(f"{uploaded}/shards.zarr", "s3://data/faults/out.ome.zarr")
     happened = {fault for *_, fault in trouble.seen}
     assert {"503", "drop", "cut", "stall"} <= happened

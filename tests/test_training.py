@@ -787,6 +787,7 @@ def test_pretrained_weights_are_where_training_begins(discs: Path, tmp_path: Pat
     encoder = build_model("unet:resnet18", 1, 2).encoder
     save_file(encoder.state_dict(), discs / "encoder.safetensors")
     changes = ["network.architecture=unet:resnet18", "network.options={}", "run.steps=1", "optimizer.rate=1e-12"]
+    changes.append("sampling.batch=2")
     said: list[str] = []
     train(small(*changes, "network.weights=encoder.safetensors"), discs, tmp_path, note=said.append)
     assert "120 tensors matched, 0 missing, 0 unused" in said[0]
