@@ -34,6 +34,10 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in missing else real(name, package)
 sys.argv = ["gpu", "--toy", "--batch", "2", *sys.argv[1:]]
+import tilelab.kernels.compiler  # which brings the simulator
+import tests.simulated
+import numba.cuda.simulator.kernel
+numba.cuda.simulator.kernel.BlockManager = tests.simulated.Block
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 
@@ -112,14 +116,15 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
     assert json.loads((tmp_path / "gpu.json").read_text())["findings"][-1]["figure"] == 4.0
 
 
-def test_on_a_bare_machine_what_fails_and_what_hangs_are_told_and_the_others_go_on(tmp_path, capsys):
+def test_on_a_bare_machine_what_fails_and_what_hangs_are_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bare, "LEAST", 2)
     run = Bare(tmp_path, limit=2 * LIMIT, environment=dict(os.environ))
     found = run.found / "good.json"
     write = f'open({str(found)!r}, \'w\').write(\'{{"gpu": "a GPU", "findings": [{{"what": "x"}}]}}\')'
     run.run(Step("good", 30, [sys.executable, "-c", write]))
     run.run(Step("bad", 30, [sys.executable, "-c", "print('why'); raise SystemExit(3)"]))
     run.run(Step("absent", 30, ["/nowhere/compute-sanitizer"]))
-    run.run(Step("hangs", 6, [sys.executable, "-c", "import time; time.sleep(300)"]))
+    run.run(Step("hangs", 1, [sys.executable, "-c", "import time; time.sleep(300)"]))
     kept = json.loads((tmp_path / "results.json").read_text())
     assert [(step["step"], step["ended"]) for step in kept["steps"][:2]] == [("good", 0), ("bad", 3)]
     assert "No such file" in kept["steps"][2]["ended"]
