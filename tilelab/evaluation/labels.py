@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ class Labels:
         shape: (z, y, x) in pixels, z = 1 for a plane.
         chunks: what one read decodes, per axis.
         classes: names and colours where the file knows them, else None.
-        named: classes that its metadata name, by value; there may be others.
         pixel_size_nm: of (y, x), or None when unknown.
         voxel_size_nm: of (y, x) or (z, y, x), as the axes of the file are, or None when unknown.
         assumptions: what had to be guessed to open them.
@@ -65,7 +65,7 @@ class Labels:
         self.shape: tuple[int, int, int] = _as_zyx(image.shape[image.rgb :])
         self.chunks: tuple[int, int, int] = _as_zyx(image.chunks[image.rgb :])
         self.classes: tuple[ClassInfo, ...] | None = result.info.classes if result else None
-        self.named: dict[int, ClassInfo] = {}
+        self._kept: tuple[Path, str | None] | None = None  # a file and its series, whose metadata may name classes
         size = image.pixel_size_nm
         self.pixel_size_nm = None if size is None else (size[-2], size[-1])
         self.voxel_size_nm = size
@@ -114,6 +114,11 @@ class Labels:
                 because="its partner has no such rows, as where an info bar was left out",
             ),
         )
+
+    @cached_property
+    def named(self) -> dict[int, ClassInfo]:
+        """Classes that the file's metadata name where `classes` are not known, by value; there may be others."""
+        return {} if self._kept is None else read_label_classes(*self._kept)
 
     @property
     def image(self) -> Image:
@@ -213,7 +218,7 @@ def open_labels(
         info = read_made_of(path)
         labels.classes = info.classes if info is not None and info.labels else None
         if labels.classes is None and mapping is None:
-            labels.named = read_label_classes(path, series)
+            labels._kept = path, series
         if image.rgb and not (mapping is not None and mapping.colors):
             judge(labels.look(), mapping, ())
     except InputError:

@@ -261,7 +261,6 @@ def _assumed(prepared: Prepared, options: Options) -> dict[str, Any]:
     files = {split_member(str(one))[0] for one in named if isinstance(one, str | Path) and "://" not in str(one)}
     places = {Path(file) for file in files} | {Path(file).parent for file in files if is_pattern(file)}
     texts = [str(place) for place in places] + [file for file in files if file]
-
     kept = [msgspec.to_builtins(one) for one in prepared.assumptions]
     for place in sorted(texts, key=len, reverse=True):
         kept = [{key: _without_place(text, place) for key, text in one.items()} for one in kept]

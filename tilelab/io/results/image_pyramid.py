@@ -9,7 +9,6 @@ the coarse levels after       from the last of those
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise, product
@@ -24,10 +23,8 @@ from tilelab.io.storage.place import Place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.documents import parse_json
 from tilelab.io.zarr.layout import Layout
-from tilelab.io.zarr.levels import Cascade, make_level, push_all
-from tilelab.io.zarr.metadata import array_node
-from tilelab.io.zarr.presence import find_written
-from tilelab.io.zarr.sharded_array import ShardedArray, output_error, replace_file
+from tilelab.io.zarr.levels import Cascade, finish_levels, make_level, push_all
+from tilelab.io.zarr.sharded_array import ShardedArray, encode_document, output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode, halved
 from tilelab.machine.cpu import core_count
 
@@ -209,9 +206,7 @@ def _write_metadata(
     identity: str,
 ) -> None:
     """The ``zarr.json`` of every level, then that of the image."""
-    for array in arrays:
-        written = find_written(array_node(array.path, array.metadata()))
-        replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], scratch)
+    finish_levels(arrays, scratch)
     high = float(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else 1.0
     shown = [_ome.channel(f"channel {i}", "#ffffff", 0.0, high) for i in range(arrays[0].channels)]
     scales = _ome.multiscale(
@@ -227,13 +222,9 @@ def _write_metadata(
     ome = _ome.image(scales, shown)
     if label is not None:
         ome = {"version": _ome.VERSION, "multiscales": [scales], "image-label": {"version": _ome.VERSION, **label}}
-    replace_file(root / "zarr.json", [_encode(_ome.group({"ome": ome}))], scratch)
+    replace_file(root / "zarr.json", [encode_document(_ome.group({"ome": ome}))], scratch)
 
 
 def _zyx_size(image: Image) -> tuple[float, ...] | None:
     size = image.pixel_size_nm
     return size if size is not None and len(size) == 3 else None
-
-
-def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, indent=1).encode()

@@ -22,7 +22,6 @@ there is no result, is kept in ``OUT/.tilelab/zarr.json`` until the rest is comp
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -41,11 +40,9 @@ from tilelab.io.storage.place import Address, Place, as_place
 from tilelab.io.zarr import ome as _ome
 from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import Extent, Layout
-from tilelab.io.zarr.levels import Cascade, Halve, make_level, push_all
-from tilelab.io.zarr.metadata import array_node
+from tilelab.io.zarr.levels import Cascade, Halve, finish_levels, make_level, push_all
 from tilelab.io.zarr.parking import Parking
-from tilelab.io.zarr.presence import find_written
-from tilelab.io.zarr.sharded_array import output_error, replace_file
+from tilelab.io.zarr.sharded_array import encode_document, output_error, replace_file
 from tilelab.kernels.pyramid import halve_mean, halve_mode
 from tilelab.machine.disk import flush_tree, replace_folder
 from tilelab.spec import ClassInfo
@@ -132,7 +129,7 @@ class OmeZarrSink:
     def write_documents(self) -> None:
         """Write every ``zarr.json`` that is not there as it should be, the root's last: with it, all are there."""
         for relative, content in self._documents():
-            text = _encode(content)
+            text = encode_document(content)
             target = self.description if relative == "zarr.json" else self.partial / relative
             with contextlib.suppress(OSError):
                 if target.read_bytes() == text:
@@ -222,9 +219,7 @@ class OmeZarrSink:
             for finer, coarser in list(pairwise(arrays))[layout.aligned - 1 :]:
                 make_level(finer, coarser, layout, halve, self._scratch)
         # what is there is counted: of rows that two workers did, both would tell
-        for array in (array for what in self.info.whats for array in self.info.arrays(self.partial, what)):
-            written = find_written(array_node(array.path, array.metadata()))
-            replace_file(array.path / "zarr.json", [_encode(array.metadata(written))], self._scratch)
+        finish_levels((a for what in self.info.whats for a in self.info.arrays(self.partial, what)), self._scratch)
         if not self.path.renames:
             (self.partial / "zarr.json").write_bytes(self.description.read_bytes())
             return {"path": str(self.path), "levels": layout.levels}
@@ -294,10 +289,6 @@ class OmeZarrSink:
             first = info.kept_maps[0]
             ome = _ome.image(scales("c" + info.axes, "none", f"maps/{first.name}/", levels=1), _shown(first))
         yield "zarr.json", _ome.group({"ome": ome, ATTRIBUTE: msgspec.to_builtins(info)})
-
-
-def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, indent=1).encode()
 
 
 def _shown(known: MapInfo) -> list[dict[str, Any]]:

@@ -271,11 +271,13 @@ def find_loss(path: Address) -> str | None:
         node = find_node(level.path)
         if not isinstance(node, ArrayNode):
             return f"lost {level.path.relative_to(root) / 'zarr.json'}"
+        if node.written is None:
+            continue
         try:
-            found = None if node.written is None else find_written(node)
+            found = find_written(node)
         except OSError as error:
             raise InputError(f"{level.path} cannot be listed: {error.strerror or error}") from error
-        if node.written is not None and found is not None:
+        if found is not None:
             before.append(node.written)
             now.append(found)
     if before == now:

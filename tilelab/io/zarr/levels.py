@@ -17,8 +17,10 @@ from tilelab.io.storage.decode import for_each
 from tilelab.io.storage.place import Place
 from tilelab.io.zarr.census import Census
 from tilelab.io.zarr.layout import HELD, Layout
+from tilelab.io.zarr.metadata import array_node
 from tilelab.io.zarr.parking import Parked, Parking
-from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk
+from tilelab.io.zarr.presence import find_written
+from tilelab.io.zarr.sharded_array import ShardedArray, encode_chunk, encode_document, replace_file
 from tilelab.kernels.pyramid import cut_chunks
 
 Halve = Callable[[UInt8, int], UInt8]
@@ -248,3 +250,15 @@ def make_level(finer: ShardedArray, coarser: ShardedArray, layout: Layout, halve
                 if filled:
                     chunks[(gz * grid[1] + gy) * grid[2] + gx] = encode_chunk(piece)
         coarser.write_shard((channel, *at), chunks, scratch)
+
+
+def finish_levels(arrays: Iterable[ShardedArray], scratch: Place) -> None:
+    """Write ``zarr.json`` of arrays that are whole; which shards were written is counted where they are.
+
+    Raises:
+        OSError: they cannot be listed.
+        OutputError: the disk is full or a folder is unwritable.
+    """
+    for array in arrays:
+        written = find_written(array_node(array.path, array.metadata()))
+        replace_file(array.path / "zarr.json", [encode_document(array.metadata(written))], scratch)

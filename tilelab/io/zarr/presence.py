@@ -112,8 +112,9 @@ def find_written(node: ArrayNode) -> Written | None:
         OSError: they cannot be listed.
     """
     grid = node.files_grid
-    count, head, size = math.prod(grid), len(node.prefix), 0
-    numbers = array("q")
+    count, head = math.prod(grid), len(node.prefix)
+    files = size = 0
+    cells = array("q")
     try:
         for file in _files(node.path):
             if _is_key(node, grid, file.key):
@@ -121,18 +122,20 @@ def find_written(node: ArrayNode) -> Written | None:
                     size += file.size()
                 except FileNotFoundError:  # a link that leads nowhere
                     continue
-                cell = [int(part) for part in file.key.split(node.separator)[head:]]
-                numbers.append(int(np.ravel_multi_index(cell, grid)) if count <= MOST_TOLD else 0)
+                files += 1
+                if count <= MOST_TOLD:
+                    cells.extend(map(int, file.key.split(node.separator)[head:]))
     except OSError as error:
         if not node.path.waits or error.errno != errno.EACCES:
             raise
         return None  # as in `count_chunks`
     if count > MOST_TOLD:
-        return Written(len(numbers), size, None)
-    ends = np.concatenate([[-1], np.sort(np.frombuffer(numbers, np.int64)), [count]])
+        return Written(files, size, None)
+    numbers = np.ravel_multi_index(tuple(np.array(cells).reshape(-1, len(grid)).T), grid)
+    ends = np.concatenate([[-1], np.sort(numbers), [count]])
     gaps = np.flatnonzero(np.diff(ends) > 1)
     zeros = None if len(gaps) > MOST_RUNS else [(int(ends[i]) + 1, int(ends[i + 1])) for i in gaps]
-    return Written(len(numbers), size, zeros)
+    return Written(files, size, zeros)
 
 
 def check_written(uri: str, presence: Presence, written: Written, what: str) -> None:

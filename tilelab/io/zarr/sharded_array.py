@@ -13,6 +13,7 @@ the same, a file is a bare chunk.  Everything here is plain Zarr: the tests read
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -206,6 +207,11 @@ def encode_chunk(chunk: Array) -> bytes:
     """
     encoded = _own.compressor.compress(chunk.reshape(-1).view(np.uint8).data)
     return bytes(memoryview(encoded))  # which keeps all the room that noise would have needed
+
+
+def encode_document(document: dict[str, Any]) -> bytes:
+    """A ``zarr.json``."""
+    return json.dumps(document, indent=1).encode()
 
 
 def replace_file(path: Place, pieces: Iterable[bytes], scratch: Place) -> None:
